@@ -1,0 +1,1 @@
+"""COMPACT: multi-teacher chain-of-thought distillation for small students."""

@@ -1,0 +1,50 @@
+"""Loads the native libraries once and says which implementation runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).parent
+_BUILD = "pip install --no-build-isolation .  (in a checkout: make native)"
+
+
+def _load() -> str:
+    """Loads libcompact_cpu.so, then libcompact_cuda.so where it was built; returns the backend."""
+    wanted = os.environ.get("COMPACT_OPS_BACKEND", "native")
+    if wanted not in ("native", "reference"):
+        raise ImportError(
+            f"compact_ops: COMPACT_OPS_BACKEND must be 'native' or 'reference', got {wanted!r}"
+        )
+    if wanted == "reference":
+        return wanted
+    for name, required in (("libcompact_cpu.so", True), ("libcompact_cuda.so", False)):
+        path = _HERE / name
+        if not path.exists():
+            if required:
+                raise ImportError(
+                    f"compact_ops: {path} is missing (torch {torch.__version__}); build it with: "
+                    f"{_BUILD}"
+                )
+            continue
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            raise ImportError(
+                f"compact_ops: {path} does not load into torch {torch.__version__}: {error}; "
+                f"rebuild it with: {_BUILD}"
+            ) from error
+    return "native"
+
+
+_BACKEND = _load()
+
+
+def backend() -> str:
+    """Returns what runs: "native" (the fused kernels) or "reference" (plain torch).
+
+    The plain-torch path is only ever taken when COMPACT_OPS_BACKEND=reference is set.
+    """
+    return _BACKEND
