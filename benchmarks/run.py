@@ -1,0 +1,242 @@
+"""Runs a case: `python -m benchmarks.run head --json h.json`. How to write one: harness.py."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import importlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import Args, Provider, Skipped, Timing, WrongResult
+
+CASES = ("head", "step", "graph", "kl", "scale")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+RESULTS = Path(__file__).parent / "results"
+FIELDS = (
+    *("case", "provider", "shape", "dtype", "device", "median_s", "p20_s", "p80_s", "peak_mb"),
+    *("ratio", "rounds", "error", "machine", "versions", "commit", "date"),
+)
+Row = dict[str, Any]
+
+
+def parse_shape(text: str, defaults: dict[str, int | str]) -> dict[str, int | str]:
+    """Reads "M=1024,V=32000" and completes it from the case's defaults.
+
+    Raises:
+        ValueError: for a key that the case does not have, or a value that is no number where one is due.
+    """
+    shape = dict(defaults)
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key not in defaults:
+            known = ",".join(f"{k}={v}" for k, v in defaults.items())
+            raise ValueError(f"--shape: expected parts of {known!r}, got {part!r}")
+        if isinstance(defaults[key], int):
+            if not value.isdigit():
+                raise ValueError(f"--shape: {key} must be a whole number, got {value!r}")
+            shape[key] = int(value)
+        else:
+            shape[key] = value
+    return shape
+
+
+def load_case(name: str) -> ModuleType:
+    """Imports `benchmarks.<name>`.
+
+    Raises:
+        ValueError: when there is no such case, naming those there are.
+    """
+    if name not in CASES:
+        raise ValueError(f"case must be one of {', '.join(CASES)}; got {name!r}")
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def choose(found: dict[str, Provider | Skipped], wanted: Sequence[str]) -> dict[str, Provider]:
+    """Returns the providers to run, the case's first one first; prints those that cannot run here.
+
+    Raises:
+        ValueError: when a wanted provider is unknown or cannot run, or none can.
+    """
+    for name in wanted:
+        if name not in found:
+            raise ValueError(f"--provider: expected one of {', '.join(found)}; got {name!r}")
+        if isinstance(provider := found[name], Skipped):
+            raise ValueError(f"--provider: {name} cannot run here: {provider.reason}")
+    chosen = {}
+    for name, provider in found.items():
+        if isinstance(provider, Skipped):
+            print(f"  {name}: skipped, {provider.reason}", file=sys.stderr)
+        elif not wanted or name in wanted:
+            chosen[name] = provider
+    if not chosen:
+        raise ValueError("no provider of this case can run here")
+    return chosen
+
+
+def run_case(
+    case: str,
+    shape: dict[str, int | str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    wanted: Sequence[str] = (),
+    seconds: float = 40.0,
+    only_check: bool = False,
+) -> list[Row]:
+    """Measures one case at one shape.
+
+    Args:
+        case: one of CASES.
+        shape: complete.
+        device: where to run.
+        dtype: of the inputs.
+        wanted: names of providers; all when empty.
+        seconds: of timed work, about.
+        only_check: compare outputs with the reference and stop there.
+
+    Returns:
+        A row a provider. `ratio` is its median over that of the first provider that ran.
+
+    Raises:
+        ValueError: for an unknown case or provider. WrongResult: when an output is wrong.
+    """
+    only = frozenset(wanted) or None
+    found = load_case(case).providers(Args(shape, device, dtype, only=only))
+    timings = harness.compare(choose(found, wanted), device, seconds=seconds, only_check=only_check)
+    shared = {
+        "case": case,
+        "shape": shape,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "machine": harness.machine(device),
+        "versions": harness.versions(),
+        "commit": harness.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    base = next(iter(timings.values()))
+    return [as_row(name, timing, base, shared) for name, timing in timings.items()]
+
+
+def as_row(name: str, timing: Timing, base: Timing, shared: Row) -> Row:
+    """Returns one row of results in the order of FIELDS; what was not measured is None."""
+    row: Row = {**shared, "provider": name, "error": float(f"{timing.error:.2e}")}
+    row["rounds"] = len(timing.seconds)
+    row["peak_mb"] = None if math.isnan(timing.peak_mb) else round(timing.peak_mb, 1)
+    for key in ("median_s", "p20_s", "p80_s", "ratio"):
+        row[key] = None
+    if timing.seconds:
+        row["median_s"] = float(f"{timing.median_s:.5g}")
+        row["p20_s"] = float(f"{timing.quantile(20):.5g}")
+        row["p80_s"] = float(f"{timing.quantile(80):.5g}")
+        row["ratio"] = round(timing.median_s / base.median_s, 4)
+    return {key: row[key] for key in FIELDS}
+
+
+def shape_text(shape: dict[str, int | str]) -> str:
+    """Returns a shape as --shape takes it: "M=1024,H=576"."""
+    return ",".join(f"{k}={v}" for k, v in shape.items())
+
+
+def append_csv(rows: Sequence[Row], folder: Path) -> Path:
+    """Appends rows to `<folder>/<case>.csv`, with a header when the file is new; returns its path.
+
+    Raises:
+        ValueError: when the file there has other columns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{rows[0]['case']}.csv"
+    fresh = not path.exists()
+    if not fresh:
+        with path.open(newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != FIELDS:
+            raise ValueError(f"{path}:1: expected the columns {','.join(FIELDS)}, got {header}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            packages = " ".join(f"{k}={v}" for k, v in row["versions"].items())
+            writer.writerow({**row, "shape": shape_text(row["shape"]), "versions": packages})
+    return path
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints one shape's results as a table."""
+    first = rows[0]
+    print(f"{first['case']} {shape_text(first['shape'])} {first['dtype']} on {first['machine']}")
+    width = max(len(row["provider"]) for row in rows)
+    print(f"  {'provider':<{width}}  median s     p20     p80  peak MB  ratio    error")
+    for row in rows:
+        times = [row[k] for k in ("median_s", "p20_s", "p80_s")]
+        cells = [f"{t:7.4f}" if t is not None else "      -" for t in times]
+        peak = f"{row['peak_mb']:7.1f}" if row["peak_mb"] is not None else "      -"
+        ratio = f"{row['ratio']:5.2f}" if row["ratio"] is not None else "    -"
+        error = f"{row['error']:.1e}"
+        print(f"  {row['provider']:<{width}}  {' '.join(cells)}   {peak}  {ratio}  {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parse = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
+    parse.add_argument("case", choices=CASES)
+    parse.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parse.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parse.add_argument(
+        "--provider", nargs="+", default=[], metavar="NAME", help="only these (default: all)"
+    )
+    parse.add_argument(
+        "--shape", action="append", default=[], metavar="M=1024,V=32000", help="may be repeated"
+    )
+    parse.add_argument("--seconds", type=float, default=40.0, help="timed work a shape (40)")
+    parse.add_argument("--refcheck", action="store_true", help="check the outputs and time nothing")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
+    parse.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="append CSV rows there"
+    )
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 1 after one line of error."""
+    options = parser().parse_args(argv)
+    try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: this torch sees no CUDA device")
+        case = load_case(options.case)
+        shapes = [parse_shape(text, case.SHAPES[0]) for text in options.shape] or case.SHAPES
+        rows: list[Row] = []
+        for shape in shapes:
+            new = run_case(
+                options.case,
+                shape,
+                device=torch.device(options.device),
+                dtype=DTYPES[options.dtype],
+                wanted=options.provider,
+                seconds=options.seconds,
+                only_check=options.refcheck,
+            )
+            print_rows(new)
+            if not options.refcheck:
+                append_csv(new, options.results)
+            rows += new
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    except (ValueError, OSError, WrongResult) as error:
+        print(f"benchmarks.run: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
