@@ -1,0 +1,389 @@
+"""The teacher zoo: seeded word arithmetic by teachers of known quality, to judge weightings on.
+
+A story starts with a number of things and changes it two or three times. Each teacher explains the
+same story in its own way; which of them is right is known, so a weighting can be scored by the
+weight it puts on right rationales (zoo A) and by what the student learns from it (zoo B, a wrong
+majority). Half of the errors are slips (7 + 5 = 13), the other half misreadings (7 + 6 = 13), which
+no check of the arithmetic can find.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Operation = Literal["add", "subtract", "double"]
+
+NAMES = ("Mia", "Tom", "Ana", "Ben", "Eva", "Leo", "Ida", "Max")
+THINGS = ("apples", "books", "coins", "shells", "stamps", "marbles", "cards", "pens")
+GAINS = ("buys", "finds", "wins", "gets")
+LOSSES = ("gives away", "loses", "sells", "drops")
+FILLERS = (
+    "Okay, let me think about this carefully.",
+    "Hmm, wait, this is an interesting question.",
+    "So, let us take our time here.",
+    "However, it is good to be careful.",
+)
+LARGEST = 30
+
+
+@dataclass(frozen=True)
+class Move:
+    """One change of the count: `amount` is unused by "double"; `verb` is how the story tells it."""
+
+    operation: Operation
+    amount: int
+    verb: str
+
+    def apply(self, value: int) -> int:
+        """The count after the move."""
+        if self.operation == "add":
+            return value + self.amount
+        return value - self.amount if self.operation == "subtract" else value * 2
+
+    def equation(self, before: int, after: int, misread: bool) -> str:
+        """How a teacher who counts from `before` to `after` computes this move.
+
+        Args:
+            before: the count before the move.
+            after: the count that the teacher finds, right or wrong.
+            misread: whether a wrong teacher changes the operation so that the equation holds.
+        """
+        if misread and after != self.apply(before):
+            return f"{before} {'+' if after >= before else '-'} {abs(after - before)} = {after}"
+        if self.operation == "double":
+            return f"{before} * 2 = {after}"
+        return f"{before} {'+' if self.operation == 'add' else '-'} {self.amount} = {after}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A word problem: who, what, how many at the start, and the moves."""
+
+    name: str
+    things: str
+    start: int
+    moves: tuple[Move, ...]
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The count at the start and after every move."""
+        values = [self.start]
+        for move in self.moves:
+            values.append(move.apply(values[-1]))
+        return tuple(values)
+
+    @property
+    def answer(self) -> int:
+        """The count at the end."""
+        return self.values[-1]
+
+    def happening(self, move: Move) -> str:
+        """What happens in a move, as the question tells it."""
+        if move.operation == "double":
+            return f"{self.name} doubles the number of {self.things}"
+        more = " more" if move.operation == "add" else ""
+        return f"{self.name} {move.verb} {move.amount}{more}"
+
+    @property
+    def question(self) -> str:
+        """The prompt."""
+        told = " ".join(f"Then {self.happening(move)}." for move in self.moves)
+        return (
+            f"{self.name} has {self.start} {self.things}. {told} "
+            f"How many {self.things} does {self.name} have now?"
+        )
+
+
+def make_story(
+    rng: random.Random, *, moves: tuple[int, int] = (2, 3), largest: int = LARGEST
+) -> Story:
+    """Draws a story whose counts all lie in 1..largest.
+
+    Args:
+        rng: source of randomness.
+        moves: least and most moves.
+        largest: no count is greater (small, so that a tiny student can learn the sums).
+    """
+    value = start = rng.randint(3, largest // 2)
+    chosen: list[Move] = []
+    for _ in range(rng.randint(*moves)):
+        options: list[Move] = []
+        if value < largest:
+            options.append(Move("add", rng.randint(1, min(9, largest - value)), rng.choice(GAINS)))
+        if value > 1:
+            options.append(Move("subtract", rng.randint(1, min(9, value - 1)), rng.choice(LOSSES)))
+        if 2 * value <= largest and not any(m.operation == "double" for m in chosen):
+            options.append(Move("double", 0, "doubles"))
+        chosen.append(rng.choice(options))
+        value = chosen[-1].apply(value)
+    return Story(rng.choice(NAMES), rng.choice(THINGS), start, tuple(chosen))
+
+
+# --- how a teacher words a chain of equations, one for each move -----------------------------
+
+
+def _plain(story: Story, equations: Sequence[str], answer: int) -> str:
+    lines = [f"{story.name} starts with {story.start} {story.things}."]
+    for move, equation in zip(story.moves, equations, strict=True):
+        lines.append(f"{story.happening(move)}, so {equation}.")
+    return "\n".join([*lines, f"The answer is {answer}"])
+
+
+def _verbose(story: Story, equations: Sequence[str], answer: int) -> str:
+    name, things = story.name, story.things
+    lines = [
+        f"At the start of the story, {name} has {story.start} {things}, and this is the number "
+        f"of {things} that we begin with."
+    ]
+    for move, equation in zip(story.moves, equations, strict=True):
+        lines.append(
+            f"After that, {story.happening(move)}, which changes the number of {things} that "
+            f"{name} has, and so we compute {equation}."
+        )
+    lines.append(f"Nothing else happens in the story, and so {name} ends with {answer} {things}.")
+    return "\n".join([*lines, f"The answer is {answer}"])
+
+
+def _terse(story: Story, equations: Sequence[str], answer: int) -> str:
+    return "\n".join([*(e.replace(" ", "") for e in equations), f"The answer is {answer}"])
+
+
+def _friendly(story: Story, equations: Sequence[str], answer: int) -> str:
+    lines = [f"We begin with {story.start} {story.things}."]
+    for move, equation in zip(story.moves, equations, strict=True):
+        lines.append(f"Now {story.happening(move)}: {equation}.")
+    return "\n".join([*lines, f"The answer is {answer}"])
+
+
+Wording = Callable[[Story, Sequence[str], int], str]
+
+
+def _told(story: Story, values: Sequence[int], wording: Wording, misread: bool = False) -> str:
+    """Words the counts `values`, at the start and after every move."""
+    equations = [
+        move.equation(before, after, misread)
+        for move, before, after in zip(story.moves, values[:-1], values[1:], strict=True)
+    ]
+    return wording(story, equations, values[-1])
+
+
+def _carried(story: Story, errors: Sequence[int]) -> list[int]:
+    """The counts of one who errs by errors[i] in move i and goes on from there."""
+    values = [story.start]
+    for move, error in zip(story.moves, errors, strict=True):
+        values.append(move.apply(values[-1]) + error)
+    return values
+
+
+def with_filler(completion: str, rng: random.Random, repeats: int) -> str:
+    """Puts `repeats` empty sentences before the first and after every step but the last one."""
+    *steps, answer = completion.split("\n")
+
+    def padding() -> list[str]:
+        return [rng.choice(FILLERS) for _ in range(repeats)]
+
+    lines = padding()
+    for step in steps:
+        lines += [step, *padding()]
+    return "\n".join([*lines, answer])
+
+
+def _error(rng: random.Random, lowest: int, highest: int) -> int:
+    """An error in -3..3, never 0, that keeps counts between lowest + error >= 0 and 99."""
+    return rng.choice(
+        [e for e in (-3, -2, -1, 1, 2, 3) if lowest + e >= 0 and highest + 2 * e < 99]
+    )
+
+
+# --- teachers --------------------------------------------------------------------------------
+
+
+def good(story: Story, rng: random.Random) -> str:
+    """Right, and to the point."""
+    return _told(story, story.values, _plain)
+
+
+def verbose(story: Story, rng: random.Random) -> str:
+    """Right, with many words."""
+    return _told(story, story.values, _verbose)
+
+
+def filler(story: Story, rng: random.Random) -> str:
+    """Right, with two empty sentences around every step."""
+    return with_filler(good(story, rng), rng, 2)
+
+
+def style_shifted(story: Story, rng: random.Random) -> str:
+    """Right, as bare equations without spaces."""
+    return _told(story, story.values, _terse)
+
+
+def wrong_step(story: Story, rng: random.Random) -> str:
+    """One result is wrong, and the rest follows from it, so the answer is wrong too."""
+    where = rng.randrange(len(story.moves))
+    errors = [0] * len(story.moves)
+    after = story.values[where + 1 :]
+    errors[where] = _error(rng, min(after), max(after))
+    return _told(story, _carried(story, errors), _plain, misread=rng.random() < 0.5)
+
+
+def right_answer_wrong_steps(story: Story, rng: random.Random) -> str:
+    """One intermediate count is wrong wherever it stands, and yet the answer is right."""
+    where = rng.randrange(1, len(story.moves))
+    values = list(story.values)
+    values[where] += _error(rng, values[where], values[where])
+    return _told(story, values, _plain, misread=rng.random() < 0.5)
+
+
+def unrelated(story: Story, rng: random.Random) -> str:
+    """A right rationale of another problem with another answer."""
+    other = story
+    while other.answer == story.answer:
+        other = make_story(rng, moves=(len(story.moves),) * 2)
+    return _told(other, other.values, _plain)
+
+
+def specialist(story: Story, rng: random.Random) -> str:
+    """Right on additions only; every other result is one too large."""
+    errors = [int(move.operation != "add") for move in story.moves]
+    return _told(story, _carried(story, errors), _plain)
+
+
+def _colluding(story: Story, wording: Wording) -> str:
+    errors = [0] * (len(story.moves) - 1) + [2]
+    return _told(story, _carried(story, errors), wording, misread=True)
+
+
+def colluding_a(story: Story, rng: random.Random) -> str:
+    """Misreads the last move so that the answer is two too large, as colluding-b does."""
+    return _colluding(story, _plain)
+
+
+def colluding_b(story: Story, rng: random.Random) -> str:
+    """The error of colluding-a in other words."""
+    return _colluding(story, _friendly)
+
+
+TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
+    "good": good,
+    "verbose": verbose,
+    "filler": filler,
+    "style-shifted": style_shifted,
+    "wrong-step": wrong_step,
+    "right-answer-wrong-steps": right_answer_wrong_steps,
+    "unrelated": unrelated,
+    "specialist": specialist,
+    "colluding-a": colluding_a,
+    "colluding-b": colluding_b,
+}
+"""Every teacher by the name that stands in the data."""
+
+RIGHT = frozenset({"good", "verbose", "filler", "style-shifted"})
+"""The teachers whose rationales are right in every step and in the answer."""
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A set of teachers on a number of training problems, and the test questions that go with it.
+
+    Attributes:
+        name: "a" or "b" for the zoos of the method.
+        teachers: names from `TEACHERS`.
+        problems: training problems, each with one rationale of every teacher.
+        questions: test questions.
+        moves: least and most moves of a story.
+    """
+
+    name: str
+    teachers: tuple[str, ...]
+    problems: int = 300
+    questions: int = 200
+    moves: tuple[int, int] = (2, 3)
+
+    def rows(self, seed: int) -> list[dict[str, str]]:
+        """The training rows of a seed: see `make_rows`."""
+        return make_rows(self.teachers, self.problems, seed, moves=self.moves)
+
+    def test_rows(self, seed: int) -> list[dict[str, str]]:
+        """Test questions, none of which is a training question of the same seed."""
+        seen = {row["prompt"] for row in self.rows(seed)}
+        return make_questions(self.questions, seed, moves=self.moves, exclude=seen)
+
+    def sized(self, problems: int, questions: int) -> Zoo:
+        """The same zoo with other numbers of problems and questions."""
+        return replace(self, problems=problems, questions=questions)
+
+
+ZOOS = {
+    "a": Zoo("a", ("good", "verbose", "wrong-step", "unrelated")),
+    "b": Zoo("b", ("good", "colluding-a", "colluding-b")),
+}
+"""Zoo A: independent errors, judge by weight on right rationales. Zoo B: a wrong majority."""
+
+
+def make_rows(
+    teachers: Sequence[str], problems: int, seed: int, *, moves: tuple[int, int] = (2, 3)
+) -> list[dict[str, str]]:
+    """Writes rationales in the data format: question_id, prompt, teacher, completion, answer.
+
+    The story of a problem depends on the seed and the problem only, and a teacher's text on those
+    and the teacher, so adding a teacher changes nothing else.
+
+    Args:
+        teachers: names from `TEACHERS`, one rationale each for every problem.
+        problems: how many problems.
+        seed: which problems.
+        moves: least and most moves of a story.
+
+    Raises:
+        ValueError: an unknown teacher.
+    """
+    unknown = sorted(set(teachers) - TEACHERS.keys())
+    if unknown:
+        raise ValueError(f"teachers: expected names out of {sorted(TEACHERS)}, got {unknown}")
+    rows = []
+    for i in range(problems):
+        story = make_story(random.Random(f"story {seed} {i}"), moves=moves)
+        for teacher in teachers:
+            rng = random.Random(f"{teacher} {seed} {i}")
+            rows.append(
+                {
+                    "question_id": f"zoo-{seed}-{i:05d}",
+                    "prompt": story.question,
+                    "teacher": teacher,
+                    "completion": TEACHERS[teacher](story, rng),
+                    "answer": str(story.answer),
+                }
+            )
+    return rows
+
+
+def make_questions(
+    number: int, seed: int, *, moves: tuple[int, int] = (2, 3), exclude: set[str] | None = None
+) -> list[dict[str, str]]:
+    """Writes test questions: question_id, prompt, answer.
+
+    Args:
+        number: how many.
+        seed: which ones; they differ from the training stories of the same seed.
+        moves: least and most moves of a story.
+        exclude: prompts not to ask.
+    """
+    seen, rows, i = set(exclude or ()), [], 0
+    while len(rows) < number:
+        story = make_story(random.Random(f"test {seed} {i}"), moves=moves)
+        i += 1
+        if story.question in seen:
+            continue
+        seen.add(story.question)
+        rows.append(
+            {
+                "question_id": f"zoo-test-{seed}-{len(rows):05d}",
+                "prompt": story.question,
+                "answer": str(story.answer),
+            }
+        )
+    return rows
