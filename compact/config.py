@@ -1,0 +1,126 @@
+"""Settings: `CompactConfig` for the trainer, `RecipeConfig` for the model, data and LoRA keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+
+def _option(default: Any, text: str) -> Any:
+    """A dataclass field with a line of help; mutable defaults are copied."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class CompactConfig(TrainingArguments):
+    """Training settings. A batch counts problems, each with all its rationales.
+
+    Defaults that differ from transformers' are those of the method's published training run: a
+    learning rate of 1e-5 held constant, one problem a micro-batch, four micro-batches a step, five
+    epochs.
+    """
+
+    # `overrides` may be JSON on the command line, like transformers' own dict fields.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "overrides", "model_init_kwargs"]
+
+    preset: str = _option(
+        "robust",
+        "how teachers are weighed: a preset (released, paper, robust) or a policy "
+        "(uniform, random, single:TEACHER, answer-vote, softmax-nll, ca-mkd, ebkd, oracle)",
+    )
+    overrides: dict[str, Any] | str | None = _option(
+        None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
+    )
+    max_length: int = _option(2560, "longest prompt plus completion, in tokens")
+    packing: Literal["auto", "tree", "padded"] = _option(
+        "auto",
+        "tree: a problem is one row and its rationales are branches; padded: a row a rationale",
+    )
+    probe_every: int = _option(
+        1, "answer probes run every n-th step; in between, a problem keeps its last gains"
+    )
+    head_grad: Literal["auto", "frozen", "stash", "recompute", "fused-weights"] = _option(
+        "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
+    )
+    filter_eps: float = _option(
+        0.0, "softmax entries below this are left out of the head's gradient product; 0 keeps all"
+    )
+    on_nonfinite: Literal["stop", "skip"] = _option(
+        "stop", "what a loss or gradient that is not finite does: stop the run, or skip the problem"
+    )
+    model_init_kwargs: dict[str, Any] | str | None = _option(
+        None, "arguments of from_pretrained where the model is given by name"
+    )
+
+    # Changed defaults; the meaning is transformers'.
+    output_dir: str | None = _option("runs/compact", "where checkpoints, scores and the model go")
+    learning_rate: float = _option(1e-5, "peak learning rate")
+    lr_scheduler_type: str = _option("constant", "learning-rate schedule")
+    num_train_epochs: float = _option(5.0, "passes over the problems")
+    per_device_train_batch_size: int = _option(1, "problems a micro-batch and rank")
+    per_device_eval_batch_size: int = _option(1, "problems a micro-batch and rank in evaluation")
+    gradient_accumulation_steps: int = _option(4, "micro-batches an optimizer step")
+    logging_steps: float = _option(1, "steps between lines of the log")
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: names the setting, what was expected and what was found.
+        """
+        for name, least in (("max_length", 2), ("probe_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 <= self.filter_eps < 1.0:
+            raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
+        for name, allowed in (
+            ("packing", ("auto", "tree", "padded")),
+            ("head_grad", ("auto", "frozen", "stash", "recompute", "fused-weights")),
+            ("on_nonfinite", ("stop", "skip")),
+            ("train_sampling_strategy", ("random", "sequential")),
+        ):
+            if getattr(self, name) not in allowed:
+                found = getattr(self, name)
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found!r}")
+        super().__post_init__()
+        for name in ("overrides", "model_init_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name} must be a mapping, got {value!r}")
+
+
+@dataclass
+class RecipeConfig:
+    """The keys of a recipe that are not settings of the trainer: which model, which data, LoRA."""
+
+    model: str | None = _option(None, "name, folder or .gguf file of the student")
+    dtype: str = _option("float32", "number format of the student's weights")
+    data: str | None = _option(None, "rationales to train on: a file of JSON lines")
+    eval_data: str | None = _option(None, "rationales to report the loss on")
+    max_problems: int | None = _option(None, "train on the first n problems only")
+    use_peft: bool = _option(True, "train LoRA matrices; false trains every weight")
+    lora_r: int = _option(16, "rank of the LoRA matrices")
+    lora_alpha: int = _option(32, "LoRA scale: the update counts alpha / r")
+    lora_dropout: float = _option(0.1, "dropout before the LoRA matrices")
+    lora_target_modules: list[str] = _option(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "layers that get LoRA matrices",
+    )
+
+    def peft_config(self) -> Any:
+        """Returns the LoraConfig, or None when every weight is trained."""
+        if not self.use_peft:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+        )

@@ -1,0 +1,248 @@
+"""Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
+
+A row is one rationale: question_id, prompt, teacher, completion, answer. Prompt and completion are
+text or chat messages. Test files have neither teacher nor completion: `load_questions` reads them.
+Every error names the file and line (or the row of the data set), the field, and what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.answers import normalise_answer
+
+if TYPE_CHECKING:
+    import datasets
+
+Message = dict[str, str]
+Text = str | list[Message]
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """One teacher's solution of a problem.
+
+    Attributes:
+        teacher: who wrote it; a teacher writes at most one rationale a problem.
+        completion: text, or chat messages of the assistant.
+        line: line of the file (from 1) or row of the data set (from 0) it was read from.
+    """
+
+    teacher: str
+    completion: Text
+    line: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its gold answer and the rationales of K teachers (K = 0 in a test file)."""
+
+    question_id: str
+    prompt: Text
+    answer: str
+    rationales: tuple[Rationale, ...]
+
+
+def load_problems(
+    source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Reads rationales and groups them by question_id, in order of first appearance.
+
+    The rows of a problem need not be neighbours, and problems may differ in their teachers.
+
+    Args:
+        source: path of a JSON-lines file, a datasets.Dataset, or a sequence of rows.
+
+    Returns:
+        Problems with K >= 1 rationales each, these in order of appearance.
+
+    Raises:
+        ValueError: `file:line: field ...` for a row that cannot be used: not JSON, a field missing
+            or empty, two rationales of one teacher, prompts or answers that disagree within a
+            problem; or no row at all.
+        TypeError: a field, or `source`, has the wrong type.
+        OSError: the file cannot be read.
+    """
+    return _group(source, with_rationales=True)
+
+
+def load_questions(
+    source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """Reads the questions and gold answers of a test file; fields of a rationale are not looked at.
+
+    A file of rationales may be read too: each question_id gives one question.
+
+    Args:
+        source: as in `load_problems`.
+
+    Returns:
+        Problems without rationales.
+
+    Raises:
+        ValueError, TypeError, OSError: as in `load_problems`.
+    """
+    return _group(source, with_rationales=False)
+
+
+def _group(source: Any, with_rationales: bool) -> list[Problem]:
+    """Checks every row of `source` and gathers those of one question_id."""
+    first: dict[str, tuple[str, Text, str]] = {}
+    rationales: dict[str, list[Rationale]] = {}
+    for where, line, row in _rows(source):
+        question_id = _text(row, "question_id", where)
+        prompt = _content(row, "prompt", where)
+        answer = _text(row, "answer", where)
+        if question_id not in first:
+            first[question_id] = (where, prompt, answer)
+            rationales[question_id] = []
+        else:
+            _check_agreement(question_id, where, prompt, answer, *first[question_id])
+        if not with_rationales:
+            continue
+        teacher = _text(row, "teacher", where)
+        for other in rationales[question_id]:
+            if other.teacher == teacher:
+                raise ValueError(
+                    f"{where}: teacher {teacher!r} already has a rationale for question_id "
+                    f"{question_id!r} (line {other.line}); expected one a problem"
+                )
+        completion = _content(row, "completion", where)
+        if isinstance(completion, list) and completion[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{where}: completion must end with a message of role 'assistant', "
+                f"got role {completion[-1]['role']!r}"
+            )
+        rationales[question_id].append(Rationale(teacher, completion, line))
+    if not first:
+        raise ValueError(f"{_name(source)}: no rows; expected at least one JSON object a line")
+    return [
+        Problem(question_id, prompt, answer, tuple(rationales[question_id]))
+        for question_id, (_, prompt, answer) in first.items()
+    ]
+
+
+def _check_agreement(
+    question_id: str,
+    where: str,
+    prompt: Text,
+    answer: str,
+    first_where: str,
+    first_prompt: Text,
+    first_answer: str,
+) -> None:
+    """Raises ValueError unless a later row of a problem repeats its prompt and its answer."""
+    if prompt != first_prompt:
+        raise ValueError(
+            f"{where}: prompt of question_id {question_id!r} differs from the one at "
+            f"{first_where}; the rationales of a problem must share one prompt"
+        )
+    if normalise_answer(answer) != normalise_answer(first_answer):
+        raise ValueError(
+            f"{where}: answer {answer!r} of question_id {question_id!r} disagrees with "
+            f"{first_answer!r} at {first_where}"
+        )
+
+
+def _name(source: Any) -> str:
+    """What errors call the source."""
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
+
+
+def _rows(source: Any) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Yields (`file:line` for errors, line, row)."""
+    if isinstance(source, str | Path):
+        yield from _file_rows(Path(source))
+        return
+    if isinstance(source, Mapping) or not (
+        hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    ):
+        raise TypeError(
+            "source must be a path, a datasets.Dataset or a sequence of rows, "
+            f"got {type(source).__name__}"
+        )
+    for index in range(len(source)):
+        where = f"{_name(source)} row {index}"
+        row = source[index]
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{where}: expected a mapping of fields, got {type(row).__name__}")
+        yield where, index, row
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Yields the rows of a JSON-lines file; blank lines are passed over."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file of JSON lines, got a directory")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            where = f"{path}:{line}"
+            try:
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: expected UTF-8 text, got {error.reason}") from None
+            if not text:
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{where}: expected a JSON object, got {error.msg} at column {error.colno}"
+                ) from None
+            if not isinstance(row, dict):
+                raise TypeError(f"{where}: expected a JSON object, got {type(row).__name__}")
+            yield where, line, row
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    """A required field that holds text."""
+    value = _required(row, field, where)
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: {field} must be text, got {_found(value)}")
+    if not value.strip():
+        raise ValueError(f"{where}: {field} must not be empty")
+    return value
+
+
+def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
+    """A required field that holds text or chat messages."""
+    value = _required(row, field, where)
+    if isinstance(value, str):
+        return _text(row, field, where)
+    if not isinstance(value, list):
+        raise TypeError(f"{where}: {field} must be text or chat messages, got {_found(value)}")
+    if not value:
+        raise ValueError(f"{where}: {field} must hold at least one message, got none")
+    for index, message in enumerate(value):
+        label = f"{field}[{index}]"
+        if not isinstance(message, Mapping):
+            raise TypeError(f"{where}: {label} must be a chat message, got {_found(message)}")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise TypeError(
+                    f"{where}: {label} must have text under {key!r}, got {_found(message.get(key))}"
+                )
+    if not any(message["content"].strip() for message in value):
+        raise ValueError(f"{where}: {field} must not be empty")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _required(row: Mapping[str, Any], field: str, where: str) -> Any:
+    if row.get(field) is None:
+        what = "is null" if field in row else f"is missing (found: {', '.join(row) or 'none'})"
+        raise ValueError(f"{where}: field {field!r} {what}")
+    return row[field]
+
+
+def _found(value: Any) -> str:
+    """How an error names a wrong value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"a number that is not finite ({value})"
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
