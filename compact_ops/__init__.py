@@ -1,5 +1,22 @@
-"""Fused operators for multi-teacher distillation: statistics and weighted gradients of the LM head."""
+"""Fused operators for multi-teacher distillation: the LM head, its gradients, teacher weights."""
 
 from compact_ops._library import backend
+from compact_ops.accumulate_weighted import accumulate_weighted
+from compact_ops.filtered_matmul import filtered_matmul
+from compact_ops.linear_token_stats import linear_token_stats
+from compact_ops.pairwise_symmetric_kl import pairwise_symmetric_kl
+from compact_ops.problem_weights import problem_weights
+from compact_ops.row_stats_ import row_stats_
+from compact_ops.types import GoldAnswers, TokenStats
 
-__all__ = ["backend"]
+__all__ = [
+    "GoldAnswers",
+    "TokenStats",
+    "accumulate_weighted",
+    "backend",
+    "filtered_matmul",
+    "linear_token_stats",
+    "pairwise_symmetric_kl",
+    "problem_weights",
+    "row_stats_",
+]

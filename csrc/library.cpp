@@ -1,11 +1,65 @@
 // Table of contents: every operator of the library, one schema each, with one line of meaning.
 // Implementations: csrc/ops/<op>_cpu.cpp and csrc/ops/<op>_cuda.cu. Public functions, fakes and
 // autograd: compact_ops/<op>.py. Specification in plain torch: compact_ops/reference.py.
+//
+// The head, in all of them: raw = hidden @ weight^T, x = logit_scale * raw + bias, z = softcap(x),
+// softcap(x) = c tanh(x / c), and softcap = 0.0 means none. Index tensors are int64. Outputs that a
+// call does not ask for have size 0. Statistics are float32 (float64 for float64 input).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(compact, m) {
-  // out[rows[m]] += weight[group[m]] * unit[m], deterministic: the multi-teacher gradient accumulation.
+  // Statistics of M tokens; token m reads hidden[rows[m]] (rows = None: hidden[m]). keep says what
+  // stays for the backward: 0 nothing, 1 unit = d nll / d hidden [M, H], 2 unit and the stash:
+  // softmax part of d nll / d x in bfloat16 [M, V], 0 at the target, to be multiplied by
+  // exp(stash_shift[m, v / 256] - lse[m]) (stash_shift of width 0: it is final as it stands).
   m.def(
-      "accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, Tensor group, int num_rows) "
+      "linear_token_stats(Tensor hidden, Tensor weight, Tensor target, Tensor? rows, "
+      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, "
+      "float logit_scale, int ignore_index, int keep, float filter_eps) "
+      "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
+      "Tensor gold_logp, Tensor unit, Tensor stash, Tensor stash_shift)");
+
+  // Gradients under the upstream vector grad [M] of nll: from the stash (dW and dbias only), or with
+  // stash = None by computing the logits again. Each of need_* left out gives an output of size 0.
+  m.def(
+      "linear_token_stats_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor target, "
+      "Tensor? rows, Tensor? bias, Tensor nll, Tensor lse, Tensor? stash, Tensor? stash_shift, "
+      "float softcap, float logit_scale, int ignore_index, float filter_eps, bool need_hidden, "
+      "bool need_weight, bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)");
+
+  // out[rows[m]] += weight[group[m]] * unit[m] (group = None: weight[m]), deterministic: the
+  // multi-teacher gradient accumulation.
+  m.def(
+      "accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, Tensor? group, int num_rows) "
       "-> Tensor");
+
+  // KL(p || q) and KL(q || p) of the softmaxes of hidden rows left[i] and right[i], never holding
+  // their logits; the two log-sum-exps [P] serve the backward.
+  m.def(
+      "pairwise_symmetric_kl(Tensor hidden, Tensor weight, Tensor left, Tensor right, Tensor? bias, "
+      "float softcap, float logit_scale) "
+      "-> (Tensor kl_left, Tensor kl_right, Tensor lse_left, Tensor lse_right)");
+
+  // Gradients of sum_i grad[i] * (kl_left[i] + kl_right[i]).
+  m.def(
+      "pairwise_symmetric_kl_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor left, "
+      "Tensor right, Tensor? bias, Tensor kl_left, Tensor kl_right, Tensor lse_left, "
+      "Tensor lse_right, float softcap, float logit_scale, bool need_hidden, bool need_weight, "
+      "bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)");
+
+  // Per problem: z-scores of S scores over its rationales, u = sum of beta z, softmax(u / tau),
+  // mixed with uniform by floor.
+  m.def(
+      "problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_std, float tau, "
+      "int ddof, float eps, float floor) -> Tensor");
+
+  // Statistics of rows of raw logits; each row becomes weight[r] * d nll / d raw (weight = None: 1).
+  m.def(
+      "row_stats_(Tensor(a!) logits, Tensor target, Tensor? weight, Tensor? gold_ids, "
+      "Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, float logit_scale, "
+      "int ignore_index) -> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, "
+      "Tensor gold_logit, Tensor gold_logp)");
+
+  // grad @ weight, entries |grad| < eps skipped: the sparse gradient product.
+  m.def("filtered_matmul(Tensor grad, Tensor weight, float eps) -> Tensor");
 }

@@ -11,7 +11,7 @@
 namespace compact {
 namespace {
 
-Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, Tensor group,
+Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, std::optional<Tensor> group,
                            int64_t num_rows) {
   const char* op = "accumulate_weighted";
   check_dim(op, "unit", unit, 2);
@@ -19,7 +19,7 @@ Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, Tensor group
   check_contiguous(op, "unit", unit);
   const int64_t count = unit.size(0), width = unit.size(1);
   check_size(op, "rows", rows, 0, count);
-  check_size(op, "group", group, 0, count);
+  if (group) check_size(op, "group", *group, 0, count);
   Tensor out = torch::stable::new_empty(unit, {num_rows, width});
 
   // Items sorted by row, stable: each output row is summed by one thread in the order of the input.
@@ -36,7 +36,7 @@ Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, Tensor group
 
   const auto* unit_data = static_cast<const float*>(unit.data_ptr());
   const auto* weight_data = static_cast<const float*>(weight.data_ptr());
-  const auto* group_data = static_cast<const int64_t*>(group.data_ptr());
+  const auto* group_data = group ? static_cast<const int64_t*>(group->data_ptr()) : nullptr;
   auto* out_data = static_cast<float*>(out.data_ptr());
   torch::stable::parallel_for(0, num_rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {

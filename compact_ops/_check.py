@@ -1,0 +1,120 @@
+"""One vocabulary for argument errors: `op: argument must be EXPECTED, got FOUND`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compact_ops.types import GoldAnswers
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTS = (torch.int64, torch.int32)
+
+
+def tensor(
+    op: str,
+    name: str,
+    value: object,
+    dtypes: Sequence[torch.dtype],
+    shape: Sequence[int | str],
+    **sizes: int,
+) -> Tensor:
+    """Checks one tensor argument and returns it.
+
+    Args:
+        op: operator name, the first word of every error.
+        name: argument name.
+        value: what was passed.
+        dtypes: the dtypes allowed.
+        shape: one entry a dimension: a number, or a letter. Letters found in `sizes` must match.
+        **sizes: the known sizes by letter.
+
+    Raises:
+        TypeError: not a tensor, or the dtype is not allowed.
+        ValueError: the shape does not match.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        found = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must have dtype {allowed}, got {found}")
+    letters = f"[{', '.join(str(s) for s in shape)}]"
+    want = [sizes.get(s, s) if isinstance(s, str) else s for s in shape]
+    same = value.dim() == len(want) and all(
+        isinstance(w, str) or w == n for w, n in zip(want, value.shape, strict=True)
+    )
+    if not same:
+        known = any(not isinstance(w, str) for w in want)
+        numbers = f" = [{', '.join(str(w) for w in want)}]" if known else ""
+        raise ValueError(
+            f"{op}: {name} must have shape {letters}{numbers}, got {list(value.shape)}"
+        )
+    return value
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """Checks that every given tensor lies where the first one lies.
+
+    Raises:
+        ValueError: naming the first tensor that does not.
+    """
+    first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
+    for name, value in tensors.items():
+        if value is not None and value.device != first.device:
+            raise ValueError(
+                f"{op}: {name} must be on {first.device} like {first_name}, got {value.device}"
+            )
+
+
+def number(op: str, name: str, value: float, low: float, *, inclusive: bool) -> float:
+    """Checks value > low (or >= low) and returns it as a float.
+
+    Raises:
+        ValueError: the value is out of range or not a number.
+    """
+    if not (value >= low if inclusive else value > low):
+        sign = ">=" if inclusive else ">"
+        raise ValueError(f"{op}: {name} must be {sign} {low:g}, got {value}")
+    return float(value)
+
+
+def head(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+) -> None:
+    """Checks the arguments that describe a head: hidden [N, H], weight [V, H], bias [V].
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what was found.
+    """
+    tensor(op, "hidden", hidden, FLOATS, ["N", "H"])
+    tensor(op, "weight", weight, FLOATS, ["V", "H"], H=hidden.shape[1])
+    if weight.shape[0] == 0:
+        raise ValueError(f"{op}: weight must have at least one row (V >= 1), got shape [0, H]")
+    if bias is not None:
+        tensor(op, "bias", bias, FLOATS, ["V"], V=weight.shape[0])
+    if softcap is not None:
+        number(op, "softcap", softcap, 0, inclusive=False)
+    if not torch.compiler.is_compiling() and logit_scale != logit_scale:
+        raise ValueError(f"{op}: logit_scale must be a number, got {logit_scale}")
+
+
+def gold(op: str, value: GoldAnswers, count: int) -> None:
+    """Checks the ragged table of gold answers against M = count tokens.
+
+    Raises:
+        TypeError, ValueError: naming the field, what was expected and what was found.
+    """
+    if not isinstance(value, tuple) or len(value) != 3:
+        raise TypeError(f"{op}: gold must be a GoldAnswers, got {type(value).__name__}")
+    ids, offsets, problem = value
+    tensor(op, "gold.ids", ids, INTS, ["G"])
+    tensor(op, "gold.offsets", offsets, INTS, ["P + 1"])
+    tensor(op, "gold.problem", problem, INTS, ["M"], M=count)

@@ -1,0 +1,150 @@
+"""Each operator in plain torch, any dtype, differentiable: the specification in code.
+
+Reached through the public functions with COMPACT_OPS_BACKEND=reference, and by the tests as the
+float64 truth. Every tensor is materialised; nothing here is meant to be fast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compact_ops.types import GoldAnswers, TokenStats
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
+) -> Tensor:
+    """[M, V] final logits in float32 (float64 in, float64 out)."""
+    return _finish(hidden @ weight.T, bias, softcap, logit_scale)
+
+
+def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float) -> Tensor:
+    """Finishes raw logits: z = softcap(logit_scale * raw + bias), softcap(x) = c tanh(x / c)."""
+    x = logit_scale * raw.to(torch.promote_types(raw.dtype, torch.float32))
+    if bias is not None:
+        x = x + bias
+    return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+
+def _stats(z: Tensor, target: Tensor, gold: GoldAnswers | None, ignore_index: int) -> TokenStats:
+    """Statistics of finished logits z [M, V]."""
+    live = target != ignore_index
+    index = torch.where(live, target, 0).long()
+    lse = torch.logsumexp(z, dim=1)
+    target_logit = z.gather(1, index[:, None])[:, 0]
+    nll = torch.where(live, lse - target_logit, 0)
+    with torch.no_grad():
+        logp = z - lse[:, None]
+        p = logp.exp()
+        entropy = -torch.where(p > 0, p * logp, p).sum(dim=1)
+        correct = live & (target_logit >= z.amax(dim=1))
+        if gold is None:
+            return TokenStats(nll, lse.detach(), entropy, correct, None, None)
+        begin = gold.offsets[gold.problem]
+        count = gold.offsets[gold.problem + 1] - begin
+        row = torch.repeat_interleave(torch.arange(len(z), device=z.device), count)
+        first = torch.cumsum(count, 0) - count
+        item = torch.arange(len(row), device=z.device) - first[row] + begin[row]
+        picked = z[row, gold.ids.long()[item]]
+        gold_logit = torch.zeros_like(lse).index_add(0, row, picked) / count
+        return TokenStats(nll, lse.detach(), entropy, correct, gold_logit, gold_logit - lse)
+
+
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    rows: Tensor | None = None,
+    gold: GoldAnswers | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    ignore_index: int = -100,
+) -> TokenStats:
+    """See compact_ops.linear_token_stats; head_grad and filter_eps change no value."""
+    read = hidden if rows is None else hidden[rows]
+    return _stats(_logits(read, weight, bias, softcap, logit_scale), target, gold, ignore_index)
+
+
+def accumulate_weighted(
+    unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor | None, num_rows: int
+) -> Tensor:
+    """See compact_ops.accumulate_weighted."""
+    scale = weight if group is None else weight[group]
+    dtype = torch.promote_types(unit.dtype, scale.dtype)
+    out = torch.zeros(num_rows, unit.shape[1], dtype=dtype, device=unit.device)
+    return out.index_add(0, rows, scale[:, None] * unit)
+
+
+def pairwise_symmetric_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """See compact_ops.pairwise_symmetric_kl."""
+    logp = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
+    p, q = logp[left], logp[right]
+    # A class that both exclude (-inf on both sides) contributes nothing.
+    return torch.where(p == q, 0, (p.exp() - q.exp()) * (p - q)).sum(dim=1)
+
+
+def problem_weights(
+    scores: Tensor,
+    offsets: Tensor,
+    beta: Tensor,
+    prior_std: Tensor,
+    *,
+    tau: float = 1.0,
+    ddof: int = 0,
+    eps: float = 0.0,
+    floor: float = 0.0,
+) -> Tensor:
+    """See compact_ops.problem_weights."""
+    parts = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        s = scores[:, begin:end]
+        k = end - begin
+        if k == 1:
+            parts.append(torch.ones_like(s[0]))
+            continue
+        centred = s - s.mean(dim=1, keepdim=True)
+        var = centred.square().sum(dim=1, keepdim=True) / max(k - ddof, 1)
+        denominator = var.sqrt() + eps if eps > 0 else (var + prior_std[:, None].square()).sqrt()
+        # Scores that are all equal say nothing, also when no prior keeps the denominator from 0.
+        z = torch.where(denominator > 0, centred / denominator, 0)
+        alpha = torch.softmax((beta[:, None] * z).sum(dim=0) / tau, dim=0)
+        parts.append((1 - floor) * alpha + floor / k)
+    return torch.cat(parts) if parts else scores.new_empty(0)
+
+
+def row_stats_(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    gold: GoldAnswers | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    ignore_index: int = -100,
+) -> TokenStats:
+    """See compact_ops.row_stats_."""
+    with torch.enable_grad():
+        raw = logits.detach().requires_grad_()
+        stats = _stats(_finish(raw, bias, softcap, logit_scale), target, gold, ignore_index)
+        upstream = torch.ones_like(stats.nll) if weight is None else weight.to(stats.nll.dtype)
+        (unit,) = torch.autograd.grad(stats.nll, raw, upstream)
+    logits.copy_(unit)
+    return stats._replace(nll=stats.nll.detach())
+
+
+def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See compact_ops.filtered_matmul."""
+    return torch.where(grad.abs() < eps, 0, grad) @ weight

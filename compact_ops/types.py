@@ -1,0 +1,41 @@
+"""What the head operators take and return: named tuples of tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class GoldAnswers(NamedTuple):
+    """The gold answers of P problems as one ragged table, and which answer each token looks at.
+
+    Attributes:
+        ids: [G] int32 or int64, the token ids of all answers, one after the other.
+        offsets: [P + 1] int64; the answer of problem p is ids[offsets[p] : offsets[p + 1]].
+        problem: [M] int64, the problem of each token (each row of the statistics).
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    problem: Tensor
+
+
+class TokenStats(NamedTuple):
+    """Per-token statistics of the LM head. float32 (float64 for float64 input), natural logarithm.
+
+    Attributes:
+        nll: [M] negative log-likelihood of the target; 0 where ignored. Differentiable.
+        lse: [M] log-sum-exp of the logits.
+        entropy: [M] entropy of the softmax.
+        correct: [M] bool, no logit is larger than the target's; False where ignored.
+        gold_logit: [M] mean logit of the gold answer's tokens, or None without `gold`.
+        gold_logp: [M] mean log-likelihood of the gold answer's tokens, or None without `gold`.
+    """
+
+    nll: Tensor
+    lse: Tensor
+    entropy: Tensor
+    correct: Tensor
+    gold_logit: Tensor | None
+    gold_logp: Tensor | None
