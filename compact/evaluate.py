@@ -6,15 +6,16 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from compact.answers import answers_match, extract_answer
+from compact.checkers import KINDS, Judge
 from compact.data import Problem, load_questions
 from compact.encode import encode_prompt
 from compact.student import load_student
@@ -26,25 +27,14 @@ A killed run continues where it stopped when it is started again with the same -
 """
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How one completion was judged.
+def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, Any]:
+    """Loads a student, with its adapter where one is named, onto the GPU where there is one."""
+    model, processing_class = load_student(name)
+    if adapter:
+        from peft import PeftModel
 
-    Attributes:
-        predicted: the answer that was read out of the completion, None if there is none.
-        correct: whether it matches the gold answer.
-        note: why an item could not be judged ("timeout", "checker died"), else "".
-    """
-
-    predicted: str | None
-    correct: bool
-    note: str = ""
-
-
-def check_number(completion: str, gold: str) -> Verdict:
-    """Judges by the final answer: as numbers where both are, else as normalised text."""
-    predicted = extract_answer(completion)
-    return Verdict(predicted, predicted is not None and answers_match(predicted, gold))
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
@@ -185,6 +175,22 @@ def describe(name: str, summary: dict[str, Any]) -> str:
     )
 
 
+def describe_forgetting(found: dict[str, Any]) -> str:
+    """Returns what was forgotten, a line a text set or task."""
+    lines = [
+        f"{path}: accuracy {x['base_accuracy']:.3f} -> {x['student_accuracy']:.3f}, drop "
+        f"{x['drop']:+.3f} (95% CI {x['drop_low']:+.3f} to {x['drop_high']:+.3f})"
+        for path, x in found["tasks"].items()
+    ]
+    if "text" in found:
+        x = found["text"]
+        lines.append(
+            f"{x['data']}: perplexity {x['base_perplexity']:.2f} -> {x['student_perplexity']:.2f}, "
+            f"KL {x['kl']:.4f} nats a token over {x['tokens']} tokens"
+        )
+    return "\n".join(lines)
+
+
 def evaluate(
     model: torch.nn.Module,
     processing_class: Any,
@@ -192,7 +198,7 @@ def evaluate(
     out: str | Path | None = None,
     *,
     settings: dict[str, Any] | None = None,
-    check: Callable[[str, str], Verdict] = check_number,
+    judge: Judge | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 32,
     progress: bool = True,
@@ -205,7 +211,7 @@ def evaluate(
         problems: the questions; only question_id, prompt and answer are read.
         out: item file (JSON lines, appended batch by batch); items that it holds already are kept.
         settings: what identifies the run; kept beside `out` and compared when a run continues.
-        check: judges one completion against the gold answer.
+        judge: judges the completions; None decides by each gold answer how (numbers, letters, ...).
         max_new_tokens: upper limit of an answer.
         batch_size: answers generated at once; results do not depend on it but for rounding.
         progress: whether to draw a progress bar.
@@ -241,6 +247,8 @@ def evaluate(
     todo.sort(key=lambda pair: -len(pair[0]))
     training = model.training
     model.eval()
+    own_judge = judge is None
+    judge = judge or Judge()
     try:
         with tqdm(
             total=len(problems),
@@ -251,14 +259,15 @@ def evaluate(
             for first in range(0, len(todo), batch_size):
                 part = todo[first : first + batch_size]
                 answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
-                for (_, problem), answer in zip(part, answers, strict=True):
-                    text = processing_class.decode(answer, skip_special_tokens=True).strip()
+                texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
+                verdicts = judge([(x, p.answer) for x, (_, p) in zip(texts, part, strict=True)])
+                for i, (_, problem) in enumerate(part):
                     done[problem.question_id] = item = {
                         "question_id": problem.question_id,
-                        "completion": text,
+                        "completion": texts[i].strip(),
                         "gold": problem.answer,
-                        **asdict(check(text, problem.answer)),
-                        "tokens": len(answer),
+                        **asdict(verdicts[i]),
+                        "tokens": len(answers[i]),
                     }
                     if file:
                         file.write(json.dumps(item, ensure_ascii=False) + "\n")
@@ -269,12 +278,117 @@ def evaluate(
                 bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
     finally:
         model.train(training)
+        if own_judge:
+            judge.close()
         if file:
             file.close()
     summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}
     if out is not None:
         write_json(summary_path(out), {"settings": settings, "status": "complete", **summary})
     return summary
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Reads retained texts: JSON lines {"text": ...}, or plain text with blank lines between them.
+
+    Raises:
+        ValueError: `file:line` of a row without text, or a file without any text.
+        OSError: the file cannot be read.
+    """
+    raw = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix != ".jsonl":
+        texts = [part.strip() for part in raw.split("\n\n") if part.strip()]
+    else:
+        texts = []
+        for number, line in enumerate(raw.splitlines(), 1):
+            try:
+                text = json.loads(line)["text"] if line.strip() else ""
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise ValueError(
+                    f'{path}:{number}: expected {{"text": ...}}, got {line[:60]!r}'
+                ) from None
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{path}:{number}: text must be a string, got {type(text).__name__}"
+                )
+            texts += [text] if text.strip() else []
+    if not texts:
+        raise ValueError(f"{path}: holds no text")
+    return texts
+
+
+@torch.inference_mode()
+def text_drift(
+    student: torch.nn.Module,
+    base: torch.nn.Module,
+    processing_class: Any,
+    texts: Sequence[str],
+    *,
+    max_length: int = 1024,
+) -> dict[str, float]:
+    """Measures how far a student has moved from its base on texts it should still know.
+
+    Args:
+        student: the distilled model.
+        base: the model it started from; the student itself with its adapter switched off, where the
+            student is a peft model and `base` is the same object.
+        processing_class: the tokenizer of both.
+        texts: the retained text set.
+        max_length: tokens of a text that are read.
+
+    Returns:
+        tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats a token.
+
+    Raises:
+        ValueError: no text has two tokens.
+    """
+    device = next(student.parameters()).device
+    count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
+    for text in tqdm(texts, unit="text", desc="retained text"):
+        ids = torch.tensor([processing_class(text)["input_ids"][:max_length]], device=device)
+        if ids.shape[1] < 2:
+            continue
+        target = ids[0, 1:, None]
+        ours = student(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        with student.disable_adapter() if base is student else nullcontext():
+            theirs = base(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        nll -= ours.gather(1, target).sum().item()
+        base_nll -= theirs.gather(1, target).sum().item()
+        kl += (theirs.exp() * (theirs - ours)).sum().item()
+        count += len(target)
+    if not count:
+        raise ValueError("retained text: expected a text of at least two tokens, got none")
+    return {
+        "tokens": count,
+        "base_perplexity": math.exp(base_nll / count),
+        "student_perplexity": math.exp(nll / count),
+        "kl": kl / count,
+    }
+
+
+def paired_drop(base: Path, student: Path) -> dict[str, float]:
+    """Compares two item files on the same questions.
+
+    Returns:
+        base_accuracy, student_accuracy, drop = base - student, and its 95% interval drop_low,
+        drop_high from the per-question differences (normal approximation).
+    """
+    rights = []
+    for path in (base, student):
+        items = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        rights.append({item["question_id"]: item["correct"] for item in items})
+    lost = [rights[0][i] - rights[1][i] for i in rights[0]]
+    n = len(lost)
+    drop = sum(lost) / n
+    half = 1.96 * math.sqrt(sum((x - drop) ** 2 for x in lost) / max(1, n - 1) / n)
+    return {
+        "items": n,
+        "base_accuracy": sum(rights[0].values()) / n,
+        "student_accuracy": sum(rights[1].values()) / n,
+        "drop": drop,
+        "drop_low": drop - half,
+        "drop_high": drop + half,
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -290,11 +404,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="FILE", help="item file, JSON lines, appended"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=256, metavar="N", help="longest answer [256]"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=32, metavar="N", help="answers at once [32]"
+    parser.add_argument("--checker", choices=KINDS, default="auto", help="how answers are compared")
+    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
+    group = parser.add_argument_group("forgetting, against the base student")
+    group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
+    group.add_argument("--retained", metavar="FILE", help="texts: perplexity and KL to the base")
+    group.add_argument(
+        "--retained_task", metavar="FILE", action="append", default=[], help="questions: the drop"
     )
 
 
@@ -304,27 +421,55 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    forgetting = bool(args.retained or args.retained_task)
     problems = load_questions(args.data)[: args.limit]
-    model, processing_class = load_student(args.model)
-    if args.adapter:
-        from peft import PeftModel
+    tasks = {path: load_questions(path)[: args.limit] for path in args.retained_task}
+    texts = read_texts(args.retained) if args.retained else []
+    model, processing_class = load_model(args.model, args.adapter)
+    base = model
+    if forgetting and args.base:
+        base, _ = load_model(args.base)
+    elif forgetting and not hasattr(model, "disable_adapter"):
+        raise ValueError(f"{args.model}: is no adapter, so --base must name the model it came from")
+    judge = Judge(args.checker)
 
-        model = PeftModel.from_pretrained(model, args.adapter)
-    if torch.cuda.is_available():
-        model = model.cuda()
-    summary = evaluate(
-        model,
-        processing_class,
-        problems,
-        args.out,
-        settings={
-            "model": args.model,
-            "adapter": args.adapter,
-            "data": args.data,
-            "limit": args.limit,
-        },
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-    )
-    print(describe(args.data, summary) + f" -> {args.out}")
+    def measure(model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path):
+        settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
+        summary = evaluate(
+            model,
+            processing_class,
+            items,
+            out,
+            settings=settings | {"checker": args.checker},
+            judge=judge,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+        )
+        print(f"{describe(data, summary)} -> {out}", flush=True)
+        return summary
+
+    out = Path(args.out)
+    try:
+        measure(model, args.model, args.data, problems, out)
+        drops = {}
+        for path, items in tasks.items():
+            files = [
+                out.with_name(f"{out.stem}.{Path(path).stem}.{x}.jsonl")
+                for x in ("base", "student")
+            ]
+            with model.disable_adapter() if base is model else nullcontext():
+                measure(base, args.base or f"{args.model} (base)", path, items, files[0])
+            measure(model, args.model, path, items, files[1])
+            drops[path] = paired_drop(*files)
+    finally:
+        judge.close()
+    if forgetting:
+        found = {"tasks": drops}
+        if texts:
+            found["text"] = {"data": args.retained} | text_drift(
+                model, base, processing_class, texts
+            )
+        report = json.loads(summary_path(out).read_text(encoding="utf-8"))
+        write_json(summary_path(out), report | {"forgetting": found})
+        print(describe_forgetting(found))
     return 0
