@@ -62,8 +62,8 @@ def normalise_answer(text: str) -> str:
 def extract_answer(completion: str) -> str | None:
     """Returns the normalised final answer of a completion, None where there is none.
 
-    After an answer marker, the answer is read from the rest of that sentence, behind its last "=": its
-    first number, else its text. Without a marker it is the last number of the completion.
+    After an answer marker, the answer is read from the rest of that sentence, behind its last "=":
+    its first number, else its text. Without a marker it is the last number of the completion.
     """
     marker = find_marker(completion)
     if marker == len(completion):

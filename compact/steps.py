@@ -25,8 +25,8 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 
-# Spans in which nothing is cut. A single $...$ is LaTeX only when its inside looks like it: rationales
-# are full of dollar amounts ("$7 + $17 = $24").
+# Spans in which nothing is cut. A single $...$ is LaTeX only when its inside looks like it, since
+# rationales are full of dollar amounts ("$7 + $17 = $24").
 _LATEX = re.compile(
     r"\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
     r"|\$(?=[^$\n]*[\\^_])[^$\n]*\$",
@@ -63,9 +63,9 @@ def find_marker(text: str) -> int:
 def split_steps(text: str) -> list[Step]:
     """Splits what stands before the answer marker into steps, in order; at least one.
 
-    Cuts are newlines, sentence ends (not within decimals, abbreviations, list numbers or LaTeX), "Step n"
-    and connectives after a comma (", so", ", then"). A text without anything before its marker is
-    one step as a whole.
+    Cuts are newlines, sentence ends (not within decimals, abbreviations, list numbers or LaTeX),
+    "Step n" and connectives after a comma (", so", ", then"). A text without anything before its
+    marker is one step as a whole.
 
     Raises:
         ValueError: if the text has nothing but white space.

@@ -1,1 +1,98 @@
-"""The scores of a rationale, one file a metric."""
+"""The registry of metrics: one score a rationale, read from a finished pass.
+
+A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its axis. To add one,
+
+    @register("my-metric", axis="consensus")
+    def my_metric(pass_: Pass) -> Tensor: ...
+
+in any module that is imported before training, and name it where a preset names its metrics. A
+metric sees what the one forward left behind and cannot start another. Two axes raise a weight,
+adaptability and consensus; difficulty lowers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from compact.passes import Pass
+
+Axis = Literal["adaptability", "consensus", "difficulty"]
+AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
+
+# Each of these files registers one metric, or the forms of one, and states formula and source.
+_BUILT_IN = (
+    "nll",
+    "answer",
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+        name: what users write.
+        axis: the axis on which it may be used.
+        score: the function from a pass to [R] float scores.
+        needs_probes: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
+        needs_padded: it needs one row a rationale, the way the released code pads.
+    """
+
+    name: str
+    axis: Axis
+    score: Callable[[Pass], Tensor]
+    needs_probes: bool = False
+    needs_padded: bool = False
+
+
+_metrics: dict[str, Metric] = {}
+
+
+def register(
+    name: str, *, axis: Axis, needs_probes: bool = False, needs_padded: bool = False
+) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
+    """Returns a decorator that makes a function known as metric `name` of `axis`.
+
+    Raises:
+        ValueError: if the axis is unknown or the name is taken by another function.
+    """
+    if axis not in AXES:
+        raise ValueError(f"register: axis must be one of {', '.join(AXES)}, got {axis!r}")
+
+    def add(score: Callable[[Pass], Tensor]) -> Callable[[Pass], Tensor]:
+        taken = _metrics.get(name)
+        if taken is not None and taken.score.__qualname__ != score.__qualname__:
+            raise ValueError(f"register: name {name!r} is taken by {taken.score.__qualname__}")
+        _metrics[name] = Metric(name, axis, score, needs_probes, needs_padded)
+        return score
+
+    return add
+
+
+def get_metric(name: str, axis: Axis | None = None) -> Metric:
+    """Returns the metric `name`.
+
+    Raises:
+        ValueError: if it is unknown or belongs to another axis than the one asked for; the message
+            lists what there is.
+    """
+    metric = _metrics.get(name)
+    if metric is None or axis not in (None, metric.axis):
+        known = ", ".join(m for m in metric_names(axis))
+        what = "metric" if axis is None else f"metric of {axis}"
+        raise ValueError(f"{what} must be one of {known}, got {name!r}")
+    return metric
+
+
+def metric_names(axis: Axis | None = None) -> list[str]:
+    """Returns the sorted names of all metrics, or of those of one axis."""
+    return sorted(name for name, m in _metrics.items() if axis in (None, m.axis))
+
+
+for _name in _BUILT_IN:
+    importlib.import_module(f"compact.metrics.{_name}")

@@ -1,0 +1,32 @@
+"""Consensus as the vote of final answers.
+
+C_k = the share of the problem's K rationales with the same normalised final answer as k, itself
+included; a rationale without an answer agrees with itself only. Source: self-consistency (Wang et
+al., arXiv 2203.11171), over teachers instead of samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from compact.metrics import register
+from compact.passes import Batch, Pass
+
+
+def answer_share(batch: Batch) -> Tensor:
+    """Returns [R] float32: how many of the problem's rationales share this final answer, over K."""
+    shares = []
+    for problem in batch.problems:
+        votes = Counter(r.answer for r in problem.rationales)
+        count = len(problem.rationales)
+        shares += [(1 if r.answer is None else votes[r.answer]) / count for r in problem.rationales]
+    return torch.tensor(shares, dtype=torch.float32, device=batch.problem.device)
+
+
+@register("answer", axis="consensus")
+def answer(pass_: Pass) -> Tensor:
+    """Returns [R] share of rationales with the same final answer."""
+    return answer_share(pass_.batch)

@@ -1,0 +1,19 @@
+"""Difficulty as the mean negative log-likelihood of a rationale.
+
+D_k = (1/T_k) sum_t nll^k_t over the completion tokens, the end-of-turn token included. Source: the
+abstract of COMPACT (arXiv 2601.13992), "loss-based difficulty"; the released code does the same.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compact.metrics import register
+from compact.metrics.segments import segment_mean
+from compact.passes import Pass
+
+
+@register("nll", axis="difficulty")
+def nll(pass_: Pass) -> Tensor:
+    """Returns [R] mean nll in nats a token."""
+    return segment_mean(pass_.stats.nll.detach(), pass_.batch.token_offsets)

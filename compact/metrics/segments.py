@@ -1,0 +1,23 @@
+"""Sums and means over segments: tokens of a rationale, rationales of a problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_of(offsets: Tensor) -> Tensor:
+    """Returns the segment index of every element: offsets [n + 1] -> [offsets[-1]] int64."""
+    return torch.repeat_interleave(offsets.diff())
+
+
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [n, ...] sums of values [offsets[-1], ...] a segment; 0 where it is empty."""
+    out = values.new_zeros(offsets.numel() - 1, *values.shape[1:])
+    return out.index_add_(0, segment_of(offsets), values)
+
+
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [n, ...] means of values [offsets[-1], ...] a segment; 0 where it is empty."""
+    sizes = offsets.diff().clamp(min=1).to(values.dtype)
+    return segment_sum(values, offsets) / sizes.reshape(-1, *[1] * (values.dim() - 1))

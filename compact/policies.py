@@ -1,0 +1,162 @@
+"""Plain ways to weigh teachers, the baselines of COMPACT.
+
+Each entry of `POLICIES` takes its settings and returns a function of the pass and the number of
+optimizer steps so far, which gives the weights [R]. A policy that leaves a problem out (no
+rationale of the single teacher, none that is right) gives 0 to all of its rationales: the problem
+has no loss.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from compact.answers import answers_match
+from compact.metrics.answer import answer_share
+from compact.metrics.segments import segment_mean, segment_of, segment_sum
+from compact.passes import Pass
+
+Policy = Callable[[Pass, int], Tensor]
+
+
+def _share(mass: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [R] mass >= 0 divided by its sum over the problem; 0 where that is 0."""
+    total = segment_sum(mass, offsets)[segment_of(offsets)]
+    return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
+
+
+def _sizes(pass_: Pass) -> Tensor:
+    """Returns [R] float K, the number of rationales of each rationale's problem."""
+    offsets = pass_.batch.problem_offsets
+    return offsets.diff()[segment_of(offsets)].float()
+
+
+def uniform() -> Policy:
+    """Weights 1 / K."""
+    return lambda pass_, _: 1.0 / _sizes(pass_)
+
+
+def random(seed: int = 0) -> Policy:
+    """Weights drawn evenly from the simplex: normalised Exp(1) draws.
+
+    Drawn from (seed, question, step), so neither the split into micro-batches nor the rank matters.
+    """
+
+    def policy(pass_: Pass, steps: int) -> Tensor:
+        draws = []
+        for problem in pass_.batch.problems:
+            generator = torch.Generator().manual_seed(
+                zlib.crc32(f"{seed}/{steps}/{problem.question_id}".encode())
+            )
+            count = len(problem.rationales)
+            draws.append(torch.rand(count, generator=generator).clamp(min=1e-6).log().neg())
+        offsets = pass_.batch.problem_offsets
+        return _share(torch.cat(draws).to(offsets.device), offsets)
+
+    return policy
+
+
+def single(teacher: str) -> Policy:
+    """Weights 1 for the rationale of one teacher: plain distillation from it."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        mine = [float(name == teacher) for name in pass_.batch.teachers]
+        return _share(torch.tensor(mine, device=offsets.device), offsets)
+
+    return policy
+
+
+def answer_vote() -> Policy:
+    """Weights even over the rationales whose final answer has the most votes (ties share)."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+
+        offsets = pass_.batch.problem_offsets
+        share = answer_share(pass_.batch)
+        best = torch.stack([part.max() for part in share.split(offsets.diff().tolist())])
+        return _share((share == best[segment_of(offsets)]).float(), offsets)
+
+    return policy
+
+
+def softmax_nll(tau: float = 1.0) -> Policy:
+    """Weights softmax_k(-NLL_k / tau), NLL_k the mean over the rationale's tokens."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        score = -_mean_nll(pass_) / tau
+        return torch.cat([part.softmax(0) for part in score.split(offsets.diff().tolist())])
+
+    return policy
+
+
+def ca_mkd() -> Policy:
+    """Weights (1 - softmax_k CE_k) / (K - 1).
+
+    Source: CA-MKD (Zhang et al., arXiv 2201.00007), with the student's cross-entropy on the
+    rationale in place of a teacher's on the label: a text teacher has no logits. K = 1 gives 1.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        parts = _mean_nll(pass_).split(offsets.diff().tolist())
+        return _complement(torch.cat([part.softmax(0) for part in parts]), pass_)
+
+    return policy
+
+
+def ebkd() -> Policy:
+    """Weights (1 - H_k / sum H) / (K - 1), H_k the student's mean entropy along the rationale.
+
+    Source: entropy-based weighting (Kwon et al., 2020), with the student's entropy, as above.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        entropy = segment_mean(pass_.stats.entropy.detach(), pass_.batch.token_offsets).float()
+        return _complement(_share(entropy, pass_.batch.problem_offsets), pass_)
+
+    return policy
+
+
+def oracle(teachers: Collection[str] = ()) -> Policy:
+    """Weights even over the right rationales: those whose final answer is the gold one.
+
+    Where the truth is known otherwise (the teacher zoo), `teachers` names who is right.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        right = [
+            float(r.teacher in teachers if teachers else answers_match(r.answer, problem.gold))
+            for problem in pass_.batch.problems
+            for r in problem.rationales
+        ]
+        offsets = pass_.batch.problem_offsets
+        return _share(torch.tensor(right, device=offsets.device), offsets)
+
+    return policy
+
+
+def _mean_nll(pass_: Pass) -> Tensor:
+    return segment_mean(pass_.stats.nll.detach(), pass_.batch.token_offsets).float()
+
+
+def _complement(share: Tensor, pass_: Pass) -> Tensor:
+    """Returns (1 - share) / (K - 1), and 1 where K = 1."""
+    sizes = _sizes(pass_)
+    return torch.where(sizes > 1, (1.0 - share) / (sizes - 1.0).clamp(min=1.0), 1.0)
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "uniform": uniform,
+    "random": random,
+    "single": single,
+    "answer-vote": answer_vote,
+    "softmax-nll": softmax_nll,
+    "ca-mkd": ca_mkd,
+    "ebkd": ebkd,
+    "oracle": oracle,
+}

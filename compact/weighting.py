@@ -1,0 +1,326 @@
+"""From scores to one weight a rationale: the presets of COMPACT and, beside them, plain policies.
+
+z-score over the K rationales of a problem: z(S) = (S - mean) / sqrt(var + s0^2), s0 = shrink x the
+running within-problem standard deviation; u = sum_s r_s beta_s z_s with beta of difficulty negative
+and r_s the reliability of an axis; alpha = softmax(u / tau), mixed with the uniform weight by floor
+and warm-up. Weights carry no gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from compact.metrics import AXES, Axis, get_metric
+from compact.metrics.segments import segment_mean, segment_of
+from compact.passes import Pass
+from compact.policies import POLICIES
+from compact_ops import problem_weights
+
+
+class Weights(NamedTuple):
+    """What a weigher says of a pass.
+
+    Attributes:
+        weight: [R] float32, sums to 1 over each problem (all 0 where a policy leaves it out).
+        scores: axis -> [R] the raw score; empty for policies.
+        zscores: axis -> [R] the score standardised within its problem; empty for policies.
+    """
+
+    weight: Tensor
+    scores: dict[str, Tensor]
+    zscores: dict[str, Tensor]
+
+
+class Consistency(NamedTuple):
+    """The consistency term that goes with a preset: its factor lambda and its kind."""
+
+    weight: float
+    kind: str
+
+
+class Weigher(Protocol):
+    """What packing and trainer may ask of presets and policies alike."""
+
+    name: str
+    needs_probes: bool
+    needs_padded: bool
+    consistency: Consistency | None
+
+    def __call__(self, pass_: Pass) -> Weights:
+        """Returns the weights of a pass; changes no state."""
+
+    def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
+        """Takes in the scores of all problems of one optimizer step, in data order over ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the running statistics as plain numbers."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A way to weigh, as data; every field can be overridden by name.
+
+    Attributes:
+        adaptability, consensus, difficulty: the metric of each axis, or "none".
+        beta: factors (adaptability, consensus, difficulty); the last enters with a minus sign.
+        ddof: degrees of freedom taken off in the variance over K.
+        eps: added to the standard deviation in place of s0 where it is > 0.
+        shrink: s0 in units of the running within-problem standard deviation.
+        reliability: whether each axis counts only as far as the others bear it out.
+        tau: temperature of the softmax.
+        floor: share of the weight spread evenly over the K rationales.
+        warmup: problems over which the weights move from uniform to alpha.
+        consistency: kind of the consistency term, "positions", "answer" or "none".
+        consistency_weight: its factor lambda.
+    """
+
+    adaptability: str
+    consensus: str
+    difficulty: str
+    beta: tuple[float, float, float] = (1.0, 1.0, 0.5)
+    ddof: int = 0
+    eps: float = 0.0
+    shrink: float = 0.0
+    reliability: bool = False
+    tau: float = 1.0
+    floor: float = 0.0
+    warmup: int = 0
+    consistency: str = "none"
+    consistency_weight: float = 0.1
+
+
+PRESETS: dict[str, Preset] = {
+    # What the public training code computes.
+    "released": Preset(
+        "nll",
+        "nll",
+        "nll",
+        ddof=1,
+        eps=1e-4,
+        consistency="positions",
+    ),
+}
+DEFAULT_PRESET = "released"
+
+# How fast running statistics follow: an optimizer step has this share of them.
+_MOMENTUM = 0.05
+
+
+def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float) -> Tensor:
+    """Returns [R] z-scores within each problem; 0 where a problem has one rationale.
+
+    Args:
+        scores: [R] float.
+        offsets: [P + 1] rationales of each problem.
+        ddof: degrees of freedom taken off in the variance.
+        eps: if > 0, z = (s - mean) / (std + eps), else z = (s - mean) / sqrt(var + prior_std^2).
+        prior_std: s0, in the score's units.
+    """
+    problem = segment_of(offsets)
+    centred = scores - segment_mean(scores, offsets)[problem]
+    var = within_variance(scores, offsets, ddof)[problem]
+    scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
+    # Rationales that score alike leave only rounding behind: no scale to measure it by.
+    return torch.where(scale > 0, centred / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
+
+
+def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
+    """Returns [P] variances of scores [R] within each problem; 0 where K <= ddof."""
+    sizes = offsets.diff()
+    centred = scores - segment_mean(scores, offsets)[segment_of(offsets)]
+    mean_square = segment_mean(centred.square(), offsets)
+    return mean_square * sizes / (sizes - ddof).clamp(min=1)
+
+
+@dataclass
+class PresetWeigher:
+    """Weighs by the three axes of a preset; its state is running spread and reliability."""
+
+    name: str
+    preset: Preset
+    spread: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
+    problems_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self.metrics = {
+            axis: get_metric(getattr(self.preset, axis), axis)
+            for axis in AXES
+            if getattr(self.preset, axis) != "none"
+        }
+        self.needs_probes = any(m.needs_probes for m in self.metrics.values())
+        self.needs_padded = any(m.needs_padded for m in self.metrics.values())
+        kind, factor = self.preset.consistency, self.preset.consistency_weight
+        self.consistency = Consistency(factor, kind) if kind != "none" and factor > 0 else None
+
+    def __call__(self, pass_: Pass) -> Weights:
+        """Returns the weights of a pass, from the present running statistics.
+
+        Raises:
+            ValueError: if a score is not finite, naming metric, question and teacher.
+        """
+        scores = self.score(pass_)
+        return self.weigh(scores, pass_.batch.problem_offsets)
+
+    def score(self, pass_: Pass) -> dict[str, Tensor]:
+        """Returns axis -> [R] float32 scores, each checked to be finite."""
+        scores = {}
+        for axis, metric in self.metrics.items():
+            with torch.no_grad():
+                score = metric.score(pass_).float()
+            finite = torch.isfinite(score)
+            if score.shape != (pass_.batch.num_rationales,) or not bool(finite.all()):
+                raise ValueError(_unusable(metric.name, axis, score, pass_))
+            scores[axis] = score
+        return scores
+
+    def weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
+        """Returns the weights for scores (axis -> [R]) of the problems of `offsets` [P + 1]."""
+        preset = self.preset
+        prior = {axis: preset.shrink * self.spread.get(axis, 0.0) for axis in scores}
+        z = {
+            axis: zscores(s, offsets, ddof=preset.ddof, eps=preset.eps, prior_std=prior[axis])
+            for axis, s in scores.items()
+        }
+        sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
+        beta = dict(zip(AXES, preset.beta, strict=True))
+        factors = [sign[a] * beta[a] * self.reliability(a) for a in scores]
+        stacked = torch.stack(list(scores.values()))
+        weight = problem_weights(
+            stacked,
+            offsets,
+            stacked.new_tensor(factors),
+            stacked.new_tensor([prior[axis] for axis in scores]),
+            tau=preset.tau,
+            ddof=preset.ddof,
+            eps=preset.eps,
+            floor=preset.floor,
+        )
+        if self.problems_seen < preset.warmup:
+            uniform = 1.0 / offsets.diff()[segment_of(offsets)]
+            weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
+        return Weights(weight, dict(scores), z)
+
+    def reliability(self, axis: Axis) -> float:
+        """Returns the factor in [0, 1] by which an axis counts."""
+        return self.agreement.get(axis, 1.0) if self.preset.reliability else 1.0
+
+    def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
+        """Takes in the scores of all problems of one optimizer step."""
+        several = offsets.diff() > 1
+        if not bool(several.any()):
+            return
+        self.updates += 1
+        self.problems_seen += int(several.sum())
+        for axis, score in scores.items():
+            var = float(within_variance(score.double(), offsets)[several].mean())
+            self._run(self.spread, axis, var**0.5)
+
+    def _run(self, running: dict[str, float], key: str, value: float) -> None:
+        # A plain mean until it has 1 / _MOMENTUM terms, then an exponential one.
+        share = max(_MOMENTUM, 1.0 / self.updates)
+        running[key] = running.get(key, 0.0) * (1.0 - share) + value * share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the running statistics as plain numbers."""
+        return {
+            "spread": dict(self.spread),
+            "agreement": dict(self.agreement),
+            "updates": self.updates,
+            "problems_seen": self.problems_seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.spread = dict(state["spread"])
+        self.agreement = dict(state["agreement"])
+        self.updates = int(state["updates"])
+        self.problems_seen = int(state["problems_seen"])
+
+
+@dataclass
+class PolicyWeigher:
+    """Weighs by one of the plain policies; its only state is how many steps it has seen."""
+
+    name: str
+    policy: Callable[[Pass, int], Tensor]
+    updates: int = 0
+    needs_probes: bool = False
+    needs_padded: bool = False
+    consistency: Consistency | None = None
+
+    def __call__(self, pass_: Pass) -> Weights:
+        """Returns the weights of a pass.
+
+        Raises:
+            ValueError: if a weight is not finite, naming question and teacher.
+        """
+        with torch.no_grad():
+            weight = self.policy(pass_, self.updates).float()
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(_unusable(self.name, "policy", weight, pass_))
+        return Weights(weight, {}, {})
+
+    def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
+        """Counts an optimizer step."""
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the count of steps."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.updates = int(state["updates"])
+
+
+def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
+    """Returns the weigher called `name`.
+
+    Args:
+        name: a preset (released, paper, robust) or a policy (uniform, random, single:TEACHER,
+            answer-vote, softmax-nll, ca-mkd, ebkd, oracle).
+        overrides: fields of `Preset` (consensus="answer", tau=0.5), or what the policy takes
+            (`seed` of random, `teachers` of oracle).
+
+    Raises:
+        ValueError: if a name, an override or a metric is unknown; the message lists them.
+    """
+    if name in PRESETS:
+        known = [f.name for f in fields(Preset)]
+        for key in overrides:
+            if key not in known:
+                raise ValueError(f"override of {name} must be one of {known}, got {key!r}")
+        return PresetWeigher(name, replace(PRESETS[name], **overrides))
+    kind, _, teacher = name.partition(":")
+    if kind in POLICIES and (kind == "single") == bool(teacher):
+        if teacher:
+            overrides["teacher"] = teacher
+        try:
+            return PolicyWeigher(name, POLICIES[kind](**overrides))
+        except TypeError as error:
+            raise ValueError(f"override of {name}: {error}") from None
+    names = [*PRESETS, *(p if p != "single" else "single:TEACHER" for p in POLICIES)]
+    raise ValueError(f"weigher must be one of {', '.join(names)}, got {name!r}")
+
+
+def _unusable(metric: str, axis: str, score: Tensor, pass_: Pass) -> str:
+    batch = pass_.batch
+    if score.shape != (batch.num_rationales,):
+        shape = list(score.shape)
+        return f"{axis} score {metric} must have shape [R] = [{batch.num_rationales}], got {shape}"
+    bad = int((~torch.isfinite(score)).nonzero()[0])
+    question = batch.problems[int(batch.problem[bad])].question_id
+    return (
+        f"{axis} score {metric} must be finite, got {float(score[bad])} "
+        f"for question {question}, teacher {batch.teachers[bad]}"
+    )
