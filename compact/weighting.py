@@ -100,8 +100,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     # What the public training code computes.
     "released": Preset(
-        "nll",
-        "nll",
+        "probe-released",
+        "attention",
         "nll",
         ddof=1,
         eps=1e-4,

@@ -25,10 +25,7 @@ Axis = Literal["adaptability", "consensus", "difficulty"]
 AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
 
 # Each of these files registers one metric, or the forms of one, and states formula and source.
-_BUILT_IN = (
-    "nll",
-    "answer",
-)
+_BUILT_IN = ("answer", "attention", "nll", "probe", "probe_released")
 
 
 @dataclass(frozen=True)

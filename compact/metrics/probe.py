@@ -1,0 +1,78 @@
+"""Adaptability as jumps of the gold answer's likelihood along a rationale.
+
+c_t = (1/m) sum_j log p_t(a_j) (`probe`) or the mean raw logit (1/m) sum_j z_t[a_j] (`probe-raw`),
+read in the row after token t; A_k = sum_t mask_t relu(c_t - c_{t-1}) over the tokens before the
+answer marker, mask 1 at thinking words, else 0.1. Source: the mutual-information adaptability of
+COMPACT (arXiv 2601.13992), restricted to the assistant's reasoning as its figure shows. Costs
+nothing: the gold logits lie in rows that the head computes anyway.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from compact.metrics import register
+from compact.metrics.segments import segment_sum
+from compact.passes import Pass
+
+THINKING_WORDS = (
+    *("Therefore", "Thus", "Hence", "So", "Consequently", "Wait", "But", "However", "Although"),
+    *("First", "Second", "Finally", "Specifically", "In summary", "Basically", "Let", "Assuming"),
+    *("Suppose", "Hmm", "Okay", "Note"),
+)
+OTHER_WORDS = 0.1
+"""Mask of tokens that are no thinking word."""
+
+
+def thinking_ids(processing_class: PreTrainedTokenizerBase) -> Tensor:
+    """Returns [n] int64 sorted ids of the thinking words of one token, bare or after a space."""
+    forms = [space + word for word in THINKING_WORDS for space in ("", " ")]
+    encoded = [processing_class(form, add_special_tokens=False)["input_ids"] for form in forms]
+    return torch.tensor(sorted({ids[0] for ids in encoded if len(ids) == 1}), dtype=torch.int64)
+
+
+def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
+    """Returns float32 mask of token_ids' shape: 1 at thinking words, else 0.1.
+
+    Raises:
+        ValueError: if the student was made without its tokenizer.
+    """
+    words = pass_.student.thinking_ids
+    if words is None:
+        raise ValueError("probe: student must be made with its processing_class, got none")
+    return torch.where(torch.isin(token_ids, words.to(token_ids.device)), 1.0, OTHER_WORDS)
+
+
+@register("probe", axis="adaptability")
+def probe(pass_: Pass) -> Tensor:
+    """Returns [R] masked sum of rising log-likelihood, in nats."""
+    return _jumps(pass_, pass_.stats.gold_logp)
+
+
+@register("probe-raw", axis="adaptability")
+def probe_raw(pass_: Pass) -> Tensor:
+    """Returns [R] masked sum of rising raw logits."""
+    return _jumps(pass_, pass_.stats.gold_logit)
+
+
+def _jumps(pass_: Pass, level: Tensor | None) -> Tensor:
+    """Returns [R] sums of mask x relu(level[m + 1] - level[m]), where token m is before the marker.
+
+    level [M] stands in the row that predicts token m, thus after token m - 1.
+    """
+    if level is None:
+        raise ValueError("probe: stats must hold the gold answer's logits, got none")
+    batch = pass_.batch
+    markers = [r.marker for problem in batch.problems for r in problem.rationales]
+    marker = torch.tensor(markers, device=level.device)
+    first = batch.token_offsets[:-1]
+    place = torch.arange(level.numel(), device=level.device) - first[batch.rationale]
+    # The last token has no row after it.
+    counted = place < torch.minimum(marker, batch.token_offsets.diff() - 1)[batch.rationale]
+    rise = torch.zeros_like(level)
+    rise[:-1] = (level[1:] - level[:-1]).clamp(min=0)
+    return segment_sum(
+        torch.where(counted, rise * thinking_mask(batch.target, pass_), 0.0), batch.token_offsets
+    )
