@@ -25,9 +25,9 @@ A case is a module of this package, `benchmarks/<case>.py`, with two names::
         }
 
 The first of `SHAPES` names the keys of the case's shapes and their defaults (ints or strings), and
-all of `SHAPES` run when the user names none. The first provider is what `ratio` divides by. Inputs are
-made in `providers`, once a shape, and shared; what is costly or private to a provider belongs in its
-`setup`.
+all of `SHAPES` run when the user names none. The first provider is what `ratio` divides by. Inputs
+are made in `providers`, once a shape, and shared; what is costly or private to a provider belongs
+in its `setup`.
 """
 
 from __future__ import annotations
@@ -196,9 +196,9 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float:
     On a GPU this is the allocator's own count. On the CPU it is the kernel's high-water mark of
     resident memory, reset just before (Linux, /proc/self/clear_refs): it sees every allocation of
     every library, however short, where a sampling thread or torch's profiler would miss some. Free
-    memory that malloc had kept is handed back first, so that reusing it counts; scratch that a library
-    keeps for ever after its first call (MKL's packing buffers) does not count. Exact to about 0.5 MB;
-    NaN where the system has no such counter.
+    memory that malloc had kept is handed back first, so that reusing it counts; scratch that a
+    library keeps for ever after its first call (MKL's packing buffers) does not count. Exact to
+    about 0.5 MB; NaN where the system has no such counter.
     """
     gc.collect()
     if device.type == "cuda":

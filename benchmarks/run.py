@@ -33,7 +33,7 @@ def parse_shape(text: str, defaults: dict[str, int | str]) -> dict[str, int | st
     """Reads "M=1024,V=32000" and completes it from the case's defaults.
 
     Raises:
-        ValueError: for a key that the case does not have, or a value that is no number where one is due.
+        ValueError: for a key that the case does not have, or for text where a number is due.
     """
     shape = dict(defaults)
     for part in text.split(","):

