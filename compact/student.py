@@ -1,0 +1,198 @@
+"""Loads a student and takes it apart into the body and the LM head that `compact_ops` computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+def load_student(
+    name_or_path: str | Path, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads model and tokenizer from a hub name, a folder or a .gguf file.
+
+    Args:
+        name_or_path: what to load. The weights of a .gguf file are dequantised to `dtype`.
+        kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32.
+
+    Returns:
+        The model in eval mode, and its tokenizer with a padding token.
+
+    Raises:
+        OSError: no such model or file.
+        ValueError: a tokenizer without end-of-text token.
+    """
+    path = Path(name_or_path)
+    source, where = str(name_or_path), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        source, where = str(path.parent), {"gguf_file": path.name}
+    processing_class = AutoTokenizer.from_pretrained(source, **where)
+    if processing_class.pad_token_id is None:
+        if processing_class.eos_token is None:
+            raise ValueError(
+                f"{name_or_path}: the tokenizer has neither a padding nor an end token"
+            )
+        processing_class.pad_token = processing_class.eos_token
+    kwargs.setdefault("dtype", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(source, **where, **kwargs)
+    return model.eval(), processing_class
+
+
+@dataclass(frozen=True)
+class Student:
+    """A causal LM as body and head: z = softcap(logit_scale * hidden @ weight.T + bias).
+
+    Attributes:
+        model: the whole, perhaps wrapped by peft.
+        body: what maps token ids to final hidden states (adapters of peft included).
+        head: the LM head's linear layer.
+        config: of the text model.
+        softcap: z = c tanh(z / c), None where the model has none.
+        logit_scale: factor on the product.
+    """
+
+    model: nn.Module
+    body: nn.Module
+    head: nn.Module
+    config: Any
+    softcap: float | None
+    logit_scale: float
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Student:
+        """Takes a model apart, and checks on four tokens that its own logits are those of the head.
+
+        Raises:
+            TypeError: not a causal LM of transformers, or one wrapped by peft.
+            ValueError: the logits are not covered: an adapter on the head, prompt tuning, a head
+                that is not one linear layer, or a formula other than the above.
+        """
+        base = _unwrap(model)
+        config = base.config.get_text_config()
+        head = base.get_output_embeddings()
+        if head is None:
+            raise ValueError(
+                f"{type(base).__name__} has no LM head (get_output_embeddings is None)"
+            )
+        linear = _active(head)
+        if hasattr(linear, "lora_A") or not isinstance(linear, nn.Linear):
+            raise ValueError(
+                "the LM head must be one linear layer without adapter, got "
+                f"{type(linear).__name__}; take it out of target_modules"
+            )
+        body = getattr(base, base.base_model_prefix, None)
+        if body is None or body is base:
+            raise ValueError(f"{type(base).__name__} has no body at '{base.base_model_prefix}'")
+        student = cls(
+            model=model,
+            body=body,
+            head=head,
+            config=config,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            logit_scale=_logit_scale(config),
+        )
+        student._check_logits(base)
+        return student
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, H] of the head (the embedding itself where they are tied)."""
+        return _active(self.head).weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V] of the head, or None."""
+        return _active(self.head).bias
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weight takes a gradient."""
+        return self.weight.requires_grad
+
+    def last_attention(self) -> nn.Module:
+        """The last layer's attention module: the last one with q_proj and k_proj.
+
+        Raises:
+            ValueError: the model has no separate query and key projections.
+        """
+        found = [m for m in self.body.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
+        if not found:
+            raise ValueError(f"{type(self.body).__name__} has no q_proj and k_proj")
+        return found[-1]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] logits of hidden states [..., H]: the formula, for checks and small inputs."""
+        z = nn.functional.linear(hidden, self.weight) * self.logit_scale
+        if self.bias is not None:
+            z = z + self.bias
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _check_logits(self, base: nn.Module) -> None:
+        """Compares the model's logits with the formula's.
+
+        A scale or cap that this file does not know would train on a wrong loss without a word.
+        """
+        device = self.weight.device
+        ids = torch.arange(4, device=device)[None] % self.weight.shape[0]
+        seen: list[Tensor] = []
+        hook = self.body.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+        try:
+            want = base(input_ids=ids, use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        got = self.logits(seen[0]).float()
+        error = (got - want).norm() / want.norm().clamp_min(1e-12)
+        tolerance = 1e-3 if seen[0].dtype == torch.float32 else 3e-2
+        if not error <= tolerance:
+            raise ValueError(
+                f"{type(base).__name__} computes its logits in a way that is not covered: "
+                f"softcap(logit_scale * hidden @ weight.T + bias) is off by {float(error):.2g} "
+                f"(softcap {self.softcap}, logit_scale {self.logit_scale})"
+            )
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside peft's wrapper (its adapters live in the layers themselves)."""
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        for name, peft_config in model.peft_config.items():
+            if getattr(peft_config, "is_prompt_learning", False):
+                raise ValueError(
+                    f"adapter {name!r} is prompt learning ({peft_config.peft_type}), which changes "
+                    "the tokens of a row; use LoRA or train the whole model"
+                )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    return model
+
+
+def _active(head: nn.Module) -> nn.Module:
+    """The linear layer in use inside peft's `modules_to_save`."""
+    if hasattr(head, "modules_to_save"):
+        for name in head.active_adapters:
+            if name in head.modules_to_save:
+                return head.modules_to_save[name]
+        return head.original_module
+    return head
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor on the logits: Cohere multiplies (logit_scale), Granite divides."""
+    scale = getattr(config, "logit_scale", None)
+    if scale is not None:
+        return float(scale)
+    scaling = getattr(config, "logits_scaling", None)
+    return 1.0 / float(scaling) if scaling is not None else 1.0
