@@ -1,0 +1,225 @@
+"""The harness takes turns, refuses wrong results before timing, and its memory meter is exact."""
+
+import math
+import mmap
+import sys
+import types
+
+import pytest
+import torch
+
+from benchmarks import run
+from benchmarks.harness import Args, Provider, Skipped, Timing, WrongResult, compare, peak_mb
+
+CPU = torch.device("cpu")
+MB = 10**6
+
+
+def answers(value, log=None, name=""):
+    """A provider's `run` that returns a constant and notes that it was called."""
+
+    def call():
+        if log is not None:
+            log.append(name)
+        return {"x": value}
+
+    return call
+
+
+def test_providers_take_turns_after_a_check_and_a_warm_up():
+    log = []
+    one = torch.ones(2)
+    providers = {n: Provider(answers(one, log, n), lambda: {"x": one}) for n in "ab"}
+    timings = compare(providers, CPU, seconds=0, rounds=(3, 5))
+    assert log == list("ab" + "ab" + "ababab" + "ab")  # check, warm-up, three rounds, peak
+    assert [len(t.seconds) for t in timings.values()] == [3, 3]
+
+
+def test_rounds_go_on_until_the_time_is_used_and_no_longer():
+    one = torch.ones(1)
+    provider = {"a": Provider(answers(one), lambda: {"x": one})}
+    assert len(compare(provider, CPU, seconds=60, rounds=(2, 4))["a"].seconds) == 4
+
+
+def test_setup_runs_once_and_reset_before_every_call():
+    log = []
+    one = torch.ones(1)
+    provider = Provider(
+        answers(one, log, "run"),
+        lambda: {"x": one},
+        setup=lambda: log.append("setup"),
+        reset=lambda: log.append("reset"),
+    )
+    compare({"a": provider}, CPU, seconds=0, rounds=(1, 1))
+    assert log == ["setup"] + ["reset", "run"] * 4
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        ({"x": torch.tensor([1.0, 2.1])}, r"'x' is wrong at \[1\]: expected 2, got 2.1"),
+        ({"x": torch.tensor([1.0, math.nan])}, r"wrong at \[1\].*got nan"),
+        ({"x": torch.tensor([1.0])}, r"must have shape \[2\], got \[1\]"),
+        ({"y": torch.tensor([1.0, 2.0])}, r"'y' is not in the reference \['x'\]"),
+        ({}, "returned no outputs"),
+    ],
+)
+def test_a_wrong_provider_is_refused_before_anything_is_timed(got, message):
+    calls = []
+    want = {"x": torch.tensor([1.0, 2.0])}
+
+    def wrong():
+        calls.append(1)
+        return got
+
+    providers = {
+        "right": Provider(answers(want["x"], calls), lambda: want),
+        "wrong": Provider(wrong, lambda: want),
+    }
+    with pytest.raises(WrongResult, match=f"wrong: .*{message}"):
+        compare(providers, CPU)
+    assert len(calls) == 2
+
+
+def test_errors_are_relative_to_the_largest_entry():
+    want = {"x": torch.tensor([0.0, 100.0])}
+    near = Provider(answers(torch.tensor([0.005, 100.0])), lambda: want, rtol=1e-4)
+    timing = compare({"a": near}, CPU, only_check=True)["a"]
+    assert timing.error == pytest.approx(5e-5)
+    assert timing.seconds == ()
+    assert math.isnan(timing.peak_mb)
+
+
+def test_quantiles_and_median():
+    timing = Timing((5.0, 1.0, 2.0, 3.0, 4.0, 6.0), 0.0, 0.0)
+    assert timing.median_s == 3.5
+    assert timing.quantile(20) == pytest.approx(2.0)
+    assert timing.quantile(80) == pytest.approx(5.0)
+    assert Timing((7.0,), 0.0, 0.0).quantile(80) == 7.0
+
+
+needs_meter = pytest.mark.skipif(
+    math.isnan(peak_mb(lambda: None, CPU)), reason="this system has no resettable high-water mark"
+)
+
+
+@needs_meter
+@pytest.mark.parametrize("megabytes", [20, 200])
+def test_the_meter_sees_a_tensor_that_lived_for_a_moment(megabytes):
+    def call():
+        torch.ones(megabytes * MB // 4)
+        torch.ones(megabytes * MB // 8)
+
+    assert peak_mb(call, CPU) == pytest.approx(megabytes, abs=2)
+
+
+@needs_meter
+def test_the_meter_sees_what_torch_does_not_allocate():
+    def call():
+        with mmap.mmap(-1, 30 * MB) as block:
+            block.write(b"x" * (10 * MB))
+
+    assert peak_mb(call, CPU) == pytest.approx(20, abs=2)  # touched pages, and the bytes object
+
+
+@needs_meter
+def test_memory_in_use_before_does_not_count_but_reused_free_memory_does():
+    kept = torch.ones(100 * MB // 4)
+    for _ in range(3):
+        small = [torch.ones(1000) for _ in range(10_000)]  # 40 MB below malloc's mmap threshold
+        del small
+    assert peak_mb(lambda: kept.sum(), CPU) < 2
+    assert peak_mb(lambda: [torch.ones(1000) for _ in range(10_000)], CPU) > 38
+
+
+# --- the driver -------------------------------------------------------------------------------
+
+FAKE_SHAPES = ({"n": 4, "kind": "plain"}, {"n": 8, "kind": "plain"})
+
+
+def fake_providers(args: Args):
+    one = torch.ones(int(args.shape["n"]), dtype=args.dtype)
+    wrong = one * 2 if args.shape["kind"] == "wrong" else one
+    return {
+        "base": Provider(answers(one), lambda: {"x": one}),
+        "other": Provider(answers(wrong), lambda: {"x": one}),
+        "absent": Skipped("it is not installed"),
+    }
+
+
+@pytest.fixture
+def case(monkeypatch):
+    """Puts a fake case in the place of `kl`."""
+    module = types.ModuleType("benchmarks.kl")
+    module.SHAPES, module.providers = FAKE_SHAPES, fake_providers
+    monkeypatch.setitem(sys.modules, "benchmarks.kl", module)
+
+
+def driver(tmp_path, *arguments):
+    return run.main(["kl", "--results", str(tmp_path), "--seconds", "0", *arguments])
+
+
+def test_rows_hold_every_field_and_csv_grows(case, tmp_path, capsys):
+    import csv
+    import json
+
+    for _ in range(2):
+        assert driver(tmp_path, "--json", str(tmp_path / "out.json")) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [(r["provider"], r["shape"]["n"]) for r in rows] == [
+        ("base", 4), ("other", 4), ("base", 8), ("other", 8)
+    ]  # fmt: skip
+    assert all(tuple(r) == run.FIELDS for r in rows)
+    assert rows[0]["ratio"] == 1.0
+    assert rows[1]["ratio"] == pytest.approx(rows[1]["median_s"] / rows[0]["median_s"], rel=1e-3)
+    assert rows[0]["versions"]["torch"] == torch.__version__
+    with (tmp_path / "kl.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 8
+    assert table[0]["shape"] == "n=4,kind=plain"
+    printed = capsys.readouterr()
+    assert "absent: skipped, it is not installed" in printed.err
+    assert "other" in printed.out
+
+
+def test_refcheck_times_and_writes_nothing(case, tmp_path):
+    assert driver(tmp_path, "--refcheck") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_named_provider_is_its_own_base(case, tmp_path, capsys):
+    assert driver(tmp_path, "--provider", "other", "--shape", "n=2") == 0
+    assert "base" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "n=two"], "--shape: n must be a whole number, got 'two'"),
+        (["--shape", "m=2"], "--shape: expected parts of 'n=4,kind=plain', got 'm=2'"),
+        (["--provider", "nobody"], "--provider: expected one of base, other, absent; got 'nobody'"),
+        (["--provider", "absent"], "absent cannot run here: it is not installed"),
+        (["--shape", "kind=wrong"], "other: output 'x' is wrong at [0]: expected 1, got 2"),
+    ],
+)
+def test_bad_arguments_and_wrong_results_end_in_one_line(
+    case, tmp_path, capsys, arguments, message
+):
+    assert driver(tmp_path, *arguments) == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert printed[-1].startswith("benchmarks.run: error: ")
+    assert message in printed[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_without_a_gpu_is_an_error(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert driver(tmp_path, "--device", "cuda") == 1
+    assert "--device: this torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_csv_with_other_columns_is_not_appended_to(case, tmp_path, capsys):
+    (tmp_path / "kl.csv").write_text("a,b\n1,2\n")
+    assert driver(tmp_path) == 1
+    assert "kl.csv:1: expected the columns case,provider" in capsys.readouterr().err
+    assert (tmp_path / "kl.csv").read_text() == "a,b\n1,2\n"
