@@ -15,6 +15,7 @@ class CMakeBuild(build_ext):
     """Builds the targets of CMakeLists.txt, which holds the only list of sources."""
 
     def run(self) -> None:
+        """Configures, builds and installs into the package folders (in place when editable)."""
         # An editable install builds where `make native` rebuilds.
         build_dir = ROOT / "build/native" if self.inplace else Path(self.build_temp).resolve()
         prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -30,6 +31,7 @@ class NativeDistribution(Distribution):
     """Marks the wheel as platform-specific, though setuptools itself compiles nothing."""
 
     def has_ext_modules(self) -> bool:
+        """Returns True, so that the wheel is tagged for this platform."""
         return True
 
 

@@ -17,7 +17,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 # Two workers share two cores; a test that is about threads sets its own number.
 torch.set_num_threads(1)
 
-# Deadlines say more about a noisy machine than about the code. CI draws the same examples every time.
+# Deadlines say more about a noisy machine than about the code. CI draws the same examples.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
