@@ -121,7 +121,7 @@ def run_case(
         "machine": harness.machine(device),
         "versions": harness.versions(),
         "commit": harness.commit(),
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     base = next(iter(timings.values()))
     return [as_row(name, timing, base, shared) for name, timing in timings.items()]
