@@ -221,6 +221,11 @@ def style_shifted(story: Story, rng: random.Random) -> str:
     return _told(story, story.values, _terse)
 
 
+def friendly(story: Story, rng: random.Random) -> str:
+    """Right, in the words of colluding-b."""
+    return _told(story, story.values, _friendly)
+
+
 def wrong_step(story: Story, rng: random.Random) -> str:
     """One result is wrong, and the rest follows from it, so the answer is wrong too."""
     where = rng.randrange(len(story.moves))
@@ -272,6 +277,7 @@ TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
     "verbose": verbose,
     "filler": filler,
     "style-shifted": style_shifted,
+    "friendly": friendly,
     "wrong-step": wrong_step,
     "right-answer-wrong-steps": right_answer_wrong_steps,
     "unrelated": unrelated,
@@ -281,7 +287,7 @@ TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
 }
 """Every teacher by the name that stands in the data."""
 
-RIGHT = frozenset({"good", "verbose", "filler", "style-shifted"})
+RIGHT = frozenset({"good", "verbose", "filler", "style-shifted", "friendly"})
 """The teachers whose rationales are right in every step and in the answer."""
 
 
