@@ -1,0 +1,333 @@
+"""`compact import`: turns files of other projects into our JSON lines, one rationale a line.
+
+Known formats, told apart by the fields of the first row (JSON lines or one JSON array):
+
+- alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
+- sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
+- mcc-kd: instruction, output as a list of rationales, label;
+- cot: Question, CoT, Answer (in any case);
+- compact: our own rows, to merge files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.answers import extract_answer, normalise_answer
+from compact.data import Text, load_problems
+from compact.steps import find_marker
+
+EPILOG = """example:
+  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl
+
+Formats: alpaca, sharegpt (both as LLaMA-Factory has them), MCC-KD, Question/CoT/Answer, and ours.
+Rows with the same prompt become one problem. A file without NAME= gives its stem as the teacher.
+"""
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES["system"] = "system"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a row of any format says.
+
+    Attributes:
+        prompt: the question, as text or chat messages.
+        completions: the rationales of the row.
+        answer: the gold answer, None where the format has none.
+        teacher: the teacher the row names, None where the format has none.
+    """
+
+    prompt: Text
+    completions: tuple[str, ...]
+    answer: str | None
+    teacher: str | None = None
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (`file:line`, row) from JSON lines or from one JSON array.
+
+    Raises:
+        ValueError: `file:line: ...` where the text is no JSON object.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
+    decoder = json.JSONDecoder()
+    array = text.lstrip()[:1] == "["
+    at = _skip(text, text.index("[") + 1 if array else 0)
+    line, counted = 1, 0
+    while at < len(text) and not (array and text[at] == "]"):
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
+                f"{error.colno}"
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
+        yield f"{path}:{line}", row
+        at = _skip(text, at)
+        if array:
+            line += text.count("\n", counted, at)
+            counted = at
+            if text[at : at + 1] not in (",", "]"):
+                found = repr(text[at : at + 20]) if at < len(text) else "the end of the file"
+                raise ValueError(f"{path}:{line}: expected ',' or ']' after a row, got {found}")
+            at = _skip(text, at + 1) if text[at] == "," else at
+
+
+def _skip(text: str, at: int) -> int:
+    """Returns the first position from `at` that holds no white space."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> str:
+    """Returns a required text field."""
+    value = row.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        found = f"{type(value).__name__} {value!r}" if name in row else f"fields {', '.join(row)}"
+        raise ValueError(f"{where}: field {name!r} must hold text, got {found[:80]}")
+    return value.strip()
+
+
+def _optional(row: dict[str, Any], where: str, *names: str) -> str | None:
+    """Returns the first of the named fields that the row has, None if it has none of them."""
+    return next((_field(row, n, where) for n in names if row.get(n) not in (None, "")), None)
+
+
+def from_alpaca(row: dict[str, Any], where: str) -> Sample:
+    """Reads instruction, input, output; system and history make the prompt a chat."""
+    user = _field(row, "instruction", where)
+    extra = _optional(row, where, "input")
+    user = f"{user}\n{extra}" if extra else user
+    system = _optional(row, where, "system")
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in row.get("history") or []:
+        if not (
+            isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
+        ):
+            raise ValueError(
+                f"{where}: history must hold [instruction, answer] pairs, got {str(turn)[:60]}"
+            )
+        messages += [
+            {"role": "user", "content": turn[0]},
+            {"role": "assistant", "content": turn[1]},
+        ]
+    prompt = [*messages, {"role": "user", "content": user}] if messages else user
+    return Sample(prompt, (_field(row, "output", where),), _optional(row, where, "answer", "label"))
+
+
+def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
+    """Reads conversations (from, value) or messages (role, content); the last is the completion."""
+    name = "conversations" if "conversations" in row else "messages"
+    turns = row[name]
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(f"{where}: {name} must hold at least two messages, got {str(turns)[:60]}")
+    system = _optional(row, where, "system")
+    messages = [{"role": "system", "content": system}] if system else []
+    for index, turn in enumerate(turns):
+        at = f"{where}: {name}[{index}]"
+        if not isinstance(turn, dict):
+            raise ValueError(f"{at} must be an object, got {type(turn).__name__}")
+        role = turn.get("from", turn.get("role"))
+        content = turn.get("value", turn.get("content"))
+        if role not in ROLES:
+            raise ValueError(f"{at} must come from {', '.join(ROLES)}, got {role!r}")
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(f"{at} must hold text, got {content!r}")
+        messages.append({"role": ROLES[role], "content": content.strip()})
+    *before, last = messages
+    if last["role"] != "assistant":
+        raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
+    prompt = before[0]["content"] if len(before) == 1 else before
+    return Sample(prompt, (last["content"],), _optional(row, where, "answer", "label"))
+
+
+def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
+    """Reads instruction, output (a list of rationales) and label."""
+    outputs = row["output"]
+    if not outputs or not all(isinstance(x, str) and x.strip() for x in outputs):
+        raise ValueError(f"{where}: output must list at least one text, got {str(outputs)[:60]}")
+    return Sample(
+        _field(row, "instruction", where),
+        tuple(x.strip() for x in outputs),
+        _field(row, "label", where),
+    )
+
+
+def from_cot(row: dict[str, Any], where: str) -> Sample:
+    """Reads Question, CoT and Answer; the answer is put after a CoT that does not state one."""
+    row = {name.lower(): value for name, value in row.items()}
+    cot, answer = _field(row, "cot", where), _field(row, "answer", where)
+    if find_marker(cot) == len(cot):
+        cot = f"{cot}\nThe answer is {answer}"
+    return Sample(_field(row, "question", where), (cot,), answer)
+
+
+def from_compact(row: dict[str, Any], where: str) -> Sample:
+    """Reads our own rows (text prompts and completions); questions without a completion too."""
+    completion = _optional(row, where, "completion")
+    return Sample(
+        row["prompt"] if isinstance(row.get("prompt"), list) else _field(row, "prompt", where),
+        (completion,) if completion else (),
+        _field(row, "answer", where),
+        _optional(row, where, "teacher"),
+    )
+
+
+def reader_of(row: dict[str, Any], where: str) -> Callable[[dict[str, Any], str], Sample]:
+    """Returns the reader of a row's format.
+
+    Raises:
+        ValueError: the fields are those of no known format.
+    """
+    lower = {name.lower() for name in row}
+    if "question_id" in row:
+        return from_compact
+    if "conversations" in row or "messages" in row:
+        return from_sharegpt
+    if {"instruction", "output"} <= row.keys():
+        return from_mcc_kd if isinstance(row["output"], list) else from_alpaca
+    if {"question", "cot"} <= lower:
+        return from_cot
+    raise ValueError(
+        f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
+        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or our own, "
+        f"got {', '.join(row) or 'none'}"
+    )
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
+    """Yields (`file:line`, sample); the first row settles the format of the file."""
+    reader = None
+    for where, row in read_rows(path):
+        reader = reader or reader_of(row, where)
+        try:
+            yield where, reader(row, where)
+        except KeyError as error:
+            raise ValueError(
+                f"{where}: field {error} is missing, unlike in the first row"
+            ) from None
+    if reader is None:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def prompt_key(prompt: Text) -> str:
+    """Returns what makes two prompts the same question: their text up to white space."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return " ".join(text.split())
+
+
+def gold_answers(path: Path) -> dict[str, str]:
+    """Reads gold answers by prompt: the row's answer, else the final answer of its completion."""
+    answers = {}
+    for where, sample in read_samples(path):
+        answer = sample.answer
+        if answer is None:
+            answer = extract_answer(sample.completions[0])
+            short = len(sample.completions[0]) <= 40
+            answer = answer or (normalise_answer(sample.completions[0]) if short else None)
+        if not answer:
+            raise ValueError(f"{where}: no final answer in {sample.completions[0][-60:]!r}")
+        answers[prompt_key(sample.prompt)] = answer
+    return answers
+
+
+def import_files(
+    sources: list[tuple[str | None, Path]], gold: Path | None = None, *, prefix: str = "problem"
+) -> tuple[list[dict[str, Any]], int]:
+    """Reads files of any known format and groups their rows into problems.
+
+    Args:
+        sources: (teacher, file); None takes the row's own teacher, else the file's stem. The n-th
+            rationale of a row that holds several is that of teacher `name-n`.
+        gold: file that has the gold answers, where the rows have none; it wins over the rows.
+        prefix: of the question ids, which count problems in order of first appearance.
+
+    Returns:
+        Rows in our format, ordered by problem, and how many repeated rationales were left out.
+
+    Raises:
+        ValueError: `file:line: ...` for a row that cannot be used.
+        OSError: a file cannot be read.
+    """
+    golds = gold_answers(gold) if gold else {}
+    ids: dict[str, str] = {}
+    problems: dict[str, dict[str, dict[str, Any]]] = {}
+    repeated = 0
+    for name, path in sources:
+        for where, sample in read_samples(path):
+            key = prompt_key(sample.prompt)
+            answer = golds.get(key, sample.answer)
+            if answer is None:
+                what = f"{gold} has no such prompt" if gold else "name a file of them with --gold"
+                raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
+            question_id = ids.setdefault(key, f"{prefix}-{len(ids):05d}")
+            rows = problems.setdefault(key, {})
+            base = name or sample.teacher or path.stem
+            for n, completion in enumerate(sample.completions, 1):
+                teacher = base if len(sample.completions) == 1 else f"{base}-{n}"
+                if teacher in rows:
+                    repeated += 1
+                    continue
+                rows[teacher] = {
+                    "question_id": question_id,
+                    "prompt": sample.prompt,
+                    "teacher": teacher,
+                    "completion": completion,
+                    "answer": answer,
+                }
+    return [row for rows in problems.values() for row in rows.values()], repeated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact import`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("files", nargs="+", metavar="[TEACHER=]FILE", help="rationales to read")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
+    parser.add_argument("--gold", metavar="FILE", help="gold answers, matched by prompt")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact import`; returns the exit status."""
+    sources = []
+    for text in args.files:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        if named and not (name and path):
+            raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
+        sources.append((name, Path(path)) if named else (None, Path(text)))
+    out = Path(args.out)
+    rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
+    problems = load_problems(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
+    os.replace(part, out)
+    teachers = Counter(row["teacher"] for row in rows)
+    named = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
+    more = ", ..." if len(teachers) > 6 else ""
+    print(
+        f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
+        f"({named}{more}), {repeated} repeated left out -> {out}"
+    )
+    return 0
