@@ -107,8 +107,10 @@ PRESETS: dict[str, Preset] = {
         eps=1e-4,
         consistency="positions",
     ),
+    # What measures best.
+    "robust": Preset("gain", "gold-weighted", "nll", beta=(1.0, 1.0, 0.0), shrink=0.5),
 }
-DEFAULT_PRESET = "released"
+DEFAULT_PRESET = "robust"
 
 # How fast running statistics follow: an optimizer step has this share of them.
 _MOMENTUM = 0.05

@@ -1,0 +1,96 @@
+"""Adaptability as information gained about the gold answer, step by step, with its jumps.
+
+I_i = (1/m) sum_j log p(a_j | question, steps 1..i, answer cue, a_{<j}) in nats, I_0 after the bare
+question. Delta I_i = I_i - I_{i-1} is the pointwise mutual information of step i and the answer,
+given what came before. An epiphany is a step with Delta I_i > max(0.1 nat, median + 3 MAD over all
+steps of the problem's rationales). A_k = rho (I_n - I_0) + (1 - rho) sum over epiphanies of Delta
+I_i, rho = 0.5. Source: COMPACT (arXiv 2601.13992), "epiphany moments"; the estimator is completed
+in the design notes.
+
+Filler cannot raise it: a step that tells nothing of the answer has Delta I near 0 and no epiphany.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from compact.metrics import register
+from compact.metrics.segments import segment_of, segment_sum
+from compact.passes import Pass
+
+RHO = 0.5
+LEAST_EPIPHANY = 0.1
+"""Nats below which no step is an epiphany."""
+MADS = 3.0
+
+
+class Gains(NamedTuple):
+    """Per step with an answer leaf, A of them, by rationale and step.
+
+    Attributes:
+        offsets: [R + 1] steps of each rationale.
+        level: [A] I_i, nats.
+        gain: [A] Delta I_i, nats.
+        epiphany: [A] bool.
+        start: [R] I_0 of each rationale's problem.
+    """
+
+    offsets: Tensor
+    level: Tensor
+    gain: Tensor
+    epiphany: Tensor
+    start: Tensor
+
+
+def step_gains(pass_: Pass) -> Gains:
+    """Returns the gains of every step of the pass; kept in its cache.
+
+    Raises:
+        ValueError: if the batch was built without answer leaves.
+    """
+    if "step_gains" in pass_.cache:
+        return pass_.cache["step_gains"]  # type: ignore[return-value]
+    batch = pass_.batch
+    if bool((batch.question_leaf < 0).any()):
+        raise ValueError("gain: batch must be built with probes=True, got no answer leaves")
+    offsets = batch.leaf_offsets
+    level = pass_.leaf_logp[: int(offsets[-1])]
+    start = pass_.leaf_logp[batch.question_leaf][batch.problem]
+    before = torch.roll(level, 1)
+    has_steps = offsets.diff() > 0
+    before[offsets[:-1][has_steps]] = start[has_steps]
+    gain = level - before
+    step_offsets = offsets[batch.problem_offsets]  # a problem's steps lie together
+    parts = gain.split(step_offsets.diff().tolist())
+    limits = torch.stack([_epiphany_limit(part) for part in parts])
+    epiphany = gain > limits[segment_of(step_offsets)]
+    gains = Gains(offsets, level, gain, epiphany, start)
+    pass_.cache["step_gains"] = gains
+    return gains
+
+
+def _epiphany_limit(gain: Tensor) -> Tensor:
+    """Returns max(0.1, median + 3 MAD) of the gains of one problem."""
+    if gain.numel() == 0:
+        return gain.new_tensor(LEAST_EPIPHANY)
+    middle = gain.quantile(0.5)
+    spread = (gain - middle).abs().quantile(0.5)
+    return (middle + MADS * spread).clamp(min=LEAST_EPIPHANY)
+
+
+def final_level(pass_: Pass) -> Tensor:
+    """Returns [R] I_n, the level after each rationale's last step."""
+    gains = step_gains(pass_)
+    last = (gains.offsets[1:] - 1).clamp(min=0)
+    return torch.where(gains.offsets.diff() > 0, gains.level[last], gains.start)
+
+
+@register("gain", axis="adaptability", needs_probes=True)
+def gain(pass_: Pass) -> Tensor:
+    """Returns [R] A_k in nats."""
+    gains = step_gains(pass_)
+    jumps = segment_sum(torch.where(gains.epiphany, gains.gain, 0.0), gains.offsets)
+    return RHO * (final_level(pass_) - gains.start) + (1.0 - RHO) * jumps

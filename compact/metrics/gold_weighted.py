@@ -1,0 +1,48 @@
+"""Consensus as agreement with the teachers whom the student finds consistent with the gold answer.
+
+w = softmax_k(I^k_n), I^k_n the mean log-likelihood of the gold answer after rationale k;
+C_k = sum_j w_j cos(g_k, g_j), g_k the hidden state at the answer cue after the last step. Two
+teachers who share an error cannot outvote one who is right. Source: this project; it repairs a
+plain consensus (the abstract of COMPACT, arXiv 2601.13992), which follows a wrong majority.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compact.metrics import register
+from compact.metrics.gain import final_level
+from compact.passes import Pass
+
+
+def gold_weights(pass_: Pass) -> Tensor:
+    """Returns [R] w = softmax of I_n over the rationales of each problem."""
+    parts = final_level(pass_).split(pass_.batch.problem_offsets.diff().tolist())
+    return torch.cat([part.softmax(0) for part in parts])
+
+
+def cue_states(pass_: Pass) -> Tensor:
+    """Returns [R, H] the hidden state that predicts the answer after each rationale's last step."""
+    batch = pass_.batch
+    if pass_.leaf_hidden is None:
+        raise ValueError(
+            "gold-weighted: batch must be built with probes=True, got no answer leaves"
+        )
+    leaf = torch.where(
+        batch.leaf_offsets.diff() > 0,
+        batch.leaf_offsets[1:] - 1,
+        batch.question_leaf[batch.problem],
+    )
+    # The first probe token of a leaf is predicted by the last cue token.
+    first = torch.searchsorted(batch.probe_leaf, leaf)
+    return pass_.leaf_hidden.flatten(0, 1)[batch.probe_rows[first]]
+
+
+@register("gold-weighted", axis="consensus", needs_probes=True)
+def gold_weighted(pass_: Pass) -> Tensor:
+    """Returns [R] weighted mean cosine in -1..1."""
+    sizes = pass_.batch.problem_offsets.diff().tolist()
+    states = torch.nn.functional.normalize(cue_states(pass_).float(), dim=1).split(sizes)
+    weights = gold_weights(pass_).split(sizes)
+    return torch.cat([g @ (w @ g) for g, w in zip(states, weights, strict=True)])
