@@ -10,27 +10,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compact.packing import tree_mask
+from compact.packing import tree_mask, tree_rule
 from compact.passes import Batch, Pass
 from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
+# Tokens of a row on CUDA from which FlexAttention is used; below, a dense mask is small.
+FLEX_FROM = 1024
 _IMPLEMENTATION = "compact_keep_keys"
 
 
 class _KeptKeys:
-    """Keys and values of the main block, layer by layer, and the attention they are used in."""
+    """Keys and values of the main block, layer by layer, and the attention they are used in.
 
-    def __init__(self, implementation: str) -> None:
+    Attributes:
+        implementation: transformers' name of the attention.
+        kept: by attention module, key and value [B, heads, L, D].
+        mode: "keep" while the main block runs and leaves will follow, "read" while they run, "pass"
+            without leaves.
+    """
+
+    def __init__(self, implementation: str, mode: Literal["pass", "keep"]) -> None:
         self.implementation = implementation
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self.reading = False
+        self.mode: Literal["pass", "keep", "read"] = mode
 
     def attend(
         self,
@@ -41,11 +51,11 @@ class _KeptKeys:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention, with the main block's keys in front while `reading`."""
-        if self.reading:
+        """The model's own attention, with the main block's keys in front while leaves run."""
+        if self.mode == "read":
             kept_key, kept_value = self.kept.pop(module)
             key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
-        else:
+        elif self.mode == "keep":
             self.kept[module] = (key.detach(), value.detach())
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
         if attention is None:  # "eager" is a function of the model's own file
@@ -65,7 +75,9 @@ ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
 
 
 @contextmanager
-def _keeping_keys(student: Student) -> Iterator[_KeptKeys]:
+def _attending(
+    student: Student, attention: str, mode: Literal["pass", "keep"]
+) -> Iterator[_KeptKeys]:
     """Puts `_attend` in place of the body's attention.
 
     It is gone by the time a checkpointed layer runs again in backward: the main block's attention
@@ -73,13 +85,14 @@ def _keeping_keys(student: Student) -> Iterator[_KeptKeys]:
     """
     global _active
     config = student.config
-    kept = _KeptKeys(config._attn_implementation)
+    own = config._attn_implementation
+    kept = _KeptKeys(attention, mode)
     before, _active = _active, kept
     config._attn_implementation_internal = _IMPLEMENTATION
     try:
         yield kept
     finally:
-        config._attn_implementation_internal = kept.implementation
+        config._attn_implementation_internal = own
         _active = before
 
 
@@ -151,27 +164,48 @@ def _run_padded(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
 
 
 def _run_tree(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    if batch.leaf_input_ids is None:
-        mask = _mask(student, batch, leaves=False)
-        return _body(student, batch.input_ids, batch.position_ids, mask), None
-    with _keeping_keys(student) as kept:
-        main_mask = _mask_for(kept.implementation, student, batch, leaves=False)
-        hidden = _body(student, batch.input_ids, batch.position_ids, main_mask)
-        kept.reading = True
+    attention = _attention_of(student, batch)
+    mode: Literal["pass", "keep"] = "pass" if batch.leaf_input_ids is None else "keep"
+    with _attending(student, attention, mode) as kept:
+        mask = _mask(attention, student, batch, leaves=False)
+        hidden = _body(student, batch.input_ids, batch.position_ids, mask)
+        if batch.leaf_input_ids is None:
+            return hidden, None
+        kept.mode = "read"
         with torch.no_grad():
-            leaf_mask = _mask_for(kept.implementation, student, batch, leaves=True)
-            leaf_hidden = _body(student, batch.leaf_input_ids, batch.leaf_position_ids, leaf_mask)
+            mask = _mask(attention, student, batch, leaves=True)
+            leaf_hidden = _body(student, batch.leaf_input_ids, batch.leaf_position_ids, mask)
     return hidden, leaf_hidden
 
 
-def _mask(student: Student, batch: Batch, *, leaves: bool) -> Tensor:
-    return _mask_for(student.config._attn_implementation, student, batch, leaves=leaves)
+def _attention_of(student: Student, batch: Batch) -> str:
+    """The attention for a tree: the student's own, or FlexAttention for long rows on CUDA.
+
+    A checkpointed layer runs its second time with the student's own attention, which could not
+    take the mask of FlexAttention: such a student has to be loaded with
+    attn_implementation="flex_attention".
+    """
+    own: str = student.config._attn_implementation
+    long = batch.input_ids.is_cuda and batch.input_ids.shape[1] > FLEX_FROM
+    if own == "sdpa" and long and not student.checkpoints:
+        return "flex_attention"
+    return own
 
 
-def _mask_for(implementation: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor:
-    """The tree's mask in the form the attention takes: bool, or additive for "eager"."""
+def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:
+    """The tree's mask in the form that the attention takes."""
+    if attention == "flex_attention":
+        rule, queries, keys = tree_rule(batch, leaves=leaves)
+        return create_block_mask(
+            lambda b, h, q, k: rule(b, q, k),
+            len(batch.input_ids),
+            None,
+            queries,
+            keys,
+            device=batch.input_ids.device,
+        )
     mask = tree_mask(batch, leaves=leaves)
-    if implementation == "sdpa":
+    if attention == "sdpa":
         return mask
     dtype = student.weight.dtype
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)

@@ -9,7 +9,7 @@ it stood alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -360,25 +360,44 @@ def _flat(pairs: Sequence[tuple[int, int]], length: int) -> Tensor:
     return _tensor([row * length + column for row, column in pairs])
 
 
-def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
-    """Who sees whom in a tree, as a mask for scaled_dot_product_attention.
+def tree_rule(
+    batch: Batch, *, leaves: bool
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]:
+    """Who sees whom in a tree, as a function of indices.
 
     Args:
         batch: a batch with layout "tree".
-        leaves: the mask of the leaf block, whose keys are main block then leaf block; else that of
+        leaves: the rule of the leaf block, whose keys are main block then leaf block; else that of
             the main block.
 
     Returns:
-        [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
+        The rule (row, query, key) -> bool on index tensors that broadcast, and how many queries and
+        keys a row has.
     """
     assert batch.segments is not None and batch.visible is not None
-    key_nodes, key_positions = batch.segments, batch.position_ids
+    visible, key_nodes, key_positions = batch.visible, batch.segments, batch.position_ids
     query_nodes, query_positions = key_nodes, key_positions
     if leaves:
         assert batch.leaf_segments is not None and batch.leaf_position_ids is not None
         query_nodes, query_positions = batch.leaf_segments, batch.leaf_position_ids
         key_nodes = torch.cat([key_nodes, query_nodes], dim=1)
         key_positions = torch.cat([key_positions, query_positions], dim=1)
-    row = torch.arange(len(query_nodes), device=query_nodes.device)[:, None, None]
-    mask = batch.visible[row, query_nodes[:, :, None], key_nodes[:, None, :]]
-    return (mask & (key_positions[:, None, :] <= query_positions[:, :, None]))[:, None]
+
+    def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = visible[row, query_nodes[row, query], key_nodes[row, key]]
+        return seen & (key_positions[row, key] <= query_positions[row, query])
+
+    return rule, query_nodes.shape[1], key_nodes.shape[1]
+
+
+def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
+    """`tree_rule` as a mask for scaled_dot_product_attention.
+
+    Returns:
+        [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
+    """
+    rule, queries, keys = tree_rule(batch, leaves=leaves)
+    device = batch.input_ids.device
+    row = torch.arange(len(batch.input_ids), device=device)[:, None, None]
+    query = torch.arange(queries, device=device)[:, None]
+    return rule(row, query, torch.arange(keys, device=device))[:, None]

@@ -92,9 +92,9 @@ class Student:
                 "the LM head must be one linear layer without adapter, got "
                 f"{type(linear).__name__}; take it out of target_modules"
             )
-        body = getattr(base, base.base_model_prefix, None)
+        body = base.get_decoder()
         if body is None or body is base:
-            raise ValueError(f"{type(base).__name__} has no body at '{base.base_model_prefix}'")
+            raise ValueError(f"{type(base).__name__} has no body beside its head (get_decoder)")
         student = cls(
             model=model,
             body=body,
@@ -120,6 +120,11 @@ class Student:
     def trains_head(self) -> bool:
         """Whether the head's weight takes a gradient."""
         return self.weight.requires_grad
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether layers run a second time in backward (gradient checkpointing)."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.body.modules())
 
     def last_attention(self) -> nn.Module:
         """The last layer's attention module: the last one with q_proj and k_proj.
@@ -153,6 +158,10 @@ class Student:
             want = base(input_ids=ids, use_cache=False).logits.float()
         finally:
             hook.remove()
+        if not seen:
+            raise ValueError(
+                f"{type(base).__name__} does not run {type(self.body).__name__} for its logits"
+            )
         got = self.logits(seen[0]).float()
         error = (got - want).norm() / want.norm().clamp_min(1e-12)
         tolerance = 1e-3 if seen[0].dtype == torch.float32 else 3e-2
