@@ -1,0 +1,203 @@
+// Bodies of csrc/kernels/cpu/linear_token_stats.h, instruction-set neutral.
+
+template <class T>
+COMPACT_INLINE Vec<T> finish_vector(Vec<T> raw, Vec<T> bias, const LogitShape<T>& shape) {
+  const Vec<T> x = raw * shape.scale + bias;
+  return shape.softcap == T(0) ? x : tanh(x / shape.softcap) * shape.softcap;
+}
+
+template <class T>
+T finish_logits(T* row, int64_t n, int64_t first, const LogitShape<T>& shape) {
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  constexpr int kStep = kLanes<T>;
+  const bool plain = shape.plain();
+  const T* bias = shape.bias == nullptr ? nullptr : shape.bias + first;
+  Vec<T> peak = splat(kLowest);
+  int64_t i = 0;
+  if (plain) {
+    Vec<T> other = peak;
+    for (; i + 2 * kStep <= n; i += 2 * kStep) {
+      peak = larger<T>(load(row + i), peak);
+      other = larger<T>(load(row + i + kStep), other);
+    }
+    peak = larger<T>(peak, other);
+  }
+  for (; i + kStep <= n; i += kStep) {
+    Vec<T> z = load(row + i);
+    if (!plain) {
+      z = finish_vector(z, bias == nullptr ? Vec<T>{} : load(bias + i), shape);
+      store(row + i, z);
+    }
+    peak = larger<T>(z, peak);
+  }
+  T best = max_lanes<T>(peak);
+  if (i < n) {
+    Vec<T> z = load_head(row + i, n - i, T(0));
+    if (!plain) {
+      z = finish_vector(z, bias == nullptr ? Vec<T>{} : load_head(bias + i, n - i, T(0)), shape);
+      store_head(row + i, n - i, z);
+    }
+    for (int64_t k = 0; k < n - i; ++k) best = z[k] > best ? z[k] : best;
+  }
+  return best;
+}
+
+template <class T, bool kCapped>
+COMPACT_INLINE Vec<T> exp_vector(Vec<T> z, T reference, T inverse_cap, Vec<T>* sum,
+                                 Vec<T>* weighted) {
+  const Vec<T> u = z - reference;
+  const Vec<T> e = exp(u);
+  // Where e is 0, u may be -inf: bounded, so that their product is 0 and not NaN.
+  const Vec<T> bounded = u < kExpLow<T> ? splat(kExpLow<T>) : u;
+  *sum += e;
+  *weighted += e * bounded;
+  if (!kCapped) return e;
+  const Vec<T> ratio = z * inverse_cap;
+  return e * (T(1) - ratio * ratio);
+}
+
+template <class T, bool kCapped>
+COMPACT_INLINE void exp_row(T* row, int64_t n, T reference, T softcap, RowState<T>* state) {
+  constexpr int kStep = kLanes<T>;
+  const T inverse_cap = kCapped ? T(1) / softcap : T(0);
+  Vec<T> sum{}, weighted{};
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    store(row + i,
+          exp_vector<T, kCapped>(load(row + i), reference, inverse_cap, &sum, &weighted));
+  }
+  if (i < n) {
+    const Vec<T> z = load_head(row + i, n - i, -std::numeric_limits<T>::infinity());
+    store_head(row + i, n - i,
+               exp_vector<T, kCapped>(z, reference, inverse_cap, &sum, &weighted));
+  }
+  state->sum += sum_lanes<T>(sum);
+  state->weighted += sum_lanes<T>(weighted);
+}
+
+template <class T>
+T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* state) {
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  T factor = 1;
+  if (peak > state->peak) state->peak = peak;
+  if (peak > state->reference + T(kReferenceSlack)) {
+    if (state->reference != kLowest) {
+      const double moved = static_cast<double>(state->reference) - static_cast<double>(peak);
+      const double shrink = std::exp(moved);
+      // exp(u + moved) * (u + moved), summed; a sum of nothing stays nothing when moved is -inf.
+      if (shrink > 0.0) state->weighted = shrink * (state->weighted + moved * state->sum);
+      else state->weighted *= 0.0;
+      state->sum *= shrink;
+      factor = static_cast<T>(shrink);
+    }
+    state->reference = peak;
+  }
+  // Nothing but -inf so far: any finite reference gives e = 0.
+  const T reference = state->reference == kLowest ? T(0) : state->reference;
+  if (shape.softcap == T(0)) {
+    exp_row<T, false>(row, n, reference, shape.softcap, state);
+  } else {
+    exp_row<T, true>(row, n, reference, shape.softcap, state);
+  }
+  return factor;
+}
+
+template <class T>
+COMPACT_INLINE Vec<T> gradient_vector(Vec<T> z, T lse, T factor, T inverse_cap) {
+  const Vec<T> ratio = z * inverse_cap;
+  return exp(z - lse) * factor * (T(1) - ratio * ratio);
+}
+
+template <class T>
+void gradient_piece(T* row, int64_t n, T lse, T factor, const LogitShape<T>& shape) {
+  constexpr int kStep = kLanes<T>;
+  const T inverse_cap = shape.softcap == T(0) ? T(0) : T(1) / shape.softcap;
+  int64_t i = 0;
+  if (shape.softcap == T(0)) {
+    for (; i + kStep <= n; i += kStep) store(row + i, exp(load(row + i) - lse) * factor);
+    for (; i < n; ++i) row[i] = exp_one<T>(row[i] - lse) * factor;
+    return;
+  }
+  for (; i + kStep <= n; i += kStep) {
+    store(row + i, gradient_vector(load(row + i), lse, factor, inverse_cap));
+  }
+  if (i < n) {
+    store_head(row + i, n - i,
+               gradient_vector(load_head(row + i, n - i, T(0)), lse, factor, inverse_cap));
+  }
+}
+
+template <class T>
+void scale_row(T* row, int64_t n, T factor) {
+  for (int64_t i = 0; i < n; ++i) row[i] *= factor;
+}
+
+template <class T>
+void add_scaled_row(T* out, const T* row, int64_t n, T factor) {
+  for (int64_t i = 0; i < n; ++i) out[i] += factor * row[i];
+}
+
+template <class T>
+int64_t add_sparse_product(T* out, const T* row, int64_t n, T threshold, const T* matrix,
+                           int64_t width) {
+  constexpr int kStep = kLanes<T>;
+  int64_t used = 0;
+  for (int64_t begin = 0; begin < n; begin += kStep) {
+    const int64_t end = begin + kStep < n ? begin + kStep : n;
+    if (end - begin == kStep) {
+      // One comparison decides for a whole vector; nearly all of them hold nothing. A NaN counts.
+      const Vec<T> value = load(row + begin);
+      const Vec<T> size = value < T(0) ? -value : value;
+      const auto below = size < threshold;
+      bool nothing = true;
+      for (int k = 0; k < kStep; ++k) nothing = nothing & (below[k] != 0);
+      if (nothing) continue;
+    }
+    for (int64_t v = begin; v < end; ++v) {
+      if (std::abs(row[v]) < threshold || row[v] == T(0)) continue;
+      const T factor = row[v];
+      const T* source = matrix + v * width;
+      for (int64_t h = 0; h < width; ++h) out[h] += factor * source[h];
+      ++used;
+    }
+  }
+  return used;
+}
+
+template <class T>
+void to_bfloat16(const T* row, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = static_cast<float>(row[i]);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    out[i] = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+  }
+}
+
+template <class T>
+void from_bfloat16(const uint16_t* row, int64_t n, T factor, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(row[i]) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    out[i] = static_cast<T>(value) * factor;
+  }
+}
+
+template float finish_logits(float*, int64_t, int64_t, const LogitShape<float>&);
+template double finish_logits(double*, int64_t, int64_t, const LogitShape<double>&);
+template float exp_piece(float*, int64_t, float, const LogitShape<float>&, RowState<float>*);
+template double exp_piece(double*, int64_t, double, const LogitShape<double>&, RowState<double>*);
+template void gradient_piece(float*, int64_t, float, float, const LogitShape<float>&);
+template void gradient_piece(double*, int64_t, double, double, const LogitShape<double>&);
+template void scale_row(float*, int64_t, float);
+template void scale_row(double*, int64_t, double);
+template void add_scaled_row(float*, const float*, int64_t, float);
+template void add_scaled_row(double*, const double*, int64_t, double);
+template int64_t add_sparse_product(float*, const float*, int64_t, float, const float*, int64_t);
+template int64_t add_sparse_product(double*, const double*, int64_t, double, const double*, int64_t);
+template void to_bfloat16(const float*, int64_t, uint16_t*);
+template void to_bfloat16(const double*, int64_t, uint16_t*);
+template void from_bfloat16(const uint16_t*, int64_t, float, float*);
+template void from_bfloat16(const uint16_t*, int64_t, double, double*);

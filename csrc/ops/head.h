@@ -1,0 +1,184 @@
+// What the CPU operators of the LM head share: the head's arguments in the compute type, single-threaded
+// products on raw blocks, and the fixed grid of tasks that keeps results independent of the threads.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "kernels/cpu/linear_token_stats.h"
+#include "ops/check.h"
+
+namespace compact {
+
+using namespace cpu;
+
+using OptionalTensor = std::optional<Tensor>;
+
+template <class T>
+constexpr ScalarType kTypeOf = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+// The dtype that is computed in: float64 for float64 hidden states, else float32.
+inline bool computes_in_double(const Tensor& hidden) {
+  return hidden.scalar_type() == ScalarType::Double;
+}
+
+template <class T>
+Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes, kTypeOf<T>);
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// `t` as a contiguous tensor of the compute type; itself where it already is one.
+template <class T>
+Tensor in_compute_type(const Tensor& t) {
+  return torch::stable::contiguous(torch::stable::to(t, kTypeOf<T>));
+}
+
+// source[index], with rows in the compute type: [index.size(0), width].
+template <class T>
+Tensor gather_rows(const Tensor& source, const Tensor& index) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(source),
+                                    torch::stable::detail::from(int64_t{0}),
+                                    torch::stable::detail::from(index)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return in_compute_type<T>(torch::stable::detail::to<Tensor>(stack[0]));
+}
+
+// A view of raw memory as a matrix with the given strides. Views made here never require a gradient,
+// which matters: worker threads do not inherit the caller's no-grad state.
+inline Tensor strided(const void* data, ScalarType type, int64_t rows, int64_t columns,
+                      int64_t row_stride, int64_t column_stride) {
+  return torch::stable::from_blob(const_cast<void*>(data), {rows, columns},
+                                  {row_stride, column_stride},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), type);
+}
+
+template <class T>
+Tensor matrix(const T* data, int64_t rows, int64_t columns) {
+  return strided(data, kTypeOf<T>, rows, columns, columns, 1);
+}
+
+// The transpose of a row-major [rows, columns] block.
+template <class T>
+Tensor transposed(const T* data, int64_t rows, int64_t columns) {
+  return strided(data, kTypeOf<T>, columns, rows, 1, columns);
+}
+
+// out = a @ b, and out = a @ b + keep * out (keep = 0 does not read out). Inside a parallel region
+// torch's products run on the calling thread.
+inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+}
+
+inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool keep) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(),
+                                                         keep ? 1.0 : 0.0, 1.0));
+}
+
+template <class T>
+std::unique_ptr<T[]> scratch(int64_t count) {
+  return std::unique_ptr<T[]>(new T[count]);
+}
+
+// Runs task(0) .. task(count - 1). Always as a parallel region, also for one task: a product outside
+// of one would use several threads and could round differently.
+template <class Task>
+void run_tasks(int64_t count, const Task& task) {
+  torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, count); ++i) task(i);
+  });
+}
+
+// The vocabulary is walked in blocks of this many entries: a block of weights [256, H] and the logits
+// of a tile of rows against it stay in the second-level cache.
+constexpr int64_t kBlock = 256;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tiles of rows x slices of the vocabulary, a task each. The grid depends on the shapes alone.
+struct Grid {
+  int64_t rows, vocabulary, tile_rows, tiles, slices;
+
+  Grid(int64_t rows, int64_t vocabulary, int64_t tile_rows, int64_t tasks)
+      : rows(rows), vocabulary(vocabulary), tile_rows(tile_rows),
+        tiles(ceil_div(rows, tile_rows)),
+        slices(std::clamp<int64_t>(tasks / std::max<int64_t>(tiles, 1), 1,
+                                   ceil_div(vocabulary, kBlock))) {}
+
+  int64_t tile_begin(int64_t tile) const { return tile * tile_rows; }
+  int64_t tile_end(int64_t tile) const { return std::min(rows, (tile + 1) * tile_rows); }
+  // Slices are whole blocks.
+  int64_t slice_begin(int64_t slice) const {
+    return std::min(vocabulary, ceil_div(vocabulary, kBlock) * slice / slices * kBlock);
+  }
+  int64_t slice_end(int64_t slice) const { return slice_begin(slice + 1); }
+};
+
+// The head in the compute type. Weights of another dtype are converted a block at a time.
+template <class T>
+struct Head {
+  Tensor weight;        // [V, H], contiguous, any dtype
+  OptionalTensor bias;  // [V], in the compute type
+  int64_t vocabulary, width;
+  LogitShape<T> shape;
+
+  Head(const Tensor& weight_, const OptionalTensor& bias_, double softcap, double logit_scale)
+      : weight(torch::stable::contiguous(weight_)), vocabulary(weight.size(0)),
+        width(weight.size(1)) {
+    if (bias_) bias = in_compute_type<T>(*bias_);
+    shape = {static_cast<T>(logit_scale), static_cast<T>(softcap),
+             bias ? data<const T>(*bias) : nullptr};
+  }
+
+  bool converts() const { return weight.scalar_type() != kTypeOf<T>; }
+
+  // Rows first .. first + count of the weight; `buffer` [count, H] is used where they must be
+  // converted, and may be null where not.
+  const T* block(int64_t first, int64_t count, T* buffer) const {
+    const auto* bytes =
+        static_cast<const char*>(weight.data_ptr()) + first * width * weight.element_size();
+    if (!converts()) return reinterpret_cast<const T*>(bytes);
+    Tensor to = matrix(buffer, count, width);
+    torch::stable::copy_(to, strided(bytes, weight.scalar_type(), count, width, width, 1));
+    return buffer;
+  }
+};
+
+// Backstop of the Python checks, shared by every operator that takes a head.
+inline void check_head(const char* op, const Tensor& hidden, const Tensor& weight,
+                       const OptionalTensor& bias) {
+  check_dim(op, "hidden", hidden, 2);
+  check_dim(op, "weight", weight, 2);
+  check_size(op, "weight", weight, 1, hidden.size(1));
+  STD_TORCH_CHECK(weight.size(0) > 0, op, ": weight must have at least one row");
+  if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
+}
+
+// An int64 index vector of the given length, contiguous, with every entry in [low, high) or equal to
+// `also`.
+inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
+                            int64_t high, int64_t also = 0) {
+  check_dim(op, name, index, 1);
+  check_size(op, name, index, 0, length);
+  check_dtype(op, name, index, {ScalarType::Long});
+  Tensor flat = torch::stable::contiguous(index);
+  const auto* entries = data<const int64_t>(flat);
+  for (int64_t i = 0; i < length; ++i) {
+    STD_TORCH_CHECK((entries[i] >= 0 && entries[i] < high) || entries[i] == also, op, ": ", name,
+                    "[", i, "] must be in [0, ", high, "), got ", entries[i]);
+  }
+  return flat;
+}
+
+}  // namespace compact

@@ -1,0 +1,243 @@
+// Statistics of the LM head and the unit gradient of every token, in one walk over the vocabulary.
+//
+// A task is a tile of rows against a slice of the vocabulary, block by block (as flash attention walks
+// keys): logits of the block, statistics, e = exp(z - reference) in place, and at once the second
+// product dH += e @ W_block, while block and weights are in cache. The slices' sums are merged at the end:
+// unit = logit_scale * (dH / sum - slope_target * W[target]).
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "ops/gold.h"
+#include "ops/head.h"
+
+namespace compact {
+namespace {
+
+constexpr const char* kOp = "linear_token_stats";
+constexpr int64_t kTileRows = 256, kTasks = 16, kStashBlock = 256;
+
+enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
+
+template <class T>
+struct Sweep {
+  const Head<T>& head;
+  const Grid grid;
+  const GoldTable& gold;
+  const Tensor hidden;    // [M, H] gathered, in the compute type
+  const int64_t* target;  // [M]
+  const int64_t ignore_index, keep;
+  const double filter_eps;
+
+  std::vector<RowState<T>> states{};  // [slices, M]
+  std::vector<double> gold_sums{};    // [slices, M]
+  std::vector<T> target_logit{};      // [M]
+  std::vector<T> seed{};              // [M] target logit known up front, only with filter_eps
+  std::unique_ptr<T[]> partial{};     // [slices - 1, M, H]
+  T* unit = nullptr;                  // [M, H]; also the partial sum of slice 0
+  uint16_t* stash = nullptr;          // [M, V]
+  float* shift = nullptr;             // [M, V / kStashBlock]
+
+  T* partial_rows(int64_t slice) {
+    return slice == 0 ? unit : partial.get() + (slice - 1) * grid.rows * head.width;
+  }
+
+  void run() {
+    const int64_t rows = grid.rows;
+    states.resize(grid.slices * rows);
+    target_logit.assign(rows, T(0));
+    if (gold) gold_sums.assign(grid.slices * rows, 0.0);
+    if (keep != kNothing) partial = scratch<T>((grid.slices - 1) * rows * head.width);
+    if (keep != kNothing && filter_eps > 0.0) find_seeds();
+    run_tasks(grid.tiles * grid.slices, [&](int64_t task) {
+      walk(grid.tile_begin(task / grid.slices), grid.tile_end(task / grid.slices),
+           task % grid.slices);
+    });
+  }
+
+  void walk(int64_t row_begin, int64_t row_end, int64_t slice) {
+    const int64_t rows = row_end - row_begin, width = head.width;
+    const int64_t begin = grid.slice_begin(slice), end = grid.slice_end(slice);
+    auto logits = scratch<T>(rows * kBlock);
+    auto buffer = scratch<T>(head.converts() ? kBlock * width : 0);
+    const Tensor read = matrix(data<const T>(hidden) + row_begin * width, rows, width);
+    T* sums = keep == kNothing ? nullptr : partial_rows(slice) + row_begin * width;
+    const bool sparse = filter_eps > 0.0;
+    if (sums != nullptr && sparse) std::memset(sums, 0, rows * width * sizeof(T));
+    for (int64_t first = begin; first < end; first += kBlock) {
+      const int64_t count = std::min(kBlock, end - first);
+      const T* weights = head.block(first, count, buffer.get());
+      multiply(matrix(logits.get(), rows, count), read, transposed(weights, count, width));
+      for (int64_t i = 0; i < rows; ++i) {
+        read_row(logits.get() + i * count, row_begin + i, slice, first, count,
+                 sums == nullptr ? nullptr : sums + i * width);
+        if (sums != nullptr && sparse) {
+          add_sparse_product(sums + i * width, logits.get() + i * count, count,
+                             threshold(row_begin + i, slice), weights, width);
+        }
+      }
+      if (sums != nullptr && !sparse) {
+        multiply_add(matrix(sums, rows, width), matrix(logits.get(), rows, count),
+                     matrix(weights, count, width), first > begin);
+      }
+    }
+  }
+
+  // e below this has a probability below filter_eps: what the row has seen, and its target, bound the
+  // sum of its exponentials from below.
+  T threshold(int64_t m, int64_t slice) {
+    const RowState<T>& state = states[slice * grid.rows + m];
+    const double known = std::exp(static_cast<double>(seed[m]) - state.reference);
+    return static_cast<T>(filter_eps * std::max(state.sum, known));
+  }
+
+  // The target's logit of every row, from one dot product each.
+  void find_seeds() {
+    seed.assign(grid.rows, -std::numeric_limits<T>::infinity());
+    run_tasks(ceil_div(grid.rows, grid.tile_rows), [&](int64_t tile) {
+      auto buffer = scratch<T>(head.width);
+      for (int64_t m = grid.tile_begin(tile); m < grid.tile_end(tile); ++m) {
+        if (target[m] == ignore_index) continue;
+        const T* weights = head.block(target[m], 1, buffer.get());
+        T dot = 0;
+        for (int64_t h = 0; h < head.width; ++h) dot += data<T>(hidden)[m * head.width + h] * weights[h];
+        seed[m] = finish_logits(&dot, 1, target[m], head.shape);
+      }
+    });
+  }
+
+  // One row of a block: logits in, e out.
+  void read_row(T* row, int64_t m, int64_t slice, int64_t first, int64_t count, T* sums) {
+    RowState<T>& state = states[slice * grid.rows + m];
+    const T peak = finish_logits(row, count, first, head.shape);
+    const int64_t wanted = target[m] - first;
+    const bool here = target[m] != ignore_index && wanted >= 0 && wanted < count;
+    if (here) target_logit[m] = row[wanted];
+    if (gold) gold_sums[slice * grid.rows + m] += gold.sum_in(m, row, first, count);
+    const T factor = exp_piece(row, count, peak, head.shape, &state);
+    if (sums != nullptr && factor != T(1)) scale_row(sums, head.width, factor);
+    if (stash == nullptr) return;
+    to_bfloat16(row, count, stash + m * head.vocabulary + first);
+    if (here) stash[m * head.vocabulary + target[m]] = 0;
+    shift[m * ceil_div(head.vocabulary, kStashBlock) + first / kStashBlock] =
+        static_cast<float>(state.reference);
+  }
+};
+
+// a - b, and 0 where both are -inf (a row of nothing but -inf).
+inline double distance(double a, double b) { return a == b ? 0.0 : a - b; }
+
+// The states of the slices of one row as one.
+template <class T>
+RowState<T> merge(const Sweep<T>& sweep, int64_t m) {
+  RowState<T> total = sweep.states[m];
+  for (int64_t s = 1; s < sweep.grid.slices; ++s) {
+    const T reference = sweep.states[s * sweep.grid.rows + m].reference;
+    if (reference > total.reference) total.reference = reference;
+  }
+  total.sum = total.weighted = 0.0;
+  for (int64_t s = 0; s < sweep.grid.slices; ++s) {
+    const RowState<T>& part = sweep.states[s * sweep.grid.rows + m];
+    if (part.peak > total.peak) total.peak = part.peak;
+    const double moved = distance(part.reference, total.reference);
+    const double factor = std::exp(moved);
+    total.sum += factor * part.sum;
+    if (factor > 0.0) total.weighted += factor * (part.weighted + moved * part.sum);
+  }
+  return total;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& rows,
+    const GoldTable& gold, const OptionalTensor& bias, double softcap, double logit_scale,
+    int64_t ignore_index, int64_t keep, double filter_eps) {
+  const int64_t count = target.size(0), width = hidden.size(1), vocabulary = weight.size(0);
+  const Head<T> head(weight, bias, softcap, logit_scale);
+  Tensor nll = empty_of<T>(hidden, {count}), lse = empty_of<T>(hidden, {count}),
+         entropy = empty_of<T>(hidden, {count}),
+         correct = torch::stable::new_empty(hidden, {count}, ScalarType::Bool),
+         gold_logit = empty_of<T>(hidden, {gold ? count : 0}),
+         gold_logp = empty_of<T>(hidden, {gold ? count : 0}),
+         unit = empty_of<T>(hidden, {keep == kNothing ? 0 : count, width});
+  const bool stashes = keep == kUnitAndStash;
+  Tensor stash = torch::stable::new_empty(hidden, {stashes ? count : 0, vocabulary},
+                                          ScalarType::BFloat16),
+         shift = torch::stable::new_empty(
+             hidden, {stashes ? count : 0, ceil_div(vocabulary, kStashBlock)}, ScalarType::Float);
+
+  Sweep<T> sweep{head, Grid(count, vocabulary, kTileRows, kTasks), gold,
+                 rows ? gather_rows<T>(hidden, *rows) : in_compute_type<T>(hidden),
+                 data<const int64_t>(target), ignore_index, keep, filter_eps};
+  sweep.unit = keep == kNothing ? nullptr : data<T>(unit);
+  if (stashes) {
+    sweep.stash = data<uint16_t>(stash);
+    sweep.shift = data<float>(shift);
+  }
+  sweep.run();
+
+  const int64_t* targets = data<const int64_t>(target);
+  run_tasks(ceil_div(count, kTileRows), [&](int64_t tile) {
+    auto target_row = scratch<T>(width);
+    for (int64_t m = tile * kTileRows; m < std::min(count, (tile + 1) * kTileRows); ++m) {
+      const RowState<T> total = merge(sweep, m);
+      const bool live = targets[m] != ignore_index;
+      const double log_sum = total.reference + std::log(total.sum);
+      data<T>(lse)[m] = static_cast<T>(log_sum);
+      data<T>(entropy)[m] = static_cast<T>(std::log(total.sum) - total.weighted / total.sum);
+      data<T>(nll)[m] = live ? static_cast<T>(log_sum - sweep.target_logit[m]) : T(0);
+      data<bool>(correct)[m] = live && sweep.target_logit[m] >= total.peak;
+      if (gold) {
+        double sum = 0.0;
+        for (int64_t s = 0; s < sweep.grid.slices; ++s) sum += sweep.gold_sums[s * count + m];
+        const double mean = sum / static_cast<double>(gold.end(m) - gold.begin(m));
+        data<T>(gold_logit)[m] = static_cast<T>(mean);
+        data<T>(gold_logp)[m] = static_cast<T>(mean - log_sum);
+      }
+      if (keep == kNothing) continue;
+      T* out = sweep.unit + m * width;
+      if (!live) {
+        std::memset(out, 0, width * sizeof(T));
+        continue;
+      }
+      for (int64_t s = 0; s < sweep.grid.slices; ++s) {
+        const double moved =
+            distance(sweep.states[s * count + m].reference, total.reference);
+        const T factor = static_cast<T>(logit_scale * std::exp(moved) / total.sum);
+        if (s == 0) {
+          scale_row(out, width, factor);
+        } else {
+          add_scaled_row(out, sweep.partial_rows(s) + m * width, width, factor);
+        }
+      }
+      const T slope = softcap_slope(sweep.target_logit[m], head.shape);
+      add_scaled_row(out, head.block(targets[m], 1, target_row.get()), width,
+                     static_cast<T>(-logit_scale * slope));
+    }
+  });
+  return {nll, lse, entropy, correct, gold_logit, gold_logp, unit, stash, shift};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor rows,
+                   OptionalTensor gold_ids, OptionalTensor gold_offsets,
+                   OptionalTensor gold_problem, OptionalTensor bias, double softcap,
+                   double logit_scale, int64_t ignore_index, int64_t keep, double filter_eps) {
+  check_head(kOp, hidden, weight, bias);
+  const int64_t count = rows ? rows->size(0) : hidden.size(0);
+  const Tensor targets = checked_index(kOp, "target", target, count, weight.size(0), ignore_index);
+  if (rows) rows = checked_index(kOp, "rows", *rows, count, hidden.size(0));
+  const GoldTable gold(kOp, gold_ids, gold_offsets, gold_problem, count, weight.size(0));
+  const auto call = computes_in_double(hidden) ? &run<double> : &run<float>;
+  return call(hidden, weight, targets, rows, gold, bias, softcap, logit_scale, ignore_index, keep,
+              filter_eps);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(compact, CPU, m) {
+  m.impl("linear_token_stats", TORCH_BOX(&linear_token_stats));
+}
+
+}  // namespace compact
