@@ -1,0 +1,94 @@
+"""Checkpoints that are whole or absent: staged, listed with sizes and checksums, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def staging_folder(final: Path) -> Path:
+    """Where a checkpoint is written before it is whole; transformers does not take it for one."""
+    return final.with_name(f"unfinished-{final.name}")
+
+
+def clear_unfinished(run: Path) -> None:
+    """Removes what a killed run left half-written."""
+    for folder in run.glob("unfinished-checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Lists the files of a staged checkpoint, forces them to disk and gives the folder its name."""
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    listing = {str(p.relative_to(staged)): [p.stat().st_size, _checksum(p)] for p in files}
+    (staged / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
+    for path in (*files, staged / MANIFEST, staged):
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    staged.rename(final)
+    _sync(final.parent)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, or None when each file is as it was written."""
+    try:
+        listing = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        for name, (size, checksum) in listing.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, expected {size}"
+            if _checksum(path) != checksum:
+                return f"the content of {name} has changed (checksum)"
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    return None
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """Finds the newest checkpoint of a run that is whole.
+
+    Returns:
+        Its folder, or None when there is none, and a line for each newer one that is damaged.
+    """
+    damaged = []
+    for checkpoint in sorted(run.glob("checkpoint-*"), key=_step, reverse=True):
+        if _NAME.fullmatch(checkpoint.name) is None or not checkpoint.is_dir():
+            continue
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint} is damaged: {problem}")
+    return None, damaged
+
+
+def _step(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
