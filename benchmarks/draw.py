@@ -1,0 +1,330 @@
+"""Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw` (`make bench`).
+
+Writes docs/results/<case>.png, docs/results/benchmarks.md, and what stands in README.md between
+`<!-- bench:begin -->` and `<!-- bench:end -->`. Of each case, shape, dtype and machine the last run
+counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks import run
+from benchmarks.gate import Bound, load_bounds
+from benchmarks.harness import ROOT
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
+CASES = {
+    "head": "The LM head: loss and gradient from hidden states",
+    "step": "One training step: forward, weights, backward",
+    "graph": "The consensus graph of 1,000 problems",
+    "kl": "The consistency term: symmetric KL of rationale pairs",
+    "scale": "How a step grows",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of one case at one shape in one process.
+
+    Attributes:
+        case, shape, dtype, machine, commit, versions, date: as in the rows (shape as --shape takes it).
+        device: "cpu" or "cuda".
+        rows: provider -> its row of figures, as text.
+    """
+
+    case: str
+    shape: str
+    dtype: str
+    device: str
+    machine: str
+    commit: str
+    versions: str
+    date: str
+    rows: Mapping[str, Mapping[str, str]]
+
+    def figure(self, provider: str, field: str) -> float:
+        """Returns one figure; NaN where it was not measured."""
+        text = self.rows[provider][field]
+        return float(text) if text else math.nan
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Reads the last run of each case, shape, dtype and machine, in the order of CASES and the files.
+
+    A run of a single provider compares nothing and is passed over.
+    """
+    shared = ("case", "shape", "dtype", "device", "machine", "commit", "versions", "date")
+    last: dict[tuple[str, ...], Run] = {}
+    for case in CASES:
+        path = folder / f"{case}.csv"
+        if not path.exists():
+            continue
+        groups: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = {}
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                groups.setdefault(tuple(row[k] for k in shared), {})[row["provider"]] = row
+        for key, rows in groups.items():
+            found = Run(*key, rows)
+            if len(rows) > 1:
+                last[(found.case, found.shape, found.dtype, found.machine)] = found
+    return list(last.values())
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def seconds_text(seconds: float) -> str:
+    """Returns a time with three digits and a unit that suits it."""
+    if math.isnan(seconds):
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            break
+    return (
+        f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
+    )
+
+
+def memory_text(mb: float) -> str:
+    """Returns a peak in MB."""
+    return "-" if math.isnan(mb) else f"{mb:.1f} MB" if mb < 10 else f"{mb:,.0f} MB"
+
+
+def run_table(one: Run) -> str:
+    """Returns a Markdown table of one run, with the command that repeats it."""
+    base = next(iter(one.rows))
+    lines = [
+        f"**{one.shape}**, {one.dtype} ({one.machine}; commit {one.commit}, {one.date[:10]})",
+        "",
+        f"| provider | median | p20 to p80 | time / {base} | peak extra memory |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name in one.rows:
+        spread = " to ".join(seconds_text(one.figure(name, q)) for q in ("p20_s", "p80_s"))
+        ratio = f"{one.figure(name, 'ratio'):.2f}"
+        label = f"**{name}**" if name.startswith("compact") else name
+        lines.append(
+            f"| {label} | {seconds_text(one.figure(name, 'median_s'))} | {spread} | {ratio} "
+            f"| {memory_text(one.figure(name, 'peak_mb'))} |"
+        )
+    device = " --device cuda" if one.device == "cuda" else ""
+    dtype = "" if one.dtype == "float32" else f" --dtype {one.dtype}"
+    command = f"python -m benchmarks.run {one.case} --shape {one.shape}{device}{dtype}"
+    return "\n".join([*lines, "", f"`{command}`"])
+
+
+def bounds_table(bounds: Sequence[Bound], runs: Sequence[Run]) -> str:
+    """Returns a Markdown table of what the project set itself and what was measured on a CPU."""
+    lines = ["| claim | bound | measured | |", "|---|--:|--:|---|"]
+    for bound in bounds:
+        value = math.nan
+        for one in runs:
+            same = (one.case, one.shape, one.dtype, one.device)
+            if same == (bound.case, bound.shape, "float32", "cpu") and bound.needs <= set(one.rows):
+                value = bound.measured(one.rows.values())
+        shown = "-" if math.isnan(value) else f"{value:.3g}"
+        verdict = (
+            "not measured" if math.isnan(value) else "met" if value <= bound.bound else "missed"
+        )
+        lines.append(f"| {bound.claim} | {bound.bound:g} | {shown} | {verdict} |")
+    return "\n".join(lines)
+
+
+def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[str]) -> str:
+    """Returns docs/results/benchmarks.md."""
+    parts = [
+        "# Benchmarks",
+        "Written by `python -m benchmarks.draw` from `benchmarks/results/*.csv`; do not edit. "
+        "Providers took turns (A B C A B C ...) in one process on the same inputs after their outputs "
+        "had been checked against a reference. Times are medians. Memory is the highest point of a "
+        "call above what was in use before it.",
+        "## What the project set itself",
+        bounds_table(bounds, runs),
+    ]
+    for case, title in CASES.items():
+        mine = [one for one in runs if one.case == case]
+        if mine:
+            parts.append(f"## {title}")
+            if f"{case}.png" in pictures:
+                parts.append(f"![{title}]({case}.png)")
+            parts += [run_table(one) for one in mine]
+    if runs:
+        parts.append(f"Versions of the last run: {max(runs, key=lambda r: r.date).versions}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_block(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[str]) -> str:
+    """Returns what README.md shows: the bounds, and the first shape of `step` and `head`."""
+    parts = [bounds_table(bounds, runs)]
+    for case in ("step", "head"):
+        mine = [one for one in runs if one.case == case and one.device == "cpu"]
+        if mine:
+            parts += [f"{CASES[case]}, {run_table(mine[0])}"]
+        if f"{case}.png" in pictures:
+            parts.append(f"![{CASES[case]}](docs/results/{case}.png)")
+    parts.append("All cases, with spread and commands: [docs/results/benchmarks.md]"
+                 "(docs/results/benchmarks.md).")  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def replace_block(text: str, block: str, where: str) -> str:
+    """Returns `text` with `block` between the markers.
+
+    Args:
+        text: of the file.
+        block: what to put there.
+        where: name of the file, for the message.
+
+    Raises:
+        ValueError: when the markers are not there exactly once, in order.
+    """
+    begin, end = text.find(BEGIN), text.find(END)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
+        raise ValueError(f"{where}: expected one {BEGIN} and after it one {END}")
+    return f"{text[: begin + len(BEGIN)]}\n\n{block}\n\n{text[end:]}"
+
+
+# --- plots ------------------------------------------------------------------------------------
+
+
+def style(ax: Axes, title: str) -> None:
+    """Takes away what does not inform."""
+    ax.set_title(title, loc="left", fontsize=9, color=INK)
+    ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0, labelsize=8, colors=INK)
+
+
+def bars(ax: Axes, one: Run, field: str, title: str) -> None:
+    """Draws one figure of every provider as horizontal bars, each with its value."""
+    names = list(one.rows)
+    values = [one.figure(name, field) for name in names]
+    shown = [0.0 if math.isnan(v) else v for v in values]
+    colours = [OURS if name.startswith("compact") else OTHERS for name in names]
+    ax.barh(names, shown, color=colours, height=0.62)
+    ax.invert_yaxis()
+    ax.set_xlim(0, max([*shown, 1e-9]) * 1.3)
+    ax.set_xticks([])
+    text = seconds_text if field == "median_s" else memory_text
+    for i, value in enumerate(values):
+        if field == "median_s":
+            low, high = one.figure(names[i], "p20_s"), one.figure(names[i], "p80_s")
+            ax.plot([low, high], [i, i], color=INK, linewidth=1)
+            value_at = high
+        else:
+            value_at = shown[i]
+        ax.text(value_at, i, f"  {text(value)}", va="center", fontsize=8, color=INK)
+    style(ax, title)
+
+
+def draw_bars(runs: Sequence[Run], path: Path) -> None:
+    """Draws time and peak memory of every run, a row a shape."""
+    heights = [len(one.rows) + 1.2 for one in runs]
+    figure, axes = plt.subplots(
+        *(len(runs), 2),
+        figsize=(9, 0.27 * sum(heights) + 0.4),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for (left, right), one in zip(axes, runs, strict=True):
+        bars(left, one, "median_s", f"time: {one.shape}")
+        bars(right, one, "peak_mb", "peak extra memory")
+        right.set_yticklabels([])
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def varied(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
+    """Returns, for each size that varies while the others stand at the first run's, value -> run."""
+    shapes = [dict(part.split("=") for part in one.shape.split(",")) for one in runs]
+    found: dict[str, list[tuple[str, Run]]] = {}
+    for key in shapes[0]:
+        line = [
+            (shape[key], one)
+            for shape, one in zip(shapes, runs, strict=True)
+            if all(shape[k] == shapes[0][k] for k in shape if k != key)
+        ]
+        if len(line) > 1:
+            found[key] = sorted(line, key=lambda pair: float(pair[0]))
+    return found
+
+
+def draw_lines(runs: Sequence[Run], path: Path) -> None:
+    """Draws time (above) and memory (below) over each size that varies."""
+    lines = varied(runs)
+    if not lines:
+        draw_bars(runs, path)
+        return
+    figure, axes = plt.subplots(
+        *(2, len(lines)), figsize=(3.4 * len(lines), 5.2), squeeze=False, layout="constrained"
+    )
+    greys = ["#888888", "#b8bec4", "#c9a66b", "#7d6b91"]
+    blues = [OURS, "#62b0d1", "#0a4a66"]
+    for column, (key, points) in enumerate(lines.items()):
+        for row, field in enumerate(("median_s", "peak_mb")):
+            ax = axes[row][column]
+            ours, theirs = iter(blues * 3), iter(greys * 3)
+            for name in points[0][1].rows:
+                pairs = [
+                    (float(v), one.figure(name, field)) for v, one in points if name in one.rows
+                ]
+                colour = next(ours if name.startswith("compact") else theirs)
+                ax.plot(
+                    *zip(*pairs, strict=True), marker="o", markersize=4, color=colour, label=name
+                )
+            ax.set_xticks([float(v) for v, _ in points], [v for v, _ in points])
+            ax.set_ylim(bottom=0)
+            ax.grid(axis="y", color=FAINT)
+            ax.set_axisbelow(True)
+            style(ax, "seconds" if field == "median_s" else "peak extra memory, MB")
+            ax.set_xlabel(key, fontsize=8)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 1 after one line of error."""
+    parse = argparse.ArgumentParser("python -m benchmarks.draw", description=__doc__)
+    parse.add_argument("--results", type=Path, default=run.RESULTS)
+    parse.add_argument("--docs", type=Path, default=ROOT / "docs/results")
+    parse.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parse.parse_args(argv)
+    try:
+        runs, bounds = read_runs(options.results), load_bounds()
+        if not runs:
+            raise ValueError(f"{options.results}: no runs yet; see python -m benchmarks.run --help")
+        options.docs.mkdir(parents=True, exist_ok=True)
+        pictures = []
+        for case in CASES:
+            mine = [one for one in runs if one.case == case]
+            if mine:
+                pictures.append(f"{case}.png")
+                (draw_lines if case == "scale" else draw_bars)(mine, options.docs / pictures[-1])
+        (options.docs / "benchmarks.md").write_text(document(bounds, runs, pictures))
+        block = readme_block(bounds, runs, pictures)
+        text = replace_block(options.readme.read_text(), block, str(options.readme))
+        options.readme.write_text(text)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.draw: error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.docs}/benchmarks.md, {', '.join(pictures)} and {options.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

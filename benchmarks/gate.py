@@ -1,0 +1,164 @@
+"""Fails when a ratio leaves its committed bound: `python -m benchmarks.gate` (`make bench-gate`).
+
+bounds.json holds, for each claim, the `bound` that the project set itself and the `gate` that fails
+the build: the same, or somewhat wider, since a machine of CI is noisy. Only ratios between providers
+of one process (and memory, which does not depend on speed) are judged, and a ratio fails when it is
+out of its gate in every attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from benchmarks import run
+from benchmarks.harness import WrongResult
+
+BOUNDS = Path(__file__).parent / "bounds.json"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One claim.
+
+    Attributes:
+        claim: in words, for tables.
+        case: of benchmarks.run.
+        shape: complete, as --shape takes it.
+        provider: who is judged.
+        over: by whose figure it is divided; None for `peak_mb`.
+        what: "time" (ratio of medians), "memory" (ratio of peaks) or "peak_mb" (a peak in MB).
+        bound: what the project set itself.
+        gate: what fails the build; None where the claim is not gated (too slow, or data absent).
+    """
+
+    claim: str
+    case: str
+    shape: str
+    provider: str
+    over: str | None
+    what: str
+    bound: float
+    gate: float | None
+
+    def __post_init__(self) -> None:
+        if self.what not in ("time", "memory", "peak_mb"):
+            raise ValueError(
+                f"{self.claim}: what must be time, memory or peak_mb, got {self.what!r}"
+            )
+        if (self.over is None) != (self.what == "peak_mb"):
+            raise ValueError(f"{self.claim}: over must name a provider, and be null for peak_mb")
+
+    @property
+    def needs(self) -> set[str]:
+        """The providers that must run."""
+        return {self.provider} | ({self.over} if self.over else set())
+
+    def measured(self, rows: Iterable[run.Row]) -> float:
+        """Returns the judged figure from the rows of one run; NaN where memory was not measured.
+
+        Raises:
+            ValueError: when a provider is missing from the rows.
+        """
+        by_name = {row["provider"]: row for row in rows}
+        for name in self.needs - set(by_name):
+            raise ValueError(f"{self.claim}: no figures of provider {name!r}")
+        key = "median_s" if self.what == "time" else "peak_mb"
+        figures = [by_name[name][key] for name in (self.provider, self.over) if name]
+        if any(f in (None, "") for f in figures):
+            return math.nan
+        top, *bottom = map(float, figures)
+        # The meter is good to half a MB: a provider without extra memory counts as 1 MB.
+        return top / max(bottom[0], 1.0 if self.what == "memory" else 0.0) if bottom else top
+
+
+def load_bounds(path: Path = BOUNDS) -> list[Bound]:
+    """Reads the claims.
+
+    Raises:
+        ValueError: for an entry with missing or unknown fields.
+    """
+    names = {f.name for f in fields(Bound)}
+    found = []
+    for i, entry in enumerate(json.loads(path.read_text())):
+        if set(entry) != names:
+            raise ValueError(f"{path}: entry {i} must have the fields {sorted(names)}")
+        found.append(Bound(**entry))
+    return found
+
+
+def judge(
+    bounds: Sequence[Bound],
+    measure: Callable[[str, str, list[str]], list[run.Row]],
+    attempts: int = 3,
+) -> dict[Bound, float]:
+    """Measures the gated bounds, again where one is out of its gate.
+
+    Args:
+        bounds: claims; those without a gate are passed over.
+        measure: (case, shape, providers) -> the rows of one run.
+        attempts: runs at most of one case and shape.
+
+    Returns:
+        The best figure of each gated bound over the attempts.
+    """
+    best: dict[Bound, float] = {}
+    gated = sorted((b for b in bounds if b.gate is not None), key=lambda b: (b.case, b.shape))
+    for (case, shape), group in itertools.groupby(gated, key=lambda b: (b.case, b.shape)):
+        pending = list(group)
+        for _ in range(attempts):
+            rows = measure(case, shape, sorted(set().union(*(b.needs for b in pending))))
+            for bound in pending:
+                best[bound] = min(bound.measured(rows), best.get(bound, math.inf))
+            pending = [b for b in pending if best[b] > b.gate]
+            if not pending:
+                break
+    return best
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0 when every gate holds."""
+    parse = argparse.ArgumentParser("python -m benchmarks.gate", description=__doc__)
+    parse.add_argument("--seconds", type=float, default=6.0, help="timed work a run (6)")
+    parse.add_argument(
+        "--attempts", type=int, default=3, help="runs until a ratio counts as bad (3)"
+    )
+    parse.add_argument("--bounds", type=Path, default=BOUNDS)
+    options = parse.parse_args(argv)
+    start = time.monotonic()
+
+    def measure(case: str, shape: str, wanted: list[str]) -> list[run.Row]:
+        sizes = run.parse_shape(shape, run.load_case(case).SHAPES[0])
+        rows = run.run_case(
+            case, sizes, device=torch.device("cpu"), wanted=wanted, seconds=options.seconds
+        )
+        run.print_rows(rows)
+        return rows
+
+    try:
+        best = judge(load_bounds(options.bounds), measure, options.attempts)
+    except (ValueError, OSError, WrongResult) as error:
+        print(f"benchmarks.gate: error: {error}", file=sys.stderr)
+        return 1
+    failed = False
+    print(f"\n{'measured':>9} {'gate':>6} {'bound':>6}")
+    for bound, value in best.items():
+        bad = value > bound.gate
+        failed |= bad
+        verdict = "FAILED" if bad else "not measured here" if math.isnan(value) else "ok"
+        print(f"{value:9.3f} {bound.gate:6g} {bound.bound:6g}  {bound.claim}: {verdict}")
+    print(f"{time.monotonic() - start:.0f} s")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
