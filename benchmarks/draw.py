@@ -1,4 +1,4 @@
-"""Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw` (`make bench`).
+"""Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw`.
 
 Writes docs/results/<case>.png, docs/results/benchmarks.md, and what stands in README.md between
 `<!-- bench:begin -->` and `<!-- bench:end -->`. Of each case, shape, dtype and machine the last run
@@ -30,8 +30,8 @@ OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
 CASES = {
     "head": "The LM head: loss and gradient from hidden states",
     "step": "One training step: forward, weights, backward",
-    "graph": "The consensus graph of 1,000 problems",
-    "kl": "The consistency term: symmetric KL of rationale pairs",
+    "graph": "The consensus graphs of many problems",
+    "kl": "The consistency term: symmetric KL of pairs of rationales",
     "scale": "How a step grows",
 }
 
@@ -41,8 +41,8 @@ class Run:
     """The rows of one case at one shape in one process.
 
     Attributes:
-        case, shape, dtype, machine, commit, versions, date: as in the rows (shape as --shape takes it).
-        device: "cpu" or "cuda".
+        case, dtype, device, machine, commit, versions, date: as in the rows.
+        shape: as --shape takes it.
         rows: provider -> its row of figures, as text.
     """
 
@@ -63,7 +63,7 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Reads the last run of each case, shape, dtype and machine, in the order of CASES and the files.
+    """Reads the last run of each case, shape, dtype and machine, cases in the order of CASES.
 
     A run of a single provider compares nothing and is passed over.
     """
@@ -91,12 +91,9 @@ def seconds_text(seconds: float) -> str:
     """Returns a time with three digits and a unit that suits it."""
     if math.isnan(seconds):
         return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            break
-    return (
-        f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
-    )
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
 def memory_text(mb: float) -> str:
@@ -149,9 +146,9 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
     parts = [
         "# Benchmarks",
         "Written by `python -m benchmarks.draw` from `benchmarks/results/*.csv`; do not edit. "
-        "Providers took turns (A B C A B C ...) in one process on the same inputs after their outputs "
-        "had been checked against a reference. Times are medians. Memory is the highest point of a "
-        "call above what was in use before it.",
+        "Providers took turns (A B C A B C ...) in one process on the same inputs, after their "
+        "outputs had been checked against a reference. Times are medians. Memory is the highest "
+        "point of a call above what was in use before it.",
         "## What the project set itself",
         bounds_table(bounds, runs),
     ]
@@ -249,7 +246,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
 
 
 def varied(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
-    """Returns, for each size that varies while the others stand at the first run's, value -> run."""
+    """Returns, for each size that varies while the others keep the first run's, (value, run)."""
     shapes = [dict(part.split("=") for part in one.shape.split(",")) for one in runs]
     found: dict[str, list[tuple[str, Run]]] = {}
     for key in shapes[0]:

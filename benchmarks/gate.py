@@ -1,9 +1,9 @@
 """Fails when a ratio leaves its committed bound: `python -m benchmarks.gate` (`make bench-gate`).
 
-bounds.json holds, for each claim, the `bound` that the project set itself and the `gate` that fails
-the build: the same, or somewhat wider, since a machine of CI is noisy. Only ratios between providers
-of one process (and memory, which does not depend on speed) are judged, and a ratio fails when it is
-out of its gate in every attempt.
+bounds.json holds, for each claim, the `bound` that the project set itself and the `gate` that
+fails the build: the same, or somewhat wider, since a machine of CI is noisy. Only ratios between
+providers of one process (and memory, which does not depend on speed) are judged, and a ratio fails
+when it is out of its gate in every attempt.
 """
 
 from __future__ import annotations

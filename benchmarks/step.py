@@ -1,0 +1,175 @@
+"""One training step on one question: COMPACT against the published step and against plain SFT.
+
+Student: SmolLM2-135M with LoRA of rank 16 on all linear layers. A step is batch building, forward, loss
+and backward of the K rationales of one question (the optimizer is the same for all and left out).
+
+- `sft`: K padded rows, transformers' own loss on the completions.
+- `released`: the published step, from its formulas: K padded rows, full logits, three scores, weights,
+  and the consistency term over all pairs and positions.
+- `compact`: weights by the default preset, answer gains kept from an earlier visit.
+- `compact-probes`: the same with an answer leaf after every step of every rationale.
+- `compact-released`: our run of the same formulas as `released`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import Args, Outputs, Provider, Skipped
+from benchmarks.real import problems, smollm2
+from compact.consistency import consistency_loss
+from compact.encode import encode_problem
+from compact.forward import run_pass
+from compact.metrics.probe import OTHER_WORDS
+from compact.packing import build_batch, tree_length
+from compact.passes import EncodedProblem
+from compact.student import Student
+from compact.weighting import Weigher, make_weigher
+
+SHAPES = ({"K": 4, "layout": "tree"},)
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@functools.cache
+def student(seed: int) -> tuple[Student, Any]:
+    """SmolLM2-135M with LoRA (r 16, alpha 32, no dropout: providers must agree) and its tokenizer."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model, tokenizer = smollm2()
+    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LORA_TARGETS)
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # at its initial 0 the gradient of lora_A would be 0 as well
+            torch.nn.init.normal_(parameter, std=0.01)
+    model.train()
+    return Student.of(model, tokenizer), tokenizer
+
+
+def question(count: int, tokenizer: Any) -> EncodedProblem:
+    """Of 63 questions with `count` rationales that for which a tree saves the median share of tokens."""
+    encoded = [encode_problem(p, tokenizer, max_length=1024) for p in problems(63, count)]
+
+    def share(problem: EncodedProblem) -> float:
+        longest = max(len(r.ids) for r in problem.rationales)
+        return tree_length(problem) / (count * (len(problem.prompt_ids) + longest))
+
+    return sorted(encoded, key=share)[len(encoded) // 2]
+
+
+def padded_rows(problem: EncodedProblem, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, mask and labels [K, L] as any SFT trainer collates them."""
+    rows = [torch.tensor(problem.prompt_ids + r.ids) for r in problem.rationales]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    ids = pad(rows, padding_value=pad_token_id)
+    mask = pad([torch.ones_like(row) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, : len(problem.prompt_ids)] = -100
+    return ids, mask, labels
+
+
+def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: int) -> Tensor:
+    """The published step in plain torch, transcribed from ../shared/design/method.md (`released`)."""
+    ids, mask, labels = padded_rows(problem, pad)
+    output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    logits = output.logits.float()
+    count = len(ids)
+    target = labels[:, 1:]
+    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), reduction="none")
+    difficulty = nll.view(count, -1).sum(1) / (target != -100).sum(1)
+    with torch.no_grad():
+        # Adaptability: rising gold logits, over every token of the padded row.
+        gold = logits[:, :, list(problem.gold_ids)].mean(-1)
+        words = torch.where(torch.isin(ids[:, 1:], thinking), 1.0, OTHER_WORDS)
+        adaptability = (gold.diff(dim=1).relu() * words).sum(1)
+        # Consensus: attention between the rationales' last hidden states.
+        last = output.hidden_states[-1][torch.arange(count), mask.sum(1) - 1]
+        attention = model.base_model.model.model.layers[-1].self_attn
+        query, key = attention.q_proj(last), attention.k_proj(last)
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        share = (query @ key.T / query.shape[1] ** 0.5).softmax(-1).fill_diagonal_(0.0)
+        consensus = share.sum(0)
+
+        def z(score: Tensor) -> Tensor:
+            return (score - score.mean()) / (score.std() + 1e-4)
+
+        weight = (z(adaptability) + z(consensus) - 0.5 * z(difficulty)).softmax(0)
+    consistency = logits.new_zeros(())
+    for i in range(count):
+        for j in range(i + 1, count):
+            if weight[i] * weight[j] < 1e-4:
+                continue
+            both = (mask[i] & mask[j]).bool()
+            log_p, log_q = logits[i][both].log_softmax(-1), logits[j][both].log_softmax(-1)
+            kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+            kl = kl + F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+            consistency = consistency + weight[i] * weight[j] * kl / both.sum()
+    return (weight * difficulty).sum() + 0.1 * consistency
+
+
+def compact_loss(
+    taken: Student, problem: EncodedProblem, weigher: Weigher, layout: Any, pad: int, probes: bool
+) -> Tensor:
+    """The loss of one question as the trainer computes it."""
+    batch = build_batch([problem], layout=layout, probes=probes, pad_token_id=pad)
+    live, hidden, pass_ = run_pass(taken, batch)
+    weight = weigher(pass_).weight
+    token_weight = (weight / batch.token_offsets.diff())[batch.rationale]
+    loss = (token_weight * live.nll).sum()
+    if weigher.consistency is not None:
+        term = consistency_loss(hidden, pass_, weight, weigher.consistency.kind)
+        loss = loss + weigher.consistency.weight * term
+    return loss
+
+
+def watched(model: Any) -> dict[str, Tensor]:
+    """The gradients that are compared: an early lora_A and a late lora_B."""
+    layers = model.base_model.model.model.layers
+    return {
+        "early_grad": layers[1].self_attn.v_proj.lora_A["default"].weight.grad,
+        "late_grad": layers[-2].mlp.down_proj.lora_B["default"].weight.grad,
+    }
+
+
+def providers(args: Args) -> dict[str, Provider | Skipped]:
+    """SFT, the published step, and COMPACT without and with probes."""
+    if args.device.type != "cpu":
+        return {"sft": Skipped("this case measures the CPU step")}
+    taken, tokenizer = student(args.seed)
+    model, pad = taken.model, tokenizer.pad_token_id
+    problem = question(int(args.shape["K"]), tokenizer)
+    layout = args.shape["layout"]
+
+    def provider(loss_of: Callable[[], Tensor], expected: Callable[[], Outputs]) -> Provider:
+        def run() -> Outputs:
+            loss = loss_of()
+            loss.backward()
+            return {"loss": loss.detach(), **watched(model)}
+
+        return Provider(run, expected, rtol=2e-3, reset=lambda: model.zero_grad(set_to_none=True))
+
+    def sft() -> Tensor:
+        ids, mask, labels = padded_rows(problem, pad)
+        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    def ours(weigher: Weigher, probes: bool) -> Callable[[], Tensor]:
+        return lambda: compact_loss(taken, problem, weigher, layout, pad, probes)
+
+    uniform = make_weigher("uniform")
+    released = make_weigher("released")
+    robust = make_weigher("robust")
+    thinking = taken.thinking_ids
+    zero = functools.cache(lambda: {"loss": torch.zeros(())})
+    return {
+        "sft": provider(sft, zero),
+        "released": provider(lambda: released_loss(model, problem, thinking, pad), zero),
+        "compact": provider(ours(uniform, False), zero),
+        "compact-probes": provider(ours(robust, True), zero),
+        "compact-released": provider(ours(released, False), zero),
+    }
