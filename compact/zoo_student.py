@@ -24,16 +24,12 @@ from transformers import (
 
 from compact import zoo
 from compact.answers import answers_match, extract_answer
+from compact.encode import encode_prompt
 
 STAGES = {"early": 300, "middle": 900, "late": 2400}
 """Steps of training at each stage."""
 CACHE = Path("runs/zoo-students")
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'user' %}\n{% else %}"
-    + END
-    + "{% endif %}{% endfor %}"
-)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -55,11 +51,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 def build_model(
@@ -115,7 +109,7 @@ def _batches(
         pairs = []
         for _ in range(8 * size):
             prompt, completion = next(texts)
-            before = tokenizer(prompt + "\n")["input_ids"]
+            before = list(encode_prompt(prompt, tokenizer))
             pairs.append((len(before), before + tokenizer(completion + END)["input_ids"]))
         pairs.sort(key=lambda pair: len(pair[1]))
         starts = list(range(0, len(pairs), size))
@@ -208,9 +202,9 @@ def zoo_accuracy(
         longest: new tokens at most.
     """
     model.eval()
-    by_length: dict[int, list[tuple[list[int], str]]] = {}
+    by_length: dict[int, list[tuple[tuple[int, ...], str]]] = {}
     for row in questions:
-        ids = tokenizer(row["prompt"] + "\n")["input_ids"]
+        ids = encode_prompt(row["prompt"], tokenizer)
         by_length.setdefault(len(ids), []).append((ids, row["answer"]))
     right = 0
     for group in by_length.values():

@@ -1,0 +1,145 @@
+"""Plants one error in a real rationale, so that right and wrong can be told apart with certainty.
+
+`hidden`: a number before the answer is changed wherever it stands, the right final answer is kept.
+`carried`: a number before the answer is changed and carried on: what follows from it by the text's
+own equations is computed anew, and so is the final answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from compact.answers import normalise_answer, parse_number
+from compact.steps import find_marker
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")
+_SIGN = re.compile(r"[-+*/×÷−]|(?<=\s)x(?=\s)")
+_UNIT = re.compile(r"^[\s$]*(?:[A-Za-z]+[\s$]*){0,3}$")
+_TRIES = 40
+
+
+def hidden(completion: str, gold: str, rng: random.Random) -> str | None:
+    """Changes a number before the answer marker wherever it stands there; the answer is kept.
+
+    Returns:
+        The corrupted completion, or None where nothing before the marker can be changed.
+    """
+    body, answer = _split(completion)
+    values = _values(body)
+    if not values:
+        return None
+    old = rng.choice(values)
+    new = _other(old, values, rng)
+    return _replaced(body, {old: new}) + answer
+
+
+def carried(completion: str, gold: str, rng: random.Random) -> str | None:
+    """Changes a number before the answer marker and carries it on to a wrong final answer.
+
+    Returns:
+        The corrupted completion, or None where no number leads to the answer by whole steps.
+    """
+    body, answer = _split(completion)
+    values, target = _values(body), parse_number(normalise_answer(gold))
+    chain = _equations(body)
+    if not values or target is None:
+        return None
+    for _ in range(_TRIES):
+        old = rng.choice(values)
+        changed = {old: _other(old, values, rng)}
+        for operands, signs, result in chain:
+            if result == old or not any(operand in changed for operand in operands):
+                continue
+            new = _evaluate([changed.get(operand, operand) for operand in operands], signs)
+            if new is None or new < 0 or new.denominator != 1:
+                break
+            changed[result] = new
+        else:
+            if changed.get(target, target) != target:
+                return _replaced(body, changed) + _replaced(answer, {target: changed[target]})
+    return None
+
+
+PLANTS: dict[str, Callable[[str, str, random.Random], str | None]] = {
+    "carried": carried,
+    "hidden": hidden,
+}
+"""The kinds of error: function of completion, gold answer and randomness."""
+
+
+def _split(completion: str) -> tuple[str, str]:
+    marker = find_marker(completion)
+    return completion[:marker], completion[marker:]
+
+
+def _value(number: str) -> Fraction:
+    return Fraction(number.replace(",", ""))
+
+
+def _values(body: str) -> list[Fraction]:
+    """The distinct numbers of a text, in order of appearance."""
+    return list(dict.fromkeys(_value(number) for number in _NUMBER.findall(body)))
+
+
+def _other(old: Fraction, values: list[Fraction], rng: random.Random) -> Fraction:
+    """A number near `old`, of the same kind, that the text does not hold."""
+    errors = [e for e in (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10) if old + e > 0]
+    return rng.choice([old + e for e in errors if old + e not in values] or [old + 17])
+
+
+def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
+    """Writes the changed numbers as the old ones were written, with as many decimals."""
+
+    def new(match: re.Match[str]) -> str:
+        value = _value(match.group())
+        if value not in changed:
+            return match.group()
+        decimals = len(match.group().partition(".")[2])
+        return f"{float(changed[value]):.{decimals}f}"
+
+    return _NUMBER.sub(new, text)
+
+
+def _equations(body: str) -> list[tuple[list[Fraction], list[str], Fraction]]:
+    """Operands, signs and result of each equation that holds, units between them allowed.
+
+    Where a text leaves the result open ("290 ÷ 2 = ?") it is computed.
+    """
+    found = []
+    for match in re.finditer("=", body):
+        before = re.split(r"[=\n;:?!]|\.\s|,\s", body[: match.start()])[-1]
+        numbers = list(_NUMBER.finditer(before))
+        operands, signs = [], []
+        for i, number in enumerate(numbers):
+            gap = before[numbers[i - 1].end() if i else 0 : number.start()]
+            sign = _SIGN.findall(gap)
+            if i and len(sign) == 1 and _UNIT.match(_SIGN.sub(" ", gap)):
+                signs.append(sign[0])
+            else:
+                operands, signs = [], []
+            operands.append(_value(number.group()))
+        value = _evaluate(operands, signs) if len(operands) > 1 else None
+        after = re.match(r"[\s$]*(?:(\?)|(" + _NUMBER.pattern + "))", body[match.end() :])
+        if value is None or after is None:
+            continue
+        if after.group(1) or abs(_value(after.group(2)) - value) <= Fraction(1, 100):
+            found.append((operands, signs, value))
+    return found
+
+
+def _evaluate(operands: list[Fraction], signs: list[str]) -> Fraction | None:
+    """Products before sums; None for a division by 0."""
+    terms = [operands[0]]
+    for sign, operand in zip(signs, operands[1:], strict=True):
+        if sign in "*×x":
+            terms[-1] *= operand
+        elif sign in "/÷":
+            if operand == 0:
+                return None
+            terms[-1] /= operand
+        else:
+            terms.append(operand if sign == "+" else -operand)
+    return sum(terms, Fraction(0))

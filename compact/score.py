@@ -1,0 +1,244 @@
+"""`compact score`: scores and weights of rationales without training, to audit or filter data.
+
+One row a rationale: question_id, teacher, answer (the final answer that was read), adaptability,
+consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). What is
+found goes to OUT.partial as it comes, so a killed run goes on; OUT is written whole, at the end,
+when the spread of the scores over the data is known and the weights can be given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from compact.data import Problem, load_problems
+from compact.encode import encode_problem
+from compact.forward import run_pass
+from compact.layout import choose_layout
+from compact.metrics import AXES
+from compact.metrics.gain import step_gains
+from compact.packing import build_batch, tree_length
+from compact.passes import EncodedProblem, Pass
+from compact.student import Student, load_student
+from compact.weighting import DEFAULT_PRESET, PresetWeigher, Weigher, make_weigher
+
+EPILOG = """example:
+  compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
+  compact score rationales.jsonl --model STUDENT --metric consensus=answer --out scores.jsonl
+"""
+_TOKENS_A_PASS = 4096
+
+
+def score_problems(
+    student: Student,
+    processing_class: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    weigher: Weigher,
+    *,
+    max_length: int = 2560,
+    partial: Path | None = None,
+    settings: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores every rationale and weighs it within its problem.
+
+    Args:
+        student: the student whose scores are asked for; nothing of it changes.
+        processing_class: its tokenizer.
+        problems: problems with their rationales.
+        weigher: a preset or policy, new: its statistics become those of `problems`.
+        max_length: most tokens of prompt and one rationale.
+        partial: file to keep what is found in, and to go on from; None keeps nothing.
+        settings: what the kept scores depend on; kept ones with other settings are not used.
+
+    Returns:
+        One row a rationale, in the order of the data.
+
+    Raises:
+        ValueError: a problem that cannot be encoded, a metric that cannot be used.
+    """
+    done = _read_partial(partial, settings or {}) if partial else {}
+    layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
+    left = [p for p in problems if p.question_id not in done]
+    encoded = [encode_problem(p, processing_class, max_length=max_length) for p in left]
+    bar = tqdm(total=len(problems), initial=len(done), desc="score", unit="problem")
+    file = partial.open("a", encoding="utf-8") if partial else None
+    try:
+        for chunk in _chunks(encoded):
+            batch = build_batch(
+                chunk, layout=layout, probes=True, pad_token_id=processing_class.pad_token_id
+            )
+            with torch.no_grad():
+                pass_ = run_pass(student, batch.to(student.weight.device))[2]
+            for question_id, rows in _rows(pass_, weigher):
+                done[question_id] = rows
+                if file:
+                    file.write(json.dumps({"question_id": question_id, "rows": rows}) + "\n")
+            if file:
+                file.flush()
+            bar.update(len(chunk))
+    finally:
+        bar.close()
+        if file:
+            file.close()
+    rows = [done[problem.question_id] for problem in problems]
+    if isinstance(weigher, PresetWeigher):
+        _weigh(rows, weigher)
+    return [row for problem in rows for row in problem]
+
+
+def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
+    """Problems of about the same length, a pass at a time."""
+    chunk: list[EncodedProblem] = []
+    for problem in sorted(problems, key=tree_length):
+        if chunk and (len(chunk) + 1) * tree_length(problem) > _TOKENS_A_PASS:
+            yield chunk
+            chunk = []
+        chunk.append(problem)
+    if chunk:
+        yield chunk
+
+
+def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """(question_id, rows of its rationales); a preset's weights are found later, from all."""
+    if isinstance(weigher, PresetWeigher):
+        scores, weight = weigher.score(pass_), None
+    else:
+        scores, weight = {}, weigher(pass_).weight.tolist()
+    listed = {axis: values.tolist() for axis, values in scores.items()}
+    found = step_gains(pass_)
+    gains, epiphanies, offsets = (x.tolist() for x in (found.gain, found.epiphany, found.offsets))
+    r = 0
+    for problem in pass_.batch.problems:
+        rows = []
+        for rationale in problem.rationales:
+            first = offsets[r]
+            steps = [
+                {"text": text, "gain": round(gains[first + i], 5)}
+                for i, text in enumerate(rationale.step_texts)
+            ]
+            rows.append(
+                {
+                    "question_id": problem.question_id,
+                    "teacher": rationale.teacher,
+                    "answer": rationale.answer,
+                    **{axis: listed[axis][r] if axis in listed else None for axis in AXES},
+                    "weight": weight[r] if weight else None,
+                    "steps": steps,
+                    "epiphanies": [i for i in range(len(steps)) if epiphanies[first + i]],
+                }
+            )
+            r += 1
+        yield problem.question_id, rows
+
+
+def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
+    """Fills in the weights of a preset, with the running spread that of all the scores."""
+    flat = [row for rows in problems for row in rows]
+    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.metrics}
+    offsets = torch.tensor([0, *(len(rows) for rows in problems)]).cumsum(0)
+    weigher.update(scores, offsets)
+    for row, weight in zip(flat, weigher.weigh(scores, offsets).weight.tolist(), strict=True):
+        row["weight"] = weight
+
+
+def _read_partial(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows kept by a run with the same settings; any other file is begun anew."""
+    head = json.dumps({"settings": settings})
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    done = {}
+    kept = [head]
+    if lines and lines[0] == head:
+        for line in lines[1:-1]:  # what follows the last newline is a line cut short
+            row = json.loads(line)
+            done[row["question_id"]] = row["rows"]
+            kept.append(line)
+    _write(path, "\n".join(kept) + "\n")
+    return done
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.writing")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:
+    """Reads "axis=metric" overrides.
+
+    Raises:
+        ValueError: not of this form, or an unknown axis.
+    """
+    overrides = {}
+    for pair in pairs:
+        axis, equals, metric = pair.partition("=")
+        if not equals or axis not in AXES or not metric:
+            raise ValueError(f"--metric must be AXIS=NAME with axis in {list(AXES)}, got {pair!r}")
+        overrides[axis] = metric
+    return overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact score`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
+    parser.add_argument("--model", required=True, help="folder, Hugging Face name or .gguf file")
+    parser.add_argument(
+        "--preset", default=DEFAULT_PRESET, help=f"preset or policy [{DEFAULT_PRESET}]"
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="AXIS=NAME",
+        help="another metric for an axis of the preset; may be repeated",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines, a rationale each")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
+    parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="tokens [2560]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact score`; returns the exit status."""
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {args.limit}")
+    overrides = parse_metrics(args.metric)
+    weigher = make_weigher(args.preset, **overrides)
+    problems = load_problems(args.data)[: args.limit]
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model, processing_class = load_student(args.model)
+    settings = {
+        "data": hashlib.sha256(Path(args.data).read_bytes()).hexdigest(),
+        "model": args.model,
+        "preset": args.preset,
+        "metrics": overrides,
+        "max_length": args.max_length,
+    }
+    partial = out.with_name(f"{out.name}.partial")
+    rows = score_problems(
+        Student.of(model, processing_class),
+        processing_class,
+        problems,
+        weigher,
+        max_length=args.max_length,
+        partial=partial,
+        settings=settings,
+    )
+    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    partial.unlink()
+    print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
+    return 0
