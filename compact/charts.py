@@ -1,0 +1,302 @@
+"""Draws the charts of the report as inline SVG, coloured by the page's style sheet.
+
+Every chart is a viewBox of `WIDTH` units that scales with the page; text is 12 units high. A series
+has a class `c0`, `c1`, ... to which the style sheet gives a colour, for light and for dark pages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+WIDTH = 440.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart: points (x, y) in order of x, a name and the number of its colour."""
+
+    name: str
+    colour: int
+    points: Sequence[tuple[float, float]]
+    kind: str = "line"  # "line", "faint" (thin, behind the others) or "dots"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of an interval chart: a value with what lies around it.
+
+    Attributes:
+        name: of the row.
+        colour: number of its colour.
+        value: the mark.
+        low, high: ends of the thin line.
+        inner: ends of the thick line, None where there is none.
+    """
+
+    name: str
+    colour: int
+    value: float
+    low: float
+    high: float
+    inner: tuple[float, float] | None = None
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns about `count` round numbers (1, 2, 2.5 or 5 times a power of ten) in [low, high]."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """Writes a number for an axis: 0.25, 40, 1.2k, 3M."""
+    size = abs(value)
+    for limit, unit in ((1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / (1e3 if unit == 'k' else 1e6):.3g}{unit}"
+    return f"{value:.4g}"
+
+
+def _span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
+    """Returns the least and greatest value with a margin; never an empty range."""
+    low, high = min(values), max(values)
+    pad = (high - low) * margin or max(abs(low) * 0.1, 0.5)
+    return low - pad, high + pad
+
+
+def _svg(height: float, title: str, body: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(body)}</svg>'
+    )
+
+
+def _x_axis(low: float, high: float, height: float, label: str, left: float) -> list[str]:
+    """Vertical grid lines with numbers below, and the label of the axis."""
+    base = height - BOTTOM
+    parts = []
+    for tick in ticks(low, high):
+        x = left + (tick - low) / (high - low) * (WIDTH - RIGHT - left)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" y2="{base:g}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{base + 15:g}" text-anchor="middle">'
+            f"{number(tick)}</text>"
+        )
+    middle = (left + WIDTH - RIGHT) / 2
+    parts.append(
+        f'<text class="axis" x="{middle:g}" y="{height - 6:g}" text-anchor="middle">'
+        f"{escape(label)}</text>"
+    )
+    return parts
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_range: tuple[float | None, float | None] = (None, None),
+    reference: tuple[float, str] | None = None,
+    height: float = 240.0,
+) -> Markup:
+    """Draws series over a common x.
+
+    Args:
+        title: read out by screen readers.
+        series: at least one with a point.
+        x_label: below the axis.
+        y_range: limits of y; None takes them from the data.
+        reference: a dashed horizontal line and its name.
+        height: of the viewBox.
+    """
+    xs = [x for s in series for x, _ in s.points]
+    ys = [y for s in series for _, y in s.points] + ([reference[0]] if reference else [])
+    x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
+    y_low, y_high = _span(ys)
+    y_low = y_low if y_range[0] is None else y_range[0]
+    y_high = y_high if y_range[1] is None else y_range[1]
+    base = height - BOTTOM
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT),
+            base - (y - y_low) / (y_high - y_low) * (base - TOP),
+        )
+
+    body = _x_axis(x_low, x_high, height, x_label, LEFT)
+    for tick in ticks(y_low, y_high, 4):
+        y = at(x_low, tick)[1]
+        body.append(
+            f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
+            f"{number(tick)}</text>"
+        )
+    if reference:
+        y = at(x_low, reference[0])[1]
+        body.append(
+            f'<line class="reference" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" '
+            f'y2="{y:.1f}"/><text class="note" x="{WIDTH - RIGHT:g}" y="{y - 4:.1f}" '
+            f'text-anchor="end">{escape(reference[1])}</text>'
+        )
+    for s in series:
+        points = [at(x, min(max(y, y_low), y_high)) for x, y in s.points]
+        name = f"<title>{escape(s.name)}</title>"
+        if s.kind == "dots" or len(points) == 1:
+            body += [
+                f'<circle class="dot c{s.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">{name}</circle>'
+                for x, y in points
+            ]
+        elif points:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            body.append(f'<polyline class="{s.kind} c{s.colour}" points="{path}">{name}</polyline>')
+    return _svg(height, title, body)
+
+
+def interval_chart(
+    title: str,
+    rows: Sequence[Interval],
+    *,
+    x_label: str,
+    x_range: tuple[float | None, float | None] = (None, None),
+    reference: float | None = None,
+) -> Markup:
+    """Draws a row for each value: a mark, a thin line from low to high, a thick one inside.
+
+    Args:
+        title: read out by screen readers.
+        rows: at least one.
+        x_label: below the axis.
+        x_range: limits; None takes them from the rows.
+        reference: a dashed vertical line.
+    """
+    low, high = _span(
+        [v for r in rows for v in (r.low, r.high)] + ([] if reference is None else [reference])
+    )
+    low = low if x_range[0] is None else x_range[0]
+    high = high if x_range[1] is None else x_range[1]
+    longest = max(len(r.name) for r in rows)
+    left = min(150.0, max(60.0, 7.0 * longest + 14))
+    fits = int((left - 14) / 6.6)
+    height = TOP + 28.0 * len(rows) + BOTTOM
+
+    def at(value: float) -> float:
+        return left + (min(max(value, low), high) - low) / (high - low) * (WIDTH - RIGHT - left)
+
+    body = _x_axis(low, high, height, x_label, left)
+    if reference is not None:
+        x = at(reference)
+        body.append(
+            f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" '
+            f'y2="{height - BOTTOM:g}"/>'
+        )
+    for i, row in enumerate(rows):
+        y = TOP + 28.0 * i + 14
+        shown = row.name if len(row.name) <= fits else row.name[: fits - 1] + "…"
+        told = f"{row.name}: {row.value:.3g} ({row.low:.3g} to {row.high:.3g})"
+        body.append(
+            f'<g class="c{row.colour}"><title>{escape(told)}</title>'
+            f'<text class="name" x="{left - 8:g}" y="{y + 4:g}" text-anchor="end">'
+            f"{escape(shown)}</text>"
+            f'<line class="whisker" x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" '
+            f'y1="{y:g}" y2="{y:g}"/>'
+        )
+        if row.inner:
+            a, b = at(row.inner[0]), at(row.inner[1])
+            body.append(
+                f'<rect class="box" x="{a:.1f}" y="{y - 7:g}" width="{max(1.0, b - a):.1f}" '
+                'height="14" rx="3"/>'
+            )
+        body.append(f'<circle class="mark" cx="{at(row.value):.1f}" cy="{y:g}" r="4.5"/></g>')
+    return _svg(height, title, body)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step in the drawing of a consensus graph.
+
+    Attributes:
+        row: the rationale.
+        column: the step within it.
+        support: share of the teachers in the step's class, in (0, 1].
+        mainstream: whether the class lies on the mainstream path.
+        label: short text below the node.
+        text: the whole step, shown on hover.
+        epiphany: whether the step is one.
+    """
+
+    row: int
+    column: int
+    support: float
+    mainstream: bool
+    label: str
+    text: str
+    epiphany: bool
+
+
+def consensus_chart(
+    title: str,
+    teachers: Sequence[tuple[str, int]],
+    nodes: Sequence[Node],
+    matches: Sequence[tuple[int, int]],
+) -> Markup:
+    """Draws the steps of each teacher as a chain, and lines between steps that match.
+
+    Args:
+        title: read out by screen readers.
+        teachers: (name, colour) of each row.
+        nodes: the steps.
+        matches: pairs of indices into `nodes`.
+    """
+    columns = max(n.column for n in nodes) + 1
+    left, gap = 14.0, 74.0
+    height = 22.0 + gap * len(teachers)
+    # Many steps narrow the distance rather than the text.
+    pitch = min(96.0, (WIDTH - left - 40) / max(1, columns - 1)) if columns > 1 else 0.0
+
+    def at(node: Node) -> tuple[float, float]:
+        return left + 20 + node.column * pitch, 44.0 + gap * node.row
+
+    body = []
+    for row, (name, colour) in enumerate(teachers):
+        chain = sorted((n for n in nodes if n.row == row), key=lambda n: n.column)
+        y = 44.0 + gap * row
+        body.append(f'<text class="name c{colour}" x="4" y="{y - 24:g}">{escape(name)}</text>')
+        if chain:
+            a, b = at(chain[0])[0], at(chain[-1])[0]
+            body.append(
+                f'<line class="chain c{colour}" x1="{a:.1f}" x2="{b:.1f}" y1="{y:g}" y2="{y:g}"/>'
+            )
+    for i, j in matches:
+        (x1, y1), (x2, y2) = at(nodes[i]), at(nodes[j])
+        main = " main" if nodes[i].mainstream and nodes[j].mainstream else ""
+        # A curve to one side, so that it does not run through the nodes of the rows between.
+        bend = 0.0 if abs(nodes[i].row - nodes[j].row) == 1 else 16.0
+        body.append(
+            f'<path class="match{main}" d="M{x1:.1f},{y1:g} Q{(x1 + x2) / 2 + bend:.1f},'
+            f'{(y1 + y2) / 2:.1f} {x2:.1f},{y2:g}"/>'
+        )
+    fits = max(3, int(pitch / 5.6)) if pitch else 30
+    for node in nodes:
+        x, y = at(node)
+        colour = teachers[node.row][1]
+        main = " main" if node.mainstream else ""
+        label = node.label if len(node.label) <= fits else node.label[: fits - 1] + "…"
+        star = f'<text class="star" x="{x:.1f}" y="{y - 12:g}">★</text>' if node.epiphany else ""
+        body.append(
+            f'<g class="node{main} c{colour}"><title>{escape(node.text)} '
+            f"(support {node.support:.2f})</title>"
+            f'<circle cx="{x:.1f}" cy="{y:g}" r="{5 + 6 * node.support:.1f}"/>{star}'
+            f'<text class="step" x="{x:.1f}" y="{y + 24:g}">{escape(label)}</text></g>'
+        )
+    return _svg(height, title, body)
