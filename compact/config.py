@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 
 def _option(default: Any, text: str) -> Any:
@@ -59,12 +59,15 @@ class CompactConfig(TrainingArguments):
     # Changed defaults; the meaning is transformers'.
     output_dir: str | None = _option("runs/compact", "where checkpoints, scores and the model go")
     learning_rate: float = _option(1e-5, "peak learning rate")
-    lr_scheduler_type: str = _option("constant", "learning-rate schedule")
+    lr_scheduler_type: SchedulerType | str = _option("constant", "learning-rate schedule")
     num_train_epochs: float = _option(5.0, "passes over the problems")
     per_device_train_batch_size: int = _option(1, "problems a micro-batch and rank")
     per_device_eval_batch_size: int = _option(1, "problems a micro-batch and rank in evaluation")
     gradient_accumulation_steps: int = _option(4, "micro-batches an optimizer step")
     logging_steps: float = _option(1, "steps between lines of the log")
+    resume_from_checkpoint: str | bool | None = _option(
+        None, "a checkpoint to go on from; true takes the newest of output_dir that is whole"
+    )
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -191,7 +191,7 @@ class CompactTrainer(Trainer):
         logger.info("packing: %s (%s)", self.layout, reason)
         pad = processing_class.pad_token_id
         self._pad_token_id = processing_class.eos_token_id if pad is None else pad
-        self._data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
+        self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._kept_gains: dict[str, list[float]] = {}
         self._micros: list[list[ProblemRecord]] = []  # counted problems of the step so far
         self._step_loss = torch.zeros(())
@@ -567,7 +567,7 @@ class CompactTrainer(Trainer):
         text = {
             "settings": json.loads(self.args.to_json_string()),
             "student": self._student_name,
-            "data": self._data_name,
+            "data": self.data_name,
             "weigher": self.weigher.name,
             "packing": self.layout,
             "versions": {name: version(name) for name in _PACKAGES},

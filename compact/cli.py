@@ -1,0 +1,107 @@
+"""The `compact` command: finds the subcommand's module, runs it, and turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+# Subcommand -> (module, what it does). A module is imported when its command is used.
+COMMANDS = {
+    "train": ("compact.train", "train a student on the rationales of several teachers"),
+    "evaluate": ("compact.evaluate", "accuracy of a student on a test file, and what it forgot"),
+    "score": ("compact.score", "score and weigh rationales without training"),
+    "compare": ("compact.compare", "train under several weightings and compare"),
+    "report": ("compact.report", "one HTML page about a run"),
+    "import": ("compact.importers", "turn files of other tools into rationales"),
+    "doctor": ("compact.doctor", "what packing, attention and memory a model gets"),
+    "env": ("compact.env", "versions and machine, for a bug report"),
+}
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a `compact` command line; returns its exit status.
+
+    0 success, 1 an error that the user can mend (told in one line), 2 a command line that cannot be
+    read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}", 2)
+    logging.basicConfig(format="compact: %(message)s", level=logging.WARNING)
+    try:
+        return _run(command, rest)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("COMPACT_TRACEBACK"):
+            raise
+        return _fail(_one_line(error), 1)
+
+
+def _run(command: str, rest: list[str]) -> int:
+    module_name, what = COMMANDS[command]
+    module = importlib.import_module(module_name)
+    parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
+    module.add_arguments(parser)
+    args, options = parser.parse_known_args(rest)
+    if command == "train":
+        args.options = options  # keys of the recipe
+    elif options:
+        parser.error(f"unknown argument {options[0]!r}")
+    return int(module.run(args))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line in the one line that all errors have."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Prints one line and exits with status 2."""
+        sys.exit(_fail(f"{message} (see {self.prog} --help)", 2))
+
+
+def _overview() -> str:
+    lines = [f"  {name:<9} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: compact COMMAND ...",
+            "",
+            "Distils the reasoning of several teachers into one small student, weighing every "
+            "teacher\nproblem by problem.",
+            "",
+            *lines,
+            "",
+            "example:",
+            "  compact train --config recipes/svamp.yaml",
+            "  compact COMMAND --help",
+        ]
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error, its line breaks folded."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"compact: error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

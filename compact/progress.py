@@ -1,0 +1,68 @@
+"""Lines of progress for a person: step, loss, the mean weight of each teacher, time left."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressLines(TrainerCallback):
+    """Prints a line every few seconds, with means over the steps since the last one."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._begin = self._last = time.monotonic()
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self._begin = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Takes in what was logged, and prints when it is time."""
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            parts = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if _measures(k)]
+            print(f"step {state.global_step}  held-out: {'  '.join(parts)}", flush=True)
+        if "loss" not in logs:
+            return
+        for name, value in logs.items():
+            total = self._sums[name]
+            total[0] += float(value)
+            total[1] += 1
+        now = time.monotonic()
+        if now - self._last < _SECONDS_BETWEEN_LINES and state.global_step < state.max_steps:
+            return
+        means = {name: total / n for name, (total, n) in self._sums.items()}
+        weights = [
+            f"{name.removeprefix('weight/')} {value:.2f}"
+            for name, value in means.items()
+            if name.startswith("weight/")
+        ]
+        done = state.global_step - self._first_step
+        left = (now - self._begin) / max(done, 1) * (state.max_steps - state.global_step)
+        print(
+            f"step {state.global_step}/{state.max_steps}  loss {means['loss']:.4f}  "
+            f"weights: {', '.join(weights)}  {int(left) // 60}:{int(left) % 60:02d} left",
+            flush=True,
+        )
+        self._sums.clear()
+        self._last = now
+
+
+def _measures(name: str) -> bool:
+    return name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Puts these lines in place of transformers' bar and dictionaries."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLines())
