@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from compact.metrics.probe import thinking_ids
+
 
 def load_student(
     name_or_path: str | Path, **kwargs: Any
@@ -61,6 +63,8 @@ class Student:
         config: of the text model.
         softcap: z = c tanh(z / c), None where the model has none.
         logit_scale: factor on the product.
+        thinking_ids: [n] int64 ids of the thinking words that the probe metrics mark; None without
+            a tokenizer.
     """
 
     model: nn.Module
@@ -69,10 +73,17 @@ class Student:
     config: Any
     softcap: float | None
     logit_scale: float
+    thinking_ids: Tensor | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Student:
+    def of(
+        cls, model: nn.Module, processing_class: PreTrainedTokenizerBase | None = None
+    ) -> Student:
         """Takes a model apart, and checks on four tokens that its own logits are those of the head.
+
+        Args:
+            model: a causal LM of transformers, perhaps wrapped by peft.
+            processing_class: its tokenizer; only the probe metrics need it.
 
         Raises:
             TypeError: not a causal LM of transformers, or one wrapped by peft.
@@ -102,6 +113,7 @@ class Student:
             config=config,
             softcap=getattr(config, "final_logit_softcapping", None),
             logit_scale=_logit_scale(config),
+            thinking_ids=None if processing_class is None else thinking_ids(processing_class),
         )
         student._check_logits(base)
         return student
