@@ -49,6 +49,12 @@ def load_student(
         processing_class.pad_token = processing_class.eos_token
     kwargs.setdefault("dtype", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(source, **where, **kwargs)
+    if where:
+        # The weights are plain numbers now; marked as quantised, they could be neither trained nor
+        # saved.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     return model.eval(), processing_class
 
 
