@@ -6,7 +6,7 @@ BIN    := $(abspath $(VENV)/bin)
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format native clean
+.PHONY: help demo test test-slow bench bench-gate docs lint format native clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,16 @@ test: native  ## every test that ends within CI's limits
 
 test-slow: native  ## the longer sweeps
 	$(PY) -m pytest -m "slow and not cuda"
+
+bench: native  ## measure every case, then redraw the plots and the tables (30 minutes; an idle machine)
+	for c in head step graph kl scale; do $(PY) -m benchmarks.run $$c || exit 1; done
+	$(PY) -m benchmarks.draw
+
+bench-gate: native  ## ratios against the committed bounds, in under 3 minutes
+	$(PY) -m benchmarks.gate
+
+docs: native  ## guides and API reference as HTML, in site/
+	$(PY) -m pdoc -d google -o site compact compact_ops
 
 lint: native  ## ruff, mypy and clang-format, all without changing a file
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
