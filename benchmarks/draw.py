@@ -92,7 +92,7 @@ def seconds_text(seconds: float) -> str:
     if math.isnan(seconds):
         return "-"
     if seconds >= 1:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 

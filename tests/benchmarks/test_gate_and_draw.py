@@ -1,0 +1,224 @@
+"""The gate fails only where a ratio is out in every attempt; pages follow the results."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from benchmarks import draw, gate, run
+
+SHAPE = "M=4,V=8"
+
+
+def bound(what="time", over="theirs", limit=1.0, gated=1.1, claim="ours over theirs"):
+    return gate.Bound(claim, "head", SHAPE, "ours", over, what, limit, gated)
+
+
+def rows(ours, theirs, peaks=(10.0, 40.0)):
+    return [
+        {"provider": "ours", "median_s": ours, "peak_mb": peaks[0]},
+        {"provider": "theirs", "median_s": theirs, "peak_mb": peaks[1]},
+    ]
+
+
+# --- gate -------------------------------------------------------------------------------------
+
+
+def measured(*runs):
+    """Returns a measure function that answers with one run after another, and its calls."""
+    left, calls = list(runs), []
+
+    def measure(case, shape, wanted):
+        calls.append((case, shape, wanted))
+        return left.pop(0)
+
+    return measure, calls
+
+
+def test_figures_of_a_bound():
+    run_rows = rows(2.0, 4.0)
+    assert bound().measured(run_rows) == 0.5
+    assert bound("memory").measured(run_rows) == 0.25
+    assert bound("peak_mb", None).measured(run_rows) == 10.0
+    assert bound("memory").measured(rows(1, 1, (3.0, 0.0))) == 3.0  # no division by nothing
+    assert math.isnan(bound("memory").measured(rows(1, 1, (None, 4.0))))
+    with pytest.raises(ValueError, match="ours over theirs: no figures of provider 'theirs'"):
+        bound().measured(run_rows[:1])
+
+
+def test_one_noisy_run_is_repeated_and_forgiven():
+    measure, calls = measured(rows(2.0, 1.0), rows(1.0, 1.0))
+    assert gate.judge([bound()], measure) == {bound(): 1.0}
+    assert calls == [("head", SHAPE, ["ours", "theirs"])] * 2
+
+
+def test_a_ratio_that_is_always_out_fails_with_its_best_figure():
+    measure, calls = measured(rows(2.0, 1.0), rows(1.5, 1.0), rows(1.7, 1.0))
+    assert gate.judge([bound()], measure, attempts=3) == {bound(): 1.5}
+    assert len(calls) == 3
+
+
+def test_only_what_failed_runs_again_and_ungated_claims_never_run():
+    slow = bound(claim="slow", gated=None)
+    memory = bound("peak_mb", None, 20, 20, "memory")
+    measure, calls = measured(rows(2.0, 1.0), rows(1.0, 1.0))
+    assert set(gate.judge([slow, bound(), memory], measure)) == {bound(), memory}
+    assert [c[2] for c in calls] == [["ours", "theirs"], ["ours", "theirs"]]
+
+
+def test_memory_that_cannot_be_measured_does_not_fail():
+    measure, _ = measured(rows(1.0, 1.0, (None, None)))
+    assert math.isnan(gate.judge([bound("memory")], measure)[bound("memory")])
+
+
+@pytest.mark.parametrize(("ours", "code"), [(1.0, 0), (1.2, 1)])
+def test_the_command_says_what_failed(monkeypatch, tmp_path, capsys, ours, code):
+    path = tmp_path / "bounds.json"
+    path.write_text(json.dumps([bound().__dict__]))
+    monkeypatch.setattr(
+        run, "load_case", lambda name: type("Case", (), {"SHAPES": ({"M": 4, "V": 8},)})
+    )
+    monkeypatch.setattr(run, "run_case", lambda *a, **k: rows(ours, 1.0))
+    monkeypatch.setattr(run, "print_rows", lambda rows: None)
+    assert gate.main(["--bounds", str(path)]) == code
+    assert f"ours over theirs: {'FAILED' if code else 'ok'}" in capsys.readouterr().out
+
+
+def test_a_bad_bound_is_named():
+    with pytest.raises(ValueError, match="what must be time, memory or peak_mb, got 'speed'"):
+        bound("speed")
+    with pytest.raises(ValueError, match="over must name a provider"):
+        bound("time", None)
+
+
+def test_committed_bounds_are_complete_and_no_gate_is_tighter_than_its_bound():
+    bounds = gate.load_bounds()
+    assert len({b.claim for b in bounds}) == len(bounds)
+    for b in bounds:
+        sizes = run.parse_shape(b.shape, run.load_case(b.case).SHAPES[0])
+        assert run.shape_text(sizes) == b.shape  # complete, and in the order of the results
+        assert b.gate is None or b.gate >= b.bound
+
+
+# --- draw -------------------------------------------------------------------------------------
+
+
+def result(case, provider, shape, median, date="2026-01-02T00:00:00", ratio=1.0, **other):
+    row = dict.fromkeys(run.FIELDS, "")
+    row |= {"case": case, "provider": provider, "shape": shape, "dtype": "float32"}
+    row |= {"device": "cpu", "median_s": median, "p20_s": median, "p80_s": median}
+    row |= {"peak_mb": 5.0, "ratio": ratio, "machine": "box", "commit": "abc", "date": date}
+    return row | {"versions": "torch=1"} | other
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+
+    def write(*table):
+        for row in table:
+            path = folder / f"{row['case']}.csv"
+            fresh = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, run.FIELDS)
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(row)
+        return folder
+
+    return write
+
+
+def test_the_last_run_of_each_shape_counts(results):
+    folder = results(
+        result("head", "compact", "M=1", 1.0, "2026-01-01T00:00:00"),
+        result("head", "torch", "M=1", 2.0, "2026-01-01T00:00:00"),
+        result("head", "compact", "M=1", 3.0),
+        result("head", "torch", "M=1", 4.0),
+        result("head", "compact", "M=1", 9.0, "2026-01-03T00:00:00"),  # alone: compares nothing
+        result("head", "compact", "M=2", 5.0),
+        result("head", "torch", "M=2", 6.0),
+    )
+    found = draw.read_runs(folder)
+    assert [(r.shape, r.figure("compact", "median_s")) for r in found] == [
+        ("M=1", 3.0),
+        ("M=2", 5.0),
+    ]
+
+
+def test_the_bounds_table_says_met_missed_and_not_measured(results):
+    folder = results(
+        result("head", "ours", SHAPE, 3.0, ratio=1.0), result("head", "theirs", SHAPE, 4.0)
+    )
+    claims = [
+        bound(limit=0.8, claim="fast"),
+        bound(limit=0.7, claim="faster"),
+        gate.Bound("elsewhere", "kl", "K=2", "ours", "theirs", "time", 1.0, None),
+    ]
+    table = draw.bounds_table(claims, draw.read_runs(folder))
+    assert "| fast | 0.8 | 0.75 | met |" in table
+    assert "| faster | 0.7 | 0.75 | missed |" in table
+    assert "| elsewhere | 1 | - | not measured |" in table
+
+
+def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
+    folder = results(
+        result("head", "compact", "M=1", 0.0123),
+        result("head", "torch", "M=1", 2.0, ratio=162.6, peak_mb=""),
+        *(
+            result("scale", name, shape, 1.0)
+            for shape in ("K=1,T=8", "K=2,T=8", "K=4,T=8", "K=1,T=16")
+            for name in ("compact", "sft")
+        ),
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{draw.BEGIN}\nold\n{draw.END}\nafter\n")
+    command = ["--results", str(folder), "--docs", str(tmp_path / "d"), "--readme", str(readme)]
+    assert draw.main(command) == 0
+    first = readme.read_text()
+    assert draw.main(command) == 0
+    assert readme.read_text() == first
+    assert first.startswith(f"before\n{draw.BEGIN}\n") and first.endswith(f"{draw.END}\nafter\n")
+    assert "old" not in first
+    assert "| **compact** | 12.3 ms | 12.3 ms to 12.3 ms | 1.00 | 5.0 MB |" in first
+    page = (tmp_path / "d/benchmarks.md").read_text()
+    assert "| torch | 2 s | 2 s to 2 s | 162.60 | - |" in page
+    assert "`python -m benchmarks.run scale --shape K=4,T=8`" in page
+    for picture in ("head.png", "scale.png"):
+        assert (tmp_path / "d" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_that_vary_alone_become_lines(results):
+    shapes = ("K=1,T=8", "K=2,T=8", "K=1,T=16", "K=2,T=16")
+    folder = results(
+        *(result("scale", name, shape, 1.0) for shape in shapes for name in ("a", "b"))
+    )
+    lines = draw.varied(draw.read_runs(folder))
+    assert {key: [value for value, _ in line] for key, line in lines.items()} == {
+        "K": ["1", "2"],
+        "T": ["8", "16"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["none", f"{draw.BEGIN} only", f"{draw.END} {draw.BEGIN}", f"{draw.BEGIN}{draw.END}{draw.END}"],
+)
+def test_a_readme_without_its_markers_is_an_error(text):
+    with pytest.raises(ValueError, match="R.md: expected one <!-- bench:begin --> and after it"):
+        draw.replace_block(text, "block", "R.md")
+
+
+def test_no_results_yet_is_said_in_one_line(tmp_path, capsys):
+    assert draw.main(["--results", str(tmp_path)]) == 1
+    assert "no runs yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(12.345, "12.3 s"), (0.5, "500 ms"), (2e-5, "20 us"), (math.nan, "-"), (12345.6, "12346 s")],
+)
+def test_times_are_easy_to_read(seconds, text):
+    assert draw.seconds_text(seconds) == text
