@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from compact import zoo
-from compact.answers import answers_match, extract_answer
 from compact.encode import encode_prompt
 
 STAGES = {"early": 300, "middle": 900, "late": 2400}
@@ -183,40 +182,3 @@ def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(beside)
     if not folder.exists():
         beside.rename(folder)
-
-
-@torch.no_grad()
-def zoo_accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    questions: list[dict[str, str]],
-    *,
-    longest: int = 110,
-) -> float:
-    """The share of questions that greedy decoding answers right.
-
-    Args:
-        model: a student of the zoo.
-        tokenizer: its tokenizer.
-        questions: rows with prompt and answer; prompts of one length are decoded together.
-        longest: new tokens at most.
-    """
-    model.eval()
-    by_length: dict[int, list[tuple[tuple[int, ...], str]]] = {}
-    for row in questions:
-        ids = encode_prompt(row["prompt"], tokenizer)
-        by_length.setdefault(len(ids), []).append((ids, row["answer"]))
-    right = 0
-    for group in by_length.values():
-        prompts = torch.tensor([ids for ids, _ in group])
-        told = model.generate(
-            input_ids=prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=longest,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts = tokenizer.batch_decode(told[:, prompts.shape[1] :], skip_special_tokens=True)
-        answers = [extract_answer(text) for text in texts]
-        right += sum(answers_match(a, gold) for a, (_, gold) in zip(answers, group, strict=True))
-    return right / len(questions)
