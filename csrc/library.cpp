@@ -7,7 +7,12 @@
 // call does not ask for have size 0. Statistics are float32 (float64 for float64 input).
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(compact, m) {
+// The host build of the CUDA kernels (CMake: COMPACT_SIMT) registers the same schemas a second time.
+#ifndef COMPACT_NAMESPACE
+#define COMPACT_NAMESPACE compact
+#endif
+
+STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
   // Statistics of M tokens; token m reads hidden[rows[m]] (rows = None: hidden[m]). keep says what
   // stays for the backward: 0 nothing, 1 unit = d nll / d hidden [M, H], 2 unit and the stash:
   // softmax part of d nll / d x in bfloat16 [M, V], 0 at the target, to be multiplied by
@@ -19,8 +24,10 @@ STABLE_TORCH_LIBRARY(compact, m) {
       "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
       "Tensor gold_logp, Tensor unit, Tensor stash, Tensor stash_shift)");
 
-  // Gradients under the upstream vector grad [M] of nll: from the stash (dW and dbias only), or with
-  // stash = None by computing the logits again. Each of need_* left out gives an output of size 0.
+  // Gradients under the upstream vector grad [M] of nll: from the stash (need_hidden is false then), or
+  // with stash = None by computing the logits again. d_hidden [M, H] is that of each token's row (the
+  // caller accumulates equal rows), d_weight [V, H], d_bias [V], in the compute type; what is not
+  // needed has size 0 in its first dimension.
   m.def(
       "linear_token_stats_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor target, "
       "Tensor? rows, Tensor? bias, Tensor nll, Tensor lse, Tensor? stash, Tensor? stash_shift, "

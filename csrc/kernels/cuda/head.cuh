@@ -1,0 +1,219 @@
+// How raw logits become final ones, z = softcap(scale * raw + bias), and the two functions of a row
+// of them that every kernel of the head needs: log-sum-exp kept online, and the slope of the
+// softcap.
+#pragma once
+
+#include "kernels/cuda/simt.cuh"
+
+namespace compact::cuda {
+
+template <typename A>
+struct Head {
+  const A* bias;  // of the first column that the kernel sees; null for none
+  A scale;
+  A softcap;  // 0 for none
+
+  // z of `count` consecutive raw logits, the first of them in column `column`.
+  template <int kCount>
+  SIMT_DEVICE void finish(A (&z)[kCount], int64_t column) const {
+    if (scale != A(1)) {
+      for (int i = 0; i < kCount; ++i) z[i] *= scale;
+    }
+    if (bias != nullptr) {
+      for (int i = 0; i < kCount; ++i) z[i] += bias[column + i];
+    }
+    if (softcap != A(0)) {
+      for (int i = 0; i < kCount; ++i) z[i] = softcap * simt::tanh(z[i] / softcap);
+    }
+  }
+  SIMT_DEVICE A finish_one(A raw, int64_t column) const {
+    A z[1] = {raw};
+    finish(z, column);
+    return z[0];
+  }
+  // Multiplies g by d z / d (scale * raw + bias), which z itself tells: 1 - tanh^2.
+  template <int kCount>
+  SIMT_DEVICE void through_softcap(const A (&z)[kCount], A (&g)[kCount]) const {
+    if (softcap == A(0)) return;
+    for (int i = 0; i < kCount; ++i) {
+      const A t = z[i] / softcap;
+      g[i] *= A(1) - t * t;
+    }
+  }
+};
+
+// exp(x) for a difference of logits; 2^x is one instruction.
+template <typename A>
+SIMT_DEVICE A exp_of(A x) {
+  return simt::exp2(x * A(simt::kLog2e));
+}
+
+// Stores x rounded to bfloat16, as one access of 16 bytes where address and count allow.
+template <typename A, int kCount>
+SIMT_DEVICE void store_bfloat16(simt::bfloat16* at, const A (&x)[kCount]) {
+  if constexpr (kCount == simt::Pack<simt::bfloat16>::kSize) {
+    if (reinterpret_cast<uintptr_t>(at) % 16 == 0) {
+      simt::store_pack(at, simt::narrow_pack<simt::bfloat16>(x));
+      return;
+    }
+  }
+  for (int i = 0; i < kCount; ++i) at[i] = simt::narrow<simt::bfloat16>(x[i]);
+}
+
+// What is known of some logits of a row: the largest, and relative to it the sums of e = exp(z -
+// ref) and e (z - ref), from which the log-sum-exp and the entropy follow. Starts as knowing none.
+template <typename A>
+struct Online {
+  A largest = -simt::infinity<A>();
+  A sum = 0;
+  A moment = 0;
+
+  // The reference is the largest logit, but 0 where that is infinite: -inf stands for an excluded
+  // class.
+  SIMT_DEVICE A reference() const {
+    return largest > -simt::infinity<A>() && largest < simt::infinity<A>() ? largest : A(0);
+  }
+  SIMT_DEVICE A log_sum_exp() const { return reference() + simt::log(sum); }
+  // H = log S - (sum of e d) / S with d = z - ref.
+  SIMT_DEVICE A entropy() const { return simt::log(sum) - moment / sum; }
+
+  // Moves the reference by -shift. From -1e4 on nothing is left of the old terms, and products with
+  // an infinite shift would make NaN of them.
+  SIMT_DEVICE void rescale(A shift) {
+    if (sum == A(0)) return;
+    shift = simt::max(shift, A(-1e4));
+    const A factor = exp_of(shift);
+    moment = factor * (moment + shift * sum);
+    sum *= factor;
+  }
+  SIMT_DEVICE void raise(A candidate) {
+    if (!(candidate > largest)) return;
+    const A before = reference();
+    largest = candidate;
+    rescale(before - reference());
+  }
+  template <int kCount>
+  SIMT_DEVICE void add(const A (&z)[kCount]) {
+    A peak = z[0];
+    for (int i = 1; i < kCount; ++i) peak = simt::max(peak, z[i]);
+    raise(peak);
+    const A ref = reference();
+    for (int i = 0; i < kCount; ++i) {
+      const A d = z[i] - ref;
+      const A e = exp_of(d);
+      sum += e;
+      moment += e * simt::max(d, A(-1e4));  // e is 0 there, and 0 * -inf would be NaN
+    }
+  }
+  SIMT_DEVICE void merge(Online other) {
+    const A peak = simt::max(largest, other.largest);
+    other.raise(peak);
+    raise(peak);
+    sum += other.sum;
+    moment += other.moment;
+  }
+};
+
+template <typename A>
+SIMT_DEVICE Online<A> warp_merge(Online<A> mine) {
+  for (int mask = simt::kWarp / 2; mask > 0; mask /= 2) {
+    Online<A> other;
+    other.largest = simt::shuffle_xor(mine.largest, mask);
+    other.sum = simt::shuffle_xor(mine.sum, mask);
+    other.moment = simt::shuffle_xor(mine.moment, mask);
+    mine.merge(other);
+  }
+  return mine;
+}
+
+// Merges over the block; every thread gets the same result. `shared` holds a value for each warp,
+// and is free again only after the next barrier.
+template <typename A>
+SIMT_DEVICE Online<A> block_merge(Online<A> mine, A (&largest)[simt::kWarp], A (&sum)[simt::kWarp],
+                                  A (&moment)[simt::kWarp]) {
+  mine = warp_merge(mine);
+  if (simt::lane() == 0) {
+    largest[simt::warp()] = mine.largest;
+    sum[simt::warp()] = mine.sum;
+    moment[simt::warp()] = mine.moment;
+  }
+  simt::barrier();
+  Online<A> all;
+  if (simt::lane() < simt::warps()) {
+    all.largest = largest[simt::lane()];
+    all.sum = sum[simt::lane()];
+    all.moment = moment[simt::lane()];
+  }
+  return warp_merge(all);
+}
+
+// The sum over the block, the same in every thread and from run to run. `shared` is free again only
+// after the next barrier.
+template <typename A>
+SIMT_DEVICE A block_sum(A mine, A (&shared)[simt::kWarp]) {
+  mine = simt::warp_sum(mine);
+  if (simt::lane() == 0) shared[simt::warp()] = mine;
+  simt::barrier();
+  return simt::warp_sum(simt::lane() < simt::warps() ? shared[simt::lane()] : A(0));
+}
+
+// Replaces a row in place, the threads of the block side by side: change(column, z) gets the values
+// from `column` on in an array of one element or of a pack, and leaves there what is to be stored.
+template <typename T, typename Change>
+SIMT_DEVICE void rewrite_row(T* row, int64_t cols, const Change& change) {
+  using A = simt::accumulate_t<T>;
+  constexpr int kPack = simt::Pack<T>::kSize;
+  const simt::Split<T> split(row, cols);
+  for (int64_t i = simt::thread(); i < split.packs; i += simt::threads()) {
+    const int64_t column = split.head + i * kPack;
+    A z[kPack];
+    simt::widen(simt::load_pack(row + column), z);
+    change(column, z);
+    simt::store_pack(row + column, simt::narrow_pack<T>(z));
+  }
+  const int64_t single = split.single(simt::thread());
+  if (single >= 0) {
+    A z[1] = {simt::to_float(row[single])};
+    change(single, z);
+    row[single] = simt::narrow<T>(z[0]);
+  }
+}
+
+// The gradient of one row: upstream * (exp(z - ref) * over_sum - [v = target]) * softcap'(z).
+template <typename A>
+struct RowGradient {
+  Head<A> head;
+  int64_t target;
+  bool ignored;
+  A ref, over_sum, upstream;
+
+  // z: in raw logits from `column` on, out the row's gradient.
+  template <int kCount>
+  SIMT_DEVICE void operator()(int64_t column, A (&z)[kCount]) const {
+    A part[kCount];
+    (*this)(column, z, part);
+  }
+  // The same, and part: the softmax part of d nll / d x, 0 at the target.
+  template <int kCount>
+  SIMT_DEVICE void operator()(int64_t column, A (&z)[kCount], A (&part)[kCount]) const {
+    head.finish(z, column);
+    A g[kCount];
+    for (int i = 0; i < kCount; ++i) part[i] = g[i] = exp_of(z[i] - ref) * over_sum;
+    if (target >= column && target < column + kCount) {
+      for (int i = 0; i < kCount; ++i) {
+        if (column + i == target) {
+          g[i] -= A(1);
+          part[i] = A(0);
+        }
+      }
+    }
+    head.through_softcap(z, g);
+    head.through_softcap(z, part);
+    for (int i = 0; i < kCount; ++i) z[i] = upstream * g[i];
+    if (ignored) {
+      for (int i = 0; i < kCount; ++i) z[i] = part[i] = A(0);
+    }
+  }
+};
+
+}  // namespace compact::cuda

@@ -1,0 +1,90 @@
+// The head's gradient where the log-sum-exp is already known, for the backward: a block of raw
+// logits, of some rows and some columns of the vocabulary, becomes upstream * d nll / d x. One
+// block a row.
+#pragma once
+
+#include "kernels/cuda/head.cuh"
+
+namespace compact::cuda {
+
+inline constexpr int kGradientThreads = 256;
+
+template <typename T>
+struct HeadGradient {
+  using A = simt::accumulate_t<T>;
+
+  T* logits;  // [rows, cols] raw logits in, gradient out
+  int64_t cols;
+  int64_t first, vocabulary;  // column 0 is entry `first` of a vocabulary of this size
+  const int64_t* target;      // [rows]
+  const A* upstream;          // [rows]
+  const A* nll;               // [rows]
+  const A* lse;               // [rows]
+  Head<A> head;
+  A out_scale;
+  int64_t ignore_index;
+  // From the stash instead: [rows, vocabulary], softmax part of d nll / d x, 0 at the target.
+  const simt::bfloat16* stash;
+};
+
+template <typename T>
+SIMT_DEVICE simt::accumulate_t<T> upstream_of(const HeadGradient<T>& args, int64_t r) {
+  const int64_t target = args.target[r];
+  if (target < 0 || target >= args.vocabulary) return simt::nan<simt::accumulate_t<T>>();
+  return args.upstream[r] * args.out_scale;
+}
+
+template <typename T>
+SIMT_KERNEL(kGradientThreads)
+head_gradient_kernel(HeadGradient<T> args) {
+  using A = simt::accumulate_t<T>;
+  const int64_t r = simt::block();
+  const int64_t target = args.target[r];
+  const RowGradient<A> gradient{
+      args.head, target - args.first, target == args.ignore_index, args.lse[r],
+      A(1),      upstream_of(args, r)};
+  rewrite_row(args.logits + r * args.cols, args.cols, gradient);
+}
+
+// The same from the stash: nothing is computed again but the target's own term,
+// (p_t - 1) softcap'(z_t) with p_t = exp(-nll) and z_t = lse - nll.
+template <typename T>
+SIMT_KERNEL(kGradientThreads)
+stash_gradient_kernel(HeadGradient<T> args) {
+  using A = simt::accumulate_t<T>;
+  const int64_t r = simt::block();
+  const int64_t target = args.target[r] - args.first;
+  const bool ignored = args.target[r] == args.ignore_index;
+  const A upstream = upstream_of(args, r);
+  A z[1] = {args.lse[r] - args.nll[r]}, own[1] = {simt::expm1(-args.nll[r])};
+  args.head.through_softcap(z, own);
+  const simt::bfloat16* stash = args.stash + r * args.vocabulary + args.first;
+  T* row = args.logits + r * args.cols;
+  for (int64_t column = simt::thread(); column < args.cols; column += simt::threads()) {
+    const A part = column == target ? own[0] : A(simt::to_float(stash[column]));
+    row[column] = simt::narrow<T>(ignored ? A(0) : upstream * part);
+  }
+}
+
+// out[c] = factor * sum over the rows of matrix[r, c], in the order of the rows: the gradient of
+// the bias.
+template <typename T>
+struct ColumnSum {
+  const T* matrix;  // [rows, cols]
+  int64_t rows, cols;
+  simt::accumulate_t<T> factor;
+  simt::accumulate_t<T>* out;  // [cols]
+};
+
+template <typename T>
+SIMT_KERNEL(kGradientThreads)
+column_sum_kernel(ColumnSum<T> args) {
+  const int64_t column = simt::block() * simt::threads() + simt::thread();
+  if (column >= args.cols) return;
+  simt::accumulate_t<T> sum = 0;
+  for (int64_t r = 0; r < args.rows; ++r)
+    sum += simt::to_float(args.matrix[r * args.cols + column]);
+  args.out[column] = args.factor * sum;
+}
+
+}  // namespace compact::cuda

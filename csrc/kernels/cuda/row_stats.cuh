@@ -1,0 +1,165 @@
+// The row kernel: statistics of rows of logits, each row then overwritten by its gradient. One
+// block a row.
+//
+// Two sweeps over the row. The first keeps, online and per thread, the largest logit, S = sum e and
+// T = sum e d with d = z - ref, e = exp(d); merged over the block they give
+//   lse = ref + log S,  entropy = log S - T / S,  nll = log S - (z_t - ref),
+// and since the target's and the gold answer's logits are read before the row is overwritten, all
+// statistics come from one read. The second sweep writes
+//   g_v = w (e_v / S - [v = t]) softcap'(z_v) * out_scale.
+// It runs backwards, so that it meets first what the caches saw last, and what fitted into shared
+// memory
+// (`staged` packs from the row's beginning) it does not read again at all: about one read and one
+// write of the logits from memory. A thread overwrites only what it has read itself.
+#pragma once
+
+#include "kernels/cuda/head.cuh"
+
+namespace compact::cuda {
+
+inline constexpr int kRowThreads = 1024;
+
+template <typename T>
+struct RowStats {
+  using A = simt::accumulate_t<T>;
+
+  T* logits;  // [rows, cols] raw logits; becomes the gradient where `overwrite`
+  int64_t cols;
+  const int64_t* target;  // [rows]
+  const A* weight;        // [rows] upstream weights, null for 1
+  Head<A> head;
+  A out_scale;  // scale for d / d raw, 1 for d / d (scale * raw + bias)
+  int64_t ignore_index;
+  // The gold answer of row r: gold_ids[gold_offsets[p] : gold_offsets[p + 1]] with p =
+  // gold_problem[r]; gold_ids null for none.
+  const int64_t* gold_ids;
+  const int64_t* gold_offsets;
+  const int64_t* gold_problem;
+  int64_t gold_count, gold_problems;
+
+  A* nll;  // [rows], all of them
+  A* lse;
+  A* entropy;
+  bool* correct;
+  A* gold_logit;
+  A* gold_logp;
+  simt::bfloat16*
+      stash;  // [rows, cols] softmax part of d nll / d x, 0 at the target; null for none
+  bool overwrite;
+  int64_t staged;  // packs kept in dynamic shared memory
+};
+
+// Mean over the gold answer of z - ref, in every lane of the warp. NaN for an index out of range.
+template <typename T>
+SIMT_DEVICE simt::accumulate_t<T> mean_gold(const RowStats<T>& args, const T* row, int64_t r) {
+  using A = simt::accumulate_t<T>;
+  const int64_t problem = args.gold_problem[r];
+  if (problem < 0 || problem >= args.gold_problems) return simt::nan<A>();
+  const int64_t begin = args.gold_offsets[problem], end = args.gold_offsets[problem + 1];
+  if (begin < 0 || end > args.gold_count) return simt::nan<A>();
+  A sum = 0;
+  for (int64_t i = begin + simt::lane(); i < end; i += simt::kWarp) {
+    const int64_t id = args.gold_ids[i];
+    sum += id >= 0 && id < args.cols ? args.head.finish_one(simt::to_float(row[id]), id)
+                                     : simt::nan<A>();
+  }
+  return simt::warp_sum(sum) / static_cast<A>(end - begin);
+}
+
+template <typename T>
+SIMT_KERNEL(kRowThreads)
+row_stats_kernel(RowStats<T> args) {
+  using A = simt::accumulate_t<T>;
+  constexpr int kPack = simt::Pack<T>::kSize;
+  SIMT_SHARED(A, largest, simt::kWarp);
+  SIMT_SHARED(A, sum, simt::kWarp);
+  SIMT_SHARED(A, moment, simt::kWarp);
+  SIMT_DYNAMIC_SHARED(dynamic);
+  auto* stage = reinterpret_cast<simt::Pack<T>*>(dynamic);
+
+  const int64_t r = simt::block();
+  T* row = args.logits + r * args.cols;
+  const simt::Split<T> split(row, args.cols);
+  T* body = row + split.head;
+  const int64_t step = simt::threads();
+  const int64_t single = split.single(simt::thread());
+
+  // First sweep.
+  Online<A> mine;
+  if (single >= 0) {
+    const A z[1] = {args.head.finish_one(simt::to_float(row[single]), single)};
+    mine.add(z);
+  }
+  const auto take = [&](int64_t i, const simt::Pack<T>& pack) {
+    A z[kPack];
+    simt::widen(pack, z);
+    args.head.finish(z, split.head + i * kPack);
+    mine.add(z);
+    if (i < args.staged) stage[i] = pack;
+  };
+  for (int64_t i = simt::thread(); i < split.packs; i += 2 * step) {
+    // Two loads in flight before the first is used.
+    const bool second = i + step < split.packs;
+    const simt::Pack<T> a = simt::load_pack(body + i * kPack);
+    const simt::Pack<T> b = simt::load_pack(body + (second ? i + step : i) * kPack);
+    take(i, a);
+    if (second) take(i + step, b);
+  }
+
+  // What is read of the row by index, before anyone overwrites it.
+  const int64_t target = args.target[r];
+  const bool ignored = target == args.ignore_index;
+  const bool in_range = target >= 0 && target < args.cols;
+  A target_logit = simt::nan<A>(), gold = 0;
+  if (simt::warp() == 0) {
+    if (in_range) target_logit = args.head.finish_one(simt::to_float(row[target]), target);
+    if (args.gold_ids != nullptr) gold = mean_gold(args, row, r);
+  }
+
+  const Online<A> all = block_merge(mine, largest, sum, moment);
+  const A ref = all.reference();
+  if (simt::thread() == 0) {
+    const A log_sum = simt::log(all.sum);
+    args.nll[r] = ignored ? A(0) : log_sum - (target_logit - ref);
+    args.lse[r] = all.log_sum_exp();
+    args.entropy[r] = all.entropy();
+    args.correct[r] = !ignored && target_logit >= all.largest && all.sum == all.sum;
+    if (args.gold_ids != nullptr) {
+      args.gold_logit[r] = gold;
+      args.gold_logp[r] = (gold - ref) - log_sum;
+    }
+  }
+  if (!args.overwrite) return;
+
+  // Second sweep. A target that is neither in range nor the ignored one makes NaN of the row.
+  A upstream = args.weight == nullptr ? A(1) : args.weight[r];
+  if (!in_range) upstream = simt::nan<A>();
+  const RowGradient<A> gradient{args.head, target,         ignored,
+                                ref,       A(1) / all.sum, upstream * args.out_scale};
+  simt::bfloat16* stash = args.stash == nullptr ? nullptr : args.stash + r * args.cols;
+  const auto give = [&](int64_t i, const simt::Pack<T>& pack) {
+    A z[kPack], part[kPack];
+    simt::widen(pack, z);
+    const int64_t column = split.head + i * kPack;
+    gradient(column, z, part);
+    simt::store_pack(body + i * kPack, simt::narrow_pack<T>(z));
+    if (stash != nullptr) store_bfloat16(stash + column, part);
+  };
+  const int64_t rounds = (split.packs - simt::thread() + step - 1) / step;
+  for (int64_t k = rounds - 1; k >= 0; k -= 2) {
+    const int64_t i = simt::thread() + k * step;
+    const int64_t j = k > 0 ? i - step : i;
+    const simt::Pack<T> a = i < args.staged ? stage[i] : simt::load_pack(body + i * kPack);
+    const simt::Pack<T> b = j < args.staged ? stage[j] : simt::load_pack(body + j * kPack);
+    give(i, a);
+    if (k > 0) give(j, b);
+  }
+  if (single >= 0) {
+    A z[1] = {simt::to_float(row[single])}, part[1];
+    gradient(single, z, part);
+    row[single] = simt::narrow<T>(z[0]);
+    if (stash != nullptr) store_bfloat16(stash + single, part);
+  }
+}
+
+}  // namespace compact::cuda
