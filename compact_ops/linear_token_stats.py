@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
+from compact_ops._library import backend
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
+_LOG = logging.getLogger("compact_ops")
+
+# What stays for the backward, as csrc/library.cpp numbers it.
+_NOTHING, _UNIT, _UNIT_AND_STASH = 0, 1, 2
+_STASH_BLOCK = 256
+
+
+class HeadPlan(NamedTuple):
+    """How the gradients of the head are obtained.
+
+    Attributes:
+        mode: "none", "frozen", "stash", "recompute" or "fused-weights".
+        products: matrix products of M x H x V that forward and backward do together.
+        kept_bytes: what stays between forward and backward.
+    """
+
+    mode: str
+    products: int
+    kept_bytes: int
+
+
+def plan_head_grad(
+    head_grad: str,
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    *,
+    train_hidden: bool,
+    train_head: bool,
+    weights_known: bool = False,
+    budget_bytes: int = 1 << 29,
+) -> HeadPlan:
+    """Picks the gradient mode of the head, or checks the one asked for.
+
+    Args:
+        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights".
+        tokens: M.
+        width: H.
+        vocabulary: V.
+        train_hidden: the hidden states require a gradient.
+        train_head: the head's weight or bias require a gradient.
+        weights_known: the weight of every token is given to the call.
+        budget_bytes: "auto" stashes up to this many bytes, and computes logits again above.
+
+    Raises:
+        ValueError: an unknown mode, or one that would lose a gradient that is required.
+    """
+    modes = ("auto", "frozen", "stash", "recompute", "fused-weights")
+    if head_grad not in modes:
+        raise ValueError(f"{_OP}: head_grad must be one of {', '.join(modes)}, got {head_grad!r}")
+    if head_grad == "frozen" and train_head:
+        raise ValueError(
+            f"{_OP}: head_grad must not be 'frozen' where weight or bias requires a gradient"
+        )
+    if head_grad == "fused-weights" and not weights_known:
+        raise ValueError(f"{_OP}: head_grad 'fused-weights' needs token_weight, got None")
+    unit_bytes = 4 * tokens * width
+    stash_bytes = 2 * tokens * vocabulary
+    if not train_hidden and not train_head:
+        return HeadPlan("none", 1, 0)
+    if head_grad == "auto":
+        if weights_known:
+            head_grad = "fused-weights"
+        elif not train_head:
+            head_grad = "frozen"
+        else:
+            head_grad = "stash" if stash_bytes <= budget_bytes else "recompute"
+    if head_grad == "fused-weights":
+        kept = (unit_bytes if train_hidden else 0) + (4 * vocabulary * width if train_head else 0)
+        return HeadPlan("fused-weights", 1 + train_hidden + train_head, kept)
+    if head_grad == "recompute":
+        return HeadPlan("recompute", 2 + train_hidden + train_head, 0)
+    if not train_head:
+        return HeadPlan("frozen", 2, unit_bytes)
+    return HeadPlan("stash", 3, unit_bytes + stash_bytes)
 
 
 def linear_token_stats(
@@ -24,27 +104,213 @@ def linear_token_stats(
     head_grad: str = "auto",
     filter_eps: float = 0.0,
 ) -> TokenStats:
-    """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets."""
+    """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
+
+    One walk over the vocabulary gives the statistics and, where `hidden` requires a gradient, the unit
+    gradient d nll / d hidden of every token; the backward of nll scales it by whatever upstream vector
+    arrives. The M x V logits never exist. Only `nll` is differentiable.
+
+    Args:
+        hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
+        weight: [V, H] the head, of any of these dtypes. float32 arithmetic, float64 for float64 hidden.
+        target: [M] int32 or int64 token ids; M = N without `rows`.
+        rows: [M] int32 or int64, token m reads hidden[rows[m]]; None reads row m. Rows may repeat.
+        gold: the gold answers whose mean logit and log-likelihood each token reports.
+        bias: [V] or None.
+        softcap: c of c * tanh(x / c), or None.
+        logit_scale: multiplies hidden @ weight.T, before the bias.
+        ignore_index: tokens with this target have nll 0, correct False and no gradient.
+        head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit gradient of
+            hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V]; "recompute" keeps
+            nothing and computes the logits again. "auto" picks and logs what it picked (logger
+            "compact_ops", level INFO).
+        filter_eps: leaves softmax entries below this out of the gradient of hidden; 0 is exact. The
+            error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over the
+            entries left out, so at most filter_eps times the sum of all |W_v|.
+
+    Returns:
+        TokenStats of [M] tensors.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+    """
     _check.head(_OP, hidden, weight, bias, softcap, logit_scale)
-    num_rows = hidden.shape[0]
-    if rows is None:
-        count = num_rows
-    else:
-        _check.tensor(_OP, "rows", rows, _check.INTS, ["M"])
-        count = rows.shape[0]
+    count = hidden.shape[0]
+    if rows is not None:
+        count = _check.tensor(_OP, "rows", rows, _check.INTS, ["M"]).shape[0]
     _check.tensor(_OP, "target", target, _check.INTS, ["M"], M=count)
     _check.number(_OP, "filter_eps", filter_eps, 0, inclusive=True)
     if gold is not None:
         _check.gold(_OP, gold, count)
     _check.same_device(_OP, hidden=hidden, weight=weight, target=target, rows=rows, bias=bias)
-    return reference.linear_token_stats(
-        hidden,
-        weight,
-        target,
-        rows=rows,
-        gold=gold,
-        bias=bias,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        ignore_index=ignore_index,
+    grad = torch.is_grad_enabled()
+    train_head = grad and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    plan = plan_head_grad(
+        head_grad,
+        count,
+        hidden.shape[1],
+        weight.shape[0],
+        train_hidden=grad and hidden.requires_grad,
+        train_head=train_head,
     )
+    if head_grad == "auto" and train_head and not torch.compiler.is_compiling():
+        _LOG.info(
+            "%s: head_grad=auto picked %s (%d products, %.1f MB kept) for M=%d H=%d V=%d",
+            _OP, plan.mode, plan.products, plan.kept_bytes / 1e6, count, *weight.shape[::-1],
+        )  # fmt: skip
+    if backend() == "reference":
+        stats = reference.linear_token_stats(
+            hidden,
+            weight,
+            target,
+            rows=rows,
+            gold=gold,
+            bias=bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            ignore_index=ignore_index,
+        )
+    else:
+        keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
+        out = torch.ops.compact.linear_token_stats(
+            hidden,
+            weight,
+            target.long(),
+            None if rows is None else rows.long(),
+            *((None, None, None) if gold is None else (t.long() for t in gold)),
+            bias,
+            softcap or 0.0,
+            logit_scale,
+            ignore_index,
+            keep,
+            filter_eps,
+        )
+        nll, lse, entropy, correct, gold_logit, gold_logp = out[:6]
+        if gold is None:
+            gold_logit = gold_logp = None
+        stats = TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)
+    # Only nll has a gradient: asking for another one must raise, not give zero.
+    return TokenStats(stats.nll, *(None if t is None else t.detach() for t in stats[1:]))
+
+
+@torch.library.register_fake("compact::linear_token_stats")
+def _fake(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    keep: int,
+    filter_eps: float,
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of what the operator returns."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    count, (vocabulary, width) = target.shape[0], weight.shape
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return hidden.new_empty(shape, dtype=dtype)
+
+    gold = 0 if gold_ids is None else count
+    stashed = count if keep == _UNIT_AND_STASH else 0
+    return (
+        empty(count),
+        empty(count),
+        empty(count),
+        empty(count, dtype=torch.bool),
+        empty(gold),
+        empty(gold),
+        empty(0 if keep == _NOTHING else count, width),
+        empty(stashed, vocabulary, dtype=torch.bfloat16),
+        empty(stashed, (vocabulary + _STASH_BLOCK - 1) // _STASH_BLOCK, dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("compact::linear_token_stats_backward")
+def _backward_fake(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    nll: Tensor,
+    lse: Tensor,
+    stash: Tensor | None,
+    stash_shift: Tensor | None,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the gradients."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    vocabulary, width = weight.shape
+    return (
+        hidden.new_empty((target.shape[0] if need_hidden else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_weight else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_bias else 0,), dtype=dtype),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, target, rows, _, _, _, bias, *numbers = inputs
+    softcap, logit_scale, ignore_index, keep, filter_eps = numbers
+    nll, lse, *_, unit, stash, stash_shift = output
+    ctx.numbers = softcap, logit_scale, ignore_index, filter_eps
+    ctx.keep = keep
+    # A frozen head leaves only the unit gradient and the rows.
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    again = keep == _NOTHING or trained
+    ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
+    ctx.save_for_backward(
+        rows,
+        None if keep == _NOTHING else unit,
+        *((hidden, weight, target, bias, nll, lse) if again else (None,) * 6),
+        *((stash, stash_shift) if keep == _UNIT_AND_STASH else (None, None)),
+    )
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    rows, unit, hidden, weight, target, bias, nll, lse, stash, shift = ctx.saved_tensors
+    softcap, logit_scale, ignore_index, filter_eps = ctx.numbers
+    need_hidden, need_weight = ctx.needs_input_grad[:2]
+    need_bias = ctx.needs_input_grad[7]
+    d_hidden = d_weight = d_bias = None
+    if need_weight or need_bias or (need_hidden and unit is None):
+        d_hidden, d_weight, d_bias = torch.ops.compact.linear_token_stats_backward(
+            grad, hidden, weight, target, rows, bias, nll, lse, stash, shift,
+            softcap, logit_scale, ignore_index, filter_eps,
+            need_hidden and unit is None, need_weight, need_bias,
+        )  # fmt: skip
+        d_weight = d_weight.to(weight.dtype) if need_weight else None
+        d_bias = d_bias.to(bias.dtype) if need_bias else None
+    if need_hidden:
+        if unit is not None:
+            d_hidden = (
+                grad[:, None] * unit
+                if rows is None
+                else torch.ops.compact.accumulate_weighted(unit, rows, grad, None, ctx.num_rows)
+            )
+        elif rows is not None:
+            d_hidden = torch.ops.compact.accumulate_weighted(
+                d_hidden, rows, torch.ones_like(grad), None, ctx.num_rows
+            )
+        d_hidden = d_hidden.to(ctx.dtype)
+    else:
+        d_hidden = None
+    return (d_hidden, d_weight, None, None, None, None, None, d_bias) + (None,) * 5
+
+
+torch.library.register_autograd(
+    "compact::linear_token_stats", _backward, setup_context=_setup_context
+)

@@ -1,50 +1,59 @@
-#include "kernels/cpu/accumulate_weighted.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
+// out[rows[m]] += weight[group[m]] * unit[m]: each output row is summed by one task, in input order.
+#include <cstring>
 #include <numeric>
 #include <vector>
 
-#include "ops/check.h"
+#include "ops/head.h"
 
 namespace compact {
 namespace {
 
-Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, std::optional<Tensor> group,
-                           int64_t num_rows) {
-  const char* op = "accumulate_weighted";
-  check_dim(op, "unit", unit, 2);
-  check_dtype(op, "unit", unit, {ScalarType::Float});
-  check_contiguous(op, "unit", unit);
-  const int64_t count = unit.size(0), width = unit.size(1);
-  check_size(op, "rows", rows, 0, count);
-  if (group) check_size(op, "group", *group, 0, count);
-  Tensor out = torch::stable::new_empty(unit, {num_rows, width});
+constexpr const char* kOp = "accumulate_weighted";
+constexpr int64_t kRowsPerTask = 64;
 
-  // Items sorted by row, stable: each output row is summed by one thread in the order of the input.
-  const auto* row_of = static_cast<const int64_t*>(rows.data_ptr());
-  std::vector<int64_t> start(num_rows + 1, 0), items(count);
-  for (int64_t m = 0; m < count; ++m) {
-    STD_TORCH_CHECK(row_of[m] >= 0 && row_of[m] < num_rows, op, ": rows[", m, "] must be in [0, ",
-                    num_rows, "), got ", row_of[m]);
-    ++start[row_of[m] + 1];
-  }
+template <class T>
+Tensor run(const Tensor& unit, const int64_t* row_of, const Tensor& weight, const int64_t* group,
+           int64_t num_rows) {
+  const int64_t count = unit.size(0), width = unit.size(1);
+  const Tensor units = in_compute_type<T>(unit), weights = in_compute_type<T>(weight);
+  Tensor out = empty_of<T>(unit, {num_rows, width});
+
+  // Tokens sorted by the row that they read, stable.
+  std::vector<int64_t> start(num_rows + 1, 0), tokens(count);
+  for (int64_t m = 0; m < count; ++m) ++start[row_of[m] + 1];
   std::partial_sum(start.begin(), start.end(), start.begin());
   std::vector<int64_t> next(start.begin(), start.end() - 1);
-  for (int64_t m = 0; m < count; ++m) items[next[row_of[m]]++] = m;
+  for (int64_t m = 0; m < count; ++m) tokens[next[row_of[m]]++] = m;
 
-  const auto* unit_data = static_cast<const float*>(unit.data_ptr());
-  const auto* weight_data = static_cast<const float*>(weight.data_ptr());
-  const auto* group_data = group ? static_cast<const int64_t*>(group->data_ptr()) : nullptr;
-  auto* out_data = static_cast<float*>(out.data_ptr());
-  torch::stable::parallel_for(0, num_rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      cpu::accumulate_row(unit_data, items.data() + start[n], start[n + 1] - start[n], weight_data,
-                          group_data, width, out_data + n * width);
+  run_tasks(ceil_div(num_rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t end = std::min(num_rows, (task + 1) * kRowsPerTask);
+    for (int64_t n = task * kRowsPerTask; n < end; ++n) {
+      T* sum = data<T>(out) + n * width;
+      std::memset(sum, 0, width * sizeof(T));
+      for (int64_t i = start[n]; i < start[n + 1]; ++i) {
+        const int64_t m = tokens[i];
+        add_scaled_row(sum, data<const T>(units) + m * width, width,
+                       data<const T>(weights)[group ? group[m] : m]);
+      }
     }
   });
   return out;
+}
+
+Tensor accumulate_weighted(Tensor unit, Tensor rows, Tensor weight, OptionalTensor group,
+                           int64_t num_rows) {
+  check_dim(kOp, "unit", unit, 2);
+  check_dim(kOp, "weight", weight, 1);
+  const int64_t count = unit.size(0);
+  const Tensor row_of = checked_index(kOp, "rows", rows, count, num_rows);
+  if (group) {
+    group = checked_index(kOp, "group", *group, count, weight.size(0));
+  } else {
+    check_size(kOp, "weight", weight, 0, count);
+  }
+  const auto call = computes_in_double(unit) ? &run<double> : &run<float>;
+  return call(unit, data<const int64_t>(row_of), weight,
+              group ? data<const int64_t>(*group) : nullptr, num_rows);
 }
 
 }  // namespace

@@ -75,15 +75,16 @@ Tensor transposed(const T* data, int64_t rows, int64_t columns) {
   return strided(data, kTypeOf<T>, columns, rows, 1, columns);
 }
 
-// out = a @ b, and out = a @ b + keep * out (keep = 0 does not read out). Inside a parallel region
+// out = a @ b, and out = alpha * a @ b (+ out, where it keeps what it holds). Inside a parallel region
 // torch's products run on the calling thread.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
-inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool keep) {
+inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool keep,
+                         double alpha = 1.0) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(),
-                                                         keep ? 1.0 : 0.0, 1.0));
+                                                         keep ? 1.0 : 0.0, alpha));
 }
 
 template <class T>
@@ -99,6 +100,9 @@ void run_tasks(int64_t count, const Task& task) {
     for (int64_t i = begin; i < std::min(end, count); ++i) task(i);
   });
 }
+
+// The stash holds one reference for each row and block of this many entries (csrc/library.cpp).
+constexpr int64_t kStashBlock = 256;
 
 // The vocabulary is walked in blocks of this many entries: a block of weights [256, H] and the logits
 // of a tile of rows against it stay in the second-level cache.

@@ -16,7 +16,8 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "linear_token_stats";
-constexpr int64_t kTileRows = 256, kTasks = 16, kStashBlock = 256;
+constexpr int64_t kTileRows = 256, kTasks = 16;
+static_assert(kBlock == kStashBlock, "a block of the walk has one reference a row");
 
 enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
 
