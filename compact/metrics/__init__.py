@@ -25,7 +25,11 @@ Axis = Literal["adaptability", "consensus", "difficulty"]
 AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
 
 # Each of these files registers one metric, or the forms of one, and states formula and source.
-_BUILT_IN = ("answer", "attention", "gain", "gold_weighted", "nll", "probe", "probe_released")
+_BUILT_IN = (
+    *("gain", "hsic", "probe", "probe_released"),
+    *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
+    *("nll",),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""Adaptability as statistical dependence between how a rationale runs and where the answer stands.
+
+HSIC with a linear kernel between the hidden states x_t [d] along the reasoning and the level c_t
+of the gold answer, HSIC = tr(K H L H) / n^2 with K = X X^T, L = c c^T, H the centring matrix, n
+positions. With a linear kernel this is |(1/n) sum_t (x_t - mean x)(c_t - mean c)|^2: O(n d) time
+and O(d) memory, no n x n matrix. Hidden states are scaled to unit length first. Source: HSIC
+(Gretton et al., 2005) as an estimator of the mutual information that COMPACT (arXiv 2601.13992)
+names; an option, not a default.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compact.metrics import register
+from compact.metrics.segments import segment_mean
+from compact.passes import Pass
+
+
+def linear_hsic(states: Tensor, level: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [R] HSIC of states [M, d] and level [M] within each segment of offsets [R + 1]."""
+    product = segment_mean(states * level[:, None], offsets)
+    covariance = product - segment_mean(states, offsets) * segment_mean(level, offsets)[:, None]
+    return covariance.square().sum(dim=1)
+
+
+@register("hsic-linear", axis="adaptability")
+def hsic_linear(pass_: Pass) -> Tensor:
+    """Returns [R] HSIC over each rationale's tokens, in nats squared.
+
+    The rows are those that predict the completion's tokens.
+    """
+    level = pass_.stats.gold_logp
+    if level is None:
+        raise ValueError("hsic-linear: stats must hold the gold answer's logits, got none")
+    states = pass_.hidden.flatten(0, 1)[pass_.batch.rows].double()
+    states = torch.nn.functional.normalize(states, dim=1)
+    return linear_hsic(states, level.double(), pass_.batch.token_offsets)

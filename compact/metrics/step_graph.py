@@ -1,0 +1,63 @@
+"""Consensus as the support of a rationale's steps and its end on the mainstream path.
+
+Steps of different teachers match when each is the other's best match with similarity >= 0.8 and
+order is preserved; components are step classes; the support of a class is its number of teachers /
+K; the mainstream path is the heaviest path by support of the DAG of classes. C_k = mean support of
+k's steps + 0.5 [k's final class lies on the mainstream path]. Similarity: where steps hold
+mathematics, an equation in common or else the Jaccard index of their numbers; otherwise the cosine
+of mean step hidden states. Source: the abstract of COMPACT (arXiv 2601.13992), "graph-based
+consensus ... mainstream reasoning paths"; completed in the design notes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compact.metrics import register
+from compact.passes import Batch, Pass
+from compact.step_graphs import Graphs, Steps, build_graphs, describe_steps
+
+MAINSTREAM_BONUS = 0.5
+
+
+def step_states(pass_: Pass) -> Tensor:
+    """Returns [S, H] float32 mean hidden state of each step, steps in order over all rationales."""
+    batch = pass_.batch
+    counts = torch.tensor([len(r.steps) for p in batch.problems for r in p.rationales])
+    first = torch.cumsum(counts, 0) - counts
+    inside = batch.step >= 0
+    index = (first.to(batch.step.device)[batch.rationale] + batch.step)[inside]
+    states = pass_.hidden.flatten(0, 1)[batch.token_rows[inside]].float()
+    total = states.new_zeros(int(counts.sum()), states.shape[1]).index_add_(0, index, states)
+    return total / torch.bincount(index, minlength=len(total)).clamp(min=1)[:, None]
+
+
+def step_texts(batch: Batch) -> list[list[tuple[str, ...]]]:
+    """Returns the texts of the steps of every rationale of every problem."""
+    return [[r.step_texts for r in problem.rationales] for problem in batch.problems]
+
+
+def step_graphs(pass_: Pass) -> tuple[Steps, Graphs]:
+    """Returns the steps and their graphs; kept in the pass's cache."""
+    if "step_graphs" not in pass_.cache:
+        steps = describe_steps(step_texts(pass_.batch), step_states(pass_).cpu().numpy())
+        pass_.cache["step_graphs"] = steps, build_graphs(steps)
+    return pass_.cache["step_graphs"]  # type: ignore[return-value]
+
+
+def consensus(steps: Steps, graphs: Graphs) -> np.ndarray:
+    """Returns [R] C_k of every rationale."""
+    counts = np.diff(steps.step_offsets)
+    support = np.concatenate([[0.0], np.cumsum(graphs.support[graphs.step_class])])
+    total = support[steps.step_offsets[1:]] - support[steps.step_offsets[:-1]]
+    final = graphs.step_class[steps.step_offsets[1:] - 1]
+    return total / counts + MAINSTREAM_BONUS * graphs.mainstream[final]
+
+
+@register("step-graph", axis="consensus")
+def step_graph(pass_: Pass) -> Tensor:
+    """Returns [R] consensus in 1/K..1.5."""
+    scores = consensus(*step_graphs(pass_))
+    return torch.from_numpy(scores).to(pass_.hidden.device)

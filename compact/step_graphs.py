@@ -1,0 +1,244 @@
+"""Builds the consensus graphs of problems, reads them with rustworkx, saves and draws them.
+
+A node is a reasoning step, a match edge joins steps of different rationales that say the same, the
+connected components are step classes, and classes are joined by "is followed by". The mainstream
+path is the path of classes with the greatest total support. Assembly is native (csrc/graph).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rustworkx as rx
+
+from compact import _graph
+from compact.equations import equations, numbers
+
+THRESHOLD = 0.8
+"""Least similarity of steps that match."""
+
+
+class Steps(NamedTuple):
+    """The steps of P problems, R rationales, S steps as arrays; see csrc/graph/graph.h.
+
+    Attributes:
+        problem_offsets: [P + 1] int64, rationales of each problem.
+        step_offsets: [R + 1] int64, steps of each rationale.
+        item_offsets: [S + 1] int64, items of each step.
+        items: [I] int64 sorted in each step: 2 n for a number, 2 e + 1 for an equation.
+        content: [S] int64 hash of the step's text.
+        state: [S, H] float32 unit vectors; H = 0 to match steps without mathematics by their text.
+    """
+
+    problem_offsets: np.ndarray
+    step_offsets: np.ndarray
+    item_offsets: np.ndarray
+    items: np.ndarray
+    content: np.ndarray
+    state: np.ndarray
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of P problems with C classes, D edges and E matches in all.
+
+    Attributes:
+        matches: [E, 2] steps that match.
+        step_class: [S] class of each step, numbered over the whole batch.
+        class_offsets: [P + 1] classes of each problem.
+        support: [C] share of the problem's rationales that have a step in the class.
+        edge_offsets: [P + 1] edges of each problem.
+        edges: [D, 2] classes, the second following the first; without cycles.
+        edge_count: [D] rationales in which it does.
+        mainstream: [C] bool, on the path of greatest total support.
+    """
+
+    matches: np.ndarray
+    step_class: np.ndarray
+    class_offsets: np.ndarray
+    support: np.ndarray
+    edge_offsets: np.ndarray
+    edges: np.ndarray
+    edge_count: np.ndarray
+    mainstream: np.ndarray
+
+
+def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarray | None) -> Steps:
+    """Returns steps as arrays from their texts: a list of problems of rationales of steps.
+
+    Args:
+        problems: the texts.
+        state: [S, H] float32 mean hidden states of the steps, of any length, or None.
+    """
+    rationales = [rationale for problem in problems for rationale in problem]
+    texts = [text for rationale in rationales for text in rationale]
+    ids: dict[str, int] = {}
+    items = [
+        sorted(
+            [2 * ids.setdefault(number, len(ids)) for number in numbers(text)]
+            + [2 * ids.setdefault(e.key, len(ids)) + 1 for e in equations(text)]
+        )
+        for text in texts
+    ]
+    if state is None:
+        unit = np.zeros((len(texts), 0), np.float32)
+    else:
+        length = np.linalg.norm(state, axis=1, keepdims=True)
+        unit = (state / np.maximum(length, 1e-12)).astype(np.float32)
+    return Steps(
+        _offsets([len(problem) for problem in problems]),
+        _offsets([len(rationale) for rationale in rationales]),
+        _offsets([len(item) for item in items]),
+        np.array([i for item in items for i in item], np.int64),
+        np.array([zlib.crc32(text.encode()) for text in texts], np.int64),
+        unit,
+    )
+
+
+def _offsets(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
+    """Returns the graphs of all problems."""
+    raw = _graph.assemble(*steps, threshold)
+    class_offsets, edge_offsets, edges = raw["class_offsets"], raw["edge_offsets"], raw["edges"]
+    sizes = np.repeat(np.diff(steps.problem_offsets), np.diff(class_offsets))
+    support = raw["class_members"] / sizes
+    # A trace of the content decides between paths of equal support, the same way in any order.
+    value = support + 1e-6 * (raw["class_content"] % 65521) / 65521
+    mainstream = np.zeros(len(support), bool)
+    for problem in range(len(class_offsets) - 1):
+        first, end = class_offsets[problem], class_offsets[problem + 1]
+        mine = edges[edge_offsets[problem] : edge_offsets[problem + 1]]
+        mainstream[first + _heaviest_path(value[first:end], mine - first)] = True
+    return Graphs(
+        matches=raw["matches"],
+        step_class=raw["step_class"],
+        class_offsets=class_offsets,
+        support=support,
+        edge_offsets=edge_offsets,
+        edges=edges,
+        edge_count=raw["edge_count"],
+        mainstream=mainstream,
+    )
+
+
+def _heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns the nodes of the path with the greatest sum of `value` [n] over `edges` [d, 2]."""
+    size = len(value)
+    if size == 0:
+        return np.zeros(0, np.int64)
+    # rustworkx weighs edges: an edge carries its target's value, and a source leads to every node.
+    graph = rx.PyDiGraph(check_cycle=False, multigraph=True)
+    graph.add_nodes_from(range(size + 1))
+    source, target = edges.T
+    start = zip([size] * size, range(size), value.tolist(), strict=True)
+    follow = zip(source.tolist(), target.tolist(), value[target].tolist(), strict=True)
+    graph.add_edges_from([*start, *follow])
+    path = rx.dag_weighted_longest_path(graph, lambda _source, _target, weight: weight)
+    return np.array(path[1:], np.int64)
+
+
+def as_rustworkx(
+    graphs: Graphs, problem: int, texts: Sequence[Sequence[str]], names: Sequence[str]
+) -> rx.PyDiGraph:
+    """Returns the class graph of one problem.
+
+    Args:
+        graphs: the graphs of a batch.
+        problem: which of its problems.
+        texts: the steps of every rationale of that problem.
+        names: its teachers.
+
+    Returns:
+        A graph whose nodes hold text (of the first step), teachers, support, arithmetic ("holds",
+        "fails" or "none") and mainstream, and whose edges hold count.
+    """
+    first, end = (int(i) for i in graphs.class_offsets[problem : problem + 2])
+    nodes: list[dict[str, str]] = [{} for _ in range(end - first)]
+    start = int(np.searchsorted(graphs.step_class, first))
+    mine = iter(graphs.step_class[start:])
+    for name, rationale in zip(names, texts, strict=True):
+        for text in rationale:
+            node = nodes[int(next(mine)) - first]
+            node.setdefault("text", text)
+            teachers = [*node["teachers"].split(", ")] if "teachers" in node else []
+            node["teachers"] = ", ".join(dict.fromkeys([*teachers, name]))
+            checks = [equation.holds for equation in equations(text)]
+            found = "none" if not checks else "holds" if all(checks) else "fails"
+            if node.get("arithmetic", "none") == "none" or found == "fails":
+                node["arithmetic"] = found
+    for i, node in enumerate(nodes):
+        node["support"] = f"{graphs.support[first + i]:.3f}"
+        node["mainstream"] = str(bool(graphs.mainstream[first + i])).lower()
+    graph = rx.PyDiGraph()
+    graph.add_nodes_from(nodes)
+    chosen = slice(*graphs.edge_offsets[problem : problem + 2])
+    pairs = (graphs.edges[chosen] - first).tolist()
+    graph.add_edges_from(
+        [
+            (a, b, {"count": str(n)})
+            for (a, b), n in zip(pairs, graphs.edge_count[chosen], strict=True)
+        ]
+    )
+    return graph
+
+
+def save_graph(graph: rx.PyDiGraph, path: Path) -> None:
+    """Writes a class graph as node-link JSON."""
+    text = rx.node_link_json(graph, node_attrs=lambda node: node, edge_attrs=lambda edge: edge)
+    path.write_text(text)
+
+
+def load_graph(path: Path) -> rx.PyDiGraph:
+    """Reads what `save_graph` wrote.
+
+    Raises:
+        ValueError: if the file holds no such graph.
+    """
+    try:
+        return rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+    except (json.JSONDecodeError, rx.JSONDeserializationError, KeyError) as error:
+        raise ValueError(f"{path}: expected a saved graph (node-link JSON): {error}") from None
+
+
+def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
+    """Draws a class graph: the mainstream in green, steps whose arithmetic fails in red."""
+    from matplotlib.figure import Figure
+    from rustworkx.visualization import mpl_draw
+
+    layers = rx.layers(graph, [n for n in graph.node_indices() if graph.in_degree(n) == 0], True)
+    position = {
+        int(node): ((j + 0.5) / len(layer), -float(depth))
+        for depth, layer in enumerate(layers)
+        for j, node in enumerate(layer)
+    }
+    figure = Figure(figsize=(11, 1.5 + 1.3 * len(layers)), dpi=110)
+    axes = figure.subplots()
+    mpl_draw(
+        graph,
+        pos=position,
+        ax=axes,
+        node_color=[_colour(node) for node in graph.nodes()],
+        node_size=[300 + 1500 * float(n["support"]) for n in graph.nodes()],
+        with_labels=True,
+        labels=lambda n: f"{n['text'][:42]}\n{n['teachers']}",
+        edge_labels=lambda edge: edge["count"],
+        font_size=7,
+        arrows=True,
+    )
+    axes.margins(0.15)
+    figure.savefig(path)
+
+
+def _colour(node: dict[str, str]) -> str:
+    if node["arithmetic"] == "fails":
+        return "#e57373"
+    return "#81c784" if node["mainstream"] == "true" else "#cfd8dc"
