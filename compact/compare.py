@@ -413,8 +413,8 @@ def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         ),
     ):
         values = [arm[key] for arm in arms]
-        spans = [[v - a[low] for v, a in zip(values, arms, strict=True)]]
-        spans.append([a[high] - v for v, a in zip(values, arms, strict=True)])
+        spans = [[max(v - a[low], 0.0) for v, a in zip(values, arms, strict=True)]]
+        spans.append([max(a[high] - v, 0.0) for v, a in zip(values, arms, strict=True)])
         axes.errorbar(values, rows, xerr=spans, fmt="none", ecolor="#7a8794", capsize=3)
         axes.scatter(values, rows, color="#1b6ca8", zorder=3)
         for value, row in zip(values, rows, strict=True):

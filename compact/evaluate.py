@@ -20,6 +20,8 @@ from compact.data import Problem, load_questions
 from compact.encode import encode_prompt
 from compact.student import load_student
 
+ADAPTER_FILE = "adapter_config.json"
+
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
 
@@ -28,13 +30,44 @@ A killed run continues where it stopped when it is started again with the same -
 
 
 def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, Any]:
-    """Loads a student, with its adapter where one is named, onto the GPU where there is one."""
+    """Loads a student in eval mode, onto the GPU where there is one.
+
+    Args:
+        name: folder, Hugging Face name or .gguf file; or a run folder or checkpoint that holds an
+            adapter, which is then loaded onto the student it was trained from.
+        adapter: LoRA adapter to load onto the model.
+
+    Returns:
+        The model (a peft model where there is an adapter) and its tokenizer.
+
+    Raises:
+        OSError, ValueError: as in `load_student`; an adapter that does not say what it is for.
+    """
+    if adapter is None and (Path(name) / ADAPTER_FILE).exists():
+        name, adapter = adapter_base(Path(name)), name
     model, processing_class = load_student(name)
     if adapter:
         from peft import PeftModel
 
+        if not (Path(adapter) / ADAPTER_FILE).exists():
+            raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
         model = PeftModel.from_pretrained(model, adapter)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
+
+
+def adapter_base(folder: Path) -> str:
+    """Returns the student an adapter was trained from: run.json knows it best (.gguf files too).
+
+    Raises:
+        ValueError: neither run.json nor the adapter's own config names it.
+    """
+    for run in (folder, folder.parent):
+        if (run / "run.json").exists():
+            return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if not base.get("base_model_name_or_path"):
+        raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
+    return base["base_model_name_or_path"]
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:

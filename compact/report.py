@@ -38,7 +38,7 @@ EPILOG = """example:
 """
 
 COLOURS = 8
-BINS = 80
+BINS = 40
 """Points of a curve over the steps of a run."""
 
 
@@ -220,31 +220,39 @@ AXIS_TEXT = {
 
 
 def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
-    """Returns a chart an axis: the distribution of each teacher's score within its problems."""
+    """Returns a chart of each axis and one of the weights: how they spread, teacher by teacher."""
     charts = []
     for axis in AXES:
-        name = f"z_{axis}" if not np.isnan(run.scores[f"z_{axis}"]).all() else axis
-        rows = []
-        for colour, teacher in enumerate(run.teachers):
-            values = run.scores[name][run.scores["teacher"] == teacher]
-            values = values[~np.isnan(values)]
-            if len(values):
-                low, q1, middle, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
-                box = (float(q1), float(q3))
-                rows.append(
-                    Interval(teacher, colour % COLOURS, float(middle), float(low), float(high), box)
-                )
+        standard = not np.isnan(run.scores[f"z_{axis}"]).all()
+        rows = spread(run, f"z_{axis}" if standard else axis)
         if rows:
-            standard = name.startswith("z_")
-            label = f"{axis}, standardised within the problem" if standard else f"{axis}, raw"
             chart = interval_chart(
                 f"Distribution of {axis} by teacher",
                 rows,
-                x_label=label,
+                x_label=f"{axis}, standardised within the problem" if standard else axis,
                 reference=0.0 if standard else None,
             )
             charts.append((axis.capitalize(), AXIS_TEXT[axis], chart))
+    chart = interval_chart(
+        "Distribution of the weight by teacher",
+        spread(run, "weight"),
+        x_label="weight",
+        x_range=(0.0, 1.0),
+    )
+    charts.append(("Weight", "What the scores of a problem come to together.", chart))
     return charts
+
+
+def spread(run: Run, name: str) -> list[Interval]:
+    """Returns median, quartiles, 5% and 95% of a column of the score log, a row a teacher."""
+    rows = []
+    for colour, teacher in enumerate(run.teachers):
+        values = run.scores[name][run.scores["teacher"] == teacher]
+        values = values[~np.isnan(values)]
+        if len(values):
+            low, q1, middle, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+            rows.append(Interval(teacher, colour % COLOURS, middle, low, high, (q1, q3)))
+    return rows
 
 
 def logged(run: Run, name: str) -> list[tuple[float, float]]:
@@ -460,14 +468,17 @@ def tiles(run: Run) -> list[tuple[str, str]]:
             (f"{int(scores['step'].max()):,}", "optimizer steps"),
             (f"{len(set(scores['question_id'].tolist())):,}", "problems"),
             (f"{len(run.teachers)}", "teachers"),
-            (f"{float(effective_teachers(scores['weight'], starts).mean()):.2f}", "effective"),
+            (
+                f"{float(effective_teachers(scores['weight'], starts).mean()):.2f}",
+                "effective teachers",
+            ),
         ]
     loss = logged(run, "loss")
     if len(loss) > 1:
         tenth = max(1, len(loss) // 10)
         first = sum(v for _, v in loss[:tenth]) / tenth
         last = sum(v for _, v in loss[-tenth:]) / tenth
-        found.append((f"{first:.3f} → {last:.3f}", "loss, first and last tenth"))
+        found.append((f"{last:.3f}", f"loss at the end, {first:.3f} at first"))
     if run.evaluations:
         name, summary = run.evaluations[-1]
         found.append((f"{summary['accuracy']:.1%}", f"accuracy ({name})"))
@@ -501,8 +512,20 @@ def arm_view(run: Run) -> dict[str, Any] | None:
     rows = [Interval(a["name"], 0, a["mean"], a["ci_low"], a["ci_high"]) for a in arms]
     metric = run.arms.get("metric", "accuracy")
     chart = interval_chart(f"{metric} of each arm", rows, x_label=f"{metric}, 95% interval")
-    best = max(arms, key=lambda a: a["mean"])["name"]
-    return {"arms": arms, "chart": chart, "metric": metric, "best": best, "about": run.arms}
+    right = [
+        Interval(a["name"], 2, a["right_weight"], a["right_weight_low"], a["right_weight_high"])
+        for a in arms
+    ]
+    return {
+        "arms": arms,
+        "chart": chart,
+        "weights": interval_chart(
+            "Weight on right rationales", right, x_label="weight, 95% interval", x_range=(0.0, 1.0)
+        ),
+        "metric": metric,
+        "best": max(arms, key=lambda a: a["mean"])["name"],
+        "about": run.arms,
+    }
 
 
 def render(run: Run) -> str:

@@ -52,9 +52,7 @@ def load_student(
     if where:
         # The weights are plain numbers now; marked as quantised, they could be neither trained nor
         # saved.
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        model.hf_quantizer.remove_quantization_config(model)
     return model.eval(), processing_class
 
 

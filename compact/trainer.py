@@ -181,7 +181,7 @@ class CompactTrainer(Trainer):
         )
         # compute_loss divides by the problems of the step; transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        self.student = Student.of(self.model)
+        self.student = Student.of(self.model, processing_class)
         packing = args.packing
         if self.weigher.needs_padded:
             if packing == "tree":

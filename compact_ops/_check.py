@@ -13,6 +13,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
 
 
+def compute_dtype(value: Tensor) -> torch.dtype:
+    """The dtype that is computed in and returned: float64 for float64, else float32."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
 def tensor(
     op: str,
     name: str,

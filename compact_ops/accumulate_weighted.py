@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
+from compact_ops._library import backend
 
 _OP = "accumulate_weighted"
 
@@ -12,7 +16,24 @@ _OP = "accumulate_weighted"
 def accumulate_weighted(
     unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor | None, num_rows: int
 ) -> Tensor:
-    """out[rows[m]] += weight[group[m]] * unit[m], deterministic."""
+    """Adds up weighted unit gradients: out[rows[m]] += weight[group[m]] * unit[m].
+
+    Deterministic: the terms of a row are added in the order of m, whatever the number of threads.
+
+    Args:
+        unit: [M, H] unit gradients of M tokens.
+        rows: [M] int32 or int64, the row of each token, in [0, num_rows).
+        weight: [G] weight of each group (of each rationale).
+        group: [M] int32 or int64, the group of each token; None means group m = m, G = M.
+        num_rows: N.
+
+    Returns:
+        [N, H] float32 (float64 for float64 `unit`). Differentiable in `unit` and `weight`.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+    """
     _check.tensor(_OP, "unit", unit, _check.FLOATS, ["M", "H"])
     count = unit.shape[0]
     _check.tensor(_OP, "rows", rows, _check.INTS, ["M"], M=count)
@@ -21,4 +42,43 @@ def accumulate_weighted(
     else:
         _check.tensor(_OP, "weight", weight, _check.FLOATS, ["G"])
         _check.tensor(_OP, "group", group, _check.INTS, ["M"], M=count)
-    return reference.accumulate_weighted(unit, rows, weight, group, num_rows)
+    _check.number(_OP, "num_rows", num_rows, 0, inclusive=True)
+    _check.same_device(_OP, unit=unit, rows=rows, weight=weight, group=group)
+    if backend() == "reference":
+        return reference.accumulate_weighted(unit, rows, weight, group, num_rows)
+    out: Tensor = torch.ops.compact.accumulate_weighted(
+        unit, rows.long(), weight, None if group is None else group.long(), num_rows
+    )
+    return out
+
+
+@torch.library.register_fake("compact::accumulate_weighted")
+def _fake(
+    unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor | None, num_rows: int
+) -> Tensor:
+    return unit.new_empty((num_rows, unit.shape[1]), dtype=_check.compute_dtype(unit))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    unit, rows, weight, group, _ = inputs
+    ctx.save_for_backward(unit, rows, weight, group)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    unit, rows, weight, group = ctx.saved_tensors
+    read = grad[rows]
+    d_unit = d_weight = None
+    if ctx.needs_input_grad[0]:
+        scale = weight if group is None else weight[group]
+        d_unit = (scale[:, None] * read).to(unit.dtype)
+    if ctx.needs_input_grad[2]:
+        d_weight = (unit * read).sum(dim=1)
+        if group is not None:
+            d_weight = d_weight.new_zeros(weight.shape).index_add(0, group, d_weight)
+        d_weight = d_weight.to(weight.dtype)
+    return d_unit, None, d_weight, None, None
+
+
+torch.library.register_autograd(
+    "compact::accumulate_weighted", _backward, setup_context=_setup_context
+)

@@ -211,7 +211,7 @@ def _fake(
     filter_eps: float,
 ) -> tuple[Tensor, ...]:
     """Shapes and dtypes of what the operator returns."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    dtype = _check.compute_dtype(hidden)
     count, (vocabulary, width) = target.shape[0], weight.shape
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -253,7 +253,7 @@ def _backward_fake(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes and dtypes of the gradients."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    dtype = _check.compute_dtype(hidden)
     vocabulary, width = weight.shape
     return (
         hidden.new_empty((target.shape[0] if need_hidden else 0, width), dtype=dtype),

@@ -16,7 +16,8 @@ def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
 ) -> Tensor:
     """[M, V] final logits in float32 (float64 in, float64 out)."""
-    return _finish(hidden @ weight.T, bias, softcap, logit_scale)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return _finish(hidden.to(dtype) @ weight.T.to(dtype), bias, softcap, logit_scale)
 
 
 def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float) -> Tensor:
@@ -73,9 +74,9 @@ def accumulate_weighted(
 ) -> Tensor:
     """See compact_ops.accumulate_weighted."""
     scale = weight if group is None else weight[group]
-    dtype = torch.promote_types(unit.dtype, scale.dtype)
+    dtype = torch.promote_types(unit.dtype, torch.float32)
     out = torch.zeros(num_rows, unit.shape[1], dtype=dtype, device=unit.device)
-    return out.index_add(0, rows, scale[:, None] * unit)
+    return out.index_add(0, rows, scale[:, None].to(dtype) * unit.to(dtype))
 
 
 def pairwise_symmetric_kl(
@@ -147,4 +148,5 @@ def row_stats_(
 
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See compact_ops.filtered_matmul."""
-    return torch.where(grad.abs() < eps, 0, grad) @ weight
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    return torch.where(grad.abs() < eps, 0, grad).to(dtype) @ weight.to(dtype)

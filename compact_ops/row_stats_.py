@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
+from compact_ops._library import backend
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "row_stats_"
@@ -21,21 +23,92 @@ def row_stats_(
     logit_scale: float = 1.0,
     ignore_index: int = -100,
 ) -> TokenStats:
-    """Statistics of rows of raw logits; each row is overwritten by weight * d nll / d logits."""
+    """Statistics of rows of raw logits; row r is overwritten by weight[r] * d nll[r] / d logits[r].
+
+    z = softcap(logit_scale * logits + bias); the chain through softcap and logit_scale is in the
+    gradient, so d hidden = logits @ head and d head = logits.T @ hidden follow from what is left in
+    `logits`. Nothing here is recorded for autograd.
+
+    Args:
+        logits: [R, V] contiguous, of any float dtype, the product hidden @ head.T; overwritten.
+        target: [R] int32 or int64 token ids.
+        weight: [R] multiplies each row's gradient; None means 1.
+        gold: the gold answers whose mean logit and log-likelihood each row reports.
+        bias: [V] or None.
+        softcap: c of c * tanh(x / c), or None.
+        logit_scale: multiplies `logits`.
+        ignore_index: rows with this target have nll 0, correct False and gradient 0.
+
+    Returns:
+        TokenStats of [R] tensors.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value; logits are not contiguous or
+            require a gradient.
+    """
     _check.tensor(_OP, "logits", logits, _check.FLOATS, ["R", "V"])
-    count = logits.shape[0]
+    count, vocabulary = logits.shape
     _check.tensor(_OP, "target", target, _check.INTS, ["R"], R=count)
     if weight is not None:
         _check.tensor(_OP, "weight", weight, _check.FLOATS, ["R"], R=count)
+    if bias is not None:
+        _check.tensor(_OP, "bias", bias, _check.FLOATS, ["V"], V=vocabulary)
+    if softcap is not None:
+        _check.number(_OP, "softcap", softcap, 0, inclusive=False)
     if gold is not None:
         _check.gold(_OP, gold, count)
-    return reference.row_stats_(
+    if not logits.is_contiguous():
+        raise ValueError(f"{_OP}: logits must be contiguous, got strides {logits.stride()}")
+    if torch.is_grad_enabled() and logits.requires_grad:
+        raise ValueError(f"{_OP}: logits must not require a gradient, they are overwritten")
+    _check.same_device(_OP, logits=logits, target=target, weight=weight, bias=bias)
+    if backend() == "reference":
+        return reference.row_stats_(
+            logits,
+            target,
+            weight=weight,
+            gold=gold,
+            bias=bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            ignore_index=ignore_index,
+        )
+    nll, lse, entropy, correct, gold_logit, gold_logp = torch.ops.compact.row_stats_(
         logits,
-        target,
-        weight=weight,
-        gold=gold,
-        bias=bias,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        ignore_index=ignore_index,
+        target.long(),
+        None if weight is None else weight.detach(),
+        *((None, None, None) if gold is None else (t.long() for t in gold)),
+        None if bias is None else bias.detach(),
+        softcap or 0.0,
+        logit_scale,
+        ignore_index,
+    )
+    if gold is None:
+        gold_logit = gold_logp = None
+    return TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)
+
+
+@torch.library.register_fake("compact::row_stats_")
+def _fake(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+) -> tuple[Tensor, ...]:
+    dtype, count = _check.compute_dtype(logits), logits.shape[0]
+    gold = 0 if gold_ids is None else count
+    return (
+        logits.new_empty((count,), dtype=dtype),
+        logits.new_empty((count,), dtype=dtype),
+        logits.new_empty((count,), dtype=dtype),
+        logits.new_empty((count,), dtype=torch.bool),
+        logits.new_empty((gold,), dtype=dtype),
+        logits.new_empty((gold,), dtype=dtype),
     )

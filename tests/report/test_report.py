@@ -1,0 +1,214 @@
+"""`compact report`: the page in a real browser, what it says, runs that lack parts, bad input."""
+
+import argparse
+import json
+import re
+import shutil
+
+import pytest
+
+from compact import report as module
+from compact.cli import main
+
+# Runs inside the browser: what a reader would see, measured after layout.
+PROBE = """<script>
+addEventListener("load", () => {
+  const seen = e => { const r = e.getBoundingClientRect(); return r.width > 1 && r.height > 1 };
+  const all = s => [...document.querySelectorAll(s)];
+  const style = e => getComputedStyle(e);
+  document.title = JSON.stringify({
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    wide: all("main *").filter(e => !e.closest(".scroll") && !e.closest("svg")
+      && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className),
+    charts: all("svg.chart").filter(seen).length,
+    labels: all("svg.chart").map(e => e.getAttribute("aria-label")),
+    lines: all("svg .line").filter(seen).length,
+    lineColours: [...new Set(all("#weights .line").map(e => style(e).stroke))],
+    smallest: Math.min(...all("svg text").map(e => e.getBoundingClientRect().height)),
+    columns: style(document.querySelector("#weights .grid")).gridTemplateColumns.split(" ").length,
+    gained: all(".text .gain").filter(e => style(e).backgroundColor != "rgba(0, 0, 0, 0)").length,
+    lost: all(".text .loss").filter(e => style(e).backgroundColor != "rgba(0, 0, 0, 0)").length,
+    headings: all("h2").filter(seen).map(e => e.innerText),
+    tables: all("table").map(e => e.innerText),
+    problems: all(".problem").map(e => e.innerText),
+    resources: performance.getEntriesByType("resource").map(e => e.name),
+  });
+});
+</script></body>"""
+
+
+@pytest.fixture(scope="session")
+def page(run_folder):
+    assert main(["report", str(run_folder), "--problems", "2"]) == 0
+    return run_folder / "report.html"
+
+
+@pytest.fixture
+def seen(page, browse, tmp_path):
+    """Returns what the browser shows of the page at a width."""
+
+    def look(width):
+        probed = tmp_path / "probed.html"
+        probed.write_text(page.read_text().replace("</body>", PROBE))
+        found = re.search(r"<title>(\{.*?\})</title>", browse(probed, "--dump-dom", width=width))
+        assert found, "the page did not load"
+        return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+
+    return look
+
+
+def test_page_in_a_browser(seen):
+    shown = seen(1240)
+    assert shown["headings"] == ["Weights", "Scores", "Learning", "Forgetting", "Arms", "Problems"]
+    assert shown["resources"] == [], "the page must not load anything"
+    assert shown["overflow"] <= 0 and shown["wide"] == []
+    assert shown["columns"] == 2
+    assert shown["charts"] == len(shown["labels"]) >= 12, shown["labels"]
+    assert len(shown["lineColours"]) == 4, "each teacher has its own colour"
+    assert shown["smallest"] > 10, "text in charts is too small to read"
+    teachers = shown["tables"][0].splitlines()
+    good = next(line for line in teachers if line.startswith("good")).split()
+    assert good[1:3] == ["12", "40"]  # problems, tokens
+    assert float(good[3]) == pytest.approx(0.4, abs=0.03)  # mean weight
+    assert any(line.startswith("<unrelated & odd>") for line in teachers), "text is escaped"
+    assert "KL 0.0321 nats a token" in shown["tables"][1]
+    assert "drop +0.100 (-0.050 to +0.250)" in shown["tables"][1]
+    assert re.search(r"robust\s+0\.530\s+0\.480 – 0\.580\s+\+0\.420", shown["tables"][2])
+
+
+def test_problems_show_coloured_tokens_steps_and_answers(seen):
+    shown = seen(1240)
+    assert len(shown["problems"]) == 2
+    for text in shown["problems"]:
+        assert "zoo-4-" in text and "Gold answer" in text and "weight 0." in text
+        assert "✓" in text and "✗" in text, "right and wrong answers are marked"
+        assert re.search(r"[+-]\d+\.\d\d", text), "steps show their gain"
+    assert shown["gained"] > 20 and shown["lost"] > 20
+
+
+def test_page_on_a_phone(seen):
+    shown = seen(390)
+    assert shown["overflow"] <= 0 and shown["wide"] == [], "the page must not scroll sideways"
+    assert shown["columns"] == 1
+    assert shown["smallest"] > 8
+
+
+def test_screenshot_is_no_blank_page(page, browse, tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "page.png"
+    browse(page, f"--screenshot={picture}", width=1240)
+    colours = Image.open(picture).convert("RGB").getcolors(1 << 20)
+    assert len(colours) > 100
+    assert max(count for count, _ in colours) < 0.95 * 1240 * 1000
+
+
+def test_no_address_outside_the_page(page):
+    text = page.read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", text)
+    assert "@import" not in text and "url(" not in text and "<script" not in text
+    assert len(text) < 1_000_000
+
+
+def copy(run_folder, tmp_path, *absent):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("report.html", *absent))
+    return run
+
+
+def test_run_without_student_says_so_on_the_page(run_folder, tmp_path, capsys):
+    run = copy(run_folder, tmp_path, "config.json", "compare.json", "*.summary.json", "run.json")
+    info = {"data": json.loads((run_folder / "run.json").read_text())["data"]}
+    (run / "run.json").write_text(json.dumps(info))
+    assert main(["report", str(run)]) == 0
+    assert "No problems are shown: the run has not saved a student yet." in capsys.readouterr().out
+    text = (run / "report.html").read_text()
+    assert "the run has not saved a student yet" in text
+    assert 'id="weights"' in text and 'id="arms"' not in text and 'id="forgetting"' not in text
+
+
+def test_run_in_progress_and_newest_checkpoint(run_folder, tmp_path):
+    run = copy(run_folder, tmp_path, "config.json", "trainer_state.json", "compare.json")
+    for step, loss in ((9, 1.0), (30, 0.5)):
+        (run / f"checkpoint-{step}").mkdir()
+        history = {"log_history": [{"step": step, "loss": loss}]}
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(history))
+        shutil.copy(run_folder / "config.json", run / f"checkpoint-{step}")
+    found = module.read_run(run)
+    assert module.logged(found, "loss") == [(30.0, 0.5)]
+    assert module.student_folder(run).name == "checkpoint-30"
+
+
+def test_arms_alone_make_a_page(run_folder, tmp_path):
+    run = tmp_path / "compare"
+    run.mkdir()
+    shutil.copy(run_folder / "compare.json", run)
+    assert main(["report", str(run), "--out", str(tmp_path / "deep" / "page.html")]) == 0
+    text = (tmp_path / "deep" / "page.html").read_text()
+    assert 'id="arms"' in text and 'id="weights"' not in text
+
+
+def test_policy_without_scores(tmp_path):
+    from compact.runlog import ScoreLog
+
+    log = ScoreLog(tmp_path / "run")
+    for step in (1, 2, 3):
+        row = {"step": step, "question_id": "q", "tokens": 3, "nll": 1.0, "epoch": 0.0}
+        log.append([row | {"teacher": t, "weight": 0.5} for t in ("a", "b")])
+    log.close()
+    assert main(["report", str(tmp_path / "run"), "--problems", "0"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "This policy weighs without the three scores" in text and "nan" not in text
+
+
+def test_numbers_behind_the_charts(run_folder):
+    run = module.read_run(run_folder)
+    starts = module.visits(run.scores)
+    assert len(starts) == 61 and set((starts[1:] - starts[:-1]).tolist()) == {4}
+    even = module.effective_teachers(module.np.array([0.25] * 4 + [1.0, 0, 0, 0]), [0, 4, 8])
+    assert even.tolist() == pytest.approx([4.0, 1.0])
+    step, value = module.np.arange(1.0, 401), module.np.arange(400.0)
+    curve = module.binned(step, value)
+    assert len(curve) == module.BINS
+    assert [y for _, y in curve] == pytest.approx([x - 1 for x, _ in curve])
+    decisive, *_, even = module.choose_problems(run, 12)
+    weights = [
+        sorted(v["weight"] for v in module.last_visit(run, q).values()) for q in (decisive, even)
+    ]
+    assert weights[0][-1] > weights[1][-1]
+    assert len(module.choose_problems(run, 100)) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "absent: no such run folder"),
+        (["empty"], "empty: expected the score log of a run (scores/) or compare.json"),
+        (["RUN", "--problems", "-1"], "--problems must be at least 0, got -1"),
+        (["RUN", "--problems", "x"], "invalid int value: 'x'"),
+        (["RUN", "--question_id", "nobody"], "holds no question_id 'nobody'"),
+        (["RUN", "--data", "absent.jsonl", "--question_id", "q"], "absent.jsonl: no such file"),
+        (["broken"], "run.json:2: expected JSON, got"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text('{\n"a": oops}')
+    words = [str(run_folder) if word == "RUN" else word for word in arguments]
+    try:
+        status = main(["report", *words])
+    except SystemExit as exit:
+        status = exit.code
+    lines = capsys.readouterr().err.strip().splitlines()
+    told = [line for line in lines if line.startswith("compact: error:")]
+    assert status != 0 and len(told) == 1 and message in told[0]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_help_fits_a_screen_and_shows_an_example(capsys):
+    parser = argparse.ArgumentParser(prog="compact report")
+    module.add_arguments(parser)
+    text = parser.format_help()
+    assert "compact report runs/svamp" in text and len(text.splitlines()) <= 24
