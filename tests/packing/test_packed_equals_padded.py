@@ -1,0 +1,182 @@
+"""A problem packed as a tree gives what one padded row a rationale gives, in value and gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from compact.forward import run_pass
+from compact.packing import build_batch
+from compact.passes import Batch, EncodedProblem, EncodedRationale
+from compact.student import Student
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
+
+VOCABULARY = 97
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**_SIZES),
+    "qwen": Qwen2Config(**_SIZES),
+    "gemma": Gemma2Config(**_SIZES, head_dim=8, sliding_window=256, query_pre_attn_scalar=8),
+}
+
+
+def make_model(kind: str, checkpointing: bool = False) -> nn.Module:
+    """A tiny model with LoRA matrices that are not zero, so that all their gradients count."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind])
+    model = get_peft_model(
+        model,
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"]),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+        model.train()
+    return model
+
+
+def make_problem(seed: int, lengths: list[int], prompt: int = 5, steps: int = 2) -> EncodedProblem:
+    """A problem of random tokens; rationale k has lengths[k] tokens, cut into steps."""
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, VOCABULARY, (count,), generator=g).tolist())
+
+    rationales = []
+    for k, length in enumerate(lengths):
+        marker = max(length - 2, 1)
+        cuts = sorted({max(1, marker * (i + 1) // steps) for i in range(steps)})
+        spans = tuple(zip([0, *cuts[:-1]], cuts, strict=True))
+        rationales.append(
+            EncodedRationale(
+                teacher=f"t{k}",
+                text="",
+                ids=ids(length),
+                steps=spans,
+                step_texts=("",) * len(spans),
+                marker=marker,
+                answer=None,
+                spaced=(False,) * len(spans),
+            )
+        )
+    cue = ids(3)
+    return EncodedProblem(
+        question_id=f"q{seed}",
+        prompt="",
+        prompt_ids=ids(prompt),
+        rationales=tuple(rationales),
+        gold="",
+        gold_ids=ids(2),
+        cue_ids=cue,
+        spaced_cue_ids=cue,
+    )
+
+
+def outcome(
+    model: nn.Module, problems: list[EncodedProblem], layout: str, capacity: int = 0
+) -> tuple[dict[str, Tensor], Batch]:
+    """Statistics, and gradients of a loss that weighs every token differently."""
+    student = Student.of(model)
+    batch = build_batch(
+        problems, layout=layout, probes=True, pad_token_id=0, row_capacity=capacity
+    )
+    live, hidden, pass_ = run_pass(student, batch)
+    hidden.retain_grad()
+    model.zero_grad()
+    (live.nll * torch.linspace(0.5, 1.5, len(live.nll))).sum().backward()
+    found = {f"grad {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    stats = {"nll": live.nll, "gold_logp": live.gold_logp, "leaf_logp": pass_.leaf_logp}
+    at_tokens = hidden.detach().flatten(0, 1)[batch.token_rows]
+    return {**stats, "hidden": at_tokens, **found}, batch
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lengths", [[9], [7, 12], [4, 9, 6, 13, 2]])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_equals_padded(kind: str, lengths: list[int], checkpointing: bool) -> None:
+    """K = 1, 2, 5 of unequal lengths, alone and with a second problem in the same row."""
+    model = make_model(kind, checkpointing)
+    problems = [make_problem(1, lengths), make_problem(2, [5, 8], prompt=3)]
+    want, _ = outcome(model, problems, "padded")
+    for capacity in (0, 256):
+        got, batch = outcome(model, problems, "tree", capacity)
+        assert batch.input_ids.shape[0] == (2 if capacity == 0 else 1)
+        assert got.keys() == want.keys() and len(want) > 8
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_hidden_gradient_agrees() -> None:
+    """The gradient of the final hidden states, accumulated over the shared prompt row."""
+    model = make_model("llama")
+    problem = make_problem(3, [6, 9, 4])
+    sums = []
+    for layout in ("tree", "padded"):
+        batch = build_batch([problem], layout=layout, probes=False, pad_token_id=0)
+        live, hidden, _ = run_pass(Student.of(model), batch)
+        hidden.retain_grad()
+        live.nll.sum().backward()
+        grad = hidden.grad.flatten(0, 1)
+        prompt = grad[batch.prompt_rows.unique()].sum(dim=0)
+        inner = grad[batch.token_rows[:-1]]
+        sums.append((prompt, inner))
+    for tree, padded in zip(*sums, strict=True):
+        torch.testing.assert_close(tree, padded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_leaves_equal_a_forward_of_that_very_prefix(kind: str) -> None:
+    """log p(gold) after each step, against a separate forward of prompt + steps + cue + gold."""
+    model = make_model(kind).eval()
+    problem = make_problem(4, [8, 11])
+    got, batch = outcome(model, [problem], "tree")
+    want = []
+    prefixes = [
+        problem.prompt_ids + r.ids[:end] for r in problem.rationales for _, end in r.steps
+    ]
+    for prefix in [*prefixes, problem.prompt_ids]:
+        ids = torch.tensor([[*prefix, *problem.cue_ids, *problem.gold_ids]])
+        logp = model(input_ids=ids).logits[0].log_softmax(dim=1)
+        at = torch.arange(len(problem.gold_ids)) + ids.shape[1] - len(problem.gold_ids)
+        want.append(logp[at - 1, ids[0, at]].mean().item())
+    torch.testing.assert_close(got["leaf_logp"], torch.tensor(want), rtol=1e-4, atol=1e-4)
+    assert int(batch.question_leaf[0]) == len(prefixes)
+
+
+_MODEL = make_model("llama").eval()
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 999), branch=st.integers(0, 2), place=st.integers(0, 3))
+def test_a_branch_never_changes_another(seed: int, branch: int, place: int) -> None:
+    """Another token in one branch leaves every number of the others as it was, bit for bit."""
+    problem = make_problem(seed, [6, 8, 5])
+    changed = problem.rationales[branch]
+    ids = list(changed.ids)
+    ids[place] = ids[place] % (VOCABULARY - 1) + 1
+    rationales = list(problem.rationales)
+    rationales[branch] = replace(changed, ids=tuple(ids))
+    other = replace(problem, rationales=tuple(rationales))
+    (one, batch), (two, _) = (outcome(_MODEL, [p], "tree") for p in (problem, other))
+    same = batch.rationale != branch
+    assert torch.equal(one["nll"][same], two["nll"][same])
+    assert not torch.equal(one["nll"][~same], two["nll"][~same])
+    leaf_of = torch.repeat_interleave(torch.arange(3), batch.leaf_offsets.diff())
+    others = torch.cat([leaf_of != branch, torch.ones(1, dtype=torch.bool)])
+    assert torch.equal(one["leaf_logp"][others], two["leaf_logp"][others])
