@@ -1,11 +1,12 @@
 """One training step on one question: COMPACT against the published step and against plain SFT.
 
-Student: SmolLM2-135M with LoRA of rank 16 on all linear layers. A step is batch building, forward, loss
-and backward of the K rationales of one question (the optimizer is the same for all and left out).
+Student: SmolLM2-135M with LoRA of rank 16 on all linear layers. A step is batch building, forward,
+loss and backward of the K rationales of one question (the optimizer is the same for all and left
+out).
 
 - `sft`: K padded rows, transformers' own loss on the completions.
-- `released`: the published step, from its formulas: K padded rows, full logits, three scores, weights,
-  and the consistency term over all pairs and positions.
+- `released`: the published step, from its formulas: K padded rows, full logits, three scores,
+  weights, and the consistency term over all pairs and positions.
 - `compact`: weights by the default preset, answer gains kept from an earlier visit.
 - `compact-probes`: the same with an answer leaf after every step of every rationale.
 - `compact-released`: our run of the same formulas as `released`.
@@ -38,7 +39,7 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @functools.cache
 def student(seed: int) -> tuple[Student, Any]:
-    """SmolLM2-135M with LoRA (r 16, alpha 32, no dropout: providers must agree) and its tokenizer."""
+    """SmolLM2-135M with LoRA (r 16, alpha 32, no dropout, so providers agree), its tokenizer."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -53,7 +54,7 @@ def student(seed: int) -> tuple[Student, Any]:
 
 
 def question(count: int, tokenizer: Any) -> EncodedProblem:
-    """Of 63 questions with `count` rationales that for which a tree saves the median share of tokens."""
+    """Of 63 questions with `count` rationales, the one of median share of tokens saved."""
     encoded = [encode_problem(p, tokenizer, max_length=1024) for p in problems(63, count)]
 
     def share(problem: EncodedProblem) -> float:
@@ -75,7 +76,7 @@ def padded_rows(problem: EncodedProblem, pad_token_id: int) -> tuple[Tensor, Ten
 
 
 def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: int) -> Tensor:
-    """The published step in plain torch, transcribed from ../shared/design/method.md (`released`)."""
+    """The published step in plain torch, from ../shared/design/method.md (`released`)."""
     ids, mask, labels = padded_rows(problem, pad)
     output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     logits = output.logits.float()

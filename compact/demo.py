@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,16 +56,21 @@ def smollm2_path() -> Path:
 
 
 @torch.no_grad()
-def gold_logp(student: Student, problems: Sequence[EncodedProblem], pad: int) -> float:
-    """Returns mean log-likelihood (nats a token) of the gold answer after a right rationale."""
+def gold_logp(
+    student: Student, problems: Sequence[EncodedProblem], pad: int
+) -> tuple[float, float]:
+    """Returns the mean log-likelihood (nats a token) of the gold answer, asked in two places.
+
+    The places are right after the question, and after all steps of the first teacher, who is right.
+    """
     layout, _ = choose_layout(student, "auto", max_length=512)
-    total = 0.0
+    question = reasoned = 0.0
     for problem in problems:
         batch = build_batch([problem], layout=layout, probes=True, pad_token_id=pad)
         _, _, pass_ = run_pass(student, batch)
-        last_leaf = int(batch.leaf_offsets[1]) - 1  # after the last step of the first rationale
-        total += float(pass_.leaf_logp[last_leaf])
-    return total / len(problems)
+        question += float(pass_.leaf_logp[batch.question_leaf[0]])
+        reasoned += float(pass_.leaf_logp[batch.leaf_offsets[1] - 1])
+    return question / len(problems), reasoned / len(problems)
 
 
 def main() -> None:
@@ -72,6 +78,8 @@ def main() -> None:
     began = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers, about itself
+    warnings.filterwarnings("ignore", message="Could not find a config file")  # GGUF has none
     set_seed(SEED)
     path = smollm2_path()
     print(f"student    {path.stem}: {path}")
@@ -122,7 +130,8 @@ def main() -> None:
         note = "  <- misleads" if teacher == MISLEADS else ""
         print(f"  {teacher:14s} {mean:.3f} {'#' * round(40 * mean)}{note}")
     print(f"\nlog-likelihood of the gold answer, {HELD_OUT} held-out problems (nats a token)")
-    print(f"  before {before:.3f}   after {after:.3f}   gain {after - before:+.3f}")
+    for place, b, a in zip(("after the question", "after right steps"), before, after, strict=True):
+        print(f"  {place:18s}  before {b:7.3f}   after {a:7.3f}   gain {a - b:+.3f}")
     print(f"\noutputs in {RUN}/: the adapter, scores/ (every weight of every step), run.json")
     print(f"rationales {data}; a report of the run: compact report {RUN}")
     print(f"took {time.monotonic() - began:.0f} s")

@@ -16,8 +16,9 @@ _OP = "filtered_matmul"
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The product grad @ weight with every |grad| < eps taken as 0.
 
-    The gradient of a softmax row is nearly all zeros for a trained student. Time grows with the number of
-    entries used. The error of row r is at most the sum of |grad[r, v]| |weight[v]| over those skipped.
+    The gradient of a softmax row is nearly all zeros for a trained student. Time grows with the
+    number of entries used. The error of row r is at most the sum of |grad[r, v]| |weight[v]| over
+    those skipped.
 
     Args:
         grad: [R, V] gradient with respect to logits.
@@ -25,8 +26,8 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: threshold, >= 0; 0 is exact.
 
     Returns:
-        [R, H] float32 (float64 for float64 `grad`). Differentiable in both, as the product of what was
-        used.
+        [R, H] float32 (float64 for float64 `grad`). Differentiable in both, as the product of what
+        was used.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

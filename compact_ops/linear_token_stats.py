@@ -106,13 +106,14 @@ def linear_token_stats(
 ) -> TokenStats:
     """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
 
-    One walk over the vocabulary gives the statistics and, where `hidden` requires a gradient, the unit
-    gradient d nll / d hidden of every token; the backward of nll scales it by whatever upstream vector
-    arrives. The M x V logits never exist. Only `nll` is differentiable.
+    One walk over the vocabulary gives the statistics and, where `hidden` requires a gradient, the
+    unit gradient d nll / d hidden of every token; the backward of nll scales it by whatever
+    upstream vector arrives. The M x V logits never exist. Only `nll` is differentiable.
 
     Args:
         hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
-        weight: [V, H] the head, of any of these dtypes. float32 arithmetic, float64 for float64 hidden.
+        weight: [V, H] the head, of any of these dtypes. float32 arithmetic, float64 for float64
+            hidden.
         target: [M] int32 or int64 token ids; M = N without `rows`.
         rows: [M] int32 or int64, token m reads hidden[rows[m]]; None reads row m. Rows may repeat.
         gold: the gold answers whose mean logit and log-likelihood each token reports.
@@ -120,13 +121,13 @@ def linear_token_stats(
         softcap: c of c * tanh(x / c), or None.
         logit_scale: multiplies hidden @ weight.T, before the bias.
         ignore_index: tokens with this target have nll 0, correct False and no gradient.
-        head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit gradient of
-            hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V]; "recompute" keeps
-            nothing and computes the logits again. "auto" picks and logs what it picked (logger
-            "compact_ops", level INFO).
+        head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit
+            gradient of hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V];
+            "recompute" keeps nothing and computes the logits again. "auto" picks and logs what it
+            picked (logger "compact_ops", level INFO).
         filter_eps: leaves softmax entries below this out of the gradient of hidden; 0 is exact. The
-            error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over the
-            entries left out, so at most filter_eps times the sum of all |W_v|.
+            error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over
+            the entries left out, so at most filter_eps times the sum of all |W_v|.
 
     Returns:
         TokenStats of [M] tensors.
@@ -191,7 +192,14 @@ def linear_token_stats(
             gold_logit = gold_logp = None
         stats = TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)
     # Only nll has a gradient: asking for another one must raise, not give zero.
-    return TokenStats(stats.nll, *(None if t is None else t.detach() for t in stats[1:]))
+    return TokenStats(
+        stats.nll,
+        stats.lse.detach(),
+        stats.entropy.detach(),
+        stats.correct,
+        None if stats.gold_logit is None else stats.gold_logit.detach(),
+        None if stats.gold_logp is None else stats.gold_logp.detach(),
+    )
 
 
 @torch.library.register_fake("compact::linear_token_stats")
@@ -285,7 +293,9 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     softcap, logit_scale, ignore_index, filter_eps = ctx.numbers
     need_hidden, need_weight = ctx.needs_input_grad[:2]
     need_bias = ctx.needs_input_grad[7]
-    d_hidden = d_weight = d_bias = None
+    d_hidden: Any = None
+    d_weight: Any = None
+    d_bias: Any = None
     if need_weight or need_bias or (need_hidden and unit is None):
         d_hidden, d_weight, d_bias = torch.ops.compact.linear_token_stats_backward(
             grad, hidden, weight, target, rows, bias, nll, lse, stash, shift,
@@ -294,21 +304,16 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         )  # fmt: skip
         d_weight = d_weight.to(weight.dtype) if need_weight else None
         d_bias = d_bias.to(bias.dtype) if need_bias else None
+    d_read: Any = None
     if need_hidden:
-        if unit is not None:
-            d_hidden = (
-                grad[:, None] * unit
-                if rows is None
-                else torch.ops.compact.accumulate_weighted(unit, rows, grad, None, ctx.num_rows)
-            )
-        elif rows is not None:
-            d_hidden = torch.ops.compact.accumulate_weighted(
-                d_hidden, rows, torch.ones_like(grad), None, ctx.num_rows
-            )
-        d_hidden = d_hidden.to(ctx.dtype)
-    else:
-        d_hidden = None
-    return (d_hidden, d_weight, None, None, None, None, None, d_bias) + (None,) * 5
+        # Per token, weight and gradient of the row it reads.
+        scale, each = (torch.ones_like(grad), d_hidden) if unit is None else (grad, unit)
+        if rows is not None:
+            d_read = torch.ops.compact.accumulate_weighted(each, rows, scale, None, ctx.num_rows)
+        else:
+            d_read = each if unit is None else scale[:, None] * each
+        d_read = d_read.to(ctx.dtype)
+    return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 5
 
 
 torch.library.register_autograd(

@@ -25,9 +25,9 @@ def pairwise_symmetric_kl(
 ) -> Tensor:
     """KL(p || q) + KL(q || p) of p = softmax(z[left[i]]) and q = softmax(z[right[i]]).
 
-    The consistency term of the method (../shared/design/method.md). z is as in linear_token_stats. The
-    logits of a row are computed once for all of its pairs, a block of the vocabulary at a time, and once
-    more in the backward; no [P, V] tensor exists.
+    The consistency term of the method (../shared/design/method.md). z is as in linear_token_stats.
+    The logits of a row are computed once for all of its pairs, a block of the vocabulary at a
+    time, and once more in the backward; no [P, V] tensor exists.
 
     Args:
         hidden: [N, H] hidden states.
@@ -39,7 +39,8 @@ def pairwise_symmetric_kl(
         logit_scale: multiplies hidden @ weight.T.
 
     Returns:
-        [P] float32 (float64 for float64 `hidden`), in nats; differentiable in hidden, weight and bias.
+        [P] float32 (float64 for float64 `hidden`), in nats; differentiable in hidden, weight and
+        bias.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

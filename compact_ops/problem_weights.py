@@ -24,10 +24,10 @@ def problem_weights(
 ) -> Tensor:
     """Turns the scores of every problem's rationales into weights that sum to 1 per problem.
 
-    Per problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) where eps > 0;
-    u = sum over scores of beta * z; alpha = softmax(u / tau); weight = (1 - floor) alpha + floor / K
-    (../shared/design/method.md, "Weights and loss"). K = 1 gives 1. Scores that are all equal have
-    z = 0. No gradient flows through the weights.
+    Per problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) where eps >
+    0; u = sum over scores of beta * z; alpha = softmax(u / tau); weight = (1 - floor) alpha +
+    floor / K (../shared/design/method.md, "Weights and loss"). K = 1 gives 1. Scores that are all
+    equal have z = 0. No gradient flows through the weights.
 
     Args:
         scores: [S, R] S scores of R rationales, rationales ordered by problem.

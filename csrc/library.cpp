@@ -7,7 +7,8 @@
 // call does not ask for have size 0. Statistics are float32 (float64 for float64 input).
 #include <torch/csrc/stable/library.h>
 
-// The host build of the CUDA kernels (CMake: COMPACT_SIMT) registers the same schemas a second time.
+// The host build of the CUDA kernels (CMake: COMPACT_SIMT) registers the same schemas a second
+// time.
 #ifndef COMPACT_NAMESPACE
 #define COMPACT_NAMESPACE compact
 #endif
@@ -24,10 +25,10 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
       "Tensor gold_logp, Tensor unit, Tensor stash, Tensor stash_shift)");
 
-  // Gradients under the upstream vector grad [M] of nll: from the stash (need_hidden is false then), or
-  // with stash = None by computing the logits again. d_hidden [M, H] is that of each token's row (the
-  // caller accumulates equal rows), d_weight [V, H], d_bias [V], in the compute type; what is not
-  // needed has size 0 in its first dimension.
+  // Gradients under the upstream vector grad [M] of nll: from the stash (need_hidden is false
+  // then), or with stash = None by computing the logits again. d_hidden [M, H] is that of each
+  // token's row (the caller accumulates equal rows), d_weight [V, H], d_bias [V], in the compute
+  // type; what is not needed has size 0 in its first dimension.
   m.def(
       "linear_token_stats_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor target, "
       "Tensor? rows, Tensor? bias, Tensor nll, Tensor lse, Tensor? stash, Tensor? stash_shift, "
@@ -43,7 +44,8 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
   // KL(p || q) and KL(q || p) of the softmaxes of hidden rows left[i] and right[i], never holding
   // their logits; the two log-sum-exps [P] serve the backward.
   m.def(
-      "pairwise_symmetric_kl(Tensor hidden, Tensor weight, Tensor left, Tensor right, Tensor? bias, "
+      "pairwise_symmetric_kl(Tensor hidden, Tensor weight, Tensor left, Tensor right, Tensor? "
+      "bias, "
       "float softcap, float logit_scale) "
       "-> (Tensor kl_left, Tensor kl_right, Tensor lse_left, Tensor lse_right)");
 
@@ -60,7 +62,8 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_std, float tau, "
       "int ddof, float eps, float floor) -> Tensor");
 
-  // Statistics of rows of raw logits; each row becomes weight[r] * d nll / d raw (weight = None: 1).
+  // Statistics of rows of raw logits; each row becomes weight[r] * d nll / d raw (weight = None:
+  // 1).
   m.def(
       "row_stats_(Tensor(a!) logits, Tensor target, Tensor? weight, Tensor? gold_ids, "
       "Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, float logit_scale, "

@@ -1,4 +1,5 @@
-// out[rows[m]] += weight[group[m]] * unit[m]: each output row is summed by one task, in input order.
+// out[rows[m]] += weight[group[m]] * unit[m]: each output row is summed by one task, in input
+// order.
 #include <cstring>
 #include <numeric>
 #include <vector>

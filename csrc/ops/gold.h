@@ -1,5 +1,5 @@
-// The ragged table of gold answers on the CPU: sorted, so that a walk over the vocabulary meets them in
-// order.
+// The ragged table of gold answers on the CPU: sorted, so that a walk over the vocabulary meets
+// them in order.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,6 @@
-// What the CPU operators of the LM head share: the head's arguments in the compute type, single-threaded
-// products on raw blocks, and the fixed grid of tasks that keeps results independent of the threads.
+// What the CPU operators of the LM head share: the head's arguments in the compute type,
+// single-threaded products on raw blocks, and the fixed grid of tasks that keeps results
+// independent of the threads.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -55,8 +56,8 @@ Tensor gather_rows(const Tensor& source, const Tensor& index) {
   return in_compute_type<T>(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
-// A view of raw memory as a matrix with the given strides. Views made here never require a gradient,
-// which matters: worker threads do not inherit the caller's no-grad state.
+// A view of raw memory as a matrix with the given strides. Views made here never require a
+// gradient, which matters: worker threads do not inherit the caller's no-grad state.
 inline Tensor strided(const void* data, ScalarType type, int64_t rows, int64_t columns,
                       int64_t row_stride, int64_t column_stride) {
   return torch::stable::from_blob(const_cast<void*>(data), {rows, columns},
@@ -75,16 +76,16 @@ Tensor transposed(const T* data, int64_t rows, int64_t columns) {
   return strided(data, kTypeOf<T>, columns, rows, 1, columns);
 }
 
-// out = a @ b, and out = alpha * a @ b (+ out, where it keeps what it holds). Inside a parallel region
-// torch's products run on the calling thread.
+// out = a @ b, and out = alpha * a @ b (+ out, where it keeps what it holds). Inside a parallel
+// region torch's products run on the calling thread.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool keep,
                          double alpha = 1.0) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(),
-                                                         keep ? 1.0 : 0.0, alpha));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), keep ? 1.0 : 0.0, alpha));
 }
 
 template <class T>
@@ -92,8 +93,8 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// Runs task(0) .. task(count - 1). Always as a parallel region, also for one task: a product outside
-// of one would use several threads and could round differently.
+// Runs task(0) .. task(count - 1). Always as a parallel region, also for one task: a product
+// outside of one would use several threads and could round differently.
 template <class Task>
 void run_tasks(int64_t count, const Task& task) {
   torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
@@ -104,8 +105,8 @@ void run_tasks(int64_t count, const Task& task) {
 // The stash holds one reference for each row and block of this many entries (csrc/library.cpp).
 constexpr int64_t kStashBlock = 256;
 
-// The vocabulary is walked in blocks of this many entries: a block of weights [256, H] and the logits
-// of a tile of rows against it stay in the second-level cache.
+// The vocabulary is walked in blocks of this many entries: a block of weights [256, H] and the
+// logits of a tile of rows against it stay in the second-level cache.
 constexpr int64_t kBlock = 256;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -115,7 +116,9 @@ struct Grid {
   int64_t rows, vocabulary, tile_rows, tiles, slices;
 
   Grid(int64_t rows, int64_t vocabulary, int64_t tile_rows, int64_t tasks)
-      : rows(rows), vocabulary(vocabulary), tile_rows(tile_rows),
+      : rows(rows),
+        vocabulary(vocabulary),
+        tile_rows(tile_rows),
         tiles(ceil_div(rows, tile_rows)),
         slices(std::clamp<int64_t>(tasks / std::max<int64_t>(tiles, 1), 1,
                                    ceil_div(vocabulary, kBlock))) {}
@@ -138,7 +141,8 @@ struct Head {
   LogitShape<T> shape;
 
   Head(const Tensor& weight_, const OptionalTensor& bias_, double softcap, double logit_scale)
-      : weight(torch::stable::contiguous(weight_)), vocabulary(weight.size(0)),
+      : weight(torch::stable::contiguous(weight_)),
+        vocabulary(weight.size(0)),
         width(weight.size(1)) {
     if (bias_) bias = in_compute_type<T>(*bias_);
     shape = {static_cast<T>(logit_scale), static_cast<T>(softcap),
@@ -169,8 +173,8 @@ inline void check_head(const char* op, const Tensor& hidden, const Tensor& weigh
   if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
 }
 
-// An int64 index vector of the given length, contiguous, with every entry in [low, high) or equal to
-// `also`.
+// An int64 index vector of the given length, contiguous, with every entry in [low, high) or equal
+// to `also`.
 inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
                             int64_t high, int64_t also = 0) {
   check_dim(op, name, index, 1);

@@ -1,7 +1,8 @@
 // Gradients of the LM head under an upstream vector: from the stash, or from logits computed again.
 //
-// Rows are taken in chunks; within a chunk a task is a slice of the vocabulary, so that each block of
-// dW = G^T @ hidden has one writer. dH = G @ W is summed per slice and then over the slices in order.
+// Rows are taken in chunks; within a chunk a task is a slice of the vocabulary, so that each block
+// of dW = G^T @ hidden has one writer. dH = G @ W is summed per slice and then over the slices in
+// order.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -17,14 +18,14 @@ constexpr int64_t kChunkRows = 1024, kTasks = 16;
 template <class T>
 struct Backward {
   const Head<T>& head;
-  const Grid grid;         // tiles are the chunks of rows
-  const Tensor hidden;     // [M, H] gathered, in the compute type
-  const int64_t* target;   // [M]
+  const Grid grid;        // tiles are the chunks of rows
+  const Tensor hidden;    // [M, H] gathered, in the compute type
+  const int64_t* target;  // [M]
   const T *grad, *nll, *lse;
   const int64_t ignore_index;
   const double logit_scale, filter_eps;
-  const uint16_t* stash;   // [M, V] or nullptr
-  const float* shift;      // [M, V / kStashBlock] or nullptr
+  const uint16_t* stash;            // [M, V] or nullptr
+  const float* shift;               // [M, V / kStashBlock] or nullptr
   T *d_hidden, *d_weight, *d_bias;  // nullptr where not needed
 
   void run() {
@@ -102,7 +103,8 @@ struct Backward {
       const T moved = shift ? std::exp(shift[m * blocks + first / kStashBlock] - lse[m]) : T(1);
       from_bfloat16(stash + m * head.vocabulary + first, count, factor * moved, row);
       // p - 1 at the target from nll, exact also where p is nearly 1.
-      if (here) row[wanted] = factor * std::expm1(-nll[m]) * softcap_slope(lse[m] - nll[m], head.shape);
+      if (here)
+        row[wanted] = factor * std::expm1(-nll[m]) * softcap_slope(lse[m] - nll[m], head.shape);
     } else {
       finish_logits(row, count, first, head.shape);
       const T slope = here ? softcap_slope(row[wanted], head.shape) : T(0);
@@ -113,14 +115,11 @@ struct Backward {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> run(const Tensor& grad, const Tensor& hidden,
-                                       const Tensor& weight, const Tensor& target,
-                                       const OptionalTensor& rows, const OptionalTensor& bias,
-                                       const Tensor& nll, const Tensor& lse,
-                                       const OptionalTensor& stash, const OptionalTensor& shift,
-                                       double softcap, double logit_scale, int64_t ignore_index,
-                                       double filter_eps, bool need_hidden, bool need_weight,
-                                       bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> run(
+    const Tensor& grad, const Tensor& hidden, const Tensor& weight, const Tensor& target,
+    const OptionalTensor& rows, const OptionalTensor& bias, const Tensor& nll, const Tensor& lse,
+    const OptionalTensor& stash, const OptionalTensor& shift, double softcap, double logit_scale,
+    int64_t ignore_index, double filter_eps, bool need_hidden, bool need_weight, bool need_bias) {
   const int64_t count = target.size(0), width = hidden.size(1), vocabulary = weight.size(0);
   const Head<T> head(weight, bias, softcap, logit_scale);
   Tensor d_hidden = empty_of<T>(hidden, {need_hidden ? count : 0, width}),

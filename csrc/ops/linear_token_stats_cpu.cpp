@@ -1,9 +1,9 @@
 // Statistics of the LM head and the unit gradient of every token, in one walk over the vocabulary.
 //
-// A task is a tile of rows against a slice of the vocabulary, block by block (as flash attention walks
-// keys): logits of the block, statistics, e = exp(z - reference) in place, and at once the second
-// product dH += e @ W_block, while block and weights are in cache. The slices' sums are merged at the end:
-// unit = logit_scale * (dH / sum - slope_target * W[target]).
+// A task is a tile of rows against a slice of the vocabulary, block by block (as flash attention
+// walks keys): logits of the block, statistics, e = exp(z - reference) in place, and at once the
+// second product dH += e @ W_block, while block and weights are in cache. The slices' sums are
+// merged at the end: unit = logit_scale * (dH / sum - slope_target * W[target]).
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -85,8 +85,8 @@ struct Sweep {
     }
   }
 
-  // e below this has a probability below filter_eps: what the row has seen, and its target, bound the
-  // sum of its exponentials from below.
+  // e below this has a probability below filter_eps: what the row has seen, and its target, bound
+  // the sum of its exponentials from below.
   T threshold(int64_t m, int64_t slice) {
     const RowState<T>& state = states[slice * grid.rows + m];
     const double known = std::exp(static_cast<double>(seed[m]) - state.reference);
@@ -102,7 +102,8 @@ struct Sweep {
         if (target[m] == ignore_index) continue;
         const T* weights = head.block(target[m], 1, buffer.get());
         T dot = 0;
-        for (int64_t h = 0; h < head.width; ++h) dot += data<T>(hidden)[m * head.width + h] * weights[h];
+        for (int64_t h = 0; h < head.width; ++h)
+          dot += data<T>(hidden)[m * head.width + h] * weights[h];
         seed[m] = finish_logits(&dot, 1, target[m], head.shape);
       }
     });
@@ -168,9 +169,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
          shift = torch::stable::new_empty(
              hidden, {stashes ? count : 0, ceil_div(vocabulary, kStashBlock)}, ScalarType::Float);
 
-  Sweep<T> sweep{head, Grid(count, vocabulary, kTileRows, kTasks), gold,
+  Sweep<T> sweep{head,
+                 Grid(count, vocabulary, kTileRows, kTasks),
+                 gold,
                  rows ? gather_rows<T>(hidden, *rows) : in_compute_type<T>(hidden),
-                 data<const int64_t>(target), ignore_index, keep, filter_eps};
+                 data<const int64_t>(target),
+                 ignore_index,
+                 keep,
+                 filter_eps};
   sweep.unit = keep == kNothing ? nullptr : data<T>(unit);
   if (stashes) {
     sweep.stash = data<uint16_t>(stash);
@@ -203,8 +209,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
         continue;
       }
       for (int64_t s = 0; s < sweep.grid.slices; ++s) {
-        const double moved =
-            distance(sweep.states[s * count + m].reference, total.reference);
+        const double moved = distance(sweep.states[s * count + m].reference, total.reference);
         const T factor = static_cast<T>(logit_scale * std::exp(moved) / total.sum);
         if (s == 0) {
           scale_row(out, width, factor);

@@ -1,5 +1,5 @@
-// Pairs of rows grouped into tiles in which every row occurs once: its logits are computed once, however
-// many pairs it is in.
+// Pairs of rows grouped into tiles in which every row occurs once: its logits are computed once,
+// however many pairs it is in.
 #pragma once
 
 #include <numeric>

@@ -1,5 +1,5 @@
-// Gradients of the symmetric KL of pairs of rows: logits computed again, block by block; the gradients of
-// all pairs of a row are added up in the block before its one product.
+// Gradients of the symmetric KL of pairs of rows: logits computed again, block by block; the
+// gradients of all pairs of a row are added up in the block before its one product.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -20,8 +20,8 @@ struct Backward {
   const double logit_scale;
   T *d_hidden, *d_weight, *d_bias;  // [N, H], [V, H], [V]; nullptr where not needed
 
-  // `sums` [rows, H] receives the slice's part of d_hidden / logit_scale. Every block of d_weight and
-  // d_bias belongs to one slice.
+  // `sums` [rows, H] receives the slice's part of d_hidden / logit_scale. Every block of d_weight
+  // and d_bias belongs to one slice.
   void walk(const PairTile& tile, const Tensor& hidden, int64_t begin, int64_t end, T* sums) const {
     const auto rows = static_cast<int64_t>(tile.rows.size());
     const int64_t width = head.width;

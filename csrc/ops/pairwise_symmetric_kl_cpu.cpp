@@ -1,8 +1,8 @@
 // KL(p || q) and KL(q || p) of pairs of rows, streamed over the vocabulary.
 //
-// With u = z - reference, KL(p || q) = sum p (u_p - u_q) - (log S_p - log S_q), S = sum exp(u). Taking the
-// difference relative to the two references keeps it small where p and q are close, so nothing cancels.
-// A row's logits and exponentials are computed once for all of its pairs.
+// With u = z - reference, KL(p || q) = sum p (u_p - u_q) - (log S_p - log S_q), S = sum exp(u).
+// Taking the difference relative to the two references keeps it small where p and q are close, so
+// nothing cancels. A row's logits and exponentials are computed once for all of its pairs.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -134,9 +134,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& hidden, const Tenso
   return {kl_left, kl_right, lse_left, lse_right};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(
-    Tensor hidden, Tensor weight, Tensor left, Tensor right, OptionalTensor bias, double softcap,
-    double logit_scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, Tensor weight,
+                                                                 Tensor left, Tensor right,
+                                                                 OptionalTensor bias,
+                                                                 double softcap,
+                                                                 double logit_scale) {
   check_head(kOp, hidden, weight, bias);
   left = checked_index(kOp, "left", left, left.size(0), hidden.size(0));
   right = checked_index(kOp, "right", right, left.size(0), hidden.size(0));

@@ -1,5 +1,5 @@
-// Teacher weights: z-scores within each problem, their weighted sum, a softmax. A few numbers a problem,
-// so plain float64 loops.
+// Teacher weights: z-scores within each problem, their weighted sum, a softmax. A few numbers a
+// problem, so plain float64 loops.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -19,8 +19,7 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
   const int64_t problems = offsets.size(0) - 1;
   check_size(kOp, "beta", beta, 0, kinds);
   check_size(kOp, "prior_std", prior_std, 0, kinds);
-  const Tensor bounds =
-      checked_index(kOp, "offsets", offsets, offsets.size(0), rationales + 1);
+  const Tensor bounds = checked_index(kOp, "offsets", offsets, offsets.size(0), rationales + 1);
   const auto* at = data<const int64_t>(bounds);
   STD_TORCH_CHECK(problems >= 0 && at[0] == 0 && at[problems] == rationales, kOp,
                   ": offsets must run from 0 to R = ", rationales);
@@ -48,8 +47,8 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
       const double prior = data<const double>(priors)[s];
       const double scale =
           eps > 0.0 ? std::sqrt(variance) + eps : std::sqrt(variance + prior * prior);
-      // Scores that are all equal say nothing, also when no prior keeps the scale from 0. Written so
-      // that a NaN goes on to the weights, where the caller sees it.
+      // Scores that are all equal say nothing, also when no prior keeps the scale from 0. Written
+      // so that a NaN goes on to the weights, where the caller sees it.
       if (scale == 0.0) continue;
       const double weight = data<const double>(betas)[s];
       for (int64_t k = 0; k < count; ++k) utility[k] += weight * (score[k] - mean) / scale;
@@ -62,7 +61,8 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
                          floor / static_cast<double>(count);
     }
   }
-  return torch::stable::to(out, computes_in_double(scores) ? ScalarType::Double : ScalarType::Float);
+  return torch::stable::to(out,
+                           computes_in_double(scores) ? ScalarType::Double : ScalarType::Float);
 }
 
 }  // namespace

@@ -43,9 +43,8 @@ struct Rows {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
-    const Tensor& logits, const Tensor& target, const OptionalTensor& weight,
-    const GoldTable& gold, const OptionalTensor& bias, double softcap, double logit_scale,
-    int64_t ignore_index) {
+    const Tensor& logits, const Tensor& target, const OptionalTensor& weight, const GoldTable& gold,
+    const OptionalTensor& bias, double softcap, double logit_scale, int64_t ignore_index) {
   const int64_t rows = logits.size(0), vocabulary = logits.size(1);
   Tensor nll = empty_of<T>(logits, {rows}), lse = empty_of<T>(logits, {rows}),
          entropy = empty_of<T>(logits, {rows}),

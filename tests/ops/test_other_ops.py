@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from compact_ops import (
     accumulate_weighted,
     filtered_matmul,
@@ -14,8 +17,6 @@ from compact_ops import (
     reference,
     row_stats_,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def _randn(*shape: int, seed: int = 0) -> torch.Tensor:

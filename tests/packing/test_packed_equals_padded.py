@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from compact.forward import run_pass
-from compact.packing import build_batch
-from compact.passes import Batch, EncodedProblem, EncodedRationale
-from compact.student import Student
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
+
+from compact.forward import run_pass
+from compact.packing import build_batch
+from compact.passes import Batch, EncodedProblem, EncodedRationale
+from compact.student import Student
 
 VOCABULARY = 97
 _SIZES = {
@@ -93,9 +94,7 @@ def outcome(
 ) -> tuple[dict[str, Tensor], Batch]:
     """Statistics, and gradients of a loss that weighs every token differently."""
     student = Student.of(model)
-    batch = build_batch(
-        problems, layout=layout, probes=True, pad_token_id=0, row_capacity=capacity
-    )
+    batch = build_batch(problems, layout=layout, probes=True, pad_token_id=0, row_capacity=capacity)
     live, hidden, pass_ = run_pass(student, batch)
     hidden.retain_grad()
     model.zero_grad()
@@ -147,9 +146,7 @@ def test_leaves_equal_a_forward_of_that_very_prefix(kind: str) -> None:
     problem = make_problem(4, [8, 11])
     got, batch = outcome(model, [problem], "tree")
     want = []
-    prefixes = [
-        problem.prompt_ids + r.ids[:end] for r in problem.rationales for _, end in r.steps
-    ]
+    prefixes = [problem.prompt_ids + r.ids[:end] for r in problem.rationales for _, end in r.steps]
     for prefix in [*prefixes, problem.prompt_ids]:
         ids = torch.tensor([[*prefix, *problem.cue_ids, *problem.gold_ids]])
         logp = model(input_ids=ids).logits[0].log_softmax(dim=1)

@@ -1,7 +1,7 @@
-// Compiles the body named by COMPACT_BODY three times: in namespaces base, avx2 and avx512. Included
-// by csrc/kernels/cpu/<op>.cpp, once, after every other header: code in a header that is parsed
-// under a target pragma could be picked by the linker for a CPU that lacks it.
-// No include guard on purpose, no -march, and no -ffast-math.
+// Compiles the body named by COMPACT_BODY three times: in namespaces base, avx2 and avx512.
+// Included by csrc/kernels/cpu/<op>.cpp, once, after every other header: code in a header that is
+// parsed under a target pragma could be picked by the linker for a CPU that lacks it. No include
+// guard on purpose, no -march, and no -ffast-math.
 #include <cmath>
 #include <cstdint>
 #include <cstring>

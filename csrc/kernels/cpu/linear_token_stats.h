@@ -2,8 +2,8 @@
 //
 // A piece is finished (z from the raw product), its statistics are taken, and it is overwritten by
 // e = exp(z - reference), times the softcap's derivative. The reference is moved, and all that was
-// summed before rescaled, only when a larger logit would make e exceed exp(kReferenceSlack): the exp
-// of a logit is taken once, and the gradient product can follow while the piece is in cache.
+// summed before rescaled, only when a larger logit would make e exceed exp(kReferenceSlack): the
+// exp of a logit is taken once, and the gradient product can follow while the piece is in cache.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,9 @@ struct LogitShape {
 template <class T>
 T finish_logits(T* row, int64_t n, int64_t first, const LogitShape<T>& shape);
 
-// z [n] -> e in place; updates the state, and returns the factor by which what the caller has summed
-// of earlier pieces must be multiplied (1 nearly always). `peak` is what finish_logits returned.
+// z [n] -> e in place; updates the state, and returns the factor by which what the caller has
+// summed of earlier pieces must be multiplied (1 nearly always). `peak` is what finish_logits
+// returned.
 template <class T>
 T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* state);
 

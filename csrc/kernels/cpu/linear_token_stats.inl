@@ -63,13 +63,11 @@ COMPACT_INLINE void exp_row(T* row, int64_t n, T reference, T softcap, RowState<
   Vec<T> sum{}, weighted{};
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    store(row + i,
-          exp_vector<T, kCapped>(load(row + i), reference, inverse_cap, &sum, &weighted));
+    store(row + i, exp_vector<T, kCapped>(load(row + i), reference, inverse_cap, &sum, &weighted));
   }
   if (i < n) {
     const Vec<T> z = load_head(row + i, n - i, -std::numeric_limits<T>::infinity());
-    store_head(row + i, n - i,
-               exp_vector<T, kCapped>(z, reference, inverse_cap, &sum, &weighted));
+    store_head(row + i, n - i, exp_vector<T, kCapped>(z, reference, inverse_cap, &sum, &weighted));
   }
   state->sum += sum_lanes<T>(sum);
   state->weighted += sum_lanes<T>(weighted);
@@ -85,8 +83,10 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
       const double moved = static_cast<double>(state->reference) - static_cast<double>(peak);
       const double shrink = std::exp(moved);
       // exp(u + moved) * (u + moved), summed; a sum of nothing stays nothing when moved is -inf.
-      if (shrink > 0.0) state->weighted = shrink * (state->weighted + moved * state->sum);
-      else state->weighted *= 0.0;
+      if (shrink > 0.0)
+        state->weighted = shrink * (state->weighted + moved * state->sum);
+      else
+        state->weighted *= 0.0;
       state->sum *= shrink;
       factor = static_cast<T>(shrink);
     }
@@ -196,7 +196,8 @@ template void scale_row(double*, int64_t, double);
 template void add_scaled_row(float*, const float*, int64_t, float);
 template void add_scaled_row(double*, const double*, int64_t, double);
 template int64_t add_sparse_product(float*, const float*, int64_t, float, const float*, int64_t);
-template int64_t add_sparse_product(double*, const double*, int64_t, double, const double*, int64_t);
+template int64_t add_sparse_product(double*, const double*, int64_t, double, const double*,
+                                    int64_t);
 template void to_bfloat16(const float*, int64_t, uint16_t*);
 template void to_bfloat16(const double*, int64_t, uint16_t*);
 template void from_bfloat16(const uint16_t*, int64_t, float, float*);

@@ -22,8 +22,8 @@ void pair_sums(const T* zp, const T* zq, const T* ep, const T* eq, int64_t n, T 
 }
 
 template <class T>
-void pair_gradients(const T* zp, const T* zq, const T* p, const T* q, int64_t n, T offset,
-                    T kl_pq, T kl_qp, T factor, T* gp, T* gq) {
+void pair_gradients(const T* zp, const T* zq, const T* p, const T* q, int64_t n, T offset, T kl_pq,
+                    T kl_qp, T factor, T* gp, T* gq) {
   constexpr int kStep = kLanes<T>;
   for (int64_t i = 0; i < n; i += kStep) {
     const bool whole = i + kStep <= n;

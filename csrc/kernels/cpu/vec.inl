@@ -1,5 +1,5 @@
-// Vectors of kVectorBytes on GCC's vector extension, and the few functions that kernels use on them.
-// Everything here is inlined into the kernels of one namespace.
+// Vectors of kVectorBytes on GCC's vector extension, and the few functions that kernels use on
+// them. Everything here is inlined into the kernels of one namespace.
 #define COMPACT_INLINE inline __attribute__((always_inline))
 
 template <class T>
@@ -91,7 +91,8 @@ COMPACT_INLINE Vec<double> exp(Vec<double> u) {
   return u < kExpLow<double> ? Vec<double>{} : value;
 }
 
-// tanh: an odd Taylor series up to |y| = 0.3 (next term 2e-9 relative), 1 - 2 / (exp(2y) + 1) above.
+// tanh: an odd Taylor series up to |y| = 0.3 (next term 2e-9 relative), 1 - 2 / (exp(2y) + 1)
+// above.
 COMPACT_INLINE Vec<float> tanh(Vec<float> y) {
   const Vec<float> s = y * y;
   Vec<float> p = s * (-1382.0f / 155925) + 62.0f / 2835;
