@@ -124,10 +124,6 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     floor = bare_products(hidden.detach(), weight.detach(), trained)
     found: dict[str, Provider | Skipped] = {}
     if trained:
-        uniform = torch.full(target.shape, 1 / len(target), device=args.device)
-        found["compact-fused"] = Provider(
-            ours(head_grad="fused-weights", weights=uniform), expected, rtol
-        )
         for mode in ("stash", "recompute"):
             found[f"compact-{mode}"] = Provider(ours(head_grad=mode), expected, max(rtol, 1e-2))
     else:

@@ -43,7 +43,7 @@ class CompactConfig(TrainingArguments):
     probe_every: int = _option(
         1, "answer probes run every n-th step; in between, a problem keeps its last gains"
     )
-    head_grad: Literal["auto", "frozen", "stash", "recompute", "fused-weights"] = _option(
+    head_grad: Literal["auto", "frozen", "stash", "recompute"] = _option(
         "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
     )
     filter_eps: float = _option(
@@ -82,7 +82,7 @@ class CompactConfig(TrainingArguments):
             raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
         for name, allowed in (
             ("packing", ("auto", "tree", "padded")),
-            ("head_grad", ("auto", "frozen", "stash", "recompute", "fused-weights")),
+            ("head_grad", ("auto", "frozen", "stash", "recompute")),
             ("on_nonfinite", ("stop", "skip")),
             ("train_sampling_strategy", ("random", "sequential")),
         ):

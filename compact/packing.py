@@ -335,7 +335,9 @@ def _stack(
     """Right-pads rows: ids, positions, mask [B, L], and nodes where the rows have any (`pads`)."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_token_id)
-    positions = torch.zeros(len(rows), length, dtype=torch.int64)
+    # Positions run on over the padding of a plain row, as they do in a model called without any:
+    # the `released` scores read padding too.
+    positions = torch.arange(length).repeat(len(rows), 1)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
     nodes = None if pads is None else _tensor(pads)[:, None].repeat(1, length)
     for b, row in enumerate(rows):

@@ -24,7 +24,7 @@ class HeadPlan(NamedTuple):
     """How the gradients of the head are obtained.
 
     Attributes:
-        mode: "none", "frozen", "stash", "recompute" or "fused-weights".
+        mode: "none", "frozen", "stash" or "recompute".
         products: matrix products of M x H x V that forward and backward do together.
         kept_bytes: what stays between forward and backward.
     """
@@ -42,47 +42,38 @@ def plan_head_grad(
     *,
     train_hidden: bool,
     train_head: bool,
-    weights_known: bool = False,
     budget_bytes: int = 1 << 29,
 ) -> HeadPlan:
     """Picks the gradient mode of the head, or checks the one asked for.
 
     Args:
-        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights".
+        head_grad: "auto", "frozen", "stash" or "recompute".
         tokens: M.
         width: H.
         vocabulary: V.
         train_hidden: the hidden states require a gradient.
         train_head: the head's weight or bias require a gradient.
-        weights_known: the weight of every token is given to the call.
         budget_bytes: "auto" stashes up to this many bytes, and computes logits again above.
 
     Raises:
         ValueError: an unknown mode, or one that would lose a gradient that is required.
     """
-    modes = ("auto", "frozen", "stash", "recompute", "fused-weights")
+    modes = ("auto", "frozen", "stash", "recompute")
     if head_grad not in modes:
         raise ValueError(f"{_OP}: head_grad must be one of {', '.join(modes)}, got {head_grad!r}")
     if head_grad == "frozen" and train_head:
         raise ValueError(
             f"{_OP}: head_grad must not be 'frozen' where weight or bias requires a gradient"
         )
-    if head_grad == "fused-weights" and not weights_known:
-        raise ValueError(f"{_OP}: head_grad 'fused-weights' needs token_weight, got None")
     unit_bytes = 4 * tokens * width
     stash_bytes = 2 * tokens * vocabulary
     if not train_hidden and not train_head:
         return HeadPlan("none", 1, 0)
     if head_grad == "auto":
-        if weights_known:
-            head_grad = "fused-weights"
-        elif not train_head:
+        if not train_head:
             head_grad = "frozen"
         else:
             head_grad = "stash" if stash_bytes <= budget_bytes else "recompute"
-    if head_grad == "fused-weights":
-        kept = (unit_bytes if train_hidden else 0) + (4 * vocabulary * width if train_head else 0)
-        return HeadPlan("fused-weights", 1 + train_hidden + train_head, kept)
     if head_grad == "recompute":
         return HeadPlan("recompute", 2 + train_hidden + train_head, 0)
     if not train_head:

@@ -1,0 +1,141 @@
+"""The `released` preset against an independent transcription of its formulas in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from compact.consistency import consistency_loss
+from compact.forward import run_pass
+from compact.metrics.segments import segment_mean
+from compact.packing import build_batch
+from compact.passes import EncodedProblem
+from compact.student import Student
+from compact.weighting import make_weigher
+from toy import CONFIGS, make_problem
+
+THINKING = (3, 11, 40, 77, 90)
+BETA, LAMBDA = (1.0, 1.0, 0.5), 0.1
+
+
+def make_student(key_value_heads: int) -> Student:
+    """A tiny Llama; fewer key-value heads than 4 make its attention grouped."""
+    torch.manual_seed(1)
+    config = replace_config(key_value_heads)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():  # wider than the usual start, so that scores differ
+        parameter.data.mul_(6.0 if parameter.dim() > 1 else 1.0)
+    return replace(Student.of(model), thinking_ids=torch.tensor(THINKING))
+
+
+def replace_config(key_value_heads: int) -> object:
+    """The toy Llama's config with another number of key-value heads."""
+    fields = CONFIGS["llama"].to_dict() | {"num_key_value_heads": key_value_heads}
+    return type(CONFIGS["llama"])(**fields)
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    """Row-wise, in float64."""
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def transcription(student: Student, problem: EncodedProblem) -> tuple[np.ndarray, float]:
+    """Weights [K] and loss of one problem, from full logits of K padded rows."""
+    rows = [problem.prompt_ids + r.ids for r in problem.rationales]
+    longest, prompt = max(map(len, rows)), len(problem.prompt_ids)
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)], mask[k, : len(row)] = row, 1
+    with torch.no_grad():
+        out = student.model(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            output_hidden_states=True,
+        )
+    logits = out.logits.double().numpy()
+    hidden = out.hidden_states[-1].double().numpy()  # after the final norm
+    attention = student.model.model.layers[-1].self_attn
+    w_q = attention.q_proj.weight.detach().double().numpy()
+    w_k = attention.k_proj.weight.detach().double().numpy()
+
+    adaptability, difficulty, states, predictions = [], [], [], []
+    for k, row in enumerate(rows):
+        level = logits[k][:, list(problem.gold_ids)].mean(axis=1)
+        score = 0.0
+        for t in range(1, longest):
+            factor = 1.0 if int(ids[k, t]) in THINKING else 0.1
+            score += factor * max(level[t] - level[t - 1], 0.0)
+        adaptability.append(score)
+        logp = log_softmax(logits[k, prompt - 1 : len(row) - 1])
+        labels = np.array(row[prompt:])
+        difficulty.append(-logp[np.arange(len(labels)), labels].mean())
+        states.append(hidden[k, len(row) - 1])
+        predictions.append(logp)
+
+    query = np.stack(states) @ w_q.T
+    key = np.stack(states) @ w_k.T
+    key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
+    graph = np.exp(log_softmax(query @ key.T / np.sqrt(query.shape[1])))
+    np.fill_diagonal(graph, 0.0)
+    consensus = graph.sum(axis=0)
+
+    if len(rows) == 1:
+        weight = np.ones(1)
+    else:
+        u = np.zeros(len(rows))
+        for beta, score in zip(
+            (BETA[0], BETA[1], -BETA[2]), (adaptability, consensus, difficulty), strict=True
+        ):
+            score = np.asarray(score)
+            u += beta * (score - score.mean()) / (score.std(ddof=1) + 1e-4)
+        weight = np.exp(log_softmax(u))
+
+    loss = float(weight @ np.asarray(difficulty))
+    for i in range(len(rows)):
+        for j in range(i + 1, len(rows)):
+            if weight[i] * weight[j] < 1e-4:
+                continue
+            count = min(len(predictions[i]), len(predictions[j]))
+            p, q = predictions[i][:count], predictions[j][:count]
+            divergence = ((np.exp(p) - np.exp(q)) * (p - q)).sum() / count
+            loss += LAMBDA * weight[i] * weight[j] * divergence
+    return weight, loss
+
+
+@pytest.mark.parametrize("key_value_heads", [4, 2, 1])
+@pytest.mark.parametrize("lengths", [[8], [6, 11], [9, 5, 12, 7]])
+def test_released_equals_its_transcription(lengths: list[int], key_value_heads: int) -> None:
+    """Weights and loss to 1e-4 for K = 1, 2, 4, with and without grouped-query attention."""
+    student = make_student(key_value_heads)
+    problems = [make_problem(s, lengths) for s in (5, 6)] + [make_problem(7, [14, 3])]
+    weigher = make_weigher("released")
+    batch = build_batch(problems, layout="padded", probes=weigher.needs_probes, pad_token_id=0)
+    live, hidden, pass_ = run_pass(student, batch)
+    weights = weigher(pass_).weight
+    wanted = [transcription(student, problem) for problem in problems]
+    np.testing.assert_allclose(weights, np.concatenate([w for w, _ in wanted]), atol=1e-4)
+    if len(lengths) > 1:
+        assert float(weights.std()) > 0.02  # the scores do tell rationales apart
+
+    nll = segment_mean(live.nll, batch.token_offsets)
+    assert weigher.consistency is not None
+    term = consistency_loss(hidden, pass_, weights, weigher.consistency.kind)
+    loss = (weights * nll).sum() + weigher.consistency.weight * term
+    assert float(loss) == pytest.approx(sum(value for _, value in wanted), abs=1e-4)
+
+
+def test_released_asks_for_padded_rows() -> None:
+    """Padding is part of its formula, so a tree is refused with a reason."""
+    student = make_student(2)
+    weigher = make_weigher("released")
+    assert weigher.needs_padded
+    batch = build_batch([make_problem(1, [6, 8])], layout="tree", probes=False, pad_token_id=0)
+    _, _, pass_ = run_pass(student, batch)
+    with pytest.raises(ValueError, match="must be padded, got tree"):
+        weigher(pass_)
