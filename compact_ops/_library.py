@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,3 +50,17 @@ def backend() -> str:
     The plain-torch path is only ever taken when COMPACT_OPS_BACKEND=reference is set.
     """
     return _BACKEND
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Registers the shapes that operator `name` returns; nothing to do on the plain-torch path."""
+    if _BACKEND == "native":
+        torch.library.register_fake(name)(fake)
+
+
+def register_autograd(
+    name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """Registers the backward of operator `name`; nothing to do on the plain-torch path."""
+    if _BACKEND == "native":
+        torch.library.register_autograd(name, backward, setup_context=setup_context)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_autograd, register_fake
 
 _OP = "accumulate_weighted"
 
@@ -52,11 +52,13 @@ def accumulate_weighted(
     return out
 
 
-@torch.library.register_fake("compact::accumulate_weighted")
 def _fake(
     unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor | None, num_rows: int
 ) -> Tensor:
     return unit.new_empty((num_rows, unit.shape[1]), dtype=_check.compute_dtype(unit))
+
+
+register_fake("compact::accumulate_weighted", _fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -79,6 +81,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return d_unit, None, d_weight, None, None
 
 
-torch.library.register_autograd(
-    "compact::accumulate_weighted", _backward, setup_context=_setup_context
-)
+register_autograd("compact::accumulate_weighted", _backward, _setup_context)

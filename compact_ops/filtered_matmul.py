@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_autograd, register_fake
 
 _OP = "filtered_matmul"
 
@@ -43,9 +43,11 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-@torch.library.register_fake("compact::filtered_matmul")
 def _fake(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     return grad.new_empty((grad.shape[0], weight.shape[1]), dtype=_check.compute_dtype(grad))
+
+
+register_fake("compact::filtered_matmul", _fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -65,4 +67,4 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     return d_grad, d_weight, None
 
 
-torch.library.register_autograd("compact::filtered_matmul", _backward, setup_context=_setup_context)
+register_autograd("compact::filtered_matmul", _backward, _setup_context)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_autograd, register_fake
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
@@ -193,7 +193,6 @@ def linear_token_stats(
     )
 
 
-@torch.library.register_fake("compact::linear_token_stats")
 def _fake(
     hidden: Tensor,
     weight: Tensor,
@@ -231,7 +230,9 @@ def _fake(
     )
 
 
-@torch.library.register_fake("compact::linear_token_stats_backward")
+register_fake("compact::linear_token_stats", _fake)
+
+
 def _backward_fake(
     grad: Tensor,
     hidden: Tensor,
@@ -259,6 +260,9 @@ def _backward_fake(
         hidden.new_empty((vocabulary if need_weight else 0, width), dtype=dtype),
         hidden.new_empty((vocabulary if need_bias else 0,), dtype=dtype),
     )
+
+
+register_fake("compact::linear_token_stats_backward", _backward_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -307,6 +311,4 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 5
 
 
-torch.library.register_autograd(
-    "compact::linear_token_stats", _backward, setup_context=_setup_context
-)
+register_autograd("compact::linear_token_stats", _backward, _setup_context)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_autograd, register_fake
 
 _OP = "pairwise_symmetric_kl"
 
@@ -61,7 +61,6 @@ def pairwise_symmetric_kl(
     return both
 
 
-@torch.library.register_fake("compact::pairwise_symmetric_kl")
 def _fake(
     hidden: Tensor,
     weight: Tensor,
@@ -78,7 +77,9 @@ def _fake(
     return kl_left, kl_right, lse_left, lse_right
 
 
-@torch.library.register_fake("compact::pairwise_symmetric_kl_backward")
+register_fake("compact::pairwise_symmetric_kl", _fake)
+
+
 def _backward_fake(
     grad: Tensor,
     hidden: Tensor,
@@ -105,6 +106,9 @@ def _backward_fake(
     )
 
 
+register_fake("compact::pairwise_symmetric_kl_backward", _backward_fake)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, left, right, bias, *ctx.numbers = inputs
     ctx.save_for_backward(hidden, weight, left, right, bias, *output)
@@ -128,6 +132,4 @@ def _backward(
     return d_hidden, d_weight, None, None, d_bias, None, None
 
 
-torch.library.register_autograd(
-    "compact::pairwise_symmetric_kl", _backward, setup_context=_setup_context
-)
+register_autograd("compact::pairwise_symmetric_kl", _backward, _setup_context)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_fake
 
 _OP = "problem_weights"
 
@@ -69,7 +69,6 @@ def problem_weights(
     return out
 
 
-@torch.library.register_fake("compact::problem_weights")
 def _fake(
     scores: Tensor,
     offsets: Tensor,
@@ -81,3 +80,6 @@ def _fake(
     floor: float,
 ) -> Tensor:
     return scores.new_empty((scores.shape[1],), dtype=_check.compute_dtype(scores))
+
+
+register_fake("compact::problem_weights", _fake)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, register_fake
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "row_stats_"
@@ -89,7 +89,6 @@ def row_stats_(
     return TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)
 
 
-@torch.library.register_fake("compact::row_stats_")
 def _fake(
     logits: Tensor,
     target: Tensor,
@@ -112,3 +111,6 @@ def _fake(
         logits.new_empty((gold,), dtype=dtype),
         logits.new_empty((gold,), dtype=dtype),
     )
+
+
+register_fake("compact::row_stats_", _fake)

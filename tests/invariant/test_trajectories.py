@@ -1,0 +1,200 @@
+"""Runs that must agree: classes of equivalent settings give one trajectory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compact import zoo
+from compact.config import CompactConfig
+from compact.data import load_problems
+from compact.encode import encode_problem
+from compact.trainer import CompactTrainer
+from compact.zoo_student import build_model, build_tokenizer
+
+TEACHERS = ("good", "verbose", "wrong-step")
+
+
+def rows_of(*teachers: str, problems: int = 4) -> list[dict[str, str]]:
+    """Rows of a zoo; a teacher named twice becomes two with the same text."""
+    rows = zoo.make_rows(sorted(set(teachers)), problems, seed=11)
+    by = {(r["question_id"], r["teacher"]): r for r in rows}
+    questions = sorted({r["question_id"] for r in rows})
+    return [by[q, t] | {"teacher": f"{t}-{i}"} for q in questions for i, t in enumerate(teachers)]
+
+
+def train(
+    folder: Path, rows: list[dict[str, str]], **settings: Any
+) -> tuple[list[float], torch.Tensor]:
+    """Trains a tiny student for two steps of four problems; its losses and its parameters."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "preset": "uniform",
+        "max_length": 400,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-3,  # no step of full size where a gradient is only rounding
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+    }
+    tokenizer = build_tokenizer()
+    trainer = CompactTrainer(
+        build_model(tokenizer, seed=0, layers=2),
+        CompactConfig(**values | settings),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def assert_same(one: Any, two: Any, tolerance: float = 2e-5) -> None:
+    """Compares two outcomes of `train`."""
+    assert one[0] == pytest.approx(two[0], abs=1e-4)
+    torch.testing.assert_close(one[1], two[1], rtol=0, atol=tolerance)
+
+
+def test_one_teacher_is_plain_sft(tmp_path: Path) -> None:
+    """With one teacher the first loss is the mean over problems of the mean token loss."""
+    rows = rows_of("good")
+    losses, _ = train(tmp_path, rows, preset="robust")
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0, layers=2).eval()
+    plain = []
+    for problem in load_problems(rows):
+        encoded = encode_problem(problem, tokenizer, max_length=400)
+        ids = torch.tensor([encoded.prompt_ids + encoded.rationales[0].ids])
+        labels = ids.clone()
+        labels[0, : len(encoded.prompt_ids)] = -100
+        plain.append(float(model(input_ids=ids, labels=labels).loss))
+    assert losses[0] == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+
+
+def test_identical_teachers_are_one(tmp_path: Path) -> None:
+    """Three copies of a teacher train as the teacher alone does, whatever the weighting."""
+    one = train(tmp_path / "one", rows_of("good"), preset="uniform")
+    three = train(tmp_path / "three", rows_of("good", "good", "good"), preset="robust")
+    assert_same(one, three)
+
+
+@pytest.mark.parametrize("preset", ["uniform", "robust"])
+@pytest.mark.parametrize("batch,accumulation", [(1, 4), (2, 2)])
+def test_any_split_into_micro_batches(
+    tmp_path: Path, preset: str, batch: int, accumulation: int
+) -> None:
+    """Four problems a step, in one micro-batch or in several."""
+    rows = rows_of(*TEACHERS)
+    whole = train(tmp_path / "whole", rows, preset=preset)
+    split = train(
+        tmp_path / "split",
+        rows,
+        preset=preset,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+    )
+    assert_same(whole, split)
+
+
+def test_packed_equals_padded(tmp_path: Path) -> None:
+    """The layout changes the time a step takes, and nothing else."""
+    rows = rows_of(*TEACHERS)
+    runs = [train(tmp_path / p, rows, preset="robust", packing=p) for p in ("tree", "padded")]
+    assert_same(*runs, tolerance=2e-4)
+
+
+_RUN = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_trajectories import TEACHERS, rows_of, train
+losses, parameters = train(
+    Path(sys.argv[2]), rows_of(*TEACHERS), preset="robust", max_steps=6,
+    per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
+    save_steps=1, save_total_limit=3, resume_from_checkpoint=None,
+) if sys.argv[3] == "fresh" else (None, None)
+if losses is None:
+    import test_trajectories as t
+    from compact.config import CompactConfig
+    from compact.trainer import CompactTrainer
+    original = CompactTrainer.train
+    CompactTrainer.train = lambda self: original(self, resume_from_checkpoint=True)
+    losses, parameters = train(
+        Path(sys.argv[2]), rows_of(*TEACHERS), preset="robust", max_steps=6,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
+        save_steps=1, save_total_limit=3,
+    )
+torch.save(parameters, sys.argv[4])
+"""
+
+
+def _start(folder: Path, how: str, out: Path, **env: str) -> subprocess.Popen[bytes]:
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    command = [sys.executable, "-c", _RUN, paths, str(folder), how, str(out)]
+    return subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.PIPE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr.decode()[-2000:]
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """SIGKILL in the middle, a damaged last checkpoint, resume: the same bits at the end."""
+    _end(_start(tmp_path / "whole", "fresh", tmp_path / "whole.pt"))
+    killed = tmp_path / "killed"
+    process = _start(killed, "fresh", tmp_path / "never.pt")
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint-3").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "never.pt").exists()
+    last = max(killed.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])  # a torn file: the one before is taken
+    _end(_start(killed, "resume", tmp_path / "resumed.pt"))
+    one, two = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")
+    assert torch.equal(one, two)
+
+
+def test_native_equals_reference(tmp_path: Path) -> None:
+    """The fused operators and plain torch train the same student."""
+    for backend in ("native", "reference"):
+        out = tmp_path / f"{backend}.pt"
+        _end(_start(tmp_path / backend, "fresh", out, COMPACT_OPS_BACKEND=backend))
+    one, two = torch.load(tmp_path / "native.pt"), torch.load(tmp_path / "reference.pt")
+    torch.testing.assert_close(one, two, rtol=0, atol=2e-4)
+
+
+def test_score_log_holds_every_rationale_of_every_step(tmp_path: Path) -> None:
+    """The Parquet log: a row a rationale and step, weights that sum to 1 a problem."""
+    from compact.runlog import read_scores
+
+    train(tmp_path, rows_of(*TEACHERS), preset="robust")
+    table = read_scores(tmp_path).to_pylist()
+    assert len(table) == 2 * 4 * 3
+    sums: dict[Any, float] = {}
+    for row in table:
+        key = (row["step"], row["question_id"])
+        sums[key] = sums.get(key, 0.0) + row["weight"]
+    assert all(total == pytest.approx(1, abs=1e-5) for total in sums.values())
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "complete" and run["weigher"] == "robust"
