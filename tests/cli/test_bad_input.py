@@ -127,7 +127,9 @@ def test_a_teacher_may_miss_problems_and_one_teacher_is_enough() -> None:
     assert len(encoded.rationales) == len(problems[1].rationales)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "score", "compare", "report", "import"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "score", "compare", "report", "import", "doctor"]
+)
 def test_help_fits_a_screen_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -145,3 +147,14 @@ def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     text = capsys.readouterr().out
     assert "torch" in text and "native" in text
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], student: Path) -> None:
+    """`compact doctor` names layout, head mode and what each metric costs."""
+    assert main(["doctor", str(student), "--max_length", "200"]) == 0
+    text = capsys.readouterr().out
+    assert "packing     tree" in text and "LoRA training: head mode frozen" in text
+    assert "probe-released (padded rows)" in text and "gain (answer leaves" in text
+    assert "--tokens must be at least 1, got 0" in fails(
+        capsys, "doctor", str(student), "--tokens", "0"
+    )
