@@ -22,6 +22,9 @@ addEventListener("load", () => {
       && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className),
     charts: all("svg.chart").filter(seen).length,
     labels: all("svg.chart").map(e => e.getAttribute("aria-label")),
+    nodes: all("svg .node").filter(seen).length,
+    matches: all("svg .match").length,
+    onPath: all("svg .node.main circle").map(e => style(e).fill).filter(f => f != "none").length,
     lines: all("svg .line").filter(seen).length,
     lineColours: [...new Set(all("#weights .line").map(e => style(e).stroke))],
     smallest: Math.min(...all("svg text").map(e => e.getBoundingClientRect().height)),
@@ -83,6 +86,9 @@ def test_problems_show_coloured_tokens_steps_and_answers(seen):
         assert "zoo-4-" in text and "Gold answer" in text and "weight 0." in text
         assert "✓" in text and "✗" in text, "right and wrong answers are marked"
         assert re.search(r"[+-]\d+\.\d\d", text), "steps show their gain"
+    assert shown["labels"].count("Consensus graph of the steps") == 2
+    assert shown["nodes"] >= 2 * 4 * 2, "every step of every teacher is a node"
+    assert shown["matches"] >= 2 and shown["onPath"] >= 2, "teachers who agree are joined"
     assert shown["gained"] > 20 and shown["lost"] > 20
 
 
