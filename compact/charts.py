@@ -259,10 +259,10 @@ def consensus_chart(
         matches: pairs of indices into `nodes`.
     """
     columns = max(n.column for n in nodes) + 1
-    left, gap = 14.0, 74.0
+    left, gap = 28.0, 74.0
     height = 22.0 + gap * len(teachers)
     # Many steps narrow the distance rather than the text.
-    pitch = min(96.0, (WIDTH - left - 40) / max(1, columns - 1)) if columns > 1 else 0.0
+    pitch = min(96.0, (WIDTH - left - 54) / max(1, columns - 1)) if columns > 1 else 0.0
 
     def at(node: Node) -> tuple[float, float]:
         return left + 20 + node.column * pitch, 44.0 + gap * node.row
@@ -286,7 +286,7 @@ def consensus_chart(
             f'<path class="match{main}" d="M{x1:.1f},{y1:g} Q{(x1 + x2) / 2 + bend:.1f},'
             f'{(y1 + y2) / 2:.1f} {x2:.1f},{y2:g}"/>'
         )
-    fits = max(3, int(pitch / 5.6)) if pitch else 30
+    fits = max(3, int(pitch / 6.4)) if pitch else 30
     for node in nodes:
         x, y = at(node)
         colour = teachers[node.row][1]

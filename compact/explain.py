@@ -9,6 +9,7 @@ import torch
 
 from compact.forward import run_pass
 from compact.metrics.gain import step_gains
+from compact.metrics.step_graph import step_graphs
 from compact.packing import Layout, build_batch
 from compact.passes import EncodedProblem, EncodedRationale, Pass
 from compact.student import Student
@@ -32,12 +33,23 @@ class Token:
 
 @dataclass(frozen=True)
 class ExplainedStep:
-    """A reasoning step: I_i, I_i - I_{i-1} (nats) and whether that is an epiphany."""
+    """A reasoning step.
+
+    Attributes:
+        text: as it reads.
+        level: I_i, nats.
+        gain: I_i - I_{i-1}, nats.
+        epiphany: whether that is one.
+        support: share of the problem's rationales that have a step of its class.
+        mainstream: whether its class lies on the mainstream path.
+    """
 
     text: str
     level: float
     gain: float
     epiphany: bool
+    support: float
+    mainstream: bool
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,21 @@ class ExplainedRationale:
 
 @dataclass(frozen=True)
 class ExplainedProblem:
-    """A problem as a student sees it; `start` is I_0, after the bare question (nats)."""
+    """A problem as a student sees it.
+
+    Attributes:
+        question_id, prompt, gold: as encoded.
+        start: I_0, after the bare question (nats).
+        rationales: K of them.
+        matches: pairs of steps that say the same, numbered over all rationales in order.
+    """
 
     question_id: str
     prompt: str
     gold: str
     start: float
     rationales: tuple[ExplainedRationale, ...]
+    matches: tuple[tuple[int, int], ...]
 
 
 def token_texts(ids: tuple[int, ...], processing_class: Any) -> list[str]:
@@ -99,6 +119,7 @@ def explain_problem(
             _explain_rationale(pass_, r, rationale, processing_class)
             for r, rationale in enumerate(problem.rationales)
         ),
+        matches=tuple((i, j) for i, j in step_graphs(pass_)[1].matches.tolist()),
     )
 
 
@@ -113,6 +134,8 @@ def _explain_rationale(
     texts = token_texts(rationale.ids, processing_class)
     found = step_gains(pass_)
     steps = slice(*found.offsets[r : r + 2].tolist())
+    graphs = step_graphs(pass_)[1]
+    classes = graphs.step_class[steps]
     return ExplainedRationale(
         teacher=rationale.teacher,
         answer=rationale.answer,
@@ -127,6 +150,8 @@ def _explain_rationale(
                 found.level[steps].tolist(),
                 found.gain[steps].tolist(),
                 found.epiphany[steps].tolist(),
+                graphs.support[classes].tolist(),
+                graphs.mainstream[classes].tolist(),
                 strict=True,
             )
         ),

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +20,9 @@ from tqdm import tqdm
 
 from compact.charts import (
     Interval,
+    Node,
     Series,
+    consensus_chart,
     interval_chart,
     line_chart,
 )
@@ -40,6 +43,7 @@ EPILOG = """example:
 COLOURS = 8
 BINS = 40
 """Points of a curve over the steps of a run."""
+EQUATION = re.compile(r"-?[\d.,]+(?:\s*[-+*/×÷x]\s*[\d.,]+)+\s*=\s*-?[\d,]*\.?\d+")
 
 
 @dataclass
@@ -455,7 +459,24 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
         x_label="steps read",
         height=220.0,
     )
-    return {"problem": problem, "rationales": rationales, "path": path, "graph": None}
+    nodes = [
+        Node(row, column, s.support, s.mainstream, step_label(s.text), s.text, s.epiphany)
+        for row, rationale in enumerate(problem.rationales)
+        for column, s in enumerate(rationale.steps)
+    ]
+    graph = consensus_chart(
+        "Consensus graph of the steps",
+        [(r.teacher, colours[r.teacher]) for r in problem.rationales],
+        nodes,
+        problem.matches,
+    )
+    return {"problem": problem, "rationales": rationales, "path": path, "graph": graph}
+
+
+def step_label(text: str) -> str:
+    """Returns the name of a node in the graph: the step's last equation, else its first words."""
+    found = EQUATION.findall(text)
+    return found[-1].replace(" ", "") if found else " ".join(text.split()[:3])
 
 
 def tiles(run: Run) -> list[tuple[str, str]]:
