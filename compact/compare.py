@@ -106,7 +106,7 @@ def parse_arm(text: str) -> Arm:
 def zoo_task(
     which: str, *, problems: int, questions: int, epochs: float, stage: str, cache: Path
 ) -> Task:
-    """Zoo A or B with a tiny student; a seed decides student, stories and order.
+    """Zoo A or B with a tiny student; a seed decides stories, errors and order of training.
 
     Args:
         which: "a" or "b".
@@ -119,7 +119,7 @@ def zoo_task(
     the_zoo = zoo.ZOOS[which].sized(problems, questions)
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
-        model, tokenizer = load_zoo_student(stage, seed, cache=cache)
+        model, tokenizer = load_zoo_student(stage, 0, cache=cache)
         train = load_problems(the_zoo.rows(seed))
         return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
 
