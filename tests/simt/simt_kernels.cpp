@@ -1,1 +1,499 @@
-int main() { return 0; }
+// The CUDA kernels against float64 in the host harness: simt_kernels [fibers|threads] [seed]
+// [case]. Prints each case before it runs, so that the last line names the case that failed.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/accumulate_weighted.cuh"
+#include "kernels/cuda/filtered_matmul.cuh"
+#include "kernels/cuda/head_gradient.cuh"
+#include "kernels/cuda/pairwise_symmetric_kl.cuh"
+#include "kernels/cuda/problem_weights.cuh"
+#include "kernels/cuda/row_stats.cuh"
+
+using namespace compact::cuda;
+using simt::accumulate_t;
+using simt::bfloat16;
+using simt::half;
+
+namespace {
+
+bool threads_mode = false;
+const double kInf = std::numeric_limits<double>::infinity();
+
+[[noreturn]] void fail(const char* what, int64_t index, double got, double want) {
+  std::printf("FAILED %s[%lld]: got %.9g, want %.9g\n", what, static_cast<long long>(index), got,
+              want);
+  std::fflush(stdout);
+  std::exit(1);
+}
+
+// Equal within `relative` of the larger of |want| and `floor`; NaN and infinities must agree.
+void near(const char* what, int64_t index, double got, double want, double relative, double floor) {
+  if (want != want ? got != got : got == want) return;
+  if (!(std::abs(got - want) <= relative * std::max(std::abs(want), floor)))
+    fail(what, index, got, want);
+}
+
+// `count` elements that begin `shift` elements after a 16-byte boundary, between canaries.
+template <typename T>
+class Buffer {
+ public:
+  Buffer(int64_t count, int64_t shift) : count_(count), bytes_((count + shift) * sizeof(T) + 64) {
+    raw_.reset(new (std::align_val_t(16)) unsigned char[bytes_]);
+    std::memset(raw_.get(), 0x5a, bytes_);
+    data_ = reinterpret_cast<T*>(raw_.get()) + shift;
+  }
+  T* get() { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  void check(const char* what) const {
+    const auto* end = reinterpret_cast<const unsigned char*>(data_ + count_);
+    for (const unsigned char* c = raw_.get(); c < raw_.get() + bytes_; ++c) {
+      const bool inside = c >= reinterpret_cast<const unsigned char*>(data_) && c < end;
+      if (!inside && *c != 0x5a) fail(what, c - raw_.get(), *c, 0x5a);
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t(16)); }
+  };
+  int64_t count_;
+  size_t bytes_;
+  std::unique_ptr<unsigned char[], Free> raw_;
+  T* data_;
+};
+
+template <typename T>
+constexpr double kUlp = sizeof(T) == 8             ? 1e-11
+                        : std::is_same_v<T, float> ? 3e-5
+                        : std::is_same_v<T, half>  ? 1e-3
+                                                   : 8e-3;
+template <typename T>
+constexpr double kStat = sizeof(T) == 8 ? 1e-12 : 4e-6;
+
+template <typename T>
+T make(double x) {
+  return simt::narrow<T>(x);
+}
+
+struct HeadCase {
+  bool bias = false;
+  double scale = 1, softcap = 0;
+  double z(double raw, double b) const {
+    const double x = scale * raw + (bias ? b : 0);
+    return softcap == 0 ? x : softcap * std::tanh(x / softcap);
+  }
+  double slope(double z) const { return softcap == 0 ? 1 : 1 - (z / softcap) * (z / softcap); }
+};
+
+double lse_of(const std::vector<double>& z) {
+  double m = -kInf, s = 0;
+  for (double v : z) m = std::max(m, v);
+  if (m == -kInf) return m;
+  for (double v : z) s += std::exp(v - m);
+  return m + std::log(s);
+}
+
+enum Values { kOrdinary, kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked };
+
+template <typename T>
+void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t staged, Values values,
+              HeadCase head, bool overwrite, bool with_stash, uint64_t seed) {
+  using A = accumulate_t<T>;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal(0, 3);
+  Buffer<T> logits(rows * cols, shift);
+  Buffer<bfloat16> stash(rows * cols, 3);
+  std::vector<double> raw(rows * cols);
+  std::vector<A> bias(cols), weight(rows);
+  std::vector<int64_t> target(rows), gold_ids{0, cols - 1, cols / 2, cols / 3},
+      gold_offsets{0, 1, 4}, gold_problem(rows);
+  for (auto& b : bias) b = static_cast<A>(normal(random));
+  for (int64_t r = 0; r < rows; ++r) {
+    target[r] = values == kAllIgnored || r % 5 == 4 ? -100 : static_cast<int64_t>(random() % cols);
+    gold_problem[r] = r % 2;
+    weight[r] = static_cast<A>(0.25 + (r % 7));
+    for (int64_t v = 0; v < cols; ++v) {
+      double x = normal(random) * (values == kHuge ? 1e3 : 1);
+      if (values == kSomeExcluded && v != target[r] && random() % 3 == 0) x = -kInf;
+      if (values == kAllExcluded) x = -kInf;
+      if (values == kPeaked && v == target[r]) x = 40;
+      logits[r * cols + v] = make<T>(x);
+      raw[r * cols + v] = simt::to_float(logits[r * cols + v]);
+    }
+  }
+  std::vector<A> nll(rows), lse(rows), entropy(rows), gold_logit(rows), gold_logp(rows);
+  std::unique_ptr<bool[]> correct(new bool[rows]);
+  RowStats<T> args{};
+  args.logits = logits.get();
+  args.cols = cols;
+  args.target = target.data();
+  args.weight = weight.data();
+  args.head = {head.bias ? bias.data() : nullptr, static_cast<A>(head.scale),
+               static_cast<A>(head.softcap)};
+  args.out_scale = static_cast<A>(head.scale);
+  args.ignore_index = -100;
+  args.gold_ids = gold_ids.data();
+  args.gold_offsets = gold_offsets.data();
+  args.gold_problem = gold_problem.data();
+  args.gold_count = 4;
+  args.gold_problems = 2;
+  args.nll = nll.data();
+  args.lse = lse.data();
+  args.entropy = entropy.data();
+  args.correct = correct.get();
+  args.gold_logit = gold_logit.data();
+  args.gold_logp = gold_logp.data();
+  if (with_stash) args.stash = stash.get();
+  args.overwrite = overwrite;
+  args.staged = staged;
+  simt::host::run(rows, threads, staged * 16, [&] { row_stats_kernel(args); });
+  logits.check("logits' surroundings");
+  stash.check("stash's surroundings");
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<double> z(cols);
+    for (int64_t v = 0; v < cols; ++v) z[v] = head.z(raw[r * cols + v], bias[v]);
+    const double l = lse_of(z), big = std::max(1.0, std::abs(l));
+    double h = 0, top = -kInf, golden = 0;
+    for (double v : z) {
+      top = std::max(top, v);
+      const double p = std::exp(v - l);
+      if (p > 0 || p != p) h -= p * (v - l);
+    }
+    const bool live = target[r] != -100;
+    const double zt = live ? z[target[r]] : 0;
+    const auto& o = gold_offsets;
+    for (int64_t i = o[gold_problem[r]]; i < o[gold_problem[r] + 1]; ++i) golden += z[gold_ids[i]];
+    golden /= static_cast<double>(o[gold_problem[r] + 1] - o[gold_problem[r]]);
+    near("lse", r, lse[r], l, kStat<T>, 1);
+    near("nll", r, nll[r], live ? l - zt : 0, kStat<T>, big);
+    near("entropy", r, entropy[r], h, kStat<T> * 8, std::max(1.0, std::log(cols)));
+    near("gold_logit", r, gold_logit[r], golden, kStat<T>, big);
+    near("gold_logp", r, gold_logp[r], golden - l, kStat<T>, big);
+    if (correct[r] != (live && zt >= top)) fail("correct", r, correct[r], live && zt >= top);
+    for (int64_t v = 0; v < cols; ++v) {
+      const double now = simt::to_float(logits[r * cols + v]);
+      if (!overwrite) {
+        near("untouched logit", v, now, raw[r * cols + v], 0, 0);
+        continue;
+      }
+      const double p = std::exp(z[v] - l), slope = head.slope(z[v]);
+      const double g = live ? weight[r] * (p - (v == target[r])) * slope * head.scale : 0;
+      near("gradient", r * cols + v, now, g, kUlp<T>, 1e-2 * weight[r] + 1e-4 * (values == kHuge));
+      if (with_stash)
+        near("stash", r * cols + v, simt::to_float(stash[r * cols + v]),
+             live && v != target[r] ? p * slope : 0, kUlp<bfloat16>, 1e-3);
+    }
+  }
+}
+
+template <typename T>
+void rows_of(uint64_t seed) {
+  const HeadCase plain, full{true, 0.7, 5.0};
+  for (int64_t cols : {1, 2, 7, 33, 129, 1000, 4099})
+    for (int64_t shift : {0, 1, 3})
+      row_case<T>(7, cols, shift, 64, (cols / 8) / 2, kOrdinary, shift == 1 ? full : plain, true,
+                  true, seed + cols);
+  row_case<T>(3, 1000, 1, 256, 1 << 20 >> 14, kOrdinary, full, true, false, seed);
+  for (Values values : {kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked})
+    row_case<T>(6, 333, 1, 96, 8, values, plain, true, false, seed);
+  row_case<T>(5, 515, 1, 32, 0, kSomeExcluded, full, false, false, seed);
+}
+
+void row_stats_float(uint64_t s) { rows_of<float>(s); }
+void row_stats_double(uint64_t s) { rows_of<double>(s); }
+void row_stats_half(uint64_t s) {
+  const HeadCase plain;
+  for (int64_t cols : {1, 33, 4099})
+    row_case<half>(5, cols, 1, 64, 4, kOrdinary, plain, true, true, s);
+}
+void row_stats_bfloat16(uint64_t s) { rows_of<bfloat16>(s); }
+void row_stats_large(uint64_t s) {
+  const HeadCase plain;
+  row_case<bfloat16>(2, 262143, 1, threads_mode ? 64 : 1024, 777, kOrdinary, plain, true, false, s);
+  row_case<bfloat16>(2, 151936, 0, threads_mode ? 64 : 1024, 2048, kPeaked, plain, true, false, s);
+}
+void row_stats_grid(uint64_t s) {
+  const HeadCase plain;
+  row_case<float>(threads_mode ? 70 : 10000, 5, 1, 32, 0, kOrdinary, plain, true, false, s);
+  row_case<float>(threads_mode ? 70 : 70001, 3, 1, 32, 0, kOrdinary, plain, true, false, s);
+}
+
+void head_gradient(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal;
+  for (bool from_stash : {false, true})
+    for (int64_t vocabulary : {3, 50, 601}) {
+      const int64_t rows = 6, first = vocabulary / 3, cols = vocabulary - first;
+      const HeadCase head{true, 1.3, 4.0};
+      Buffer<float> block(rows * cols, 1);
+      std::vector<bfloat16> stash(rows * vocabulary);
+      std::vector<float> bias(vocabulary), up(rows), nll(rows), lse(rows);
+      std::vector<int64_t> target(rows);
+      std::vector<double> want(rows * cols);
+      for (auto& b : bias) b = static_cast<float>(normal(random));
+      for (int64_t r = 0; r < rows; ++r) {
+        std::vector<double> z(vocabulary);
+        std::vector<float> raw(vocabulary);
+        for (int64_t v = 0; v < vocabulary; ++v) {
+          raw[v] = static_cast<float>(normal(random));
+          z[v] = head.z(raw[v], bias[v]);
+        }
+        const double l = lse_of(z);
+        target[r] = r == 2 ? -100 : r == 0 ? first : static_cast<int64_t>(random() % vocabulary);
+        up[r] = static_cast<float>(1 + r);
+        lse[r] = static_cast<float>(l);
+        nll[r] = r == 2 ? 0 : static_cast<float>(l - z[target[r]]);
+        for (int64_t v = 0; v < vocabulary; ++v) {
+          const double part = std::exp(z[v] - l) * head.slope(z[v]);
+          stash[r * vocabulary + v] = make<bfloat16>(v == target[r] ? 0 : part);
+          if (v < first) continue;
+          block[r * cols + v - first] = raw[v];
+          want[r * cols + v - first] =
+              r == 2 ? 0 : up[r] * head.scale * (part - (v == target[r] ? head.slope(z[v]) : 0));
+        }
+      }
+      HeadGradient<float> args{block.get(), cols,          first,
+                               vocabulary,  target.data(), up.data(),
+                               nll.data(),  lse.data(),    {bias.data() + first, 1.3f, 4.0f},
+                               1.3f,        -100,          stash.data()};
+      simt::host::run(rows, 64, 0, [&] {
+        from_stash ? stash_gradient_kernel(args) : head_gradient_kernel(args);
+      });
+      block.check("surroundings");
+      for (int64_t i = 0; i < rows * cols; ++i)
+        near("gradient", i, block[i], want[i], from_stash ? 8e-3 : 1e-5, 1e-2);
+    }
+  const int64_t rows = 37, cols = 100;
+  std::vector<float> matrix(rows * cols), out(cols + 1, -5.f);
+  for (auto& x : matrix) x = static_cast<float>(normal(random));
+  ColumnSum<float> sum{matrix.data(), rows, cols, 2.f, out.data()};
+  simt::host::run(4, 32, 0, [&] { column_sum_kernel(sum); });
+  for (int64_t c = 0; c < cols; ++c) {
+    double want = 0;
+    for (int64_t r = 0; r < rows; ++r) want += 2.0 * matrix[r * cols + c];
+    near("column_sum", c, out[c], want, 1e-5, 1);
+  }
+  if (out[cols] != -5.f) fail("past the last column", cols, out[cols], -5);
+}
+
+void pairs(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal(0, 2);
+  for (int64_t cols : {1, 5, 130, 2051})
+    for (bool excluded : {false, true}) {
+      const int64_t n = 3;
+      const HeadCase head{true, 0.9, excluded ? 0 : 6.0};
+      std::vector<float> left(n * cols), right(n * cols), bias(cols), up{1.f, -2.f, .5f};
+      for (auto& b : bias) b = static_cast<float>(normal(random));
+      for (int64_t i = 0; i < n * cols; ++i) {
+        left[i] = static_cast<float>(normal(random));
+        right[i] = i < cols ? left[i] : static_cast<float>(normal(random));
+        if (excluded && cols > 1 && i % 4 == 1) left[i] = right[i] = -INFINITY;
+      }
+      std::vector<double> kl(2 * n), l(2 * n), want(2 * n * cols);
+      for (int64_t p = 0; p < n; ++p) {
+        std::vector<double> a(cols), b(cols);
+        for (int64_t v = 0; v < cols; ++v) {
+          a[v] = head.z(left[p * cols + v], bias[v]);
+          b[v] = head.z(right[p * cols + v], bias[v]);
+        }
+        const double la = lse_of(a), lb = lse_of(b);
+        double ka = 0, kb = 0;
+        for (int64_t v = 0; v < cols; ++v) {
+          if (a[v] == -kInf) continue;
+          ka += std::exp(a[v] - la) * (a[v] - la - b[v] + lb);
+          kb += std::exp(b[v] - lb) * (b[v] - lb - a[v] + la);
+        }
+        kl[p] = ka, kl[n + p] = kb, l[p] = la, l[n + p] = lb;
+        for (int64_t v = 0; v < cols; ++v) {
+          const double x = std::exp(a[v] - la), y = std::exp(b[v] - lb), d = a[v] - la - b[v] + lb;
+          const bool none = a[v] == -kInf;
+          want[p * cols + v] = none ? 0 : up[p] * .9 * head.slope(a[v]) * (x * (d - ka) + x - y);
+          want[(n + p) * cols + v] =
+              none ? 0 : up[p] * .9 * head.slope(b[v]) * (y * (-d - kb) + y - x);
+        }
+      }
+      std::vector<float> kl_left(n), kl_right(n), lse_left(n), lse_right(n);
+      Pairs<float> args{left.data(),
+                        right.data(),
+                        cols,
+                        {bias.data(), 0.9f, static_cast<float>(head.softcap)},
+                        kl_left.data(),
+                        kl_right.data(),
+                        lse_left.data(),
+                        lse_right.data(),
+                        up.data(),
+                        0.9f};
+      simt::host::run(n, 96, 0, [&] { pair_stats_kernel(args); });
+      for (int64_t p = 0; p < n; ++p) {
+        near("kl_left", p, kl_left[p], kl[p], 1e-4, 1e-2);
+        near("kl_right", p, kl_right[p], kl[n + p], 1e-4, 1e-2);
+        near("lse_left", p, lse_left[p], l[p], 4e-6, 1);
+        near("lse_right", p, lse_right[p], l[n + p], 4e-6, 1);
+      }
+      simt::host::run(n, 96, 0, [&] { pair_gradient_kernel(args); });
+      for (int64_t i = 0; i < n * cols; ++i) {
+        near("left gradient", i, left[i], want[i], 1e-4, 1e-2);
+        near("right gradient", i, right[i], want[n * cols + i], 1e-4, 1e-2);
+      }
+    }
+}
+
+void accumulate(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal;
+  for (int64_t width : {1, 7, 64, 129})
+    for (bool grouped : {false, true}) {
+      const int64_t items = 41, rows = 17, groups = 3;
+      std::vector<int64_t> row(items), group(items), order(items), sorted(items);
+      Buffer<float> unit(items * width, 0), out(rows * width, 0);
+      std::vector<float> weight(items);
+      std::vector<double> want(rows * width);
+      for (auto& w : weight) w = static_cast<float>(normal(random));
+      for (int64_t i = 0; i < rows * width; ++i) out[i] = 0;
+      for (int64_t m = 0; m < items; ++m) {
+        row[m] = m == 3 ? rows : m == 4 ? -1 : static_cast<int64_t>(random() % (rows - 1));
+        group[m] = static_cast<int64_t>(random() % groups);
+        order[m] = m;
+        for (int64_t h = 0; h < width; ++h) {
+          unit[m * width + h] = static_cast<float>(normal(random));
+          if (row[m] >= 0 && row[m] < rows)
+            want[row[m] * width + h] += 1.0 * weight[grouped ? group[m] : m] * unit[m * width + h];
+        }
+      }
+      std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return row[a] < row[b]; });
+      for (int64_t i = 0; i < items; ++i) sorted[i] = row[order[i]];
+      AccumulateWeighted<float> args{unit.get(),
+                                     sorted.data(),
+                                     order.data(),
+                                     weight.data(),
+                                     grouped ? group.data() : nullptr,
+                                     items,
+                                     grouped ? groups : items,
+                                     width,
+                                     rows,
+                                     width % 4 == 0,
+                                     out.get()};
+      simt::host::run(items, 32, 0, [&] { accumulate_weighted_kernel(args); });
+      out.check("surroundings");
+      for (int64_t i = 0; i < rows * width; ++i) near("row", i, out[i], want[i], 1e-5, 1);
+    }
+}
+
+void problem(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal;
+  const std::vector<int64_t> offsets{0, 1, 3, 7, 7, 77, 81};
+  const int64_t total = 81, count = 3;
+  std::vector<float> scores(count * total), beta{1.f, .5f, -1.f}, prior{.1f, 0.f, .3f};
+  for (auto& s : scores) s = static_cast<float>(normal(random));
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t i = 77; i < 81; ++i) scores[s * total + i] = 2.f;
+  for (double eps : {0.0, 1e-4})
+    for (int64_t ddof : {0, 1}) {
+      Buffer<float> out(total, 0);
+      ProblemWeights<float> args{
+          scores.data(), offsets.data(),          beta.data(), prior.data(), count, total, 0.7f,
+          ddof,          static_cast<float>(eps), 0.1f,        out.get()};
+      simt::host::run(6, 32, 0, [&] { problem_weights_kernel(args); });
+      out.check("surroundings");
+      for (size_t p = 0; p + 1 < offsets.size(); ++p) {
+        const int64_t b = offsets[p], k = offsets[p + 1] - b;
+        std::vector<double> u(k);
+        for (int64_t s = 0; s < count; ++s) {
+          double mean = 0, var = 0;
+          for (int64_t i = 0; i < k; ++i) mean += scores[s * total + b + i] / k;
+          for (int64_t i = 0; i < k; ++i) var += std::pow(scores[s * total + b + i] - mean, 2);
+          var /= std::max<int64_t>(k - ddof, 1);
+          const double d =
+              eps > 0 ? std::sqrt(var) + eps : std::sqrt(var + 1.0 * prior[s] * prior[s]);
+          for (int64_t i = 0; i < k; ++i)
+            u[i] += d > 0 ? beta[s] * (scores[s * total + b + i] - mean) / d / .7 : 0;
+        }
+        const double l = k ? lse_of(u) : 0;
+        for (int64_t i = 0; i < k; ++i)
+          near("weight", b + i, out[b + i], k == 1 ? 1 : .9 * std::exp(u[i] - l) + .1 / k, 2e-5,
+               1e-2);
+      }
+    }
+}
+
+void filtered(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal;
+  for (int64_t width : {1, 13, 64})
+    for (int64_t inner : {1, 100, 1501}) {
+      const int64_t rows = 4;
+      const bool wide = width % 4 == 0, even = inner % 4 == 0;
+      Buffer<float> grad(rows * inner, even ? 0 : 1), weight(inner * width, wide ? 0 : 1),
+          out(rows * width, 1);
+      std::vector<float> scale{1.f, -2.f, 1.f, 3.f};
+      std::vector<double> want(rows * width);
+      for (int64_t i = 0; i < inner * width; ++i) weight[i] = static_cast<float>(normal(random));
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t v = 0; v < inner; ++v) {
+          double g = normal(random);
+          if (r == 2) g *= 0.01;                     // nothing stays
+          if (r == 3 && v >= 300 && v < 900) g = 0;  // tiles without entries
+          if (v == inner - 1 && r == 0) g = 0.5;     // exactly the threshold stays
+          grad[r * inner + v] = static_cast<float>(g);
+          if (std::abs(grad[r * inner + v]) < 0.5f * std::abs(scale[r])) continue;
+          for (int64_t h = 0; h < width; ++h)
+            want[r * width + h] += 1.0 * grad[r * inner + v] * weight[v * width + h];
+        }
+      const int64_t threads = 32, stretches = (width + threads * 4 - 1) / (threads * 4);
+      FilteredMatmul<float> args{grad.get(), weight.get(), inner, width, stretches,
+                                 0.5f,       scale.data(), even,  wide,  out.get()};
+      simt::host::run(rows * stretches, threads, 0, [&] { filtered_matmul_kernel(args); });
+      args.stretches = 1;
+      simt::host::run(rows, 64, 0, [&] { filtered_matmul_kernel(args); });
+      out.check("surroundings");
+      for (int64_t i = 0; i < rows * width; ++i) near("product", i, out[i], want[i], 1e-5, 20);
+    }
+}
+
+struct Case {
+  const char* name;
+  void (*run)(uint64_t);
+};
+constexpr Case kCases[] = {
+    {"row_stats_float", row_stats_float},
+    {"row_stats_bfloat16", row_stats_bfloat16},
+    {"row_stats_half", row_stats_half},
+    {"row_stats_double", row_stats_double},
+    {"head_gradient", head_gradient},
+    {"pairs", pairs},
+    {"accumulate", accumulate},
+    {"problem", problem},
+    {"filtered", filtered},
+    {"row_stats_large", row_stats_large},
+    {"row_stats_grid", row_stats_grid},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  threads_mode = argc > 1 && std::string(argv[1]) == "threads";
+  const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  simt::host::config() = {threads_mode ? simt::host::Mode::kThreads : simt::host::Mode::kFibers,
+                          seed};
+  int ran = 0;
+  for (const Case& c : kCases) {
+    if (argc > 3 && std::string(argv[3]) != c.name) continue;
+    std::printf("%s\n", c.name);
+    std::fflush(stdout);
+    c.run(seed);
+    ++ran;
+  }
+  const auto n = simt::host::counts();
+  std::printf(
+      "passed %d cases: %llu launches, %llu blocks, %llu barriers, %llu shuffles\n", ran,
+      static_cast<unsigned long long>(n.launches), static_cast<unsigned long long>(n.blocks),
+      static_cast<unsigned long long>(n.barriers), static_cast<unsigned long long>(n.shuffles));
+  return ran == 0;
+}
