@@ -1,4 +1,4 @@
-"""What is encoded reads as running text, rows keep their problems, unfit students are recognised."""
+"""Encoded text reads as running text, rows keep their problems, unfit students are found out."""
 
 from __future__ import annotations
 
