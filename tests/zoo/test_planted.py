@@ -1,0 +1,50 @@
+"""Planted errors are where they should be, and the AUC counts what it says."""
+
+import random
+import types
+
+import pytest
+import torch
+
+from compact.answers import extract_answer
+from compact.discrimination import as_markdown, auc
+from compact.planted import PLANTS
+
+TEXT = "8 people + 12 people = 20 people. Then 20 people - 3 people = 17 people. The answer is 17"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hidden_keeps_the_answer_and_changes_a_number_everywhere(seed):
+    spoilt = PLANTS["hidden"](TEXT, "17", random.Random(seed))
+    assert spoilt != TEXT
+    assert extract_answer(spoilt) == "17"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_carried_reaches_the_answer(seed):
+    spoilt = PLANTS["carried"](TEXT, "17", random.Random(seed))
+    assert extract_answer(spoilt) != "17"
+    assert spoilt.rsplit(" = ", 1)[1].split()[0] == extract_answer(spoilt)
+
+
+def test_nothing_to_change_is_none():
+    assert PLANTS["hidden"]("No number here. The answer is 17", "17", random.Random(0)) is None
+    assert PLANTS["carried"]("The answer is 17", "17", random.Random(0)) is None
+
+
+def problem(name, teachers):
+    rationales = [types.SimpleNamespace(teacher=t) for t in teachers]
+    return types.SimpleNamespace(question_id=name, rationales=rationales)
+
+
+def test_auc_is_within_problems_and_counts_ties_half():
+    problems = [problem("p", "abc"), problem("q", "abc")]
+    labels = {(q, t): "right" if t != "c" else "bad" for q in "pq" for t in "abc"}
+    scores = torch.tensor([2.0, 1.0, 1.0, 10.0, 11.0, 12.0])
+    assert auc(scores, problems, labels, "bad", "right")[0] == pytest.approx((0.75 + 0.0) / 2)
+    with pytest.raises(ValueError, match="'worse'"):
+        auc(scores, problems, labels, "worse", "right")
+
+
+def test_table_has_a_row_a_score():
+    assert as_markdown({"m": {"bad": (0.9, 0.05)}}).splitlines()[-1] == "| m | 0.90 ± 0.05 |"
