@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.harness import ROOT
 from compact import zoo
 from compact.data import Problem, Rationale, load_problems
+from compact.student import load_student
 
 SVAMP = ROOT.parent / "shared/data/svamp/train.jsonl"
 CORPUS = "svamp" if SVAMP.exists() else "zoo"
@@ -34,12 +35,7 @@ def smollm2_path() -> Path:
 
 def smollm2() -> tuple[Any, Any]:
     """Returns SmolLM2-135M-Instruct in float32 and its tokenizer, from the installed GGUF file."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = smollm2_path()
-    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
+    return load_student(smollm2_path())
 
 
 def problems(count: int, teachers: int) -> list[Problem]:
