@@ -1,6 +1,7 @@
 """Which scores tell right rationales from wrong ones: within-problem AUC, as a table and a picture.
 
     python -m compact.discrimination zoo --out docs/results/discrimination-zoo
+    python -m compact.discrimination weights --out docs/results/zoo-weights
     python -m compact.discrimination svamp --data DIR/svamp/train.jsonl --model MODEL --out ...
 
 Every metric of the registry, and every preset and policy by the weight it gives, is asked about the
@@ -248,6 +249,38 @@ def zoo_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
     return merged
 
 
+def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
+    """The share of the weight that lands on right rationales in zoos A and B, without training.
+
+    Students of seed 0 at three stages; a seed decides stories and errors. Half intervals are over
+    problems.
+    """
+    merged: Table = {}
+    for stage in STAGES:
+        model, tokenizer = load_zoo_student(stage, 0, cache=cache)
+        student = Student.of(model, tokenizer)
+        for the_zoo in zoo.ZOOS.values():
+            data = [
+                problem
+                for seed in seeds
+                for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
+            ]
+            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            progress = f"zoo {the_zoo.name}, {stage}"
+            scores = score_everything(
+                student, encoded, tokenizer.pad_token_id, batch_problems=16, progress=progress
+            )
+            right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()
+            for name, values in scores.items():
+                if name.startswith("weight of "):
+                    weight = values.double().exp().view(-1, len(the_zoo.teachers))
+                    shares = (weight * right).sum(1) / weight.sum(1)
+                    half = 1.96 * float(shares.std()) / len(shares) ** 0.5
+                    cell = (float(shares.mean()), half)
+                    merged.setdefault(name.removeprefix("weight of "), {})[progress] = cell
+    return merged
+
+
 def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int) -> Table:
     """Planted errors in real rationales, both kinds, by a real student."""
     model, processing_class = load_student(model_name)
@@ -282,7 +315,7 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(table: Table, path: Path, title: str) -> None:
+def draw(table: Table, path: Path, title: str, measure: str) -> None:
     """A picture of the table: a row a score, a column an error, coloured by AUC around chance."""
     from matplotlib.figure import Figure
 
@@ -297,7 +330,7 @@ def draw(table: Table, path: Path, title: str) -> None:
         for column, value in enumerate(line):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axes, label="AUC (0.5 is chance)", fraction=0.04)
+    figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
     figure.tight_layout()
     figure.savefig(path)
 
@@ -305,7 +338,7 @@ def draw(table: Table, path: Path, title: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a study and writes OUT.md, OUT.json and OUT.png."""
     parser = argparse.ArgumentParser(prog="python -m compact.discrimination")
-    parser.add_argument("what", choices=("zoo", "svamp"))
+    parser.add_argument("what", choices=("zoo", "weights", "svamp"))
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="[0 1]")
     parser.add_argument("--problems", type=int, default=60, metavar="N", help="a seed [60]")
@@ -315,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     makers: dict[str, Callable[[], Table]] = {
         "zoo": lambda: zoo_study(args.seeds, args.problems, args.cache),
+        "weights": lambda: weight_study(args.seeds, args.problems, args.cache),
         "svamp": lambda: svamp_study(args.data, args.model, args.seeds, args.problems),
     }
     if args.what == "svamp" and (args.data is None or args.model is None):
@@ -325,7 +359,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {"what": args.what, "seeds": args.seeds, "problems": args.problems}
     args.out.with_suffix(".json").write_text(json.dumps({**settings, "table": table}, indent=1))
     title = f"{args.what}: right over wrong within a problem, seeds {args.seeds}"
-    draw(table, args.out.with_suffix(".png"), title)
+    measure = "AUC (0.5 is chance)"
+    if args.what == "weights":
+        title, measure = f"weight on right rationales, seeds {args.seeds}", "share of the weight"
+    draw(table, args.out.with_suffix(".png"), title, measure)
     print(as_markdown(table))
     return 0
 
