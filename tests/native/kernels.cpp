@@ -1,0 +1,136 @@
+// The CPU kernels against plain float64 loops, without torch: run under each COMPACT_CPU_CAPABILITY
+// and, in an emulator, on a CPU that has none of them. Prints the instruction set; returns the
+// failures.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/linear_token_stats.h"
+#include "kernels/cpu/pairwise_symmetric_kl.h"
+
+namespace {
+
+using namespace compact::cpu;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+int failures = 0;
+
+void expect_near(const char* what, int64_t n, double got, double want, double tolerance) {
+  const bool near = std::abs(got - want) <= tolerance * (1.0 + std::abs(want));
+  if (near || got == want) return;
+  std::printf("%s (n = %lld): got %.9g, want %.9g\n", what, static_cast<long long>(n), got, want);
+  ++failures;
+}
+
+// Numbers in [-1, 1), the same on every machine.
+double draw() {
+  static uint32_t state = 1;
+  state = state * 1664525u + 1013904223u;
+  return static_cast<double>(state >> 8) / (1 << 23) - 1.0;
+}
+
+template <class T>
+std::vector<T> numbers(int64_t n, double scale) {
+  std::vector<T> values(n);
+  for (T& value : values) value = static_cast<T>(scale * draw());
+  return values;
+}
+
+// A row in pieces of 7, 64 and the rest: sum, entropy, peak, and the gradient, against float64.
+template <class T>
+void check_row(int64_t n, double scale, T softcap, bool excluded, double tolerance) {
+  std::vector<T> raw = numbers<T>(n, scale), bias = numbers<T>(n, 1.0);
+  if (excluded) bias[n / 2] = -std::numeric_limits<T>::infinity();
+  const LogitShape<T> shape{T(0.75), softcap, bias.data()};
+  std::vector<double> z(n);
+  double peak = -kInfinity, sum = 0.0, weighted = 0.0;
+  for (int64_t v = 0; v < n; ++v) {
+    const double x = 0.75 * raw[v] + bias[v];
+    z[v] = softcap == T(0) ? x : softcap * std::tanh(x / softcap);
+    peak = std::max(peak, z[v]);
+  }
+  for (double value : z) {
+    sum += std::exp(value - peak);
+    if (std::isfinite(value)) weighted += std::exp(value - peak) * (value - peak);
+  }
+  RowState<T> state;
+  std::vector<T> row = raw;
+  for (int64_t first = 0; first < n;) {
+    const int64_t count = std::min<int64_t>(first == 0 ? 7 : 64, n - first);
+    const T largest = finish_logits(row.data() + first, count, first, shape);
+    exp_piece(row.data() + first, count, largest, shape, &state);
+    first += count;
+  }
+  const double lse = peak + std::log(sum);
+  expect_near("lse", n, state.reference + std::log(state.sum), lse, tolerance);
+  expect_near("entropy", n, std::log(state.sum) - state.weighted / state.sum,
+              std::log(sum) - weighted / sum, tolerance);
+  expect_near("peak", n, state.peak, peak, tolerance);
+  row = raw;
+  finish_logits(row.data(), n, 0, shape);
+  gradient_piece(row.data(), n, static_cast<T>(lse), T(2), shape);
+  for (int64_t v = 0; v < n; ++v) {
+    const double ratio = softcap == T(0) ? 0.0 : z[v] / softcap;
+    expect_near("gradient", n, row[v], 2.0 * std::exp(z[v] - lse) * (1.0 - ratio * ratio),
+                tolerance);
+  }
+}
+
+void check_sparse_product(int64_t n, int64_t width) {
+  const std::vector<float> matrix = numbers<float>(n * width, 1.0);
+  std::vector<float> row = numbers<float>(n, 1.0), out(width, 0.0f);
+  int64_t large = 0;
+  std::vector<double> want(width, 0.0);
+  for (int64_t v = 0; v < n; ++v) {
+    if (std::abs(row[v]) < 0.9f) continue;
+    ++large;
+    for (int64_t h = 0; h < width; ++h) want[h] += double{row[v]} * matrix[v * width + h];
+  }
+  const int64_t used = add_sparse_product(out.data(), row.data(), n, 0.9f, matrix.data(), width);
+  expect_near("entries used", n, static_cast<double>(used), static_cast<double>(large), 0.0);
+  for (int64_t h = 0; h < width; ++h) expect_near("sparse product", n, out[h], want[h], 1e-5);
+}
+
+void check_bfloat16(int64_t n) {
+  const std::vector<float> row = numbers<float>(n, 100.0);
+  std::vector<uint16_t> half(n);
+  std::vector<float> back(n);
+  to_bfloat16(row.data(), n, half.data());
+  from_bfloat16(half.data(), n, 1.0f, back.data());
+  for (int64_t i = 0; i < n; ++i) {
+    expect_near("bfloat16", n, (back[i] - row[i]) / (1e-30 + std::abs(row[i])), 0.0, 1.0 / 256);
+  }
+}
+
+void check_pair(int64_t n) {
+  const std::vector<double> zp = numbers<double>(n, 3.0), zq = numbers<double>(n, 3.0);
+  std::vector<double> ep(n), eq(n);
+  double want_left = 0.0, want_right = 0.0, left = 0.0, right = 0.0;
+  for (int64_t v = 0; v < n; ++v) {
+    ep[v] = std::exp(zp[v]), eq[v] = std::exp(zq[v]);
+    want_left += ep[v] * (zp[v] - zq[v] - 0.5), want_right += eq[v] * (zp[v] - zq[v] - 0.5);
+  }
+  pair_sums(zp.data(), zq.data(), ep.data(), eq.data(), n, 0.5, &left, &right);
+  expect_near("pair left", n, left, want_left, 1e-12);
+  expect_near("pair right", n, right, want_right, 1e-12);
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%s\n", isa_name());
+  for (int64_t n : {1, 3, 4, 15, 16, 17, 63, 255, 256, 1001}) {
+    for (double scale : {1.0, 30.0}) {
+      check_row<float>(n, scale, 0.0f, false, 2e-5);
+      check_row<float>(n, scale, 5.0f, false, 2e-5);
+      check_row<double>(n, scale, 5.0, false, 1e-12);
+      if (n > 1) check_row<float>(n, scale, 0.0f, true, 2e-5);
+    }
+    check_sparse_product(n, 33);
+    check_bfloat16(n);
+    check_pair(n);
+  }
+  return failures == 0 ? 0 : 1;
+}
