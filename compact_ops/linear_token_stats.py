@@ -226,7 +226,8 @@ def _fake(
         empty(gold),
         empty(0 if keep == _NOTHING else count, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
-        empty(stashed, (vocabulary + _STASH_BLOCK - 1) // _STASH_BLOCK, dtype=torch.float32),
+        # On CUDA the stash is final as it stands, and its shift has width 0.
+        empty(stashed, 0 if hidden.is_cuda else -(-vocabulary // _STASH_BLOCK), dtype=torch.float32),
     )
 
 

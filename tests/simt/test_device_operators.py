@@ -1,0 +1,172 @@
+"""Every operator against float64, on the CPU, in the host harness and (marked cuda) on a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compact_ops import reference
+from compact_ops.types import GoldAnswers
+
+EPS = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 4e-2, torch.float16: 5e-3}
+
+
+def close(got, want, dtype, factor=1.0):
+    got, want = got.cpu().double(), want.double()
+    scale = max(1.0, want[want.isfinite()].abs().max().item() if want.isfinite().any() else 1.0)
+    torch.testing.assert_close(
+        got, want, rtol=0, atol=factor * EPS[dtype] * scale, equal_nan=True
+    )  # fmt: skip
+
+
+def case(dtype, tokens, width, vocabulary, full, seed=0):
+    """Inputs of a head in `dtype`, and the same in float64."""
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, width, generator=g).to(dtype)
+    weight = (torch.randn(vocabulary, width, generator=g) / width**0.5).to(dtype)
+    bias = torch.randn(vocabulary, generator=g).to(dtype) if full else None
+    target = torch.randint(0, vocabulary, (tokens,), generator=g)
+    target[1::3] = -100
+    gold = GoldAnswers(
+        torch.randint(0, vocabulary, (7,), generator=g),
+        torch.tensor([0, 3, 7]),
+        torch.randint(0, 2, (tokens,), generator=g),
+    )
+    softcap, scale = (4.0, 0.8) if full else (None, 1.0)
+    return hidden, weight, bias, target, gold, softcap, scale
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("shape", [(5, 7, 33), (40, 16, 1000), (1, 3, 1), (0, 4, 9)])
+def test_statistics_and_gradients_of_the_head(impl, shape, dtype, full):
+    ops, to = impl
+    tokens, width, vocabulary = shape
+    hidden, weight, bias, target, gold, softcap, scale = case(dtype, *shape, full)
+    upstream = torch.linspace(0.5, 2, tokens).double()
+    h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    b64 = bias.double().requires_grad_() if full else None
+    want = reference.linear_token_stats(
+        h64, w64, target, gold=gold, bias=b64, softcap=softcap, logit_scale=scale
+    )
+    leaves = [h64, w64] + ([b64] if full else [])
+    grads = torch.autograd.grad((want.nll * upstream).sum(), leaves, retain_graph=True)
+    unit = torch.autograd.grad(want.nll.sum(), h64)[0]
+    args = [to(hidden), to(weight), to(target), None, *(to(t) for t in gold), to(bias)]
+    out = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 2, 0.0)
+    for got, exact in zip(out[:6], want, strict=True):
+        if got.dtype != torch.bool:
+            close(got, exact.detach(), dtype)
+        elif dtype in (torch.float32, torch.float64):
+            assert torch.equal(got.cpu(), exact)
+    close(out[6], unit, dtype)
+    nll, lse = out[:2]
+    up = to(upstream.to(nll.dtype))
+    head = [to(hidden), to(weight), to(target), None, to(bias), nll, lse]
+    tail = [softcap or 0.0, scale, -100, 0.0]
+    again = ops.linear_token_stats_backward(up, *head, None, None, *tail, True, True, full)
+    stashed = ops.linear_token_stats_backward(up, *head, out[7], out[8], *tail, False, True, full)
+    close(again[0], grads[0], dtype)
+    for result, coarse in ((again, dtype), (stashed, torch.bfloat16)):
+        close(result[1], grads[1], max(dtype, coarse, key=EPS.get))
+        if full:
+            close(result[2], grads[2], max(dtype, coarse, key=EPS.get))
+
+
+def test_repeated_rows_and_the_filter(impl):
+    ops, to = impl
+    hidden, weight, _, _, _, _, _ = case(torch.float32, 9, 12, 300, False)
+    rows = torch.tensor([3, 3, 0, 8, 3])
+    target = torch.tensor([1, 299, -100, 7, 0])
+    args = [to(hidden), to(weight * 8), to(target), to(rows), None, None, None, None]
+    exact = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 0.0)
+    sparse = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 1e-4)
+    want = reference.linear_token_stats(hidden.double(), weight.double() * 8, target, rows=rows)
+    close(exact[0], want.nll, torch.float32)
+    bound = 1e-4 * (weight * 8).abs().sum(0)
+    assert torch.all((exact[6] - sparse[6]).abs().cpu() <= bound + 1e-5)
+    assert not torch.equal(exact[6], sparse[6])
+
+
+@pytest.mark.parametrize("dtype", list(EPS))
+def test_row_stats_in_place(impl, dtype):
+    ops, to = impl
+    logits = torch.randn(6, 515, generator=torch.Generator().manual_seed(1)).mul(3).to(dtype)
+    logits[2, 5:400] = -torch.inf
+    target = torch.tensor([0, 514, 3, -100, 7, 8])
+    weight = torch.linspace(0.5, 2, 6)
+    exact = logits.double().clone()
+    want = reference.row_stats_(exact, target, weight=weight.double())
+    mine = to(logits.clone())
+    got = ops.row_stats_(mine, to(target), to(weight), None, None, None, None, 0.0, 1.0, -100)
+    for a, b in zip(got[:3], want[:3], strict=True):
+        close(a, b, dtype)
+    assert torch.equal(got[3].cpu(), want.correct)
+    close(mine, exact, dtype)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_pairwise_symmetric_kl(impl, full):
+    ops, to = impl
+    hidden, weight, bias, _, _, softcap, scale = case(torch.float32, 11, 9, 700, full)
+    left, right = torch.tensor([0, 1, 1, 5]), torch.tensor([2, 3, 4, 5])
+    h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    b64 = bias.double().requires_grad_() if full else None
+    want = reference.pairwise_symmetric_kl(
+        h64, w64, left, right, bias=b64, softcap=softcap, logit_scale=scale
+    )
+    up = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    leaves = [h64, w64] + ([b64] if full else [])
+    grads = torch.autograd.grad((want * up.double()).sum(), leaves)
+    args = [to(hidden), to(weight), to(left), to(right), to(bias)]
+    known = ops.pairwise_symmetric_kl(*args, softcap or 0.0, scale)
+    close(known[0] + known[1], want.detach(), torch.float32)
+    got = ops.pairwise_symmetric_kl_backward(
+        to(up), *args, *known, softcap or 0.0, scale, True, True, full
+    )
+    for a, b in zip(got, grads, strict=False):
+        close(a, b, torch.float32)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_small_operators_at_any_shape(impl, data):
+    ops, to = impl
+    items = data.draw(st.integers(0, 40))
+    width = data.draw(st.integers(1, 40))
+    num_rows = data.draw(st.integers(1, 9))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    unit = torch.randn(items, width, generator=g)
+    rows = torch.randint(0, num_rows, (items,), generator=g)
+    weight = torch.randn(4, generator=g)
+    group = torch.randint(0, 4, (items,), generator=g)
+    got = ops.accumulate_weighted(to(unit), to(rows), to(weight), to(group), num_rows)
+    want = reference.accumulate_weighted(unit.double(), rows, weight.double(), group, num_rows)
+    close(got, want, torch.float32)
+
+    grad = torch.randn(num_rows, items + 1, generator=g)
+    matrix = torch.randn(items + 1, width, generator=g)
+    got = ops.filtered_matmul(to(grad), to(matrix), 0.7)
+    close(got, reference.filtered_matmul(grad, matrix, 0.7), torch.float32)
+
+    sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    scores = torch.randn(3, int(offsets[-1]), generator=g)
+    beta, prior = torch.tensor([1.0, 1.0, -0.5]), torch.tensor([0.1, 0.2, 0.3])
+    got = ops.problem_weights(to(scores), to(offsets), to(beta), to(prior), 0.8, 1, 0.0, 0.1)
+    want = reference.problem_weights(
+        scores.double(), offsets, beta.double(), prior.double(), tau=0.8, ddof=1, floor=0.1
+    )
+    close(got, want, torch.float32)
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_kernels_in_the_harness(simt_folder, seed):
+    done = subprocess.run(
+        [simt_folder / "simt_kernels", "fibers", seed], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
