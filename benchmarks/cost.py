@@ -163,8 +163,9 @@ work on the prompt and no more.
 ## Computed, not measured
 
 Assumed sizes: Q = {w.prompt} tokens of question, T = {w.rationale} of a rationale (all of equal
-length), S = {w.steps} steps, A = {w.leaf} tokens of an answer leaf of which m = {w.gold} are gold; N parameters outside of the embeddings, width H, n layers,
-vocabulary V. Attention takes a(q, k) = 4 n H q k forward and twice that backward.
+length), S = {w.steps} steps, A = {w.leaf} tokens of an answer leaf of which m = {w.gold} are gold;
+N parameters outside of the embeddings, width H, n layers, vocabulary V. Attention takes a(q, k) =
+4 n H q k forward and twice that backward.
 
 - SFT: K (Q + T) (4 N + 4 H V) + 3 K a(Q + T, Q + T)
 - COMPACT: 4 N (Q + K T) + 4 H V K T + 3 a(Q + K T, Q + K T): a dense mask computes every pair

@@ -7,9 +7,12 @@ out).
 - `sft`: K padded rows, transformers' own loss on the completions.
 - `released`: the published step, from its formulas: K padded rows, full logits, three scores,
   weights, and the consistency term over all pairs and positions.
-- `compact`: weights by the default preset, answer gains kept from an earlier visit.
-- `compact-probes`: the same with an answer leaf after every step of every rationale.
-- `compact-released`: our run of the same formulas as `released`.
+- `compact`: one tree, uniform weights: a step that runs no answer leaves.
+- `compact-probes`: the default preset, with an answer leaf after every step of every rationale.
+- `compact-released`: our run of the same formulas as `released`, on padded rows as they ask for.
+
+Loss and two LoRA gradients are compared: `released` and `compact-released` with each other, the
+rest with the weighted loss from full logits.
 """
 
 from __future__ import annotations
@@ -106,8 +109,8 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
         for j in range(i + 1, count):
             if weight[i] * weight[j] < 1e-4:
                 continue
-            both = (mask[i] & mask[j]).bool()
-            log_p, log_q = logits[i][both].log_softmax(-1), logits[j][both].log_softmax(-1)
+            both = (target[i] != -100) & (target[j] != -100)
+            log_p, log_q = (logits[k, :-1][both].log_softmax(-1) for k in (i, j))
             kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
             kl = kl + F.kl_div(log_p, log_q, reduction="sum", log_target=True)
             consistency = consistency + weight[i] * weight[j] * kl / both.sum()
@@ -128,6 +131,15 @@ def compact_loss(
         term = consistency_loss(hidden, pass_, weight, weigher.consistency.kind)
         loss = loss + weigher.consistency.weight * term
     return loss
+
+
+def plain_loss(model: Any, problem: EncodedProblem, pad: int, weight: Tensor) -> Tensor:
+    """The weighted loss from full logits of padded rows: what the others are checked by."""
+    ids, mask, labels = padded_rows(problem, pad)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    target = labels[:, 1:]
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    return (weight * nll.view_as(target).sum(1) / (target != -100).sum(1)).sum()
 
 
 def watched(model: Any) -> dict[str, Tensor]:
@@ -163,15 +175,40 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     def ours(weigher: Weigher, probes: bool) -> Callable[[], Tensor]:
         return lambda: compact_loss(taken, problem, weigher, layout, pad, probes)
 
-    uniform = make_weigher("uniform")
-    released = make_weigher("released")
-    robust = make_weigher("robust")
+    uniform, released, robust = map(make_weigher, ("uniform", "released", "robust"))
     thinking = taken.thinking_ids
-    zero = functools.cache(lambda: {"loss": torch.zeros(())})
+    published = functools.partial(released_loss, model, problem, thinking, pad)
+    lengths = torch.tensor([len(r.ids) for r in problem.rationales])
+
+    def reference(loss_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
+        """What `loss_of` gives, computed when first asked for."""
+
+        @functools.cache
+        def expected() -> Outputs:
+            model.zero_grad(set_to_none=True)
+            loss = loss_of()
+            loss.backward()
+            found = {"loss": loss.detach(), **watched(model)}
+            model.zero_grad(set_to_none=True)
+            return found
+
+        return expected
+
+    def weighted(weight_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
+        return reference(lambda: plain_loss(model, problem, pad, weight_of()))
+
+    def robust_weight() -> Tensor:
+        batch = build_batch([problem], layout=layout, probes=True, pad_token_id=pad)
+        with torch.no_grad():
+            return robust(run_pass(taken, batch)[2]).weight
+
     return {
-        "sft": provider(sft, zero),
-        "released": provider(lambda: released_loss(model, problem, thinking, pad), zero),
-        "compact": provider(ours(uniform, False), zero),
-        "compact-probes": provider(ours(robust, True), zero),
-        "compact-released": provider(ours(released, False), zero),
+        "sft": provider(sft, weighted(lambda: lengths / lengths.sum())),
+        "released": provider(published, reference(ours(released, False))),
+        "compact": provider(
+            ours(uniform, False),
+            weighted(lambda: torch.full_like(lengths, 1.0 / len(lengths), dtype=torch.float32)),
+        ),
+        "compact-probes": provider(ours(robust, True), weighted(robust_weight)),
+        "compact-released": provider(ours(released, False), reference(published)),
     }

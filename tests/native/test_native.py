@@ -1,4 +1,4 @@
-"""The CPU kernels as a program of their own: on every instruction set, and on an old emulated CPU."""
+"""The CPU kernels as a program without torch: every instruction set, and an emulated Nehalem."""
 
 from __future__ import annotations
 

@@ -329,3 +329,43 @@ def test_token_out_of_range() -> None:
     case["target"][3] = 301
     with pytest.raises((ValueError, RuntimeError), match="301"):
         linear_token_stats(**case)
+
+
+def _weighted(
+    case: dict[str, Any], factor: float, **options: Any
+) -> tuple[TokenStats, list[Tensor]]:
+    """Statistics and the gradients of factor * (token_weight * nll).sum(), all leaves trained."""
+    weight = torch.linspace(-1, 2, len(case["target"]), dtype=case["hidden"].dtype)
+    names = [n for n in ("hidden", "weight", "bias") if case.get(n) is not None]
+    case = case | {n: case[n].clone().requires_grad_() for n in names}
+    fused = {"token_weight": weight} if options.get("head_grad") == "fused-weights" else {}
+    stats = linear_token_stats(**case, **options, **fused)
+    loss = factor * (weight * stats.nll).sum()
+    return stats, list(torch.autograd.grad(loss, [case[n] for n in names]))
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+@pytest.mark.parametrize("tokens", [37, 300])
+def test_fused_weights_equal_the_other_modes(tokens: int, rows: int | None) -> None:
+    """One sweep with known weights gives what the backward of the others gives, head terms included."""
+    case = make(30, tokens=tokens, rows=rows) | {"softcap": 3.0, "logit_scale": 0.7}
+    case["bias"] = torch.linspace(-1, 1, 301, dtype=torch.float64)
+    want, want_grads = _weighted(case, 0.3, head_grad="recompute")
+    got, got_grads = _weighted(case, 0.3, head_grad="fused-weights")
+    for name in FIELDS:
+        assert_close(getattr(got, name), getattr(want, name), name, 1e-11)
+    assert torch.equal(got.correct, want.correct)
+    for one, two in zip(got_grads, want_grads, strict=True):
+        assert_close(one, two, "gradient", 1e-10)
+
+
+def test_fused_weights_refuse_another_loss() -> None:
+    """A loss that is no multiple of the weighted one would get a wrong gradient: it raises."""
+    case = cast(make(31), torch.float32)
+    hidden = case["hidden"].requires_grad_()
+    stats = linear_token_stats(**case, head_grad="fused-weights", token_weight=torch.rand(37))
+    with pytest.raises(ValueError, match="must be a multiple of"):
+        stats.nll.sum().backward()
+    assert hidden.grad is None
+    with pytest.raises(ValueError, match="needs token_weight"):
+        linear_token_stats(**case, head_grad="fused-weights")
