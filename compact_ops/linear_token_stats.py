@@ -10,7 +10,6 @@ from torch import Tensor
 
 from compact_ops import _check, reference
 from compact_ops._library import backend, register_autograd, register_fake
-from compact_ops.fused_weights import fused_head
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
@@ -25,7 +24,7 @@ class HeadPlan(NamedTuple):
     """How the gradients of the head are obtained.
 
     Attributes:
-        mode: "none", "frozen", "stash", "recompute" or "fused-weights".
+        mode: "none", "frozen", "stash" or "recompute".
         products: matrix products of M x H x V that forward and backward do together.
         kept_bytes: what stays between forward and backward.
     """
@@ -43,49 +42,38 @@ def plan_head_grad(
     *,
     train_hidden: bool,
     train_head: bool,
-    weights_known: bool = False,
     budget_bytes: int = 1 << 29,
 ) -> HeadPlan:
     """Picks the gradient mode of the head, or checks the one asked for.
 
     Args:
-        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights".
+        head_grad: "auto", "frozen", "stash" or "recompute".
         tokens: M.
         width: H.
         vocabulary: V.
         train_hidden: the hidden states require a gradient.
         train_head: the head's weight or bias require a gradient.
-        weights_known: the weight of every token is given to the call.
         budget_bytes: "auto" stashes up to this many bytes, and computes logits again above.
 
     Raises:
         ValueError: an unknown mode, or one that would lose a gradient that is required.
     """
-    modes = ("auto", "frozen", "stash", "recompute", "fused-weights")
+    modes = ("auto", "frozen", "stash", "recompute")
     if head_grad not in modes:
         raise ValueError(f"{_OP}: head_grad must be one of {', '.join(modes)}, got {head_grad!r}")
     if head_grad == "frozen" and train_head:
         raise ValueError(
             f"{_OP}: head_grad must not be 'frozen' where weight or bias requires a gradient"
         )
-    if (head_grad == "fused-weights") > weights_known:
-        raise ValueError(f"{_OP}: head_grad 'fused-weights' needs token_weight, got None")
-    if weights_known and head_grad not in ("auto", "fused-weights"):
-        raise ValueError(f"{_OP}: token_weight must be None with head_grad {head_grad!r}")
     unit_bytes = 4 * tokens * width
     stash_bytes = 2 * tokens * vocabulary
     if not train_hidden and not train_head:
         return HeadPlan("none", 1, 0)
     if head_grad == "auto":
-        if weights_known:
-            head_grad = "fused-weights"
-        elif not train_head:
+        if not train_head:
             head_grad = "frozen"
         else:
             head_grad = "stash" if stash_bytes <= budget_bytes else "recompute"
-    if head_grad == "fused-weights":
-        kept = unit_bytes * train_hidden + 4 * vocabulary * width * train_head
-        return HeadPlan("fused-weights", 1 + train_hidden + train_head, kept)
     if head_grad == "recompute":
         return HeadPlan("recompute", 2 + train_hidden + train_head, 0)
     if not train_head:
@@ -106,7 +94,6 @@ def linear_token_stats(
     ignore_index: int = -100,
     head_grad: str = "auto",
     filter_eps: float = 0.0,
-    token_weight: Tensor | None = None,
 ) -> TokenStats:
     """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
 
@@ -127,15 +114,11 @@ def linear_token_stats(
         ignore_index: tokens with this target have nll 0, correct False and no gradient.
         head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit
             gradient of hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V];
-            "recompute" keeps nothing and computes the logits again; "fused-weights" does all in the
-            forward, for a loss that is a multiple of (token_weight * nll).sum(), and raises in the
-            backward for another. "auto" picks and logs what it picked (logger "compact_ops", level
-            INFO).
+            "recompute" keeps nothing and computes the logits again. "auto" picks and logs what it
+            picked (logger "compact_ops", level INFO).
         filter_eps: leaves softmax entries below this out of the gradient of hidden; 0 is exact. The
             error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over
             the entries left out, so at most filter_eps times the sum of all |W_v|.
-        token_weight: [M] the weight of each token in the loss, for "fused-weights"; no gradient
-            flows into it.
 
     Returns:
         TokenStats of [M] tensors.
@@ -152,10 +135,6 @@ def linear_token_stats(
     _check.number(_OP, "filter_eps", filter_eps, 0, inclusive=True)
     if gold is not None:
         _check.gold(_OP, gold, count)
-    if token_weight is not None:
-        _check.tensor(_OP, "token_weight", token_weight, _check.FLOATS, ["M"], M=count)
-        if filter_eps > 0:
-            raise ValueError(f"{_OP}: filter_eps must be 0 with token_weight, got {filter_eps}")
     _check.same_device(_OP, hidden=hidden, weight=weight, target=target, rows=rows, bias=bias)
     grad = torch.is_grad_enabled()
     train_head = grad and (weight.requires_grad or (bias is not None and bias.requires_grad))
@@ -166,7 +145,6 @@ def linear_token_stats(
         weight.shape[0],
         train_hidden=grad and hidden.requires_grad,
         train_head=train_head,
-        weights_known=token_weight is not None,
     )
     if head_grad == "auto" and train_head and not torch.compiler.is_compiling():
         _LOG.info(
@@ -186,16 +164,20 @@ def linear_token_stats(
             ignore_index=ignore_index,
         )
     else:
-        golds = (None, None, None) if gold is None else tuple(t.long() for t in gold)
-        where = hidden, weight, target.long(), None if rows is None else rows.long(), *golds, bias
-        numbers = softcap or 0.0, logit_scale, ignore_index
         keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
-        if plan.mode == "fused-weights" and token_weight is not None:
-            need_bias = grad and bias is not None and bias.requires_grad
-            needs = grad and hidden.requires_grad, grad and weight.requires_grad, need_bias
-            out = fused_head(*where, token_weight.detach(), *numbers, *needs)
-        else:
-            out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps)
+        out = torch.ops.compact.linear_token_stats(
+            hidden,
+            weight,
+            target.long(),
+            None if rows is None else rows.long(),
+            *((None, None, None) if gold is None else (t.long() for t in gold)),
+            bias,
+            softcap or 0.0,
+            logit_scale,
+            ignore_index,
+            keep,
+            filter_eps,
+        )
         nll, lse, entropy, correct, gold_logit, gold_logp = out[:6]
         if gold is None:
             gold_logit = gold_logp = None
