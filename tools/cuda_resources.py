@@ -48,8 +48,8 @@ def main() -> int:
         head = [
             "# What every CUDA kernel uses",
             "",
-            "Made by `tools/cuda_checks.sh --write` (nvcc 13.0, -O3 -ftz=true); more than this fails.",  # noqa: E501
-            "row_stats is held to 64 registers, so that 1,024 threads fit, and spills a few bytes for it.",  # noqa: E501
+            "Made by `tools/cuda_checks.sh --write` (nvcc 13.0, -O3 -ftz=true); using more fails.",
+            "row_stats is held to 64 registers, so that 1,024 threads fit, and spills some.",
             "",
             "| kernel | dtype | architecture | registers | shared bytes | spilled bytes |",
             "|---|---|---|---|---|---|",

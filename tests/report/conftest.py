@@ -1,10 +1,13 @@
 """A run folder as training and evaluation leave it, and a real browser to open its report in."""
 
+import fcntl
 import json
 import os
 import random
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -99,9 +102,13 @@ def make_arms():
 @pytest.fixture(scope="session")
 def chromium():
     """Debian's chromium; installed now where it is missing and that is possible."""
-    if shutil.which("chromium") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=False, timeout=300)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=False, timeout=600)
+    with open(Path(tempfile.gettempdir()) / "compact-chromium.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of pytest-xdist must not install at once
+        if shutil.which("chromium") is None and os.geteuid() == 0 and shutil.which("apt-get"):
+            subprocess.run(["apt-get", "update", "-qq"], check=False, timeout=300)
+            subprocess.run(
+                ["apt-get", "install", "-y", "-qq", "chromium"], check=False, timeout=600
+            )
     path = shutil.which("chromium")
     if path is None:
         pytest.fail("the report is tested in a real browser: apt-get install chromium")
