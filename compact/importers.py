@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from compact.answers import extract_answer, normalise_answer
 from compact.data import Text, load_problems
+from compact.files import write_whole
 from compact.steps import find_marker
 
 EPILOG = """example:
@@ -320,9 +320,7 @@ def run(args: argparse.Namespace) -> int:
     rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
     problems = load_problems(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
-    os.replace(part, out)
+    write_whole(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     teachers = Counter(row["teacher"] for row in rows)
     named = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from compact.data import load_problems
 from compact.encode import encode_problem
 from compact.evaluate import load_model
 from compact.explain import ExplainedProblem, ExplainedRationale, explain_problem
+from compact.files import write_whole
 from compact.layout import choose_layout
 from compact.metrics import AXES
 from compact.runlog import read_scores
@@ -632,9 +632,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else found.folder / "report.html"
     page = render(found)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, out)
+    write_whole(out, page)
     for note in found.notes:
         print(note)
     print(f"{out} ({len(page) / 1024:.0f} KiB)")

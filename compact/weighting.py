@@ -1,9 +1,8 @@
 """From scores to one weight a rationale: the presets of COMPACT and, beside them, plain policies.
 
 z-score over the K rationales of a problem: z(S) = (S - mean) / sqrt(var + s0^2), s0 = shrink x the
-running within-problem standard deviation; u = sum_s r_s beta_s z_s with beta of difficulty negative
-and r_s the reliability of an axis; alpha = softmax(u / tau), mixed with the uniform weight by floor
-and warm-up. Weights carry no gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
+running within-problem standard deviation; u = sum_s beta_s z_s with beta of difficulty negative;
+alpha = softmax(u / tau), mixed with the uniform weight by floor and warm-up. Weights carry no gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, Axis, get_metric
+from compact.metrics import AXES, get_metric
 from compact.metrics.segments import segment_mean, segment_of
 from compact.passes import Pass
 from compact.policies import POLICIES
@@ -74,7 +73,6 @@ class Preset:
         ddof: degrees of freedom taken off in the variance over K.
         eps: added to the standard deviation in place of s0 where it is > 0.
         shrink: s0 in units of the running within-problem standard deviation.
-        reliability: whether each axis counts only as far as the others bear it out.
         tau: temperature of the softmax.
         floor: share of the weight spread evenly over the K rationales.
         warmup: problems over which the weights move from uniform to alpha.
@@ -89,7 +87,6 @@ class Preset:
     ddof: int = 0
     eps: float = 0.0
     shrink: float = 0.0
-    reliability: bool = False
     tau: float = 1.0
     floor: float = 0.0
     warmup: int = 0
@@ -146,12 +143,11 @@ def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
 
 @dataclass
 class PresetWeigher:
-    """Weighs by the three axes of a preset; its state is running spread and reliability."""
+    """Weighs by the three axes of a preset; its state is the running spread."""
 
     name: str
     preset: Preset
     spread: dict[str, float] = field(default_factory=dict)
-    agreement: dict[str, float] = field(default_factory=dict)
     updates: int = 0
     problems_seen: int = 0
 
@@ -197,7 +193,7 @@ class PresetWeigher:
         }
         sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
         beta = dict(zip(AXES, preset.beta, strict=True))
-        factors = [sign[a] * beta[a] * self.reliability(a) for a in scores]
+        factors = [sign[a] * beta[a] for a in scores]
         stacked = torch.stack(list(scores.values()))
         weight = problem_weights(
             stacked,
@@ -213,10 +209,6 @@ class PresetWeigher:
             uniform = 1.0 / offsets.diff()[segment_of(offsets)]
             weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
         return Weights(weight, dict(scores), z)
-
-    def reliability(self, axis: Axis) -> float:
-        """Returns the factor in [0, 1] by which an axis counts."""
-        return self.agreement.get(axis, 1.0) if self.preset.reliability else 1.0
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Takes in the scores of all problems of one optimizer step."""
@@ -238,7 +230,6 @@ class PresetWeigher:
         """Returns the running statistics as plain numbers."""
         return {
             "spread": dict(self.spread),
-            "agreement": dict(self.agreement),
             "updates": self.updates,
             "problems_seen": self.problems_seen,
         }
@@ -246,7 +237,6 @@ class PresetWeigher:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.spread = dict(state["spread"])
-        self.agreement = dict(state["agreement"])
         self.updates = int(state["updates"])
         self.problems_seen = int(state["problems_seen"])
 
