@@ -2,7 +2,8 @@
 
 z-score over the K rationales of a problem: z(S) = (S - mean) / sqrt(var + s0^2), s0 = shrink x the
 running within-problem standard deviation; u = sum_s beta_s z_s with beta of difficulty negative;
-alpha = softmax(u / tau), mixed with the uniform weight by floor and warm-up. Weights carry no gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
+alpha = softmax(u / tau), mixed with the uniform weight by floor and warm-up. Weights carry no
+gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
 """
 
 from __future__ import annotations
