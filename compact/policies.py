@@ -8,8 +8,8 @@ has no loss.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection
+from random import Random
 
 import torch
 from torch import Tensor
@@ -42,19 +42,18 @@ def uniform() -> Policy:
 def random(seed: int = 0) -> Policy:
     """Weights drawn evenly from the simplex: normalised Exp(1) draws.
 
-    Drawn from (seed, question, step), so neither the split into micro-batches nor the rank matters.
+    Drawn from (seed, step, question, rationale), so neither the split into micro-batches nor the
+    rank nor the order of the teachers matters.
     """
 
     def policy(pass_: Pass, steps: int) -> Tensor:
-        draws = []
-        for problem in pass_.batch.problems:
-            generator = torch.Generator().manual_seed(
-                zlib.crc32(f"{seed}/{steps}/{problem.question_id}".encode())
-            )
-            count = len(problem.rationales)
-            draws.append(torch.rand(count, generator=generator).clamp(min=1e-6).log().neg())
+        draws = [
+            Random(f"{seed}/{steps}/{problem.question_id}/{rationale.ids}").expovariate(1.0)
+            for problem in pass_.batch.problems
+            for rationale in problem.rationales
+        ]
         offsets = pass_.batch.problem_offsets
-        return _share(torch.cat(draws).to(offsets.device), offsets)
+        return _share(torch.tensor(draws, device=offsets.device).clamp(min=1e-6), offsets)
 
     return policy
 
@@ -74,7 +73,6 @@ def answer_vote() -> Policy:
     """Weights even over the rationales whose final answer has the most votes (ties share)."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
-
         offsets = pass_.batch.problem_offsets
         share = answer_share(pass_.batch)
         best = torch.stack([part.max() for part in share.split(offsets.diff().tolist())])

@@ -8,7 +8,6 @@ path is the path of classes with the greatest total support. Assembly is native 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class Steps(NamedTuple):
         step_offsets: [R + 1] int64, steps of each rationale.
         item_offsets: [S + 1] int64, items of each step.
         items: [I] int64 sorted in each step: 2 n for a number, 2 e + 1 for an equation.
-        content: [S] int64 hash of the step's text.
+        content: [S] int64 rank of the step's text among all texts.
         state: [S, H] float32 unit vectors; H = 0 to match steps without mathematics by their text.
     """
 
@@ -79,6 +78,7 @@ def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarra
     rationales = [rationale for problem in problems for rationale in problem]
     texts = [text for rationale in rationales for text in rationale]
     ids: dict[str, int] = {}
+    rank = {text: i for i, text in enumerate(sorted(set(texts)))}
     items = [
         sorted(
             [2 * ids.setdefault(number, len(ids)) for number in numbers(text)]
@@ -96,7 +96,7 @@ def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarra
         _offsets([len(rationale) for rationale in rationales]),
         _offsets([len(item) for item in items]),
         np.array([i for item in items for i in item], np.int64),
-        np.array([zlib.crc32(text.encode()) for text in texts], np.int64),
+        np.array([rank[text] for text in texts], np.int64),
         unit,
     )
 
@@ -110,19 +110,17 @@ def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
     raw = _graph.assemble(*steps, threshold)
     class_offsets, edge_offsets, edges = raw["class_offsets"], raw["edge_offsets"], raw["edges"]
     sizes = np.repeat(np.diff(steps.problem_offsets), np.diff(class_offsets))
-    support = raw["class_members"] / sizes
-    # A trace of the content decides between paths of equal support, the same way in any order.
-    value = support + 1e-6 * (raw["class_content"] % 65521) / 65521
-    mainstream = np.zeros(len(support), bool)
+    members = raw["class_members"]
+    mainstream = np.zeros(len(members), bool)
     for problem in range(len(class_offsets) - 1):
         first, end = class_offsets[problem], class_offsets[problem + 1]
         mine = edges[edge_offsets[problem] : edge_offsets[problem + 1]]
-        mainstream[first + _heaviest_path(value[first:end], mine - first)] = True
+        mainstream[first:end] = _on_heaviest_path(members[first:end], mine - first)
     return Graphs(
         matches=raw["matches"],
         step_class=raw["step_class"],
         class_offsets=class_offsets,
-        support=support,
+        support=members / sizes,
         edge_offsets=edge_offsets,
         edges=edges,
         edge_count=raw["edge_count"],
@@ -130,20 +128,31 @@ def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
     )
 
 
-def _heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns the nodes of the path with the greatest sum of `value` [n] over `edges` [d, 2]."""
-    size = len(value)
-    if size == 0:
-        return np.zeros(0, np.int64)
-    # rustworkx weighs edges: an edge carries its target's value, and a source leads to every node.
+def _on_heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns [n] bool: on a path with the greatest sum of `value` [n] int over `edges` [d, 2].
+
+    Where several paths are equally heavy, all of them count: no order of the nodes decides.
+    """
+    upto, onwards = (_heaviest_to(value, *ends) for ends in (edges.T, edges.T[::-1]))
+    total = upto + onwards - value
+    return total == total.max(initial=0)
+
+
+def _heaviest_to(value: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Returns [n] the greatest sum of `value` over a path that ends in each node, itself included.
+
+    The shortest path in rustworkx where an edge is as long as minus the value of its target, from a
+    node in front that leads to every other.
+    """
+    front = len(value)
+    length = -value
     graph = rx.PyDiGraph(check_cycle=False, multigraph=True)
-    graph.add_nodes_from(range(size + 1))
-    source, target = edges.T
-    start = zip([size] * size, range(size), value.tolist(), strict=True)
-    follow = zip(source.tolist(), target.tolist(), value[target].tolist(), strict=True)
+    graph.add_nodes_from(range(front + 1))
+    start = zip([front] * front, range(front), length.tolist(), strict=True)
+    follow = zip(source.tolist(), target.tolist(), length[target].tolist(), strict=True)
     graph.add_edges_from([*start, *follow])
-    path = rx.dag_weighted_longest_path(graph, lambda _source, _target, weight: weight)
-    return np.array(path[1:], np.int64)
+    found = rx.digraph_bellman_ford_shortest_path_lengths(graph, front, float)
+    return -np.array([found[node] for node in range(front)])
 
 
 def as_rustworkx(

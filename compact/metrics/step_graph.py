@@ -2,8 +2,9 @@
 
 Steps of different teachers match when each is the other's best match with similarity >= 0.8 and
 order is preserved; components are step classes; the support of a class is its number of teachers /
-K; the mainstream path is the heaviest path by support of the DAG of classes. C_k = mean support of
-k's steps + 0.5 [k's final class lies on the mainstream path]. Similarity: where steps hold
+K; the mainstream path is the heaviest path by support of the DAG of classes, or all of them where
+several are equally heavy. C_k = mean support of k's steps + 0.5 [k's final class lies on the
+mainstream path]. No tie is broken by the order of the teachers. Similarity: where steps hold
 mathematics, an equation in common or else the Jaccard index of their numbers; otherwise the cosine
 of mean step hidden states. Source: the abstract of COMPACT (arXiv 2601.13992), "graph-based
 consensus ... mainstream reasoning paths"; completed in the design notes.
@@ -50,8 +51,7 @@ def step_graphs(pass_: Pass) -> tuple[Steps, Graphs]:
 def consensus(steps: Steps, graphs: Graphs) -> np.ndarray:
     """Returns [R] C_k of every rationale."""
     counts = np.diff(steps.step_offsets)
-    support = np.concatenate([[0.0], np.cumsum(graphs.support[graphs.step_class])])
-    total = support[steps.step_offsets[1:]] - support[steps.step_offsets[:-1]]
+    total = np.add.reduceat(graphs.support[graphs.step_class], steps.step_offsets[:-1])
     final = graphs.step_class[steps.step_offsets[1:] - 1]
     return total / counts + MAINSTREAM_BONUS * graphs.mainstream[final]
 

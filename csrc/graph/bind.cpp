@@ -74,7 +74,6 @@ py::dict assemble(const Ints& problem_offsets, const Ints& step_offsets, const I
   out["step_class"] = give(std::move(graphs.step_class));
   out["class_offsets"] = give(std::move(graphs.class_offsets));
   out["class_members"] = give(std::move(graphs.class_members));
-  out["class_content"] = give(std::move(graphs.class_content));
   out["edge_offsets"] = give(std::move(graphs.edge_offsets));
   out["edges"] = give(std::move(graphs.edges), 2);
   out["edge_count"] = give(std::move(graphs.edge_count));

@@ -1,9 +1,13 @@
 #include "graph/graph.h"
 
 #include <algorithm>
+#include <cmath>
+#include <compare>
+#include <cstdint>
 #include <map>
 #include <numeric>
 #include <tuple>
+#include <utility>
 
 namespace compact::graph {
 namespace {
@@ -28,13 +32,24 @@ class Sets {
   std::vector<int64_t> parent_;
 };
 
-// Whether rationale a comes before b by what they say: ties in a matching are then broken alike
-// whatever order the rationales are given in.
+// Whether rationale a comes before b by what they say, and where they say the same by their states:
+// ties in a matching are then broken alike whatever order the rationales are given in.
 bool says_less(const Steps& s, int64_t a, int64_t b) {
-  const auto first = s.content.begin();
-  return std::lexicographical_compare(first + s.step_offsets[a], first + s.step_offsets[a + 1],
-                                      first + s.step_offsets[b], first + s.step_offsets[b + 1]);
+  const auto content = s.content.begin();
+  const int64_t a0 = s.step_offsets[a], a1 = s.step_offsets[a + 1];
+  const int64_t b0 = s.step_offsets[b], b1 = s.step_offsets[b + 1];
+  const auto order = std::lexicographical_compare_three_way(content + a0, content + a1,
+                                                            content + b0, content + b1);
+  if (order != 0) return order < 0;
+  return std::lexicographical_compare(s.state + a0 * s.width, s.state + a1 * s.width,
+                                      s.state + b0 * s.width, s.state + b1 * s.width);
 }
+
+// Similarities are compared as whole multiples of 1 / kSimilarityUnits, so that the rounding of a
+// hidden state decides nothing: two copies of a step are at 1 exactly, and sums have no order.
+constexpr double kSimilarityUnits = 4096.0;
+
+int64_t in_units(double similarity) { return std::llround(similarity * kSimilarityUnits); }
 
 // Appends the matches of two rationales: mutual best matches of at least `threshold`, and of those
 // the order-preserving chain of greatest total similarity.
@@ -43,22 +58,23 @@ void match(const Steps& s, int64_t a, int64_t b, double threshold, std::vector<i
   const int64_t first_a = s.step_offsets[a], n = s.step_offsets[a + 1] - first_a;
   const int64_t first_b = s.step_offsets[b], m = s.step_offsets[b + 1] - first_b;
   if (n == 0 || m == 0) return;
-  std::vector<double> sim(n * m), best_a(n, 0.0), best_b(m, 0.0);
+  const int64_t least = in_units(threshold);
+  std::vector<int64_t> sim(n * m), best_a(n, INT64_MIN), best_b(m, INT64_MIN);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < m; ++j) {
-      const double value = similarity(s, first_a + i, first_b + j);
+      const int64_t value = in_units(similarity(s, first_a + i, first_b + j));
       sim[i * m + j] = value;
       best_a[i] = std::max(best_a[i], value);
       best_b[j] = std::max(best_b[j], value);
     }
   }
   const auto allowed = [&](int64_t i, int64_t j) {
-    const double value = sim[i * m + j];
-    return value >= threshold && value == best_a[i] && value == best_b[j];
+    const int64_t value = sim[i * m + j];
+    return value >= least && value == best_a[i] && value == best_b[j];
   };
   // total[i, j]: the best chain within the first i and j steps.
-  std::vector<double> total((n + 1) * (m + 1), 0.0);
-  const auto at = [&](int64_t i, int64_t j) -> double& { return total[i * (m + 1) + j]; };
+  std::vector<int64_t> total((n + 1) * (m + 1), 0);
+  const auto at = [&](int64_t i, int64_t j) -> int64_t& { return total[i * (m + 1) + j]; };
   for (int64_t i = 1; i <= n; ++i) {
     for (int64_t j = 1; j <= m; ++j) {
       at(i, j) = std::max(at(i - 1, j), at(i, j - 1));
@@ -81,14 +97,15 @@ void match(const Steps& s, int64_t a, int64_t b, double threshold, std::vector<i
   }
 }
 
+// A place in a rationale, 0..1, as a whole number: sums of them have no order either.
+constexpr double kPlaceUnits = 1 << 20;
+
 // An edge between classes with what decides which edges of a cycle stay.
 struct Edge {
   int64_t from, to, count;
-  double position_from, position_to;  // mean place in the rationale, 0..1
+  double place_from, place_to;  // mean place in the rationale, 0..kPlaceUnits
 
-  auto rank() const {
-    return std::tuple(-count, position_from - position_to, position_from, position_to, from, to);
-  }
+  auto rank() const { return std::tuple(-count, place_from - place_to, place_from, place_to); }
 };
 
 bool reaches(const std::vector<std::vector<int64_t>>& next, int64_t from, int64_t to) {
@@ -105,6 +122,24 @@ bool reaches(const std::vector<std::vector<int64_t>>& next, int64_t from, int64_
   return false;
 }
 
+// Appends to `kept` the edges that make no cycle, commoner ones first, then those that lead further
+// on in the rationales. Edges of one rank stand or fall together: no order of theirs is given.
+void cut_cycles(std::vector<Edge> edges, int64_t classes, std::vector<Edge>& kept) {
+  std::sort(edges.begin(), edges.end(),
+            [](const Edge& x, const Edge& y) { return x.rank() < y.rank(); });
+  std::vector<std::vector<int64_t>> next(classes);
+  for (auto first = edges.begin(); first != edges.end();) {
+    auto end = first;
+    while (end != edges.end() && end->rank() == first->rank()) ++end;
+    std::for_each(first, end, [&](const Edge& edge) { next[edge.from].push_back(edge.to); });
+    const auto in_cycle = std::stable_partition(
+        first, end, [&](const Edge& edge) { return !reaches(next, edge.to, edge.from); });
+    std::for_each(in_cycle, end, [&](const Edge& edge) { std::erase(next[edge.from], edge.to); });
+    kept.insert(kept.end(), first, in_cycle);
+    first = end;
+  }
+}
+
 // Appends the classes and edges of problem p, given the classes of its steps as sets.
 void add_problem(const Steps& s, int64_t p, Sets& sets, Graphs& graphs) {
   const int64_t first_class = graphs.class_offsets.back();
@@ -119,22 +154,19 @@ void add_problem(const Steps& s, int64_t p, Sets& sets, Graphs& graphs) {
   }
   graphs.class_offsets.push_back(first_class + classes);
   graphs.class_members.resize(first_class + classes, 0);
-  graphs.class_content.resize(first_class + classes, INT64_MAX);
-  std::vector<double> position(classes, 0.0);
-  std::vector<int64_t> steps_in(classes, 0), last_seen(classes, -1);
+  std::vector<int64_t> place(classes, 0), steps_in(classes, 0), last_seen(classes, -1);
   std::map<std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>> follows;  // count, last seen
   for (int64_t r = first; r < end; ++r) {
     const int64_t begin = s.step_offsets[r], count = s.step_offsets[r + 1] - begin;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t id = graphs.step_class[begin + i] - first_class;
-      position[id] += count > 1 ? static_cast<double>(i) / static_cast<double>(count - 1) : 1.0;
+      const double part = count > 1 ? static_cast<double>(i) / static_cast<double>(count - 1) : 1.0;
+      place[id] += std::llround(part * kPlaceUnits);
       ++steps_in[id];
       if (last_seen[id] != r) {
         last_seen[id] = r;
         ++graphs.class_members[first_class + id];
       }
-      int64_t& content = graphs.class_content[first_class + id];
-      content = std::min(content, s.content[begin + i]);
       if (i == 0) continue;
       const int64_t before = graphs.step_class[begin + i - 1] - first_class;
       if (before == id) continue;
@@ -143,18 +175,16 @@ void add_problem(const Steps& s, int64_t p, Sets& sets, Graphs& graphs) {
       in = r;
     }
   }
-  std::vector<Edge> edges;
+  const auto mean_place = [&](int64_t id) {
+    return static_cast<double>(place[id]) / static_cast<double>(steps_in[id]);
+  };
+  std::vector<Edge> edges, kept;
   for (const auto& [pair, seen] : follows) {
     const auto [from, to] = pair;
-    edges.push_back({from, to, seen.first, position[from] / static_cast<double>(steps_in[from]),
-                     position[to] / static_cast<double>(steps_in[to])});
+    edges.push_back({from, to, seen.first, mean_place(from), mean_place(to)});
   }
-  std::sort(edges.begin(), edges.end(),
-            [](const Edge& x, const Edge& y) { return x.rank() < y.rank(); });
-  std::vector<std::vector<int64_t>> next(classes);
-  for (const Edge& edge : edges) {
-    if (reaches(next, edge.to, edge.from)) continue;  // it would close a cycle of commoner edges
-    next[edge.from].push_back(edge.to);
+  cut_cycles(std::move(edges), classes, kept);
+  for (const Edge& edge : kept) {
     graphs.edges.push_back(first_class + edge.from);
     graphs.edges.push_back(first_class + edge.to);
     graphs.edge_count.push_back(edge.count);

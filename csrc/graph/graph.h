@@ -3,7 +3,7 @@
 // A node is a reasoning step. Steps of different rationales of a problem match when each is the
 // other's best match, similar enough, and the order of steps is preserved; the connected components
 // are step classes. Classes are joined by edges "is followed by", made acyclic by leaving out the
-// rarer ones.
+// rarer ones. What is found does not depend on the order in which rationales are given.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct Steps {
   std::span<const int64_t> step_offsets;     // [R + 1] steps of each rationale
   std::span<const int64_t> item_offsets;     // [S + 1] items of each step
   std::span<const int64_t> items;  // sorted in each step; a number n is 2 n, an equation e 2 e + 1
-  std::span<const int64_t> content;  // [S] a hash of the step's text
+  std::span<const int64_t> content;  // [S] rank of the step's text among all texts
   const float* state;                // [S, width] unit vectors: hidden states
   int64_t width;                     // may be 0: steps without mathematics then match by content
 };
@@ -30,7 +30,6 @@ struct Graphs {
   std::vector<int64_t> step_class;     // [S]
   std::vector<int64_t> class_offsets;  // [P + 1] classes of each problem
   std::vector<int64_t> class_members;  // [C] rationales that have a step in the class
-  std::vector<int64_t> class_content;  // [C] least content of its steps: a name free of any order
   std::vector<int64_t> edge_offsets;   // [P + 1] edges of each problem
   std::vector<int64_t> edges;          // [D, 2] pairs of classes, numbered over the whole batch
   std::vector<int64_t> edge_count;     // [D] rationales in which the second follows the first
