@@ -2,8 +2,15 @@
 
 z-score over the K rationales of a problem: z(S) = (S - mean) / sqrt(var + s0^2), s0 = shrink x the
 running within-problem standard deviation; u = sum_s beta_s z_s with beta of difficulty negative;
-alpha = softmax(u / tau), mixed with the uniform weight by floor and warm-up. Weights carry no
-gradient, are >= 0 and sum to 1 a problem; K = 1 gives 1.
+alpha = softmax(r u / tau), mixed with the uniform weight by floor and warm-up. r is the running
+reliability of u where a preset asks for it, else 1. Weights carry no gradient, are >= 0 and sum to
+1 a problem; K = 1 gives 1.
+
+Reliability. A z-score says how far a rationale stands out, not whether that means anything: noise
+has z-scores as large as signal. Axes that measure the same quality by different means agree, noise
+does not, so r is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(n-1)
+(1 - sum_s var(beta_s z_s) / var(u)) >= 0, and r u is the best linear guess of the quality from u
+(Kelley's formula). It counts as if _DOUBT problems without any agreement had come before.
 """
 
 from __future__ import annotations
@@ -74,6 +81,7 @@ class Preset:
         ddof: degrees of freedom taken off in the variance over K.
         eps: added to the standard deviation in place of s0 where it is > 0.
         shrink: s0 in units of the running within-problem standard deviation.
+        reliable: whether u is multiplied by its running reliability r. Needs two axes.
         tau: temperature of the softmax.
         floor: share of the weight spread evenly over the K rationales.
         warmup: problems over which the weights move from uniform to alpha.
@@ -88,6 +96,7 @@ class Preset:
     ddof: int = 0
     eps: float = 0.0
     shrink: float = 0.0
+    reliable: bool = False
     tau: float = 1.0
     floor: float = 0.0
     warmup: int = 0
@@ -108,12 +117,22 @@ PRESETS: dict[str, Preset] = {
     # The abstract and the published figure.
     "paper": Preset("probe", "step-graph", "nll", ddof=1, eps=1e-4, consistency="answer"),
     # What measures best; see the discrimination table in the README.
-    "robust": Preset("gain", "agreement", "nll", beta=(1.0, 1.0, 0.0), shrink=0.5),
+    "robust": Preset(
+        "gain",
+        "agreement",
+        "nll",
+        beta=(0.5, 1.0, 0.0),
+        shrink=0.5,
+        reliable=True,
+        tau=0.3,
+    ),
 }
 DEFAULT_PRESET = "robust"
 
 # How fast running statistics follow: an optimizer step has this share of them.
 _MOMENTUM = 0.05
+# Problems without agreement of the axes that the reliability starts from.
+_DOUBT = 16
 
 
 def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float) -> Tensor:
@@ -144,11 +163,21 @@ def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
 
 @dataclass
 class PresetWeigher:
-    """Weighs by the three axes of a preset; its state is the running spread."""
+    """Weighs by the three axes of a preset; its state is the running spread and reliability.
+
+    Attributes:
+        spread: axis -> running within-problem standard deviation of its score.
+        item_variance: running sum over the axes of the mean square of beta_s z_s.
+        total_variance: running mean square of u.
+        updates: optimizer steps seen.
+        problems_seen: problems with two or more rationales seen.
+    """
 
     name: str
     preset: Preset
     spread: dict[str, float] = field(default_factory=dict)
+    item_variance: float = 0.0
+    total_variance: float = 0.0
     updates: int = 0
     problems_seen: int = 0
 
@@ -160,6 +189,14 @@ class PresetWeigher:
         }
         self.needs_probes = any(m.needs_probes for m in self.metrics.values())
         self.needs_padded = any(m.needs_padded for m in self.metrics.values())
+        sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
+        beta = dict(zip(AXES, self.preset.beta, strict=True))
+        self._beta = {axis: sign[axis] * beta[axis] for axis in self.metrics}
+        if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
+            raise ValueError(
+                f"{self.name}: reliable needs two axes with a metric and beta != 0, "
+                f"got metrics {list(self.metrics)} with beta {self.preset.beta}"
+            )
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = Consistency(factor, kind) if kind != "none" and factor > 0 else None
 
@@ -187,20 +224,13 @@ class PresetWeigher:
     def weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
         """Returns the weights for scores (axis -> [R]) of the problems of `offsets` [P + 1]."""
         preset = self.preset
-        prior = {axis: preset.shrink * self.spread.get(axis, 0.0) for axis in scores}
-        z = {
-            axis: zscores(s, offsets, ddof=preset.ddof, eps=preset.eps, prior_std=prior[axis])
-            for axis, s in scores.items()
-        }
-        sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
-        beta = dict(zip(AXES, preset.beta, strict=True))
-        factors = [sign[a] * beta[a] for a in scores]
+        z = self._zscores(scores, offsets)
         stacked = torch.stack(list(scores.values()))
         weight = problem_weights(
             stacked,
             offsets,
-            stacked.new_tensor(factors),
-            stacked.new_tensor([prior[axis] for axis in scores]),
+            stacked.new_tensor([self._beta[axis] * self.reliability for axis in scores]),
+            stacked.new_tensor([self._prior(axis) for axis in scores]),
             tau=preset.tau,
             ddof=preset.ddof,
             eps=preset.eps,
@@ -211,6 +241,27 @@ class PresetWeigher:
             weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
         return Weights(weight, dict(scores), z)
 
+    @property
+    def reliability(self) -> float:
+        """The running reliability r of u in 0..1; 1 where the preset does not ask for it."""
+        if not self.preset.reliable:
+            return 1.0
+        if self.total_variance == 0.0:
+            return 0.0
+        axes = sum(beta != 0 for beta in self._beta.values())
+        alpha = axes / (axes - 1) * (1.0 - self.item_variance / self.total_variance)
+        return max(alpha, 0.0) * self.problems_seen / (self.problems_seen + _DOUBT)
+
+    def _prior(self, axis: str) -> float:
+        return self.preset.shrink * self.spread.get(axis, 0.0)
+
+    def _zscores(self, scores: Mapping[str, Tensor], offsets: Tensor) -> dict[str, Tensor]:
+        ddof, eps = self.preset.ddof, self.preset.eps
+        return {
+            axis: zscores(score, offsets, ddof=ddof, eps=eps, prior_std=self._prior(axis))
+            for axis, score in scores.items()
+        }
+
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Takes in the scores of all problems of one optimizer step."""
         several = offsets.diff() > 1
@@ -218,19 +269,28 @@ class PresetWeigher:
             return
         self.updates += 1
         self.problems_seen += int(several.sum())
-        for axis, score in scores.items():
-            var = float(within_variance(score.double(), offsets)[several].mean())
-            self._run(self.spread, axis, var**0.5)
-
-    def _run(self, running: dict[str, float], key: str, value: float) -> None:
         # A plain mean until it has 1 / _MOMENTUM terms, then an exponential one.
         share = max(_MOMENTUM, 1.0 / self.updates)
-        running[key] = running.get(key, 0.0) * (1.0 - share) + value * share
+        for axis, score in scores.items():
+            std = float(within_variance(score.double(), offsets)[several].mean()) ** 0.5
+            self.spread[axis] = (1.0 - share) * self.spread.get(axis, 0.0) + share * std
+        several_rationales = several[segment_of(offsets)]
+        items = torch.stack(
+            [
+                self._beta[axis] * z.double()[several_rationales]
+                for axis, z in self._zscores(scores, offsets).items()
+            ]
+        )
+        item, total = float(items.square().sum(0).mean()), float(items.sum(0).square().mean())
+        self.item_variance = (1.0 - share) * self.item_variance + share * item
+        self.total_variance = (1.0 - share) * self.total_variance + share * total
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
         return {
             "spread": dict(self.spread),
+            "item_variance": self.item_variance,
+            "total_variance": self.total_variance,
             "updates": self.updates,
             "problems_seen": self.problems_seen,
         }
@@ -238,6 +298,8 @@ class PresetWeigher:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.spread = dict(state["spread"])
+        self.item_variance = float(state["item_variance"])
+        self.total_variance = float(state["total_variance"])
         self.updates = int(state["updates"])
         self.problems_seen = int(state["problems_seen"])
 

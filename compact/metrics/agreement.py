@@ -1,13 +1,18 @@
-"""Consensus as agreement in numbers with teachers who fit the gold answer, and grounded arithmetic.
+"""Consensus as agreement in numbers with trustworthy teachers, and grounded arithmetic.
 
-C_k = sum_{j != k} w_j s(k, j) / sum_{j != k} w_j + g_k, w = softmax_k(I^k_n) with I^k_n the mean
-log-likelihood of the gold answer after rationale k. s is the Jaccard index of the sets of numbers
-before the answer marker; where neither rationale holds a number, the cosine of their hidden states
-at the end of the last step. g_k is the share of the rationale's equations that are grounded: the
-arithmetic holds, and every operand stands in the question or is the result of a grounded equation
-before it (1 without equations). Source: this project. Hidden states hardly notice one wrong
-number, the numbers do; the gold answer keeps a wrong majority from winning; grounding needs no
-majority.
+C_k = sum_j t_j s(k, j) / sum_j t_j + g_k. t_j is the trust in rationale j: 1 where the answer that
+it states is the gold one, 0 where it is another, exp(I^j_n), the student's mean likelihood of a
+token of the gold answer after j, where it states none; all 1 where all are 0. s is the Jaccard
+index of the sets of numbers before the answer marker; where neither rationale holds a number, the
+cosine of their hidden states at the end of the last step. g_k is the share of the rationale's
+equations that are grounded: the arithmetic holds, and every operand stands in the question or is
+the result of a grounded equation before it (1 without equations). Source: this project.
+
+Hidden states hardly notice one wrong number, the numbers do; grounding needs no majority; and the
+gold answer keeps a wrong majority from winning. It is read from the text and not, as in
+`gold-weighted`, from the student's likelihoods: a student who cannot add yet trusts two colluding
+teachers too much (zoo B, early: weight .54 on the right one instead of .97), and consensus stays
+independent of adaptability, so that their correlation measures the reliability of both.
 """
 
 from __future__ import annotations
@@ -17,9 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compact.answers import answers_match
 from compact.equations import equations, numbers
 from compact.metrics import register
-from compact.metrics.gold_weighted import gold_weights
+from compact.metrics.gain import final_level
 from compact.passes import EncodedProblem, Pass
 
 
@@ -50,6 +56,17 @@ def _similarities(problem: EncodedProblem, states: Tensor) -> Tensor:
     return similar.fill_diagonal_(1.0)
 
 
+def _trust(problem: EncodedProblem, level: Tensor) -> Tensor:
+    """Returns [K] t_j; `level` [K] is I_n, nats."""
+    trust = torch.tensor(
+        [
+            float(likelihood if r.answer is None else answers_match(r.answer, problem.gold))
+            for r, likelihood in zip(problem.rationales, level.exp(), strict=True)
+        ]
+    )
+    return trust if bool(trust.any()) else torch.ones_like(trust)
+
+
 @register("agreement", axis="consensus", needs_probes=True)
 def agreement(pass_: Pass) -> Tensor:
     """Returns [R] agreement + grounded share, in 0..2."""
@@ -58,13 +75,11 @@ def agreement(pass_: Pass) -> Tensor:
     rows = batch.token_rows[batch.token_offsets[:-1] + ends.to(batch.token_rows.device)]
     states = torch.nn.functional.normalize(pass_.hidden.flatten(0, 1)[rows].float(), dim=1).cpu()
     sizes = batch.problem_offsets.diff().tolist()
-    weights = gold_weights(pass_).cpu().split(sizes)
+    levels = final_level(pass_).cpu().split(sizes)
     scores = []
-    for problem, mine, w in zip(batch.problems, states.split(sizes), weights, strict=True):
-        others = w.repeat(len(w), 1).fill_diagonal_(0.0)
-        total = others.sum(dim=1)
-        agree = (others * _similarities(problem, mine)).sum(dim=1)
-        agree = torch.where(total > 0, agree / total.clamp(min=1e-30), 1.0)
+    for problem, mine, level in zip(batch.problems, states.split(sizes), levels, strict=True):
+        trust = _trust(problem, level)
+        agree = _similarities(problem, mine) @ trust / trust.sum()
         grounded = [grounded_share(problem.prompt, r.step_texts) for r in problem.rationales]
         scores.append(agree + torch.tensor(grounded))
     return torch.cat(scores).to(pass_.hidden.device)

@@ -3,15 +3,22 @@
 I_i = (1/m) sum_j log p(a_j | question, steps 1..i, answer cue, a_{<j}) in nats, I_0 after the bare
 question. Delta I_i = I_i - I_{i-1} is the pointwise mutual information of step i and the answer,
 given what came before. An epiphany is a step with Delta I_i > max(0.1 nat, median + 3 MAD over all
-steps of the problem's rationales). A_k = rho (I_n - I_0) + (1 - rho) sum over epiphanies of Delta
-I_i, rho = 0.5. Source: COMPACT (arXiv 2601.13992), "epiphany moments"; the estimator is completed
-in the design notes.
+steps of the problem's rationales). Source: COMPACT (arXiv 2601.13992), "epiphany moments"; the
+estimator is completed in the design notes.
 
-Filler cannot raise it: a step that tells nothing of the answer has Delta I near 0 and no epiphany.
+The score is A_k = rho (I_n - I_0) + (1 - rho) sum over epiphanies of (K_i - K_{i-1}), rho = 0.5,
+with every level capped at UNDERSTOOD and K_i = max(0, min_{j >= i} I_j - I_0) what of the level
+after step i is kept to the end. Two departures from the plain sum of Delta I_i, both measured on
+tuning seed 100 of the teacher zoo. A step of filler lowers the level and the next step of substance
+lifts it again, so the plain sum counts the same insight many times: filler after every step raised
+A of a right rationale from 3.0 to 4.3 nats, where what is kept is raised by 0.1. And a student who
+is at 0.9 is no better served than one at 0.8: without the cap a long-winded text that repeats its
+result wins over the brief one in .72 of the problems, with it in .56.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,6 +32,8 @@ RHO = 0.5
 LEAST_EPIPHANY = 0.1
 """Nats below which no step is an epiphany."""
 MADS = 3.0
+UNDERSTOOD = math.log(0.2)
+"""Nats a token above which more certainty of the gold answer counts no further."""
 
 
 class Gains(NamedTuple):
@@ -92,5 +101,17 @@ def final_level(pass_: Pass) -> Tensor:
 def gain(pass_: Pass) -> Tensor:
     """Returns [R] A_k in nats."""
     gains = step_gains(pass_)
-    jumps = segment_sum(torch.where(gains.epiphany, gains.gain, 0.0), gains.offsets)
-    return RHO * (final_level(pass_) - gains.start) + (1.0 - RHO) * jumps
+    start = gains.start.clamp(max=UNDERSTOOD)
+    risen = final_level(pass_).clamp(max=UNDERSTOOD) - start
+    level = gains.level.clamp(max=UNDERSTOOD)
+    sizes = gains.offsets.diff().tolist()
+    kept = torch.cat([_kept(x - x0) for x, x0 in zip(level.split(sizes), start, strict=True)])
+    jumps = segment_sum(torch.where(gains.epiphany, kept, 0.0), gains.offsets)
+    return RHO * risen + (1.0 - RHO) * jumps
+
+
+def _kept(risen: Tensor) -> Tensor:
+    """Returns [n] K_i - K_{i-1} for I_i - I_0 after each of the n steps of a rationale."""
+    lowest_ahead = risen.flip(0).cummin(0).values.flip(0) if risen.numel() else risen
+    kept = lowest_ahead.clamp(min=0.0)
+    return kept.diff(prepend=kept.new_zeros(1))
