@@ -27,11 +27,12 @@ A case is a module of this package, `benchmarks/<case>.py`, with two names::
 The first of `SHAPES` names the keys of the case's shapes and their defaults (ints or strings), and
 all of `SHAPES` run when the user names none. The first provider is what `ratio` divides by. Inputs
 are made in `providers`, once a shape, and shared; what is costly or private to a provider belongs
-in its `setup`.
+in its `setup`. A case that does not heed `args.dtype` says so with `DTYPES = ("float32",)`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -41,7 +42,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -84,6 +85,7 @@ class Provider:
         rtol: largest error allowed of any entry, as a share of the reference's largest entry.
         setup: called once, untimed, before the first call (build a model, compile).
         reset: called untimed before every call (drop gradients).
+        slow: whether it runs only where it is named, so that the default run stays short.
     """
 
     run: Callable[[], Outputs]
@@ -91,6 +93,7 @@ class Provider:
     rtol: float = 1e-4
     setup: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class Skipped:
 
 class WrongResult(AssertionError):
     """A provider's outputs disagree with the reference: it is not timed."""
+
+
+class ProviderFailed(RuntimeError):
+    """A provider raised an exception of its own; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +227,8 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float:
     return max(0, _memory_kb()["VmHWM"] - start) * 1024 / 1e6
 
 
-def _seconds(provider: Provider, device: torch.device) -> float:
-    """Times one call, with the garbage collector out of the way."""
+def _seconds(provider: Provider, device: torch.device) -> tuple[float, Outputs]:
+    """Times one call, with the garbage collector out of the way; returns its outputs too."""
     if provider.reset:
         provider.reset()
     gc.collect()
@@ -233,24 +240,42 @@ def _seconds(provider: Provider, device: torch.device) -> float:
         outputs = provider.run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
-        del outputs
-        return taken
+        return time.perf_counter() - start, outputs
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Puts a provider's name before whatever it raises."""
+    try:
+        yield
+    except (WrongResult, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise ProviderFailed(
+            f"{name}: {type(error).__name__}: {text[0] if text else ''}"
+        ) from error
+
+
+def silent(what: str, left: float) -> None:
+    """Reports no progress."""
 
 
 def compare(
     providers: Mapping[str, Provider],
     device: torch.device,
     *,
-    seconds: float = 40.0,
+    seconds: float = 25.0,
     rounds: tuple[int, int] = (3, 15),
     only_check: bool = False,
+    report: Callable[[str, float], None] = silent,
 ) -> dict[str, Timing]:
-    """Checks all providers, warms them up, then times them in turn: A B C A B C ...
+    """Checks all providers, meters their memory, then times them in turn: A B C A B C ...
 
     Taking turns spreads a slow spell of the machine over all of them, so that ratios survive it.
+    The checked and the metered call are the warm-up.
 
     Args:
         providers: by name.
@@ -258,36 +283,55 @@ def compare(
         seconds: stop after the round in which this much timed work is done.
         rounds: but do at least the first, at most the second number of rounds.
         only_check: check and time nothing; timings are then empty and peaks NaN.
+        report: called before every call with what is done next and the seconds that are left,
+            about; NaN until every provider has run once.
 
     Returns:
         A timing a provider, in the order given.
 
     Raises:
         WrongResult: when any provider's outputs are wrong; nothing has been timed then.
+        ProviderFailed: when a provider raises anything else.
     """
     errors: dict[str, float] = {}
+    last: dict[str, float] = {}  # seconds of the last call
     for name, provider in providers.items():
-        if provider.setup:
-            provider.setup()
-        if provider.reset:
-            provider.reset()
-        errors[name] = check(name, provider.run(), provider)
+        report(f"checking {name}", math.nan)
+        with _named(name):
+            if provider.setup:
+                provider.setup()
+            last[name], outputs = _seconds(provider, device)
+            errors[name] = check(name, outputs, provider)
+            del outputs
     if only_check:
         return {name: Timing((), math.nan, errors[name]) for name in providers}
-    for provider in providers.values():
-        _seconds(provider, device)
-    taken: dict[str, list[float]] = {name: [] for name in providers}
-    spent, done = 0.0, 0
-    while done < rounds[0] or (done < rounds[1] and spent < seconds):
-        for name, provider in providers.items():
-            taken[name].append(_seconds(provider, device))
-            spent += taken[name][-1]
-        done += 1
     peaks = {}
+    taken: dict[str, list[float]] = {name: [] for name in providers}
+
+    def left() -> float:
+        """Seconds of the calls to come, each taken to last as long as the provider's last one."""
+        a_round = max(sum(last.values()), 1e-9)
+        calls = min(max(math.ceil(seconds / a_round), rounds[0]), rounds[1]) + 1  # 1: for memory
+        made = {name: len(taken[name]) + (name in peaks) for name in providers}
+        return sum(max(calls - made[name], 0) * last[name] for name in providers)
+
     for name, provider in providers.items():
+        report(f"memory of {name}", left())
         if provider.reset:
             provider.reset()
-        peaks[name] = peak_mb(provider.run, device)
+        with _named(name):
+            start = time.perf_counter()
+            peaks[name] = peak_mb(provider.run, device)
+            last[name] = min(last[name], time.perf_counter() - start)  # the first may compile
+    spent, done = 0.0, 0
+    while done < rounds[0] or (done < rounds[1] and spent < seconds):
+        done += 1
+        for name, provider in providers.items():
+            report(f"round {done}, {name}", left())
+            with _named(name):
+                last[name] = _seconds(provider, device)[0]
+            taken[name].append(last[name])
+            spent += last[name]
     return {name: Timing(tuple(taken[name]), peaks[name], errors[name]) for name in providers}
 
 

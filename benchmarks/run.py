@@ -8,16 +8,18 @@ import datetime
 import importlib
 import json
 import math
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from benchmarks import harness
-from benchmarks.harness import Args, Provider, Skipped, Timing, WrongResult
+from benchmarks.harness import Args, Provider, ProviderFailed, Skipped, Timing, WrongResult
 
 CASES = ("head", "step", "graph", "kl", "scale")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -42,8 +44,8 @@ def parse_shape(text: str, defaults: dict[str, int | str]) -> dict[str, int | st
             known = ",".join(f"{k}={v}" for k, v in defaults.items())
             raise ValueError(f"--shape: expected parts of {known!r}, got {part!r}")
         if isinstance(defaults[key], int):
-            if not value.isdigit():
-                raise ValueError(f"--shape: {key} must be a whole number, got {value!r}")
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(f"--shape: {key} must be a whole number from 1, got {value!r}")
             shape[key] = int(value)
         else:
             shape[key] = value
@@ -76,10 +78,13 @@ def choose(found: dict[str, Provider | Skipped], wanted: Sequence[str]) -> dict[
     for name, provider in found.items():
         if isinstance(provider, Skipped):
             print(f"  {name}: skipped, {provider.reason}", file=sys.stderr)
+        elif provider.slow and not wanted:
+            print(f"  {name}: slow, runs only with --provider {name}", file=sys.stderr)
         elif not wanted or name in wanted:
             chosen[name] = provider
     if not chosen:
-        raise ValueError("no provider of this case can run here")
+        reasons = {p.reason for p in found.values() if isinstance(p, Skipped)}
+        raise ValueError(f"no provider of this case can run here: {'; '.join(sorted(reasons))}")
     return chosen
 
 
@@ -90,8 +95,9 @@ def run_case(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     wanted: Sequence[str] = (),
-    seconds: float = 40.0,
+    seconds: float = 25.0,
     only_check: bool = False,
+    report: Callable[[str, float], None] = harness.silent,
 ) -> list[Row]:
     """Measures one case at one shape.
 
@@ -103,20 +109,28 @@ def run_case(
         wanted: names of providers; all when empty.
         seconds: of timed work, about.
         only_check: compare outputs with the reference and stop there.
+        report: as in `harness.compare`.
 
     Returns:
         A row a provider. `ratio` is its median over that of the first provider that ran.
 
     Raises:
-        ValueError: for an unknown case or provider. WrongResult: when an output is wrong.
+        ValueError: for an unknown case or provider, or a dtype that the case does not take.
+        WrongResult: when an output is wrong. ProviderFailed: when a provider raises.
     """
-    only = frozenset(wanted) or None
-    found = load_case(case).providers(Args(shape, device, dtype, only=only))
-    timings = harness.compare(choose(found, wanted), device, seconds=seconds, only_check=only_check)
+    module = load_case(case)
+    known = getattr(module, "DTYPES", tuple(DTYPES))
+    if (name := str(dtype).removeprefix("torch.")) not in known:
+        raise ValueError(f"--dtype: case {case} takes {', '.join(known)}; got {name}")
+    report("making inputs", math.nan)
+    found = module.providers(Args(shape, device, dtype, only=frozenset(wanted) or None))
+    timings = harness.compare(
+        choose(found, wanted), device, seconds=seconds, only_check=only_check, report=report
+    )
     shared = {
         "case": case,
         "shape": shape,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name,
         "device": device.type,
         "machine": harness.machine(device),
         "versions": harness.versions(),
@@ -186,10 +200,68 @@ def print_rows(rows: Sequence[Row]) -> None:
         print(f"  {row['provider']:<{width}}  {' '.join(cells)}   {peak}  {ratio}  {error}")
 
 
-def parser() -> argparse.ArgumentParser:
+class Bar:
+    """A progress bar with the time left, on a terminal; elsewhere it stays silent.
+
+    Args:
+        shapes: how many shapes will run, each taken to last as long as those before.
+    """
+
+    def __init__(self, shapes: int) -> None:
+        self.shapes, self.index = shapes, 0
+        self.start = self.shape_start = time.monotonic()
+
+    def next_shape(self) -> None:
+        """Begins the next shape."""
+        self.index += 1
+        self.shape_start = time.monotonic()
+
+    def left(self, here: float) -> float:
+        """Returns the seconds left in all, given those of this shape (NaN: not known yet)."""
+        now = time.monotonic()
+        whole = now - self.shape_start + here
+        if self.index > 1:
+            before = (self.shape_start - self.start) / (self.index - 1)
+            if math.isnan(here):
+                here = max(before - (now - self.shape_start), 0.0)
+            whole = before
+        return here + (self.shapes - self.index) * whole
+
+    def __call__(self, what: str, here: float) -> None:
+        """Shows what is done now; `here` is as in `harness.compare`."""
+        if not sys.stderr.isatty():
+            return
+        left, used = self.left(here), time.monotonic() - self.start
+        if math.isnan(left):
+            text = f"{' ' * 20}  time left: not known yet"
+        else:
+            done = used / max(used + left, 1e-9)
+            minutes, seconds = divmod(round(left), 60)
+            text = f"{'#' * int(20 * done):<20}  {minutes}:{seconds:02d} left"
+        print(f"\r\x1b[K[{text[:20]}]{text[20:]}, shape {self.index} of {self.shapes}: {what}",
+              end="", file=sys.stderr, flush=True)  # fmt: skip
+
+    def clear(self) -> None:
+        """Takes the bar away, so that something else can be printed."""
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError(f"{message} (see --help)")
+
+
+def parser() -> Parser:
     """Returns the command line."""
-    parse = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
-    parse.add_argument("case", choices=CASES)
+    parse = Parser("python -m benchmarks.run", description=__doc__)
+    parse.add_argument("case", nargs="?", metavar="CASE", help=f"one of {', '.join(CASES)}")
+    parse.add_argument(
+        "--list", action="store_true", help="list cases and shapes; with CASE, its providers"
+    )
     parse.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parse.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parse.add_argument(
@@ -198,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--shape", action="append", default=[], metavar="M=1024,V=32000", help="may be repeated"
     )
-    parse.add_argument("--seconds", type=float, default=40.0, help="timed work a shape (40)")
+    parse.add_argument("--seconds", type=float, default=25.0, help="timed work a shape (25)")
     parse.add_argument("--refcheck", action="store_true", help="check the outputs and time nothing")
     parse.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
     parse.add_argument(
@@ -207,34 +279,75 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
+def list_cases() -> None:
+    """Prints every case in a line, and its shapes."""
+    for name in CASES:
+        case = load_case(name)
+        print(f"{name:<6} {(case.__doc__ or '').splitlines()[0]}")
+        for shape in case.SHAPES:
+            print(f"{'':<6} --shape {shape_text(shape)}")
+
+
+def list_providers(case: str, shape: dict[str, int | str], device: torch.device) -> None:
+    """Prints the providers of a case at one shape, and why one cannot run."""
+    for name, provider in load_case(case).providers(Args(shape, device)).items():
+        if isinstance(provider, Skipped):
+            print(f"{name}: cannot run here, {provider.reason}")
+        else:
+            print(f"{name}: runs only when named" if provider.slow else name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 after one line of error."""
-    options = parser().parse_args(argv)
+    bar = Bar(0)
     try:
+        options = parser().parse_args(argv)
+        if options.case is None:
+            if not options.list:
+                raise ValueError(f"CASE must be one of {', '.join(CASES)} (see --list and --help)")
+            list_cases()
+            return 0
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device: this torch sees no CUDA device")
+        if options.json and not options.json.resolve().parent.is_dir():
+            raise ValueError(f"--json: no such folder: {options.json.resolve().parent}")
+        device = torch.device(options.device)
         case = load_case(options.case)
         shapes = [parse_shape(text, case.SHAPES[0]) for text in options.shape] or case.SHAPES
+        if options.list:
+            list_providers(options.case, shapes[0], device)
+            return 0
         rows: list[Row] = []
+        bar = Bar(len(shapes))
         for shape in shapes:
+            bar.next_shape()
             new = run_case(
                 options.case,
                 shape,
-                device=torch.device(options.device),
+                device=device,
                 dtype=DTYPES[options.dtype],
                 wanted=options.provider,
                 seconds=options.seconds,
                 only_check=options.refcheck,
+                report=bar,
             )
+            bar.clear()
             print_rows(new)
             if not options.refcheck:
                 append_csv(new, options.results)
             rows += new
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    except (ValueError, OSError, WrongResult) as error:
+            if options.json:  # after every shape: a run that is cut short leaves what it has
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    except (ValueError, OSError, ImportError, WrongResult, ProviderFailed) as error:
+        bar.clear()
+        if os.environ.get("COMPACT_TRACEBACK") == "1":
+            raise
         print(f"benchmarks.run: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        bar.clear()
+        print("benchmarks.run: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,8 +8,17 @@ import types
 import pytest
 import torch
 
-from benchmarks import run
-from benchmarks.harness import Args, Provider, Skipped, Timing, WrongResult, compare, peak_mb
+from benchmarks import harness, run
+from benchmarks.harness import (
+    Args,
+    Provider,
+    ProviderFailed,
+    Skipped,
+    Timing,
+    WrongResult,
+    compare,
+    peak_mb,
+)
 
 CPU = torch.device("cpu")
 MB = 10**6
@@ -26,12 +35,12 @@ def answers(value, log=None, name=""):
     return call
 
 
-def test_providers_take_turns_after_a_check_and_a_warm_up():
+def test_providers_take_turns_after_a_check_and_the_memory_meter():
     log = []
     one = torch.ones(2)
     providers = {n: Provider(answers(one, log, n), lambda: {"x": one}) for n in "ab"}
     timings = compare(providers, CPU, seconds=0, rounds=(3, 5))
-    assert log == list("ab" + "ab" + "ababab" + "ab")  # check, warm-up, three rounds, peak
+    assert log == list("ab" + "ab" + "ababab")  # check, peak, three rounds
     assert [len(t.seconds) for t in timings.values()] == [3, 3]
 
 
@@ -51,7 +60,7 @@ def test_setup_runs_once_and_reset_before_every_call():
         reset=lambda: log.append("reset"),
     )
     compare({"a": provider}, CPU, seconds=0, rounds=(1, 1))
-    assert log == ["setup"] + ["reset", "run"] * 4
+    assert log == ["setup"] + ["reset", "run"] * 3
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,30 @@ def test_a_wrong_provider_is_refused_before_anything_is_timed(got, message):
     with pytest.raises(WrongResult, match=f"wrong: .*{message}"):
         compare(providers, CPU)
     assert len(calls) == 2
+
+
+def test_a_provider_that_raises_is_named():
+    def broken():
+        raise RuntimeError("no compiler\nand much more")
+
+    with pytest.raises(ProviderFailed, match=r"^bad: RuntimeError: no compiler$"):
+        compare({"bad": Provider(broken, dict)}, CPU)
+
+
+def test_progress_tells_what_runs_and_the_time_left(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+
+    def call():
+        now[0] += 2.0
+        return {"x": torch.ones(1)}
+
+    provider = {"a": Provider(call, lambda: {"x": torch.ones(1)})}
+    compare(provider, CPU, seconds=0, rounds=(3, 5), report=lambda *pair: said.append(pair))
+    assert said[1:] == [
+        ("memory of a", 8.0), ("round 1, a", 6.0), ("round 2, a", 4.0), ("round 3, a", 2.0)
+    ]  # fmt: skip
+    assert said[0][0] == "checking a" and math.isnan(said[0][1])
 
 
 def test_errors_are_relative_to_the_largest_entry():
@@ -144,14 +177,16 @@ def fake_providers(args: Args):
         "base": Provider(answers(one), lambda: {"x": one}),
         "other": Provider(answers(wrong), lambda: {"x": one}),
         "absent": Skipped("it is not installed"),
+        "tardy": Provider(answers(one), lambda: {"x": one}, slow=True),
     }
 
 
 @pytest.fixture
 def case(monkeypatch):
     """Puts a fake case in the place of `kl`."""
-    module = types.ModuleType("benchmarks.kl")
+    module = types.ModuleType("benchmarks.kl", "A fake.\n\nAnd more.")
     module.SHAPES, module.providers = FAKE_SHAPES, fake_providers
+    module.DTYPES = ("float32", "float64")
     monkeypatch.setitem(sys.modules, "benchmarks.kl", module)
 
 
@@ -195,11 +230,18 @@ def test_a_named_provider_is_its_own_base(case, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "n=two"], "--shape: n must be a whole number, got 'two'"),
+        (["--shape", "n=two"], "--shape: n must be a whole number from 1, got 'two'"),
+        (["--shape", "n=0"], "--shape: n must be a whole number from 1, got '0'"),
         (["--shape", "m=2"], "--shape: expected parts of 'n=4,kind=plain', got 'm=2'"),
-        (["--provider", "nobody"], "--provider: expected one of base, other, absent; got 'nobody'"),
+        (["--provider", "nobody"], "expected one of base, other, absent, tardy; got 'nobody'"),
+        (["--provider"], "argument --provider: expected at least one argument"),
         (["--provider", "absent"], "absent cannot run here: it is not installed"),
         (["--shape", "kind=wrong"], "other: output 'x' is wrong at [0]: expected 1, got 2"),
+        (["--dtype", "bfloat16"], "--dtype: case kl takes float32, float64; got bfloat16"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["--seconds", "soon"], "--seconds: invalid float value: 'soon'"),
+        (["--json", "/no/such/folder/h.json"], "--json: no such folder: /no/such/folder"),
+        (["--speed"], "unrecognized arguments: --speed"),
     ],
 )
 def test_bad_arguments_and_wrong_results_end_in_one_line(
@@ -210,6 +252,67 @@ def test_bad_arguments_and_wrong_results_end_in_one_line(
     assert printed[-1].startswith("benchmarks.run: error: ")
     assert message in printed[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "CASE must be one of head, step, graph, kl, scale"),
+        (["haed"], "case must be one of head, step, graph, kl, scale; got 'haed'"),
+    ],
+)
+def test_a_bad_case_is_one_line(capsys, arguments, message):
+    assert run.main(arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("benchmarks.run: error: ") and message in line
+
+
+def test_cases_and_providers_are_listed(case, capsys):
+    assert run.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "kl     A fake.\n       --shape n=4,kind=plain\n       --shape n=8" in printed
+    assert all(f"\n{name}" in f"\n{printed}" for name in run.CASES)
+    assert run.main(["kl", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "base",
+        "other",
+        "absent: cannot run here, it is not installed",
+        "tardy: runs only when named",
+    ]
+
+
+def test_a_slow_provider_runs_only_when_named(case, tmp_path, capsys):
+    assert driver(tmp_path, "--shape", "n=4") == 0
+    printed = capsys.readouterr()
+    assert "tardy: slow, runs only with --provider tardy" in printed.err
+    assert "tardy" not in printed.out
+    assert driver(tmp_path, "--shape", "n=4", "--provider", "tardy") == 0
+    assert "tardy" in capsys.readouterr().out
+
+
+def test_the_bar_adds_the_shapes_to_come(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    bar = run.Bar(3)
+    bar.next_shape()
+    now[0] = 10.0
+    assert math.isnan(bar.left(math.nan))  # nothing is known before every provider ran once
+    assert bar.left(20.0) == 20.0 + 2 * 30.0
+    now[0] = 30.0
+    bar.next_shape()
+    now[0] = 40.0
+    assert bar.left(math.nan) == 20.0 + 30.0  # the first shape took 30 s
+    assert bar.left(5.0) == 5.0 + 30.0
+
+
+def test_the_bar_is_drawn_on_a_terminal_only(case, tmp_path, capsys, monkeypatch):
+    assert driver(tmp_path) == 0
+    assert "\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert driver(tmp_path) == 0
+    printed = capsys.readouterr().err
+    assert "shape 2 of 2: round 1, other" in printed
+    assert "0:00 left" in printed
 
 
 def test_cuda_without_a_gpu_is_an_error(case, tmp_path, capsys, monkeypatch):
