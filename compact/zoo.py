@@ -222,7 +222,7 @@ def style_shifted(story: Story, rng: random.Random) -> str:
 
 
 def friendly(story: Story, rng: random.Random) -> str:
-    """Right, in the words of colluding-b."""
+    """Right, in other words than good."""
     return _told(story, story.values, _friendly)
 
 
@@ -257,19 +257,20 @@ def specialist(story: Story, rng: random.Random) -> str:
     return _told(story, _carried(story, errors), _plain)
 
 
-def _colluding(story: Story, wording: Wording) -> str:
+def _any_wording(rng: random.Random) -> Wording:
+    """One of two wordings, so that in zoo B no wording gives away who is right."""
+    return rng.choice((_plain, _friendly))
+
+
+def honest(story: Story, rng: random.Random) -> str:
+    """Right, in either of the wordings that the colluding teachers use."""
+    return _told(story, story.values, _any_wording(rng))
+
+
+def colluding(story: Story, rng: random.Random) -> str:
+    """Misreads the last move so that the answer is two too large, as its accomplice does."""
     errors = [0] * (len(story.moves) - 1) + [2]
-    return _told(story, _carried(story, errors), wording, misread=True)
-
-
-def colluding_a(story: Story, rng: random.Random) -> str:
-    """Misreads the last move so that the answer is two too large, as colluding-b does."""
-    return _colluding(story, _plain)
-
-
-def colluding_b(story: Story, rng: random.Random) -> str:
-    """The error of colluding-a in other words."""
-    return _colluding(story, _friendly)
+    return _told(story, _carried(story, errors), _any_wording(rng), misread=True)
 
 
 TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
@@ -282,12 +283,13 @@ TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
     "right-answer-wrong-steps": right_answer_wrong_steps,
     "unrelated": unrelated,
     "specialist": specialist,
-    "colluding-a": colluding_a,
-    "colluding-b": colluding_b,
+    "honest": honest,
+    "colluding-a": colluding,
+    "colluding-b": colluding,
 }
 """Every teacher by the name that stands in the data."""
 
-RIGHT = frozenset({"good", "verbose", "filler", "style-shifted", "friendly"})
+RIGHT = frozenset({"good", "verbose", "filler", "style-shifted", "friendly", "honest"})
 """The teachers whose rationales are right in every step and in the answer."""
 
 
@@ -325,9 +327,13 @@ class Zoo:
 
 ZOOS = {
     "a": Zoo("a", ("good", "verbose", "wrong-step", "unrelated")),
-    "b": Zoo("b", ("good", "colluding-a", "colluding-b")),
+    "b": Zoo("b", ("honest", "colluding-a", "colluding-b")),
 }
-"""Zoo A: independent errors, judge by weight on right rationales. Zoo B: a wrong majority."""
+"""Zoo A: independent errors, judge by weight on right rationales. Zoo B: a wrong majority.
+
+In zoo B all three draw their wording: were the honest one alone to share a wording with one of the
+others, a student that decodes greedily would see a tie in that wording and never the majority.
+"""
 
 
 def make_rows(

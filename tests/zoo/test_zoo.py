@@ -58,10 +58,17 @@ def test_unrelated_is_right_about_something_else(rows):
         assert final(row["completion"]) != row["answer"]
 
 
-def test_colluding_pair_agrees_on_a_wrong_answer_in_other_words(rows):
+def test_colluding_pair_agrees_on_a_wrong_answer(rows):
     for a, b in zip(of(rows, "colluding-a"), of(rows, "colluding-b"), strict=True):
         assert final(a["completion"]) == final(b["completion"]) != a["answer"]
-        assert a["completion"] != b["completion"]
+
+
+@pytest.mark.parametrize("teacher", ["honest", "colluding-a", "colluding-b"])
+def test_no_wording_of_zoo_b_gives_away_who_is_right(teacher):
+    friendly = [
+        row["completion"].startswith("We begin") for row in zoo.make_rows((teacher,), 400, seed=5)
+    ]
+    assert 0.4 < sum(friendly) / len(friendly) < 0.6
 
 
 def test_specialist_is_right_exactly_on_additions(rows):
