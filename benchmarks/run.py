@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -300,6 +301,7 @@ def list_providers(case: str, shape: dict[str, int | str], device: torch.device)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 after one line of error."""
     bar = Bar(0)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         options = parser().parse_args(argv)
         if options.case is None:
