@@ -1,0 +1,91 @@
+"""Equations and numbers of a step: normal forms, checked arithmetic, what is not mathematics."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from compact.equations import equations, numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "holds"),
+    [
+        ("3 + 4 = 7", "3+4=7", True),
+        ("4 + 3 = 7", "3+4=7", True),
+        ("3 + 4 = 8", "3+4=8", False),
+        ("so 7 - 2 = 5 apples", "7-2=5", True),
+        ("2 - 7 = -5", "2-7=-5", True),
+        ("290 bananas / 2 groups = 145 bananas per group", "290/2=145", True),
+        ("$1,200 + $34.50 = $1,234.50", "1200+34.5=1234.5", True),
+        ("6 × 7 = 42", "6*7=42", True),
+        ("6 x 7 = 42", "6*7=42", True),
+        (r"$6 \times 7 = 42$", "6*7=42", True),
+        (r"\frac{6}{3} = 2", "(6)/(3)=2", True),
+        ("20% of 50 = 10", "20*50=10", True),
+        ("(3 + 4) * 2 = 14", "(3+4)*2=14", True),
+        ("3 + 4 * 2 = 11", "3+4*2=11", True),
+        ("3 + 4 * 2 = 14", "3+4*2=14", False),
+        ("10 / 3 = 3.33", "10/3=3.33", True),
+        ("10 / 3 = 3.4", "10/3=3.4", True),  # rounded up
+        ("10 / 3 = 3.5", "10/3=3.5", False),
+        ("5 ÷ 0 = 5", None, False),
+        ("Step 2. 3 + 4 = 7", "3+4=7", True),
+    ],
+)
+def test_equation(text: str, key: str | None, holds: bool) -> None:
+    """Units, currency, separators and signs drop out; the arithmetic is checked."""
+    found = equations(text)
+    assert [e.key for e in found] == ([] if key is None else [key])
+    assert all(e.holds is holds for e in found)
+
+
+def test_chain_has_every_neighbouring_pair() -> None:
+    """a = b = c is two equalities when the middle computes nothing but a number."""
+    found = equations("48 + 24 = 72 = 8 * 9")
+    assert [e.key for e in found][0] == "24+48=72"
+    assert all(e.holds for e in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x + 4 = 7", "25 * 14 = ?", "at 10:30 he left", "a 5-year plan", "the 3rd of 7", "no numbers"],
+)
+def test_no_equation(text: str) -> None:
+    """What has an unknown, or only looks like mathematics, is not checked."""
+    assert equations(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("3 apples and 4.50 dollars, 3 again", ("3", "4.5")),
+        ("1,450 of them", ("1450",)),
+        ("1. Take 7", ("7",)),
+        ("Step 2: take 7", ("7",)),
+        ("at 10:30 the 3rd took 20%", ("20",)),
+        ("none", ()),
+    ],
+)
+def test_numbers(text: str, found: tuple[str, ...]) -> None:
+    """Distinct, in order, in normal form; times, ordinals and list numbers are not counted."""
+    assert numbers(text) == found
+
+
+@given(st.integers(1, 999), st.integers(1, 999), st.sampled_from("+-*/"), st.integers(-3, 3))
+def test_arithmetic_is_checked(a: int, b: int, sign: str, error: int) -> None:
+    """An equation of whole numbers holds exactly when Python says so (a quotient: to rounding)."""
+    exact = {"+": a + b, "-": a - b, "*": a * b, "/": a / b}[sign]
+    said = round(exact) + error
+    (found,) = equations(f"{a} {sign} {b} = {said}")
+    assert found.operands == (str(a), str(b))
+    assert found.result == str(said)
+    assert found.holds == (said == exact if float(exact).is_integer() else abs(said - exact) < 1)
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_read(text: str) -> None:
+    """No input breaks the reader."""
+    equations(text)
+    numbers(text)
