@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from compact_ops import _check, reference
 from compact_ops._library import backend, register_autograd, register_fake
+from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
@@ -24,7 +26,7 @@ class HeadPlan(NamedTuple):
     """How the gradients of the head are obtained.
 
     Attributes:
-        mode: "none", "frozen", "stash" or "recompute".
+        mode: "none", "frozen", "stash", "recompute" or "fused-weights".
         products: matrix products of M x H x V that forward and backward do together.
         kept_bytes: what stays between forward and backward.
     """
@@ -42,33 +44,45 @@ def plan_head_grad(
     *,
     train_hidden: bool,
     train_head: bool,
+    weighed: bool = False,
     budget_bytes: int = 1 << 29,
 ) -> HeadPlan:
     """Picks the gradient mode of the head, or checks the one asked for.
 
     Args:
-        head_grad: "auto", "frozen", "stash" or "recompute".
+        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights". With a head that is
+            not trained the last is "frozen", which costs the same and suits any loss.
         tokens: M.
         width: H.
         vocabulary: V.
         train_hidden: the hidden states require a gradient.
         train_head: the head's weight or bias require a gradient.
+        weighed: the weight of every token, or what gives it, is passed to the call.
         budget_bytes: "auto" stashes up to this many bytes, and computes logits again above.
 
     Raises:
         ValueError: an unknown mode, or one that would lose a gradient that is required.
     """
-    modes = ("auto", "frozen", "stash", "recompute")
+    modes = ("auto", "frozen", "stash", "recompute", "fused-weights")
     if head_grad not in modes:
         raise ValueError(f"{_OP}: head_grad must be one of {', '.join(modes)}, got {head_grad!r}")
     if head_grad == "frozen" and train_head:
         raise ValueError(
             f"{_OP}: head_grad must not be 'frozen' where weight or bias requires a gradient"
         )
+    if (head_grad == "fused-weights") > weighed:
+        raise ValueError(f"{_OP}: head_grad 'fused-weights' needs token_weight, got None")
+    if weighed and head_grad not in ("auto", "fused-weights"):
+        raise ValueError(
+            f"{_OP}: token_weight must be None with head_grad {head_grad!r}, got weights"
+        )
     unit_bytes = 4 * tokens * width
     stash_bytes = 2 * tokens * vocabulary
     if not train_hidden and not train_head:
         return HeadPlan("none", 1, 0)
+    if weighed and train_head:
+        kept = unit_bytes * train_hidden + 4 * vocabulary * width
+        return HeadPlan("fused-weights", 2 + train_hidden, kept)
     if head_grad == "auto":
         if not train_head:
             head_grad = "frozen"
@@ -94,6 +108,8 @@ def linear_token_stats(
     ignore_index: int = -100,
     head_grad: str = "auto",
     filter_eps: float = 0.0,
+    token_weight: Tensor | Weigher | None = None,
+    problem_offsets: Sequence[int] | None = None,
 ) -> TokenStats:
     """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
 
@@ -114,11 +130,20 @@ def linear_token_stats(
         ignore_index: tokens with this target have nll 0, correct False and no gradient.
         head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit
             gradient of hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V];
-            "recompute" keeps nothing and computes the logits again. "auto" picks and logs what it
-            picked (logger "compact_ops", level INFO).
+            "recompute" keeps nothing and computes the logits again; "fused-weights" finds all
+            gradients in the forward, for the loss (token_weight * nll).sum() or a multiple of it.
+            Its gradients are exact under another loss too, but are then computed again, with a
+            warning. "auto" picks and logs what it picked (logger "compact_ops", level INFO).
         filter_eps: leaves softmax entries below this out of the gradient of hidden; 0 is exact. The
             error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over
             the entries left out, so at most filter_eps times the sum of all |W_v|.
+        token_weight: for "fused-weights", the weights in the loss that follows: [M], or a function
+            weigh(tokens, stats) -> [n] which gives those of the tokens in the slice `tokens` from
+            their statistics (fields of n entries; `weight` is None) as soon as these are known. No
+            gradient flows into weights. A function is called eagerly, outside of torch.compile.
+        problem_offsets: [P + 1] with a function only: tokens of problem p are problem_offsets[p] :
+            problem_offsets[p + 1], and the function sees whole problems. A chunk then holds at
+            most 256 tokens or one problem, and its logits exist.
 
     Returns:
         TokenStats of [M] tensors.
@@ -135,7 +160,25 @@ def linear_token_stats(
     _check.number(_OP, "filter_eps", filter_eps, 0, inclusive=True)
     if gold is not None:
         _check.gold(_OP, gold, count)
-    _check.same_device(_OP, hidden=hidden, weight=weight, target=target, rows=rows, bias=bias)
+    if isinstance(token_weight, Tensor):
+        _check.tensor(_OP, "token_weight", token_weight, _check.FLOATS, ["M"], M=count)
+    elif token_weight is not None and not callable(token_weight):
+        found = type(token_weight).__name__
+        raise TypeError(f"{_OP}: token_weight must be a Tensor or a function, got {found}")
+    if problem_offsets is not None and not callable(token_weight):
+        raise ValueError(
+            f"{_OP}: problem_offsets must be None where token_weight is no function, "
+            f"got {problem_offsets}"
+        )
+    _check.same_device(
+        _OP,
+        hidden=hidden,
+        weight=weight,
+        target=target,
+        rows=rows,
+        bias=bias,
+        token_weight=token_weight if isinstance(token_weight, Tensor) else None,
+    )
     grad = torch.is_grad_enabled()
     train_head = grad and (weight.requires_grad or (bias is not None and bias.requires_grad))
     plan = plan_head_grad(
@@ -145,6 +188,7 @@ def linear_token_stats(
         weight.shape[0],
         train_hidden=grad and hidden.requires_grad,
         train_head=train_head,
+        weighed=token_weight is not None,
     )
     if head_grad == "auto" and train_head and not torch.compiler.is_compiling():
         _LOG.info(
@@ -164,33 +208,28 @@ def linear_token_stats(
             ignore_index=ignore_index,
         )
     else:
-        keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
-        out = torch.ops.compact.linear_token_stats(
-            hidden,
-            weight,
-            target.long(),
-            None if rows is None else rows.long(),
-            *((None, None, None) if gold is None else (t.long() for t in gold)),
-            bias,
-            softcap or 0.0,
-            logit_scale,
-            ignore_index,
-            keep,
-            filter_eps,
-        )
-        nll, lse, entropy, correct, gold_logit, gold_logp = out[:6]
-        if gold is None:
-            gold_logit = gold_logp = None
-        stats = TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)
+        golds = (None, None, None) if gold is None else tuple(t.long() for t in gold)
+        where = hidden, weight, target.long(), None if rows is None else rows.long(), *golds, bias
+        numbers = softcap or 0.0, logit_scale, ignore_index
+        if plan.mode == "fused-weights" and token_weight is not None:
+            needs = (
+                hidden.requires_grad,
+                weight.requires_grad,
+                bias is not None and bias.requires_grad,
+            )
+            out = fused_head(where, token_weight, problem_offsets, (*numbers, filter_eps), needs)
+            token_weight = out[6]
+        else:
+            keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
+            out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps)
+        stats = TokenStats(*out[:4], *((None, None) if gold is None else out[4:6]))
     # Only nll has a gradient: asking for another one must raise, not give zero.
-    return TokenStats(
-        stats.nll,
-        stats.lse.detach(),
-        stats.entropy.detach(),
-        stats.correct,
-        None if stats.gold_logit is None else stats.gold_logit.detach(),
-        None if stats.gold_logp is None else stats.gold_logp.detach(),
-    )
+    seen = stats.map(Tensor.detach)
+    if token_weight is None:
+        return seen._replace(nll=stats.nll)
+    if not isinstance(token_weight, Tensor):
+        token_weight = weigh_tokens(token_weight, problem_offsets, seen)
+    return seen._replace(nll=stats.nll, weight=token_weight.detach().to(stats.nll.dtype))
 
 
 def _fake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,6 +32,8 @@ class TokenStats(NamedTuple):
         correct: [M] bool, no logit is larger than the target's; False where ignored.
         gold_logit: [M] mean logit of the gold answer's tokens, or None without `gold`.
         gold_logp: [M] mean log-likelihood of the gold answer's tokens, or None without `gold`.
+        weight: [M] the token weights that the call was given or found, or None. No gradient flows
+            into them.
     """
 
     nll: Tensor
@@ -39,3 +42,12 @@ class TokenStats(NamedTuple):
     correct: Tensor
     gold_logit: Tensor | None
     gold_logp: Tensor | None
+    weight: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
+        """Applies `change` to every tensor, and leaves what is None."""
+        nll, lse, entropy, correct, *rest = self
+        golds_and_weight = (None if x is None else change(x) for x in rest)
+        return TokenStats(
+            change(nll), change(lse), change(entropy), change(correct), *golds_and_weight
+        )

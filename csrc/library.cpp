@@ -35,6 +35,24 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "float softcap, float logit_scale, int ignore_index, float filter_eps, bool need_hidden, "
       "bool need_weight, bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)");
 
+  // The mode "fused-weights", one chunk of rows whose weights are found after its statistics: what
+  // the chunk needs for d_weight stays in blocks [>= R, V] (compute type, the caller's, reused from
+  // chunk to chunk; what lies there is the device's own affair), relative to shift. unit [R, H] as
+  // above, 0 rows where need_hidden is false.
+  m.def(
+      "linear_token_stats_fused(Tensor(a!) blocks, Tensor hidden, Tensor weight, Tensor target, "
+      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, "
+      "float logit_scale, int ignore_index, float filter_eps, bool need_hidden) "
+      "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
+      "Tensor gold_logp, Tensor unit, Tensor shift)");
+
+  // Its second half: d_weight [V, H] and d_bias [V] (0 rows: not needed) += the gradients of
+  // sum of grad [R] * nll. Uses up `blocks`.
+  m.def(
+      "linear_token_stats_fused_backward(Tensor(a!) d_weight, Tensor(b!) d_bias, "
+      "Tensor(c!) blocks, Tensor grad, Tensor hidden, Tensor target, Tensor nll, Tensor lse, "
+      "Tensor shift, float softcap, float logit_scale, int ignore_index) -> ()");
+
   // out[rows[m]] += weight[group[m]] * unit[m] (group = None: weight[m]), deterministic: the
   // multi-teacher gradient accumulation.
   m.def(

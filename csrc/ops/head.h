@@ -109,6 +109,9 @@ constexpr int64_t kStashBlock = 256;
 // logits of a tile of rows against it stay in the second-level cache.
 constexpr int64_t kBlock = 256;
 
+// A walk takes this many rows at a time, in about this many tasks.
+constexpr int64_t kTileRows = 256, kTasks = 16;
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Tiles of rows x slices of the vocabulary, a task each. The grid depends on the shapes alone.
@@ -162,6 +165,24 @@ struct Head {
     return buffer;
   }
 };
+
+// Where linear_token_stats_fused leaves e [rows, block] of a tile of rows from row_begin on and the
+// block of the vocabulary from `first` on: contiguous, so that products run on it as it lies.
+template <class T>
+T* fused_block(T* blocks, int64_t vocabulary, int64_t row_begin, int64_t rows, int64_t first) {
+  return blocks + row_begin * vocabulary + rows * first;
+}
+
+inline void check_blocks(const char* op, const Tensor& blocks, int64_t count, int64_t vocabulary,
+                         const Tensor& hidden) {
+  check_dim(op, "blocks", blocks, 2);
+  check_contiguous(op, "blocks", blocks);
+  check_dtype(op, "blocks", blocks,
+              {computes_in_double(hidden) ? ScalarType::Double : ScalarType::Float});
+  check_size(op, "blocks", blocks, 1, vocabulary);
+  STD_TORCH_CHECK(blocks.size(0) >= count, op, ": blocks must have at least ", count, " rows, got ",
+                  blocks.size(0));
+}
 
 // Backstop of the Python checks, shared by every operator that takes a head.
 inline void check_head(const char* op, const Tensor& hidden, const Tensor& weight,

@@ -4,6 +4,7 @@
 // walks keys): logits of the block, statistics, e = exp(z - reference) in place, and at once the
 // second product dH += e @ W_block, while block and weights are in cache. The slices' sums are
 // merged at the end: unit = logit_scale * (dH / sum - slope_target * W[target]).
+// linear_token_stats_fused is the same walk, with the blocks of e left in the caller's memory.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -16,7 +17,7 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "linear_token_stats";
-constexpr int64_t kTileRows = 256, kTasks = 16;
+constexpr const char* kFusedOp = "linear_token_stats_fused";
 static_assert(kBlock == kStashBlock, "a block of the walk has one reference a row");
 
 enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
@@ -39,6 +40,8 @@ struct Sweep {
   T* unit = nullptr;                  // [M, H]; also the partial sum of slice 0
   uint16_t* stash = nullptr;          // [M, V]
   float* shift = nullptr;             // [M, V / kStashBlock]
+  T* blocks = nullptr;                // [M * V], the blocks of e as fused_block() lays them out
+  T* block_shift = nullptr;           // [M, V / kStashBlock]
 
   T* partial_rows(int64_t slice) {
     return slice == 0 ? unit : partial.get() + (slice - 1) * grid.rows * head.width;
@@ -60,7 +63,7 @@ struct Sweep {
   void walk(int64_t row_begin, int64_t row_end, int64_t slice) {
     const int64_t rows = row_end - row_begin, width = head.width;
     const int64_t begin = grid.slice_begin(slice), end = grid.slice_end(slice);
-    auto logits = scratch<T>(rows * kBlock);
+    auto own = scratch<T>(blocks == nullptr ? rows * kBlock : 0);
     auto buffer = scratch<T>(head.converts() ? kBlock * width : 0);
     const Tensor read = matrix(data<const T>(hidden) + row_begin * width, rows, width);
     T* sums = keep == kNothing ? nullptr : partial_rows(slice) + row_begin * width;
@@ -69,17 +72,19 @@ struct Sweep {
     for (int64_t first = begin; first < end; first += kBlock) {
       const int64_t count = std::min(kBlock, end - first);
       const T* weights = head.block(first, count, buffer.get());
-      multiply(matrix(logits.get(), rows, count), read, transposed(weights, count, width));
+      T* logits = blocks == nullptr ? own.get()
+                                    : fused_block(blocks, head.vocabulary, row_begin, rows, first);
+      multiply(matrix(logits, rows, count), read, transposed(weights, count, width));
       for (int64_t i = 0; i < rows; ++i) {
-        read_row(logits.get() + i * count, row_begin + i, slice, first, count,
+        read_row(logits + i * count, row_begin + i, slice, first, count,
                  sums == nullptr ? nullptr : sums + i * width);
         if (sums != nullptr && sparse) {
-          add_sparse_product(sums + i * width, logits.get() + i * count, count,
+          add_sparse_product(sums + i * width, logits + i * count, count,
                              threshold(row_begin + i, slice), weights, width);
         }
       }
       if (sums != nullptr && !sparse) {
-        multiply_add(matrix(sums, rows, width), matrix(logits.get(), rows, count),
+        multiply_add(matrix(sums, rows, width), matrix(logits, rows, count),
                      matrix(weights, count, width), first > begin);
       }
     }
@@ -119,11 +124,13 @@ struct Sweep {
     if (gold) gold_sums[slice * grid.rows + m] += gold.sum_in(m, row, first, count);
     const T factor = exp_piece(row, count, peak, head.shape, &state);
     if (sums != nullptr && factor != T(1)) scale_row(sums, head.width, factor);
-    if (stash == nullptr) return;
-    to_bfloat16(row, count, stash + m * head.vocabulary + first);
-    if (here) stash[m * head.vocabulary + target[m]] = 0;
-    shift[m * ceil_div(head.vocabulary, kStashBlock) + first / kStashBlock] =
-        static_cast<float>(state.reference);
+    if (stash != nullptr) {
+      to_bfloat16(row, count, stash + m * head.vocabulary + first);
+      if (here) stash[m * head.vocabulary + target[m]] = 0;
+    }
+    const int64_t cell = m * ceil_div(head.vocabulary, kStashBlock) + first / kStashBlock;
+    if (shift != nullptr) shift[cell] = static_cast<float>(state.reference);
+    if (block_shift != nullptr) block_shift[cell] = state.reference;
   }
 };
 
@@ -150,11 +157,15 @@ RowState<T> merge(const Sweep<T>& sweep, int64_t m) {
   return total;
 }
 
+using NineTensors =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using EightTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
-    const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& rows,
-    const GoldTable& gold, const OptionalTensor& bias, double softcap, double logit_scale,
-    int64_t ignore_index, int64_t keep, double filter_eps) {
+NineTensors run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                const OptionalTensor& rows, const GoldTable& gold, const OptionalTensor& bias,
+                double softcap, double logit_scale, int64_t ignore_index, int64_t keep,
+                double filter_eps, const OptionalTensor& blocks) {
   const int64_t count = target.size(0), width = hidden.size(1), vocabulary = weight.size(0);
   const Head<T> head(weight, bias, softcap, logit_scale);
   Tensor nll = empty_of<T>(hidden, {count}), lse = empty_of<T>(hidden, {count}),
@@ -164,10 +175,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
          gold_logp = empty_of<T>(hidden, {gold ? count : 0}),
          unit = empty_of<T>(hidden, {keep == kNothing ? 0 : count, width});
   const bool stashes = keep == kUnitAndStash;
+  const int64_t references = ceil_div(vocabulary, kStashBlock);
   Tensor stash = torch::stable::new_empty(hidden, {stashes ? count : 0, vocabulary},
                                           ScalarType::BFloat16),
-         shift = torch::stable::new_empty(
-             hidden, {stashes ? count : 0, ceil_div(vocabulary, kStashBlock)}, ScalarType::Float);
+         shift = blocks ? empty_of<T>(hidden, {count, references})
+                        : torch::stable::new_empty(hidden, {stashes ? count : 0, references},
+                                                   ScalarType::Float);
 
   Sweep<T> sweep{head,
                  Grid(count, vocabulary, kTileRows, kTasks),
@@ -181,6 +194,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   if (stashes) {
     sweep.stash = data<uint16_t>(stash);
     sweep.shift = data<float>(shift);
+  }
+  if (blocks) {
+    sweep.blocks = data<T>(*blocks);
+    sweep.block_shift = data<T>(shift);
   }
   sweep.run();
 
@@ -225,11 +242,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {nll, lse, entropy, correct, gold_logit, gold_logp, unit, stash, shift};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor rows,
-                   OptionalTensor gold_ids, OptionalTensor gold_offsets,
-                   OptionalTensor gold_problem, OptionalTensor bias, double softcap,
-                   double logit_scale, int64_t ignore_index, int64_t keep, double filter_eps) {
+NineTensors linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor rows,
+                               OptionalTensor gold_ids, OptionalTensor gold_offsets,
+                               OptionalTensor gold_problem, OptionalTensor bias, double softcap,
+                               double logit_scale, int64_t ignore_index, int64_t keep,
+                               double filter_eps) {
   check_head(kOp, hidden, weight, bias);
   const int64_t count = rows ? rows->size(0) : hidden.size(0);
   const Tensor targets = checked_index(kOp, "target", target, count, weight.size(0), ignore_index);
@@ -237,13 +254,31 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
   const GoldTable gold(kOp, gold_ids, gold_offsets, gold_problem, count, weight.size(0));
   const auto call = computes_in_double(hidden) ? &run<double> : &run<float>;
   return call(hidden, weight, targets, rows, gold, bias, softcap, logit_scale, ignore_index, keep,
-              filter_eps);
+              filter_eps, std::nullopt);
+}
+
+EightTensors linear_token_stats_fused(Tensor blocks, Tensor hidden, Tensor weight, Tensor target,
+                                      OptionalTensor gold_ids, OptionalTensor gold_offsets,
+                                      OptionalTensor gold_problem, OptionalTensor bias,
+                                      double softcap, double logit_scale, int64_t ignore_index,
+                                      double filter_eps, bool need_hidden) {
+  check_head(kFusedOp, hidden, weight, bias);
+  const int64_t count = hidden.size(0), vocabulary = weight.size(0);
+  const Tensor targets = checked_index(kFusedOp, "target", target, count, vocabulary, ignore_index);
+  const GoldTable gold(kFusedOp, gold_ids, gold_offsets, gold_problem, count, vocabulary);
+  check_blocks(kFusedOp, blocks, count, vocabulary, hidden);
+  const auto call = computes_in_double(hidden) ? &run<double> : &run<float>;
+  auto [nll, lse, entropy, correct, gold_logit, gold_logp, unit, stash, shift] =
+      call(hidden, weight, targets, std::nullopt, gold, bias, softcap, logit_scale, ignore_index,
+           need_hidden ? kUnit : kNothing, filter_eps, blocks);
+  return {nll, lse, entropy, correct, gold_logit, gold_logp, unit, shift};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(compact, CPU, m) {
   m.impl("linear_token_stats", TORCH_BOX(&linear_token_stats));
+  m.impl("linear_token_stats_fused", TORCH_BOX(&linear_token_stats_fused));
 }
 
 }  // namespace compact

@@ -1,0 +1,376 @@
+"""The head's gradient mode "fused-weights": statistics, token weights and gradients in one sweep.
+
+Tokens are taken in chunks. A chunk's statistics and unit gradients come from one walk over the
+vocabulary; then its token weights are known, or are asked for; then dW is added up from what the
+walk left behind. Three matrix products, and only the gradients stay. The backward multiplies them
+by one number where the loss is a multiple of (token_weight * nll).sum(), and computes exact
+gradients from new logits, with a warning, where it is another loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compact_ops import _check
+from compact_ops._library import backend
+from compact_ops.types import TokenStats
+
+Weigher = Callable[[slice, TokenStats], Tensor]
+
+_OP = "linear_token_stats"
+_LOG = logging.getLogger("compact_ops")
+
+# Tokens of a chunk: 256 x 49,152 float32 are 50 MB. Fewer make the products slower.
+CHUNK = 256
+# A loss around nll may round the upstream vector by this many units in the last place.
+_ULPS = 64
+
+
+def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]:
+    """Cuts [0, count) into chunks of up to CHUNK tokens, of whole problems where they are given.
+
+    Args:
+        count: M.
+        problem_offsets: [P + 1] tokens of problem p are problem_offsets[p] :
+            problem_offsets[p + 1]; a problem of more than CHUNK tokens is a chunk of its own.
+
+    Returns:
+        Bounds of the chunks, from 0 to count; at least two, so that no token is one empty chunk.
+
+    Raises:
+        ValueError: the offsets do not rise from 0 to count.
+    """
+    if problem_offsets is None:
+        return [*range(0, max(count, 1), CHUNK), count]
+    offsets = list(problem_offsets)
+    if not offsets or offsets[0] != 0 or offsets[-1] != count or offsets != sorted(offsets):
+        raise ValueError(
+            f"{_OP}: problem_offsets must rise from 0 to M = {count}, got {problem_offsets}"
+        )
+    bounds = [0]
+    for begin, end in pairwise(offsets):
+        if begin > bounds[-1] and end - bounds[-1] > CHUNK:
+            bounds.append(begin)
+    return [*bounds, count]
+
+
+def weigh_chunk(weigh: Weigher | Tensor, tokens: slice, stats: TokenStats) -> Tensor:
+    """The weights [n] of a chunk of tokens, in the dtype of their statistics.
+
+    Raises:
+        TypeError, ValueError: what the function returned is no tensor of n numbers.
+    """
+    if isinstance(weigh, Tensor):
+        return weigh[tokens].to(stats.nll.dtype)
+    count = stats.nll.shape[0]
+    if count == 0:
+        return stats.nll.new_empty(0)
+    with torch.no_grad():
+        found = weigh(tokens, stats)
+    _check.tensor(_OP, "token_weight(...)", found, _check.FLOATS, ["n"], n=count)
+    return found.detach().to(stats.nll)
+
+
+def weigh_tokens(
+    weigh: Weigher, problem_offsets: Sequence[int] | None, stats: TokenStats
+) -> Tensor:
+    """The weights [M] of all tokens, asked for chunk by chunk as the fused sweep would."""
+    parts = []
+    for begin, end in pairwise(chunk_bounds(stats.nll.shape[0], problem_offsets)):
+        some = slice(begin, end)
+        parts.append(weigh_chunk(weigh, some, stats.map(itemgetter(some))))
+    return torch.cat(parts)
+
+
+def _sweep(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    weigh: Weigher | Tensor,
+    bounds: Sequence[int],
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, ...]:
+    """Six statistics and the weights [M], d_hidden [N, H], d_weight [V, H], d_bias [V].
+
+    A gradient that is not needed has 0 rows.
+    """
+    need_hidden, need_weight, need_bias = needs
+    dtype = _check.compute_dtype(hidden)
+    count, (vocabulary, width) = target.shape[0], weight.shape
+    read = (hidden if rows is None else hidden[rows]).to(dtype)
+    d_read = read.new_empty((count if need_hidden else 0, width))
+    d_weight = read.new_zeros((vocabulary if need_weight else 0, width))
+    d_bias = read.new_zeros((vocabulary if need_bias else 0,))
+    largest = max(end - begin for begin, end in pairwise(bounds))
+    blocks = read.new_empty((largest, vocabulary))
+    parts = []
+    for begin, end in pairwise(bounds):
+        some = slice(begin, end)
+        *stats, unit, shift = torch.ops.compact.linear_token_stats_fused(
+            blocks, read[some], weight, target[some], gold_ids, gold_offsets,
+            None if gold_problem is None else gold_problem[some],
+            bias, softcap, logit_scale, ignore_index, filter_eps, need_hidden,
+        )  # fmt: skip
+        golds = (None, None) if gold_ids is None else (stats[4], stats[5])
+        scale = weigh_chunk(weigh, some, TokenStats(*stats[:4], *golds))
+        parts.append((*stats, scale))
+        if need_hidden:
+            torch.mul(unit, scale[:, None], out=d_read[some])
+        if need_weight or need_bias:
+            torch.ops.compact.linear_token_stats_fused_backward(
+                d_weight, d_bias, blocks, scale, read[some], target[some], stats[0], stats[1],
+                shift, softcap, logit_scale, ignore_index,
+            )  # fmt: skip
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if need_hidden and rows is not None:
+        d_read = _to_rows(d_read, rows, hidden.shape[0])
+    return *columns, d_read, d_weight, d_bias
+
+
+def _to_rows(each: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Adds up the gradients of tokens [M, H] that read the same row: [N, H]."""
+    ones = each.new_ones(rows.shape)
+    out: Tensor = torch.ops.compact.accumulate_weighted(each, rows, ones, None, num_rows)
+    return out
+
+
+def _fused(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    token_weight: Tensor,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, ...]:
+    """The sweep with known weights as an operator, so that torch.compile sees one node."""
+    out = _sweep(
+        hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
+        token_weight, chunk_bounds(target.shape[0], None),
+        softcap, logit_scale, ignore_index, filter_eps, (need_hidden, need_weight, need_bias),
+    )  # fmt: skip
+    return *out[:6], *out[7:]
+
+
+def _fake(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    token_weight: Tensor,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, ...]:
+    dtype = _check.compute_dtype(hidden)
+    count, (vocabulary, width) = target.shape[0], weight.shape
+    gold = 0 if gold_ids is None else count
+    shapes: list[tuple[int, ...]] = [
+        *((count,),) * 4,
+        *((gold,),) * 2,
+        (hidden.shape[0] if need_hidden else 0, width),
+        (vocabulary if need_weight else 0, width),
+        (vocabulary if need_bias else 0,),
+    ]
+    kinds = [torch.bool if i == 3 else dtype for i in range(len(shapes))]
+    return tuple(hidden.new_empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
+
+
+def _common_factor(grad: Tensor, token_weight: Tensor) -> float | None:
+    """The c of grad = c * token_weight, up to rounding; None where there is none."""
+    if torch.equal(grad, token_weight):
+        return 1.0
+    wide = token_weight.double()
+    square = float(wide.square().sum())
+    factor = float((grad.double() * wide).sum()) / square if square > 0 else 0.0
+    error = (grad.double() - factor * wide).abs()
+    near = error <= _ULPS * torch.finfo(grad.dtype).eps * (factor * wide).abs()
+    return factor if bool(near.all()) else None
+
+
+def _gradients(
+    grad: Tensor,
+    d_hidden: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    token_weight: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    nll: Tensor,
+    lse: Tensor,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients under the upstream vector `grad` [M] of nll, from those for token_weight [M]."""
+    # An ignored token has nll 0 whatever the weights, so its upstream gradient does not matter.
+    live = target != ignore_index
+    factor = _common_factor(torch.where(live, grad, 0), torch.where(live, token_weight, 0))
+    if factor == 1.0:
+        return d_hidden, d_weight, d_bias
+    if factor is not None:
+        return factor * d_hidden, factor * d_weight, factor * d_bias
+    _LOG.warning(
+        "%s: head_grad=fused-weights computes the gradients again (2 to 3 more products): "
+        "the loss is no multiple of (token_weight * nll).sum()",
+        _OP,
+    )
+    needs = d_hidden.shape[0] > 0, d_weight.shape[0] > 0, d_bias.shape[0] > 0
+    d_read, d_weight, d_bias = torch.ops.compact.linear_token_stats_backward(
+        grad, hidden, weight, target, rows, bias, nll, lse, None, None,
+        softcap, logit_scale, ignore_index, filter_eps, *needs,
+    )  # fmt: skip
+    if needs[0] and rows is not None:
+        d_read = _to_rows(d_read, rows, hidden.shape[0])
+    return d_read, d_weight, d_bias
+
+
+def _gradients_copied(*arguments: Any) -> tuple[Tensor, ...]:
+    """The same as an operator, which must not return what it was given."""
+    return tuple(
+        g.clone() if g is given else g
+        for g, given in zip(_gradients(*arguments), arguments[1:4], strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, target, rows, _, _, _, bias, token_weight, *numbers = inputs
+    nll, lse, *_, d_hidden, d_weight, d_bias = output
+    ctx.numbers = numbers[:4]
+    ctx.save_for_backward(
+        d_hidden, d_weight, d_bias, token_weight, hidden, weight, target, rows, bias, nll, lse
+    )
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    in_graph = torch.compiler.is_compiling()
+    run = torch.ops.compact_fused.gradients if in_graph else _gradients
+    found = run(grad, *saved, *ctx.numbers)
+    kinds = (saved[4], saved[5], saved[8])  # hidden, weight, bias
+    needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]
+    d_hidden, d_weight, d_bias = (
+        g.to(like.dtype) if need else None
+        for g, need, like in zip(found, needs, kinds, strict=True)
+    )
+    return d_hidden, d_weight, None, None, None, None, None, d_bias, *(None,) * 8
+
+
+class _Weighed(torch.autograd.Function):
+    """The sweep with weights that a function gives chunk by chunk; no graph can hold that."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        """Takes what `_fused` takes, with (function, bounds) in the place of the weights."""
+        weigh, bounds = inputs[8]
+        hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias = inputs[:8]
+        softcap, logit_scale, ignore_index, filter_eps = inputs[9:13]
+        out = _sweep(
+            hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
+            weigh, bounds,
+            softcap, logit_scale, ignore_index, filter_eps, inputs[13:],
+        )  # fmt: skip
+        stats, weights, gradients = out[:6], out[6], out[7:]
+        _setup_context(ctx, (*inputs[:8], weights, *inputs[9:]), (*stats, *gradients))
+        ctx.mark_non_differentiable(*stats[1:], weights)
+        return *stats, weights
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        """See `_backward`."""
+        return _backward(ctx, *grads)
+
+
+def fused_head(
+    where: tuple[Tensor | None, ...],
+    token_weight: Tensor | Weigher,
+    problem_offsets: Sequence[int] | None,
+    numbers: tuple[float, float, int, float],
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, ...]:
+    """Statistics of the head, nll differentiable, and the weights that its gradients are for.
+
+    Args:
+        where: hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias.
+        token_weight: [M], or what gives the weights of a chunk of tokens.
+        problem_offsets: see chunk_bounds; only with a function.
+        numbers: softcap (0: none), logit_scale, ignore_index, filter_eps.
+        needs: whether hidden, weight and bias need a gradient.
+
+    Returns:
+        nll, lse, entropy, correct, gold_logit, gold_logp, token weights; see TokenStats.
+    """
+    if isinstance(token_weight, Tensor):
+        known = token_weight.detach()
+        out = torch.ops.compact_fused.linear_token_stats(*where, known, *numbers, *needs)
+        return *out[:6], known
+    target = where[2]
+    assert target is not None
+    bounds = chunk_bounds(target.shape[0], problem_offsets)
+    weighed: tuple[Tensor, ...] = _Weighed.apply(  # type: ignore[no-untyped-call]
+        *where, (token_weight, bounds), *numbers, *needs
+    )
+    return weighed
+
+
+if backend() == "native":
+    _tensors = (
+        "Tensor hidden, Tensor weight, Tensor target, Tensor? rows, Tensor? gold_ids, "
+        "Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, Tensor token_weight"
+    )
+    _numbers = "float softcap, float logit_scale, int ignore_index, float filter_eps"
+    _op = torch.library.custom_op(
+        "compact_fused::linear_token_stats",
+        _fused,
+        mutates_args=(),
+        schema=f"({_tensors}, {_numbers}, bool need_hidden, bool need_weight, bool need_bias) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    )
+    _op.register_fake(_fake)
+    _op.register_autograd(_backward, setup_context=_setup_context)
+    torch.library.custom_op(
+        "compact_fused::gradients",
+        _gradients_copied,
+        mutates_args=(),
+        schema="(Tensor grad, Tensor d_hidden, Tensor d_weight, Tensor d_bias, "
+        "Tensor token_weight, Tensor hidden, Tensor weight, Tensor target, Tensor? rows, "
+        f"Tensor? bias, Tensor nll, Tensor lse, {_numbers}) -> (Tensor, Tensor, Tensor)",
+    ).register_fake(lambda *a: tuple(torch.empty_like(g) for g in a[1:4]))
