@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.real import smollm2_rows
-from compact_ops import linear_token_stats
+from compact_ops import TokenStats, linear_token_stats
 
 SHAPES = (
     {"M": 1024, "H": 576, "V": 49152, "head": "frozen", "hidden": "random"},
@@ -116,6 +116,12 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     def ours(**options: object) -> Callable[[], Outputs]:
         return with_grad(lambda: linear_token_stats(hidden, weight, target, **options).nll.mean())
 
+    def fused(token_weight: Tensor | Callable[[slice, TokenStats], Tensor]) -> Tensor:
+        stats = linear_token_stats(
+            hidden, weight, target, head_grad="fused-weights", token_weight=token_weight
+        )
+        return (stats.weight * stats.nll).sum()
+
     def naive() -> Tensor:
         return F.cross_entropy(F.linear(hidden, weight), target)
 
@@ -124,6 +130,11 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     floor = bare_products(hidden.detach(), weight.detach(), trained)
     found: dict[str, Provider | Skipped] = {}
     if trained:
+        share = torch.full((len(target),), 1 / len(target), device=args.device)
+        found["compact-fused"] = Provider(with_grad(lambda: fused(share)), expected, rtol)
+        found["compact-fused-callback"] = Provider(
+            with_grad(lambda: fused(lambda tokens, _: share[tokens])), expected, rtol
+        )
         for mode in ("stash", "recompute"):
             found[f"compact-{mode}"] = Provider(ours(head_grad=mode), expected, max(rtol, 1e-2))
     else:
