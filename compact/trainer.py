@@ -15,6 +15,7 @@ import errno
 import functools
 import json
 import logging
+import os
 import shutil
 import sys
 from collections import defaultdict
@@ -27,9 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints, set_seed
@@ -170,6 +174,7 @@ class CompactTrainer(Trainer):
         if args.n_gpu > 1:
             logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
             args._n_gpu = 1
+        _let_cpu_ranks_shard()
         super().__init__(
             model=model,
             args=args,
@@ -180,6 +185,8 @@ class CompactTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("fsdp_version must be 2, got 1: its wrapper hides the LM head")
         # compute_loss divides by the problems of the step; transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
@@ -195,6 +202,7 @@ class CompactTrainer(Trainer):
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._kept_gains: dict[str, list[float]] = {}
         self._micros: list[list[ProblemRecord]] = []  # counted problems of the step so far
+        self._not_finite: str | None = None  # what this rank met in the step so far
         self._step_loss = torch.zeros(())
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._score_log: ScoreLog | None = None
@@ -205,7 +213,8 @@ class CompactTrainer(Trainer):
         """Runs a micro-batch in place of the model's own forward, so inside DDP, FSDP or DeepSpeed.
 
         Returns:
-            The loss summed over the counted problems (scalar), and a record of each problem.
+            The loss summed over the counted problems (scalar), and a record of each problem; none
+            where `_meet_not_finite` lets a loss that is not finite pass.
 
         Raises:
             NonFiniteError: something that the loss is made of is not finite.
@@ -216,7 +225,7 @@ class CompactTrainer(Trainer):
         batch = build_batch(
             problems,
             layout=self.layout,
-            probes=needs_probes and None in kept,
+            probes=needs_probes and self._probes_due(kept),
             pad_token_id=self._pad_token_id,
             row_capacity=self.args.max_length,
         ).to(self.args.device)
@@ -229,7 +238,10 @@ class CompactTrainer(Trainer):
             )
             if needs_probes:
                 pass_ = with_kept_gains(pass_, kept)
-            _check_finite(pass_)
+            found = _not_finite_in(pass_)
+            if found is not None:
+                self._meet_not_finite(found)
+                return live.nll.sum(), []
             with torch.no_grad():
                 weights = self.weigher(pass_)
             counted = torch.tensor([item.counted for item in work.items], device=hidden.device)
@@ -240,14 +252,39 @@ class CompactTrainer(Trainer):
                 factor, kind = self.weigher.consistency
                 loss = loss + factor * consistency_loss(hidden, pass_, weight, kind)
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"{_named(problems)}: the consistency term is {float(loss)}")
+            self._meet_not_finite(f"{_named(problems)}: the consistency term is {float(loss)}")
         return loss, _records(pass_, weights, nll.detach(), needs_probes)
+
+    def _meet_not_finite(self, what: str) -> None:
+        """Raises NonFiniteError, unless other ranks wait for this one in backward.
+
+        Then the step goes on to its end, where `_close_step` finds it noted and all ranks act
+        alike.
+        """
+        if not self.model.training or self.accelerator.num_processes == 1:
+            raise NonFiniteError(what)
+        self._not_finite = self._not_finite or what
 
     def _gains_of(self, problem: EncodedProblem) -> list[float] | None:
         """The kept gains of a problem, or None when its probes are due."""
         if not self.model.training or self.state.global_step % self.args.probe_every == 0:
             return None
         return self._kept_gains.get(problem.question_id)
+
+    def _probes_due(self, kept: Sequence[list[float] | None]) -> bool:
+        """Whether the micro-batch runs answer probes: some problem has kept no gains.
+
+        Where parameters are sharded every pass over the body gathers them, so one rank's probes are
+        everyone's.
+        """
+        due = None in kept
+        sharded = self.accelerator.distributed_type in (
+            DistributedType.FSDP,
+            DistributedType.DEEPSPEED,
+        )
+        if sharded and self.args.probe_every > 1:
+            due = any(gather_object([due]))
+        return due
 
     def compute_loss(
         self,
@@ -277,7 +314,7 @@ class CompactTrainer(Trainer):
             # DDP, FSDP and DeepSpeed average gradients over the ranks.
             loss = loss * self.accelerator.num_processes
         self._micros.append(
-            [record for record, item in zip(records, inputs, strict=True) if item.counted]
+            [record for record, item in zip(records, inputs, strict=False) if item.counted]
         )
         loss = loss / count
         return (loss, records) if return_outputs else loss
@@ -304,12 +341,18 @@ class CompactTrainer(Trainer):
             NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is "stop".
         """
         skip = self.args.on_nonfinite == "skip"
-        before = self._copy_gradients() if skip and self.accelerator.num_processes == 1 else None
+        alone = self.accelerator.num_processes == 1
+        before = self._copy_gradients() if skip and alone else None
+        if isinstance(self.student.head, FSDPModule):
+            # Gathered in the first micro-batch of the step, given up in backward of the last.
+            last = self.accelerator.sync_gradients
+            self.student.head.set_reshard_after_backward(last, recurse=False)
         done = len(self._micros)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            if self.accelerator.num_processes == 1:
-                self._check_gradients(_named([item.problem for item in inputs]))
+            found = self._bad_gradient() if alone else None
+            if found is not None:
+                raise NonFiniteError(f"{_named([item.problem for item in inputs])}: {found}")
         except NonFiniteError as error:
             if before is None:
                 raise
@@ -318,6 +361,8 @@ class CompactTrainer(Trainer):
                 parameter.grad = gradient
             self._micros[done:] = [[]]
             loss = torch.zeros((), device=self.args.device)
+        if self._not_finite is not None:
+            loss = torch.zeros_like(loss)
         self._step_loss = self._step_loss.to(loss.device) + loss
         if self.accelerator.sync_gradients:
             loss = loss + self._close_step(int(num_items_in_batch))
@@ -330,18 +375,18 @@ class CompactTrainer(Trainer):
             if p.requires_grad
         }
 
-    def _check_gradients(self, where: str) -> None:
-        """Raises NonFiniteError when a gradient is not finite. A loss scaler does this for fp16."""
+    def _bad_gradient(self) -> str | None:
+        """Which gradient of this rank is not finite. A loss scaler looks itself, for fp16."""
         if getattr(self.accelerator, "scaler", None) is not None:
-            return
+            return None
         named = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
         if not named:
-            return
-        norms = torch.stack([n.float() for n in torch._foreach_norm([g for _, g in named])])
-        finite = torch.isfinite(norms)
-        if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
-            raise NonFiniteError(f"{where}: the gradient of {named[first][0]} is not finite")
+            return None
+        norms = torch._foreach_norm([_own_part(gradient) for _, gradient in named])
+        finite = torch.isfinite(torch.stack([norm.float() for norm in norms]))
+        if bool(finite.all()):
+            return None
+        return f"the gradient of {named[int((~finite).nonzero()[0])][0]} is not finite"
 
     def _close_step(self, expected: int) -> Tensor:
         """Gathers what all ranks saw in the step and acts on it.
@@ -351,15 +396,23 @@ class CompactTrainer(Trainer):
 
         Returns:
             What is missing from this rank's logged loss: the mean is over problems that have one.
+
+        Raises:
+            NonFiniteError: on every rank, when one of several met a loss or gradient that is not
+                finite and `on_nonfinite` is "stop".
         """
-        ranks = [self._micros]
+        ranks = [(self._micros, self._not_finite, None)]
         if self.accelerator.num_processes > 1:
-            ranks = gather_object([self._micros])
+            ranks = gather_object([(self._micros, self._not_finite, self._bad_gradient())])
+        self._micros, self._not_finite = [], None
         # Data order: micro-batch, then rank.
-        records = [r for micro in zip(*ranks, strict=True) for of_rank in micro for r in of_rank]
-        self._micros = []
-        if self.accelerator.num_processes > 1:
-            self._check_gradients(f"one of {', '.join(r.question_id for r in records)}")
+        micros = zip(*(rank[0] for rank in ranks), strict=True)
+        records = [r for micro in micros for of_rank in micro for r in of_rank]
+        losses = [rank[1] for rank in ranks if rank[1] is not None]
+        gradients = [rank[2] for rank in ranks if rank[2] is not None]
+        if losses or gradients:
+            where = f"one of question_ids {', '.join(repr(r.question_id) for r in records)}"
+            return self._drop_step(losses[0] if losses else f"{where}: {gradients[0]}")
         correction = self._renormalise(expected, sum(r.has_loss for r in records))
         if not records:
             return correction
@@ -374,6 +427,22 @@ class CompactTrainer(Trainer):
         self._note(records)
         return correction
 
+    def _drop_step(self, found: str) -> Tensor:
+        """Leaves a step out that was not finite on one of several ranks, or stops."""
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.args.on_nonfinite == "stop" or deepspeed:
+            raise NonFiniteError(found)
+        if self.is_world_process_zero():
+            logger.warning("step %d is left out: %s", self.state.global_step + 1, found)
+        self._clear_gradients()
+        loss, self._step_loss = self._step_loss, torch.zeros(())
+        return -loss
+
+    def _clear_gradients(self) -> None:
+        """Takes the gradients away, so that the optimizer leaves every parameter alone."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
     def _renormalise(self, expected: int, effective: int) -> Tensor:
         """Makes the step a mean over the problems that have a loss, where some have none."""
         loss, self._step_loss = self._step_loss, torch.zeros(())
@@ -384,12 +453,11 @@ class CompactTrainer(Trainer):
                 f"step {self.state.global_step + 1}: {expected - effective} of {expected} problems "
                 "have no loss; with DeepSpeed every problem needs one"
             )
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
         if effective == 0:
-            for parameter in parameters:
-                parameter.grad = None  # the optimizer then leaves it alone
+            self._clear_gradients()
             return -loss
-        torch._foreach_mul_([p.grad for p in parameters], expected / effective)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_([_own_part(g) for g in gradients], expected / effective)
         return loss * (expected / effective - 1.0)
 
     def _note(self, records: list[ProblemRecord]) -> None:
@@ -676,6 +744,23 @@ def _only(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
     return found
 
 
+def _let_cpu_ranks_shard() -> None:
+    """Has accelerate's FSDP taken up by ranks on CPUs, where it would quietly be left out.
+
+    torch shards over gloo as over NCCL; accelerate asks for several accelerators.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    state = PartialState()
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank holds; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def _routed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Lets `forward` answer a call of the module: hooks and wrappers around it stay in force."""
@@ -731,8 +816,8 @@ def _named(problems: Sequence[EncodedProblem]) -> str:
     return f"question_id {names}" if len(problems) == 1 else f"one of question_ids {names}"
 
 
-def _check_finite(pass_: Pass) -> None:
-    """Raises NonFiniteError for the first statistic of the pass that is not finite."""
+def _not_finite_in(pass_: Pass) -> str | None:
+    """Names the first statistic of the pass that is not finite."""
     batch = pass_.batch
     bad = ~torch.isfinite(pass_.stats.nll)
     if bool(bad.any()):
@@ -740,14 +825,13 @@ def _check_finite(pass_: Pass) -> None:
         rationale = int(batch.rationale[token])
         problem = batch.problems[int(batch.problem[rationale])]
         place = token - int(batch.token_offsets[rationale])
-        raise NonFiniteError(
+        return (
             f"question_id {problem.question_id!r}, teacher {batch.teachers[rationale]!r}: the loss "
             f"of completion token {place} is {float(pass_.stats.nll[token])}"
         )
     if not bool(torch.isfinite(pass_.leaf_logp).all()):
-        raise NonFiniteError(
-            f"{_named(batch.problems)}: the log-likelihood of the gold answer is not finite"
-        )
+        return f"{_named(batch.problems)}: the log-likelihood of the gold answer is not finite"
+    return None
 
 
 def _records(pass_: Pass, weights: Weights, nll: Tensor, with_gains: bool) -> list[ProblemRecord]:

@@ -22,6 +22,11 @@ from compact.trainer import CompactTrainer
 from compact.zoo_student import build_model, build_tokenizer
 
 TEACHERS = ("good", "verbose", "wrong-step")
+# Weights far from uniform from the first step on, probes, running statistics, consistency term.
+WEIGHED: dict[str, Any] = {
+    "preset": "paper",
+    "overrides": {"adaptability": "gain", "eps": 0.0, "shrink": 0.5},
+}
 
 
 def rows_of(*teachers: str, problems: int = 4) -> list[dict[str, str]]:

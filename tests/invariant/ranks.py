@@ -1,0 +1,153 @@
+"""What each of two ranks runs for test_ranks.py: several runs in one start, results of rank 0."""
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, gather_object
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+torch.set_num_threads(1)
+
+from test_trajectories import TEACHERS, WEIGHED, rows_of  # noqa: E402
+
+import compact.trainer  # noqa: E402
+from compact.config import CompactConfig  # noqa: E402
+from compact.runlog import read_scores  # noqa: E402
+from compact.trainer import CompactTrainer, NonFiniteError  # noqa: E402
+from compact.zoo_student import build_model, build_tokenizer  # noqa: E402
+
+PROBLEMS = 7  # a step of four and one of three: the last round leaves a rank without a problem
+SAVING = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+FSDP2 = {  # what accelerate makes of recipes/accelerate/fsdp2.yaml
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+BAD = 5  # the problem that has no finite loss where `poison` is asked for
+
+
+def start(folder: Path, *, resume: bool = False, **settings: Any) -> CompactTrainer:
+    """Trains two epochs of two steps with everything that is carried from step to step."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        **WEIGHED,
+        "probe_every": 2,
+        "max_length": 400,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-3,  # no step of full size where a gradient is only rounding
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+    }
+    rows = rows_of(*TEACHERS, problems=PROBLEMS)
+    tokenizer = build_tokenizer()
+    trainer = CompactTrainer(
+        build_model(tokenizer, seed=0, hidden=32, layers=2),
+        CompactConfig(**values | settings),
+        train_dataset=rows,
+        eval_dataset=rows[: 3 * len(TEACHERS)],
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def outcome(trainer: CompactTrainer) -> dict[str, Any]:
+    """What must not depend on the number of ranks; every rank calls it."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    log = trainer.state.log_history
+    scores = read_scores(trainer.args.output_dir).drop_columns(["epoch"])
+    return {
+        "parameters": {name: tensor.clone() for name, tensor in state.items()},
+        "losses": [entry["loss"] for entry in log if "loss" in entry],
+        "norms": [entry["grad_norm"] for entry in log if "grad_norm" in entry],
+        "evals": [
+            {k: v for k, v in entry.items() if k.endswith(("loss", "nll", "gold_logp"))}
+            for entry in log
+            if "eval_loss" in entry
+        ],
+        "statistics": trainer.weigher.state_dict(),
+        "scores": scores.to_pylist(),
+    }
+
+
+def poison(question_id: str) -> None:
+    """Makes the token losses of a problem NaN, as an overflow in the student would."""
+    run_pass = compact.trainer.run_pass
+
+    def poisoned(student: Any, batch: Any, **settings: Any) -> Any:
+        live, hidden, pass_ = run_pass(student, batch, **settings)
+        if question_id in [problem.question_id for problem in batch.problems]:
+            bad = live.nll * torch.nan
+            live = live._replace(nll=bad)
+            pass_ = replace(pass_, stats=pass_.stats._replace(nll=bad.detach()))
+        return live, hidden, pass_
+
+    compact.trainer.run_pass = poisoned
+
+
+def count_gathers() -> list[list[str]]:
+    """Returns a list that receives the parameters of every all-gather of FSDP2."""
+    gather, seen = _fsdp_param_group.foreach_all_gather, []
+
+    def counted(parameters: list[Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append([parameter._param_fqn for parameter in parameters])
+        return gather(parameters, *args, **kwargs)
+
+    _fsdp_param_group.foreach_all_gather = counted
+    return seen
+
+
+def resumed(run: Path) -> dict[str, Any]:
+    """Goes on from step 2 of a run whose later checkpoints are taken away."""
+    if PartialState().is_main_process:
+        for step in (3, 4):
+            shutil.rmtree(run / f"checkpoint-{step}")
+    PartialState().wait_for_everyone()
+    return outcome(start(run, resume=True, **SAVING))
+
+
+def main(out: Path) -> None:
+    """Runs everything and keeps what rank 0 saw."""
+    results: dict[str, Any] = {"ddp": outcome(start(out / "ddp", **SAVING))}
+    results["ddp resumed"] = resumed(out / "ddp")
+
+    AcceleratorState._reset_state()
+    os.environ |= FSDP2
+    gathers = count_gathers()
+    sharded = start(out / "fsdp2", **SAVING)
+    results["sharded"] = type(sharded.model).__name__
+    results["gathers"] = list(gathers)
+    results["fsdp2"] = outcome(sharded)
+    results["fsdp2 resumed"] = resumed(out / "fsdp2")
+    AcceleratorState._reset_state()
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+    poison(sorted({row["question_id"] for row in rows_of("good", problems=PROBLEMS)})[BAD])
+    once = {"gradient_accumulation_steps": 1, "num_train_epochs": 1, "eval_strategy": "no"}
+    results["skipped"] = outcome(start(out / "skipped", on_nonfinite="skip", **once))
+    try:
+        start(out / "stopped", **once)
+    except NonFiniteError as error:
+        results["stopped"] = gather_object([str(error)])
+    if PartialState().is_main_process:
+        torch.save(results, out / "results.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
