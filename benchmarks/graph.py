@@ -1,7 +1,9 @@
-"""The consensus graphs of P problems: native assembly and rustworkx against loops and networkx.
+"""Consensus of P problems by step graphs: native assembly and rustworkx, and loops and networkx.
 
-P problems of K rationales of S steps each hold numbers and equations; the graphs are built and the
-mainstream path is found. The support of every step's class is compared.
+P problems of K rationales of S steps each hold numbers and equations. From the steps as arrays
+both ways match steps, join classes by edges, cut cycles, find the mainstream and score every
+rationale. `loops` is also the specification that tests/metrics/test_step_graphs.py holds the native
+code to.
 """
 
 from __future__ import annotations
@@ -9,15 +11,32 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 import torch
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
+from compact.metrics.step_graph import MAINSTREAM_BONUS, consensus
 from compact.step_graphs import THRESHOLD, Steps, build_graphs, describe_steps
 
-SHAPES = ({"P": 100, "K": 8, "S": 12},)
+SHAPES = ({"P": 1000, "K": 8, "S": 12}, {"P": 100, "K": 8, "S": 12})
+DTYPES = ("float32",)
+UNITS = 4096
+"""Similarities are compared in whole multiples of 1 / UNITS."""
+PLACES = 1 << 20
+
+
+class Step(NamedTuple):
+    """A step as plain Python values."""
+
+    equations: frozenset[int]
+    numbers: frozenset[int]
+    content: int
+    state: tuple[float, ...]
 
 
 def texts(problems: int, rationales: int, steps: int, seed: int) -> list[list[list[str]]]:
@@ -35,23 +54,31 @@ def texts(problems: int, rationales: int, steps: int, seed: int) -> list[list[li
     return found
 
 
-def similarity(one: frozenset[int], two: frozenset[int]) -> float:
-    """1 for a shared equation (odd items), else the Jaccard index of the numbers (even items)."""
-    if any(item % 2 for item in one & two):
-        return 1.0
-    numbers = {item for item in one | two if item % 2 == 0}
-    return len({item for item in one & two if item % 2 == 0}) / len(numbers) if numbers else 0.0
+def similarity(one: Step, two: Step) -> int:
+    """Returns 0..UNITS: mathematics by shared equations or else numbers, words by their states."""
+    if bool(one.numbers | one.equations) != bool(two.numbers | two.equations):
+        return 0
+    if not one.numbers | one.equations:
+        if not one.state:
+            return UNITS * (one.content == two.content)
+        return round(UNITS * sum(a * b for a, b in zip(one.state, two.state, strict=True)))
+    if one.equations & two.equations:
+        return UNITS
+    either = one.numbers | two.numbers
+    return round(UNITS * len(one.numbers & two.numbers) / len(either)) if either else 0
 
 
-def chain(one: list[frozenset[int]], two: list[frozenset[int]]) -> list[tuple[int, int]]:
+def chain(one: Sequence[Step], two: Sequence[Step]) -> list[tuple[int, int]]:
     """Mutual best matches of two rationales, the order-preserving chain of greatest similarity."""
     table = [[similarity(a, b) for b in two] for a in one]
-    total = [[0.0] * (len(two) + 1) for _ in range(len(one) + 1)]
+    best_of_row = [max(row) for row in table]
+    best_of_column = [max(column) for column in zip(*table, strict=True)]
+    least = round(UNITS * THRESHOLD)
+    total = [[0] * (len(two) + 1) for _ in range(len(one) + 1)]
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             best = max(total[i][j + 1], total[i + 1][j])
-            mutual = value == max(row) and value == max(r[j] for r in table)
-            if value >= THRESHOLD and mutual:
+            if value >= least and value == best_of_row[i] == best_of_column[j]:
                 best = max(best, total[i][j] + value)
             total[i + 1][j + 1] = best
     found, i, j = [], len(one), len(two)
@@ -66,39 +93,92 @@ def chain(one: list[frozenset[int]], two: list[frozenset[int]]) -> list[tuple[in
     return found
 
 
-def with_networkx(steps: Steps) -> np.ndarray:
-    """Returns [S] support of every step's class, by Python loops over dictionaries and graphs."""
-    bounds = steps.item_offsets.tolist()
-    items = [frozenset(steps.items[a:b].tolist()) for a, b in itertools.pairwise(bounds)]
-    support = np.zeros(len(items))
+def classes_of(rationales: Sequence[Sequence[Step]]) -> dict[tuple[int, int], int]:
+    """Returns the class of every step, which is named by (rationale, place)."""
+    graph = nx.Graph()
+    graph.add_nodes_from((r, i) for r, steps in enumerate(rationales) for i in range(len(steps)))
+
+    def key(r: int) -> tuple[list[int], list[tuple[float, ...]]]:
+        return [s.content for s in rationales[r]], [s.state for s in rationales[r]]
+
+    for a, b in itertools.combinations(sorted(range(len(rationales)), key=key), 2):
+        pairs = chain(rationales[a], rationales[b])
+        graph.add_edges_from(((a, i), (b, j)) for i, j in pairs)
+    return {s: name for name, part in enumerate(nx.connected_components(graph)) for s in part}
+
+
+def class_graph(class_of: dict[tuple[int, int], int], sizes: Sequence[int]) -> nx.DiGraph:
+    """Returns the classes joined by "is followed by", without cycles.
+
+    Commoner edges come first, then those that lead further on; edges of one rank are left out
+    together where they lie on a cycle.
+    """
+    places: dict[int, list[int]] = {}
+    for (r, i), name in class_of.items():
+        place = i / (sizes[r] - 1) if sizes[r] > 1 else 1.0
+        places.setdefault(name, []).append(round(place * PLACES))
+    mean = {name: sum(found) / len(found) for name, found in places.items()}
+    follows = Counter(
+        pair
+        for r, size in enumerate(sizes)
+        for pair in {(class_of[r, i], class_of[r, i + 1]) for i in range(size - 1)}
+        if pair[0] != pair[1]
+    )
+
+    def rank(edge: tuple[int, int]) -> tuple[float, ...]:
+        a, b = edge
+        return -follows[edge], mean[a] - mean[b], mean[a], mean[b]
+
+    dag = nx.DiGraph()
+    dag.add_nodes_from(mean)
+    for _, group in itertools.groupby(sorted(follows, key=rank), key=rank):
+        edges = list(group)
+        dag.add_edges_from(edges)
+        dag.remove_edges_from([(a, b) for a, b in edges if nx.has_path(dag, b, a)])
+    return dag
+
+
+def on_heaviest_path(dag: nx.DiGraph, members: dict[int, int]) -> set[int]:
+    """Returns the classes on any path with the greatest sum of members."""
+    order = list(nx.topological_sort(dag))
+    upto: dict[int, int] = {}
+    onwards: dict[int, int] = {}
+    for node in order:
+        upto[node] = members[node] + max((upto[p] for p in dag.predecessors(node)), default=0)
+    for node in reversed(order):
+        onwards[node] = members[node] + max((onwards[s] for s in dag.successors(node)), default=0)
+    heaviest = max(upto.values())
+    return {node for node in order if upto[node] + onwards[node] - members[node] == heaviest}
+
+
+def loops(steps: Steps) -> np.ndarray:
+    """Returns [R] the consensus of every rationale, by Python loops over dicts and graphs."""
+    bounds = itertools.pairwise(steps.item_offsets.tolist())
+    items = [steps.items[a:b].tolist() for a, b in bounds]
+    plain = [
+        Step(
+            frozenset(i for i in mine if i % 2),
+            frozenset(i for i in mine if not i % 2),
+            c,
+            tuple(s),
+        )
+        for mine, c, s in zip(items, steps.content.tolist(), steps.state.tolist(), strict=True)
+    ]
+    starts = steps.step_offsets.tolist()
+    found = []
     for first, end in itertools.pairwise(steps.problem_offsets.tolist()):
-        starts = steps.step_offsets.tolist()
-        spans = {r: range(starts[r], starts[r + 1]) for r in range(first, end)}
-        graph = nx.Graph()
-        graph.add_nodes_from(itertools.chain(*spans.values()))
-        order = sorted(spans, key=lambda r: steps.content[spans[r].start : spans[r].stop].tolist())
-        for a, b in itertools.combinations(order, 2):
-            pairs = chain([items[s] for s in spans[a]], [items[s] for s in spans[b]])
-            graph.add_edges_from((spans[a][i], spans[b][j]) for i, j in pairs)
-        owner = {step: r for r, span in spans.items() for step in span}
-        class_of: dict[int, int] = {}
-        share: list[float] = []
-        for name, members in enumerate(nx.connected_components(graph)):
-            class_of.update(dict.fromkeys(members, name))
-            share.append(len({owner[step] for step in members}) / len(spans))
-        follows: dict[tuple[int, int], int] = {}
-        for span in spans.values():
-            for pair in {(class_of[a], class_of[b]) for a, b in itertools.pairwise(span)}:
-                follows[pair] = follows.get(pair, 0) + 1
-        dag = nx.DiGraph()
-        dag.add_nodes_from(range(len(share)))
-        for (a, b), _ in sorted(follows.items(), key=lambda entry: -entry[1]):
-            if a != b and not nx.has_path(dag, b, a):
-                dag.add_edge(a, b, weight=share[b])
-        nx.dag_longest_path(dag)
-        for step, name in class_of.items():
-            support[step] = share[name]
-    return support
+        rationales = [plain[starts[r] : starts[r + 1]] for r in range(first, end)]
+        class_of = classes_of(rationales)
+        teachers: dict[int, set[int]] = {}
+        for (r, _), name in class_of.items():
+            teachers.setdefault(name, set()).add(r)
+        members = {name: len(some) for name, some in teachers.items()}
+        sizes = [len(some) for some in rationales]
+        mainstream = on_heaviest_path(class_graph(class_of, sizes), members)
+        for r, size in enumerate(sizes):
+            support = sum(members[class_of[r, i]] for i in range(size)) / size / len(sizes)
+            found.append(support + MAINSTREAM_BONUS * (class_of[r, size - 1] in mainstream))
+    return np.array(found)
 
 
 def providers(args: Args) -> dict[str, Provider | Skipped]:
@@ -109,11 +189,10 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     described = describe_steps(texts(problems, rationales, steps, args.seed), None)
 
     def compact() -> Outputs:
-        graphs = build_graphs(described)
-        return {"support": torch.from_numpy(graphs.support[graphs.step_class])}
+        return {"consensus": torch.from_numpy(consensus(described, build_graphs(described)))}
 
-    def loops() -> Outputs:
-        return {"support": torch.from_numpy(with_networkx(described))}
+    def plain() -> Outputs:
+        return {"consensus": torch.from_numpy(loops(described))}
 
-    expected = functools.cache(loops)
-    return {"compact": Provider(compact, expected), "networkx": Provider(loops, expected)}
+    expected = functools.cache(plain)
+    return {"compact": Provider(compact, expected), "networkx": Provider(plain, expected)}

@@ -57,9 +57,17 @@ class _Term(NamedTuple):
     percent: bool
 
 
+@lru_cache(maxsize=65536)
 def numbers(text: str) -> tuple[str, ...]:
     """Returns the distinct numbers of a text in normal form, in order of appearance."""
-    return tuple(dict.fromkeys(_number_list(_plain(text))))
+    found: dict[str, None] = {}
+    for match in _TOKEN.finditer(_plain(text)):
+        if match["number"] or match["unknown"]:
+            digits = NUMBER.search(match["number"] or match["unknown"])
+            number = parse_number(digits.group()) if digits else None
+            if number is not None:
+                found[format_number(number)] = None
+    return tuple(found)
 
 
 @lru_cache(maxsize=65536)
@@ -81,18 +89,6 @@ def _plain(text: str) -> str:
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
     return _LIST_NUMBER.sub("", _THOUSANDS.sub("", text))
-
-
-@lru_cache(maxsize=65536)
-def _number_list(plain: str) -> tuple[str, ...]:
-    found = []
-    for match in _TOKEN.finditer(plain):
-        if match["number"] or match["unknown"]:
-            digits = NUMBER.search(match["number"] or match["unknown"])
-            number = parse_number(digits.group()) if digits else None
-            if number is not None:
-                found.append(format_number(number))
-    return tuple(found)
 
 
 def _chains(plain: str) -> list[list[list[_Term] | None]]:
@@ -188,8 +184,8 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
         return None
     # A percentage is a hundredth or a bare number, whichever makes sense of the equation.
     holds = False
-    for percent in (False, True):
-        for percent_right in (False, True):
+    for percent in _readings(left):
+        for percent_right in _readings(right):
             computed, said = _value(left, percent), _value(right, percent_right)
             if computed is None or said is None:
                 return None
@@ -200,6 +196,11 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
     if len(results) == 1 and right[0].text == "-":
         result = f"-{result}"
     return Equation(f"{_normal_form(left)}={result}", names, result, holds)
+
+
+def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
+    """Returns the ways to read the percentages of an expression: bare, and as hundredths."""
+    return (False, True) if any(term.percent for term in terms) else (False,)
 
 
 def _close(computed: float, said: float, decimals: int) -> bool:

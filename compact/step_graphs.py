@@ -74,6 +74,9 @@ def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarra
     Args:
         problems: the texts.
         state: [S, H] float32 mean hidden states of the steps, of any length, or None.
+
+    Raises:
+        ValueError: if a state is not finite.
     """
     rationales = [rationale for problem in problems for rationale in problem]
     texts = [text for rationale in rationales for text in rationale]
@@ -89,6 +92,8 @@ def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarra
     if state is None:
         unit = np.zeros((len(texts), 0), np.float32)
     else:
+        if not np.isfinite(state).all():
+            raise ValueError("step-graph: hidden states must be finite")
         length = np.linalg.norm(state, axis=1, keepdims=True)
         unit = (state / np.maximum(length, 1e-12)).astype(np.float32)
     return Steps(
