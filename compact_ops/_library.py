@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# The kernels keep one reference for each row and this many vocabulary entries (csrc/ops/head.h).
+STASH_BLOCK = 256
+
 _HERE = Path(__file__).parent
 _BUILD = "pip install --no-build-isolation .  (in a checkout: make native)"
 
@@ -64,3 +67,12 @@ def register_autograd(
     """Registers the backward of operator `name`; nothing to do on the plain-torch path."""
     if _BACKEND == "native":
         torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+
+def register_once_differentiable(name: str) -> None:
+    """Makes the gradient of the backward operator `name` an error, where torch would give zeros."""
+
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError(f"{name}: not differentiable, so there is no second derivative")
+
+    register_autograd(name, refuse, lambda ctx, inputs, output: None)

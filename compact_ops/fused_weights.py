@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check
-from compact_ops._library import backend
+from compact_ops._library import STASH_BLOCK, backend, register_fake
 from compact_ops.types import TokenStats
 
 Weigher = Callable[[slice, TokenStats], Tensor]
@@ -207,6 +207,40 @@ def _fake(
     ]
     kinds = [torch.bool if i == 3 else dtype for i in range(len(shapes))]
     return tuple(hidden.new_empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
+
+
+def _chunk_fake(
+    blocks: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    gold_ids: Tensor | None,
+    gold_offsets: Tensor | None,
+    gold_problem: Tensor | None,
+    bias: Tensor | None,
+    softcap: float,
+    logit_scale: float,
+    ignore_index: int,
+    filter_eps: float,
+    need_hidden: bool,
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of one chunk."""
+    count, (vocabulary, width) = target.shape[0], weight.shape
+    gold = 0 if gold_ids is None else count
+    # On CUDA the blocks are final as they stand.
+    references = 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK)
+    shapes: list[tuple[int, ...]] = [
+        *((count,),) * 4,
+        *((gold,),) * 2,
+        (count if need_hidden else 0, width),
+        (count, references),
+    ]
+    kinds = [torch.bool if i == 3 else blocks.dtype for i in range(len(shapes))]
+    return tuple(hidden.new_empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
+
+
+register_fake("compact::linear_token_stats_fused", _chunk_fake)
+register_fake("compact::linear_token_stats_fused_backward", lambda *_: None)
 
 
 def _common_factor(grad: Tensor, token_weight: Tensor) -> float | None:

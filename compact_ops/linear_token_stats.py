@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend, register_autograd, register_fake
+from compact_ops._library import (
+    STASH_BLOCK,
+    backend,
+    register_autograd,
+    register_fake,
+    register_once_differentiable,
+)
 from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens
 from compact_ops.types import GoldAnswers, TokenStats
 
@@ -19,7 +25,6 @@ _LOG = logging.getLogger("compact_ops")
 
 # What stays for the backward, as csrc/library.cpp numbers it.
 _NOTHING, _UNIT, _UNIT_AND_STASH = 0, 1, 2
-_STASH_BLOCK = 256
 
 
 class HeadPlan(NamedTuple):
@@ -266,9 +271,7 @@ def _fake(
         empty(0 if keep == _NOTHING else count, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
         # On CUDA the stash is final as it stands, and its shift has width 0.
-        empty(
-            stashed, 0 if hidden.is_cuda else -(-vocabulary // _STASH_BLOCK), dtype=torch.float32
-        ),
+        empty(stashed, 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK), dtype=torch.float32),
     )
 
 
@@ -305,6 +308,7 @@ def _backward_fake(
 
 
 register_fake("compact::linear_token_stats_backward", _backward_fake)
+register_once_differentiable("compact::linear_token_stats_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend, register_autograd, register_fake
+from compact_ops._library import (
+    backend,
+    register_autograd,
+    register_fake,
+    register_once_differentiable,
+)
 
 _OP = "pairwise_symmetric_kl"
 
@@ -107,6 +112,7 @@ def _backward_fake(
 
 
 register_fake("compact::pairwise_symmetric_kl_backward", _backward_fake)
+register_once_differentiable("compact::pairwise_symmetric_kl_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

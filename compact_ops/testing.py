@@ -1,0 +1,343 @@
+"""For tests of the operators and of code that calls them: sample inputs, tolerance rule, opcheck.
+
+The rule: the largest error of the kernel against float64 is at most twice that of torch's own path
+in the same dtype, plus a few units in the last place. A failure is an AssertionError that names the
+output and its worst entry. `SAMPLES` has an entry for each public operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import compact_ops
+from compact_ops import reference
+from compact_ops.types import GoldAnswers
+
+Inputs = dict[str, Any]
+
+# Sums of a few hundred terms round differently in another order, by this many units.
+_ULPS = 32
+
+
+class Sample(NamedTuple):
+    """How one public operator is tried.
+
+    Attributes:
+        make: seed and a size of at least 4 (tokens, rows or pairs) -> keyword arguments of one
+            call, in float64.
+        leaves: the arguments that are differentiable.
+        changed: the arguments that the call overwrites.
+    """
+
+    make: Callable[[int, int], Inputs]
+    leaves: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def cast(inputs: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
+    """The same arguments with their floating tensors in another dtype, as new tensors."""
+    return {k: _cast(v, dtype) for k, v in inputs.items()}
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+
+
+def head_inputs(
+    seed: int = 0,
+    tokens: int = 37,
+    width: int = 19,
+    vocabulary: int = 301,
+    rows: int | None = None,
+) -> Inputs:
+    """Arguments of `linear_token_stats`: every fifth token ignored, gold answers of 1 to 3 tokens.
+
+    Args:
+        seed: for every number.
+        tokens: M.
+        width: H.
+        vocabulary: V.
+        rows: N where tokens read rows at random; None where token m reads row m.
+    """
+    g = torch.Generator().manual_seed(seed)
+    problems = 3
+    counts = torch.randint(1, 4, (problems,), generator=g)
+    target = torch.randint(0, vocabulary, (tokens,), generator=g)
+    target[::5] = -100
+    hidden = tokens if rows is None else rows
+    return {
+        "hidden": torch.randn(hidden, width, generator=g, dtype=torch.float64),
+        "weight": torch.randn(vocabulary, width, generator=g, dtype=torch.float64),
+        "target": target,
+        "rows": None if rows is None else torch.randint(0, rows, (tokens,), generator=g),
+        "gold": GoldAnswers(
+            torch.randint(0, vocabulary, (int(counts.sum()),), generator=g),
+            torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+            torch.randint(0, problems, (tokens,), generator=g),
+        ),
+    }
+
+
+def head_terms(vocabulary: int = 301) -> Inputs:
+    """The optional terms of a head, all of them: bias [V], softcap, logit scale."""
+    bias = torch.linspace(-1, 1, vocabulary, dtype=torch.float64)
+    return {"bias": bias, "softcap": 3.0, "logit_scale": 0.7}
+
+
+def _accumulate_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "unit": torch.randn(size, 11, generator=g, dtype=torch.float64),
+        "rows": torch.randint(0, 7, (size,), generator=g),
+        "weight": torch.rand(4, generator=g, dtype=torch.float64),
+        "group": torch.randint(0, 4, (size,), generator=g),
+        "num_rows": 9,
+    }
+
+
+def _filtered_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "grad": torch.randn(size, 290, generator=g, dtype=torch.float64),
+        "weight": torch.randn(290, 11, generator=g, dtype=torch.float64),
+        "eps": 0.5,
+    }
+
+
+def _head_inputs(seed: int, size: int) -> Inputs:
+    return head_inputs(seed, tokens=size, rows=20) | head_terms()
+
+
+def _pairs_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "hidden": torch.randn(9, 6, generator=g, dtype=torch.float64),
+        "weight": torch.randn(300, 6, generator=g, dtype=torch.float64),
+        "left": torch.randint(0, 9, (size,), generator=g),
+        "right": torch.randint(0, 9, (size,), generator=g),
+        **head_terms(300),
+    }
+
+
+def _problem_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "scores": torch.randn(3, size, generator=g, dtype=torch.float64),
+        "offsets": torch.tensor([0, 1, size // 2, size]),
+        "beta": torch.tensor([1.0, 1.0, -0.5], dtype=torch.float64),
+        "prior_std": torch.tensor([0.1, 0.5, 0.0], dtype=torch.float64),
+        "tau": 0.7,
+        "floor": 0.2,
+    }
+
+
+def _row_inputs(seed: int, size: int) -> Inputs:
+    head = head_inputs(seed, tokens=size)
+    return {
+        "logits": head["hidden"] @ head["weight"].T,
+        "target": head["target"],
+        "weight": torch.linspace(0, 2, size, dtype=torch.float64),
+        "gold": head["gold"],
+        **head_terms(),
+    }
+
+
+SAMPLES: dict[str, Sample] = {
+    "accumulate_weighted": Sample(_accumulate_inputs, ("unit", "weight")),
+    "filtered_matmul": Sample(_filtered_inputs, ("grad", "weight")),
+    "linear_token_stats": Sample(_head_inputs, ("hidden", "weight", "bias")),
+    "pairwise_symmetric_kl": Sample(_pairs_inputs, ("hidden", "weight", "bias")),
+    "problem_weights": Sample(_problem_inputs),
+    "row_stats_": Sample(_row_inputs, changed=("logits",)),
+}
+
+
+def run(
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    leaves: tuple[str, ...] = (),
+    changed: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """Calls `function(**inputs)` and, where there are leaves, the backward of its first output.
+
+    The upstream vector is not uniform and has zeros in it, so that a gradient which was summed too
+    early shows.
+
+    Returns:
+        The outputs by name ("out" of a function with one), the overwritten arguments by name, and
+        "d_NAME" of each leaf.
+    """
+    arguments = dict(inputs)
+    for name in leaves:
+        arguments[name] = arguments[name].detach().clone().requires_grad_()
+    for name in changed:
+        arguments[name] = arguments[name].detach().clone()
+    value = function(**arguments)
+    outputs = {"out": value} if isinstance(value, Tensor) else dict(value._asdict())
+    found = {k: v for k, v in outputs.items() if v is not None}
+    if leaves:
+        first = next(iter(found.values()))
+        upstream = torch.linspace(-1, 2, first.numel(), dtype=first.dtype, device=first.device)
+        upstream[1::7] = 0
+        wanted = [arguments[name] for name in leaves]
+        grads = torch.autograd.grad(first, wanted, upstream.view_as(first))
+        found |= {f"d_{n}": g for n, g in zip(leaves, grads, strict=True)}
+    found |= {name: arguments[name] for name in changed}
+    return {k: v.detach() for k, v in found.items()}
+
+
+def compare(
+    name: str,
+    got: Tensor,
+    theirs: Tensor,
+    truth: Tensor,
+    *,
+    factor: float = 2.0,
+    ulps: float = _ULPS,
+) -> None:
+    """Holds one result to the tolerance rule.
+
+    Args:
+        name: of the result, for the message.
+        got: of the kernel.
+        theirs: of torch's own path in the same dtype.
+        truth: of the float64 path on the same numbers.
+        factor: how many times torch's largest error is allowed.
+        ulps: units in the last place of `got`'s dtype allowed besides, relative to 1 plus the
+            largest true entry.
+
+    Raises:
+        AssertionError: another shape, a NaN or infinity that the truth does not have, or an error
+            beyond the rule; it names the worst entry.
+    """
+    if got.shape != truth.shape:
+        raise AssertionError(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}")
+    if not truth.numel():
+        return
+    if not got.is_floating_point():
+        _report(name, got, truth, (got != truth).double(), 0.0)
+        return
+    wide = truth.double()
+    scale = 1 + float(wide.abs().nan_to_num(posinf=0.0).max())
+    own = float(_error(theirs, wide).max())
+    eps = torch.finfo(got.dtype).eps
+    _report(name, got, truth, _error(got, wide), factor * own + ulps * eps * scale)
+
+
+def _error(value: Tensor, truth: Tensor) -> Tensor:
+    """Distance of each entry; 0 where both are the same infinity or both NaN."""
+    same = (value.double() == truth) | (value.isnan() & truth.isnan())
+    return torch.where(same, 0.0, (value.double() - truth).abs().nan_to_num(nan=torch.inf))
+
+
+def _report(name: str, got: Tensor, truth: Tensor, error: Tensor, allowed: float) -> None:
+    worst = int(error.argmax())
+    if float(error.flatten()[worst]) <= allowed:
+        return
+    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), truth.shape)]
+    raise AssertionError(
+        f"{name}: wrong at {index}: got {got.flatten()[worst].item()!r}, "
+        f"expected {truth.flatten()[worst].item()!r}, error {float(error.flatten()[worst]):.3g}, "
+        f"allowed {allowed:.3g}"
+    )
+
+
+def check(
+    op: str,
+    inputs: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    leaves: tuple[str, ...] | None = None,
+    *,
+    factor: float = 2.0,
+    ulps: float = _ULPS,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Holds every output and gradient of a public operator to the tolerance rule.
+
+    Args:
+        op: its name.
+        inputs: arguments that its reference takes too.
+        dtype: what floating inputs are cast to; the float64 truth starts from the cast numbers.
+        leaves: arguments to differentiate; None for all that the operator's sample has and
+            `inputs` gives.
+        factor: see `compare`.
+        ulps: see `compare`.
+        **options: further arguments of the operator that its reference does not take.
+
+    Returns:
+        What the operator gave, as `run` names it.
+
+    Raises:
+        AssertionError: see `compare`; or a gradient that is not in its argument's dtype.
+    """
+    sample = SAMPLES[op]
+    if leaves is None:
+        leaves = tuple(n for n in sample.leaves if inputs.get(n) is not None)
+    given = cast(inputs, dtype)
+    plain = getattr(reference, op)
+    got = run(getattr(compact_ops, op), given | options, leaves, sample.changed)
+    theirs = run(plain, given, leaves, sample.changed)
+    truth = run(plain, cast(given, torch.float64), leaves, sample.changed)
+    for name, value in truth.items():
+        if name.startswith("d_") and got[name].dtype != dtype:
+            raise AssertionError(f"{op}: {name} must have dtype {dtype}, got {got[name].dtype}")
+        compare(f"{op}: {name}", got[name], theirs[name], value, factor=factor, ulps=ulps)
+    return got
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every call of an operator of this package, with copies of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace in ("compact", "compact_fused"):
+            # A backward computes from tensors that require a gradient, but records none itself.
+            forward = torch._C._current_autograd_node() is None
+            copies = tuple(
+                a.detach().clone().requires_grad_(a.requires_grad and forward)
+                if isinstance(a, Tensor)
+                else a
+                for a in args
+            )
+            self.calls.append((func, copies))
+        return func(*args, **(kwargs or {}))
+
+
+def opcheck(
+    function: Callable[..., Any], inputs: Mapping[str, Any], **run_options: Any
+) -> set[str]:
+    """Runs torch.library.opcheck on every native operator that a call and its backward use.
+
+    Schema, fake tensors, autograd registration and tracing with symbolic shapes.
+
+    Args:
+        function: a public operator, or code that calls some.
+        inputs: its keyword arguments.
+        **run_options: `leaves` and `changed` of `run`.
+
+    Returns:
+        The names of the operators checked.
+
+    Raises:
+        AssertionError: nothing native was called. What torch raises for a registration that is
+            wrong.
+    """
+    with _Recorder() as recorder:
+        run(function, inputs, **run_options)
+    if not recorder.calls:
+        raise AssertionError(f"{function}: no operator of compact_ops was called")
+    for op, arguments in recorder.calls:
+        torch.library.opcheck(op, arguments)
+    return {op.name() for op, _ in recorder.calls}
