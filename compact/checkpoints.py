@@ -20,7 +20,7 @@ def staging_folder(final: Path) -> Path:
 
 def clear_unfinished(run: Path) -> None:
     """Removes what a killed run left half-written."""
-    for folder in run.glob("unfinished-checkpoint-*"):
+    for folder in run.glob("unfinished-*"):
         shutil.rmtree(folder)
 
 
@@ -35,6 +35,20 @@ def publish(staged: Path, final: Path) -> None:
         shutil.rmtree(final)
     staged.rename(final)
     _sync(final.parent)
+
+
+def move_whole(staged: Path, final: Path) -> None:
+    """Forces the files of a staged folder to disk and moves them into `final`, the weights last."""
+    files = [path for path in staged.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: (path.suffix == ".safetensors", path.name))
+    for path in files:
+        _sync(path)
+    for path in files:
+        target = final / path.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(staged)
+    _sync(final)
 
 
 def damage(checkpoint: Path) -> str | None:

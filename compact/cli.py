@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 # Subcommand -> (module, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -21,6 +24,8 @@ COMMANDS = {
     "env": ("compact.env", "versions and machine, for a bug report"),
 }
 _INTERRUPTED = 130
+# Set for the processes that `compact train --num_processes` starts: it tells of their errors.
+REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="compact: %(message)s", level=logging.WARNING)
     try:
         return _run(command, rest)
-    except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", _INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -99,6 +104,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, status: int) -> int:
+    if REPORT_TO_LAUNCHER in os.environ:
+        error = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(error))
+        return status
     print(f"compact: error: {message}", file=sys.stderr, flush=True)
     return status
 

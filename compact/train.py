@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import logging
+import os
 from pathlib import Path
 
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from transformers.utils.logging import disable_progress_bar
+
+from compact.checkpoints import newest_whole
+from compact.cli import REPORT_TO_LAUNCHER
+from compact.config import CompactConfig, RecipeConfig
 from compact.data import load_problems
 from compact.progress import show_progress
 from compact.recipe import read_settings
@@ -43,12 +52,28 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, TypeError, OSError: a setting, a row of the data or a file that cannot be used.
     """
-    if args.num_processes is not None or args.accelerate_config is not None:
-        return _launch(args)
     recipe, config = read_settings(args.config, args.options)
     for name in ("model", "data"):
         if getattr(recipe, name) is None:
             raise ValueError(f"{name} must be given, in the recipe or as --{name}")
+    try:
+        if args.num_processes is not None or args.accelerate_config is not None:
+            _launch(args)
+        else:
+            _train(recipe, config)
+    except KeyboardInterrupt:
+        checkpoint, _ = newest_whole(Path(config.output_dir))
+        if checkpoint is None:
+            raise
+        raise KeyboardInterrupt(
+            f"{checkpoint} is whole: go on with --resume_from_checkpoint true"
+        ) from None
+    return 0
+
+
+def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
+    """Trains in this process, alone or as one of several."""
+    disable_progress_bar()  # of reading and writing files
     # Before a model is read: a bad row should not cost a minute.
     problems = load_problems(recipe.data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
@@ -66,32 +91,54 @@ def run(args: argparse.Namespace) -> int:
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"student, log and scores: {config.output_dir}", flush=True)
-    return 0
+    trainer.accelerator.end_training()
 
 
-def _launch(args: argparse.Namespace) -> int:
-    """Starts `compact train` on several processes through accelerate; returns its exit status."""
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    if args.accelerate_config is not None:
-        command += ["--config_file", str(_accelerate_config(args.accelerate_config))]
+def _launch(args: argparse.Namespace) -> None:
+    """Starts `compact train` on several processes through accelerate, and waits for them.
+
+    Raises:
+        ValueError: a number or configuration that cannot be used, or a process failed.
+        KeyboardInterrupt: Ctrl-C, once every process has ended.
+    """
+    file = _accelerate_config(args.accelerate_config or "ddp")
+    command = ["--config_file", str(file)]
     if args.num_processes is not None:
         if args.num_processes < 1:
             raise ValueError(f"--num_processes must be at least 1, got {args.num_processes}")
         command += ["--num_processes", str(args.num_processes)]
-        if args.num_processes > 1 and args.accelerate_config is None:
-            command += ["--multi_gpu"]  # gloo ranks where there is no GPU
+        if not torch.cuda.is_available():
+            threads = max((os.cpu_count() or 1) // args.num_processes, 1)
+            command += ["--num_cpu_threads_per_process", str(threads)]
     command += ["-m", "compact.cli", "train"]
     command += ["--config", args.config] if args.config else []
-    return subprocess.run([*command, *args.options], check=False).returncode
+    logging.disable(logging.ERROR)  # the failure of a process is told once, below
+    os.environ[REPORT_TO_LAUNCHER] = "1"
+    try:
+        launch_command(launch_command_parser().parse_args([*command, *args.options]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if isinstance(failure.message, dict):  # what cli.py left in the error file
+            raise ValueError(failure.message["message"]) from None
+        how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+        raise ValueError(f"process {rank} failed ({how})") from None
+    except SignalException as signal:
+        raise KeyboardInterrupt from signal
+    finally:
+        del os.environ[REPORT_TO_LAUNCHER]
+        logging.disable(logging.NOTSET)
 
 
 def _accelerate_config(name: str) -> Path:
     """The file of an accelerate configuration: a path, or a name under recipes/accelerate."""
-    shipped = Path(__file__).parents[1] / "recipes" / "accelerate"
-    for path in (Path(name), Path("recipes/accelerate") / f"{name}.yaml", shipped / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in shipped.glob("*.yaml"))
-    raise ValueError(
-        f"--accelerate_config must be a file or one of {', '.join(known) or '(none)'}, got {name!r}"
-    )
+    if Path(name).is_file():
+        return Path(name)
+    here = Path(__file__).parent
+    installed, checkout = (root / "recipes" / "accelerate" for root in (here, here.parent))
+    shipped = {path.stem: path for path in (*checkout.glob("*.yaml"), *installed.glob("*.yaml"))}
+    if name not in shipped:
+        raise ValueError(
+            f"--accelerate_config must be a file or one of {', '.join(sorted(shipped))}, "
+            f"got {name!r}"
+        )
+    return shipped[name]

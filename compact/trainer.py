@@ -39,7 +39,14 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints, set_seed
 
 from compact.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
-from compact.checkpoints import clear_unfinished, damage, newest_whole, publish, staging_folder
+from compact.checkpoints import (
+    clear_unfinished,
+    damage,
+    move_whole,
+    newest_whole,
+    publish,
+    staging_folder,
+)
 from compact.config import CompactConfig
 from compact.consistency import consistency_loss
 from compact.data import Problem, load_problems
@@ -656,14 +663,14 @@ class CompactTrainer(Trainer):
         run = Path(self._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
         staged = staging_folder(final)
-        try:
+        with _cleared_up(staged, final):
             if self._score_log is not None:
                 self._score_log.seal()
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            self.save_model(str(staged), _internal_call=True)
+            super().save_model(str(staged), _internal_call=True)
             best = run / f"checkpoint-{self.state.best_global_step}"
             if self.state.best_global_step and (best == final or best.is_dir()):
                 self.state.best_model_checkpoint = str(best)
@@ -679,19 +686,6 @@ class CompactTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish(staged, final)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch and safetensors report a full disk each in an error of their own.
-            free = shutil.disk_usage(run).free
-            shutil.rmtree(staged, ignore_errors=True)
-            code = error.errno if isinstance(error, OSError) else None
-            full = code == errno.ENOSPC or "No space left" in str(error) or free < 1 << 20
-            if not full and not isinstance(error, OSError):
-                raise
-            raise OSError(
-                errno.ENOSPC if full else code,
-                f"{final} could not be written ({free >> 20} MiB free): "
-                f"{str(error).splitlines()[0]}",
-            ) from error
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
@@ -700,6 +694,30 @@ class CompactTrainer(Trainer):
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes student and tokenizer: every file whole, or none of them.
+
+        Args:
+            output_dir: the folder; that of the settings when None.
+            _internal_call: transformers' own: nothing is pushed to the hub.
+
+        Raises:
+            OSError: the disk does not take it; what was there before is untouched.
+            ValueError: sharded parameters, set up to be saved as shards only.
+        """
+        final = Path(output_dir or self.args.output_dir)
+        staged = final / "unfinished-model"
+        with _cleared_up(staged, final):
+            shutil.rmtree(staged, ignore_errors=True)
+            super().save_model(str(staged), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if not staged.is_dir():
+                    raise ValueError("fsdp_state_dict_type must be FULL_STATE_DICT to save a model")
+                move_whole(staged, final)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _keep_callback_states(self) -> None:
         """Enters the state of the callbacks that have one into the trainer's state."""
@@ -759,6 +777,28 @@ def _let_cpu_ranks_shard() -> None:
 def _own_part(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this rank holds; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def _cleared_up(staged: Path, final: Path) -> Iterator[None]:
+    """Removes a half-written folder, and tells a full disk as the OSError that it is.
+
+    torch and safetensors report a full disk each in an error of their own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        free = shutil.disk_usage(next(p for p in staged.parents if p.exists())).free
+        code = error.errno if isinstance(error, OSError) else None
+        full = code == errno.ENOSPC or "No space left" in str(error) or free < 1 << 20
+        if not full and not isinstance(error, OSError) and "File too large" not in str(error):
+            raise
+        reason = os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
+        raise OSError(
+            errno.ENOSPC if full else code,
+            f"{final} could not be written ({free >> 20} MiB free): {reason}",
+        ) from error
 
 
 @contextmanager

@@ -1,12 +1,21 @@
 """What goes wrong in a run is named, and nothing whole is lost."""
 
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from compact import zoo
+from compact.checkpoints import damage, newest_whole
 from compact.config import CompactConfig
+from compact.runlog import read_scores
 from compact.trainer import CompactTrainer, NonFiniteError
 from compact.zoo_student import build_model, build_tokenizer
 
@@ -58,3 +67,107 @@ def test_loss_that_is_not_finite_names_its_problem(
     after = torch.cat([p.flatten() for p in run.model.parameters()])
     assert f"skipped question_id {bad!r}" in caplog.text
     assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Lets no file grow beyond `size` bytes, as a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def parameters(run: CompactTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()]).clone()
+
+
+def test_checkpoint_that_does_not_fit_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes no more at step 2; with room again, the run goes on to the same bits."""
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    size = (tmp_path / "whole/checkpoint-1/model.safetensors").stat().st_size
+    save = CompactTrainer._save_checkpoint
+
+    def short_of_room(self: CompactTrainer, model: object, trial: object) -> None:
+        with largest_file(size // 2 if self.state.global_step == 2 else resource.RLIM_INFINITY):
+            save(self, model, trial)
+
+    monkeypatch.setattr(CompactTrainer, "_save_checkpoint", short_of_room)
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match="checkpoint-2 could not be written .* MiB free"):
+        trainer(run).train()
+    monkeypatch.undo()
+    assert sorted(p.name for p in run.glob("*checkpoint-*")) == ["checkpoint-1"]
+    assert damage(run / "checkpoint-1") is None
+    again = trainer(run)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(parameters(again), parameters(whole))
+
+
+@pytest.mark.parametrize("kibibytes", [24, 260, 700])
+def test_full_disk(tmp_path: Path, kibibytes: int) -> None:
+    """A disk that fills up in the log, the first checkpoint or a later one: an OSError says so."""
+    mount = shutil.which("mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(disk)]
+    if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            trainer(disk / "run", max_steps=8).train()
+        for checkpoint in (disk / "run").glob("checkpoint-*"):
+            assert damage(checkpoint) is None
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_saved_model_is_whole_or_untouched(tmp_path: Path) -> None:
+    """`save_model` into a folder that holds a model already."""
+    run = trainer(tmp_path, save_strategy="no")
+    run.save_model()
+    weights = tmp_path / "model.safetensors"
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run.train()
+    with (
+        largest_file(len(before[weights.name]) // 2),
+        pytest.raises(OSError, match="could not be written"),
+    ):
+        run.save_model()
+    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+    assert not (tmp_path / "unfinished-model").exists()
+    run.save_model()
+    assert weights.read_bytes() != before[weights.name]
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C in the middle of a step."""
+
+    def on_substep_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("settings", [{}, {"preset": "robust", "probe_every": 3}])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    """Ctrl-C between checkpoints, also where problems keep gains of earlier steps."""
+    settings = settings | {"max_steps": 7, "save_steps": 2}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    run = trainer(tmp_path / "run", **settings)
+    run.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    checkpoint, damaged = newest_whole(tmp_path / "run")
+    assert checkpoint == tmp_path / "run" / "checkpoint-2" and not damaged
+    again = trainer(tmp_path / "run", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(parameters(again), parameters(whole))
+    assert read_scores(tmp_path / "run").equals(read_scores(tmp_path / "whole"))
