@@ -1,11 +1,14 @@
 """Writes docs/performance.md, weighing teachers against plain SFT: `python -m benchmarks.cost`.
 
-The measured part comes from benchmarks/results, the computed part from the formulas below.
+Measured figures are those of the case `scale` in benchmarks/results. Computed ones follow from
+formulas in operations and bytes, whose rates are fitted on the smallest student; the larger
+students that were measured tell how far the formulas are off.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,203 +16,522 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
 
-from benchmarks.draw import FAINT, read_runs, run_table, style
+from benchmarks import run
+from benchmarks.draw import FAINT, INK, Run, read_runs, style
 from benchmarks.harness import ROOT
-from benchmarks.run import RESULTS
+from benchmarks.scale import CUE, GOLD, STEP
+from benchmarks.students import SIZES, Size, size
 
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of a student: parameters outside of the embeddings, width, layers, vocabulary."""
-
-    name: str
-    body: float
-    width: int
-    layers: int
-    vocabulary: int
+TEACHERS = (1, 2, 3, 4, 5, 6, 7, 8)
+MEASURED_TEACHERS = (1, 2, 4, 8)
+BLOCK = 512  # logits of a row that the head operator holds at a time
+LORA_RANK = 16
+PROVIDERS = ("sft", "tree", "tree-probes")
+COLOURS = {"tree": "#0b6e99", "tree-probes": "#c2742c"}
+LABELS = {"tree": "weighing, no answer leaves", "tree-probes": "weighing by `robust`, with leaves"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one question asks for, in tokens.
+    """One step: K rationales of T tokens on each of P questions of Q tokens, for a student.
 
     Attributes:
-        prompt: Q, tokens of the question.
-        rationale: T, tokens of a rationale.
-        steps: S, reasoning steps of a rationale.
-        leaf: A, tokens of an answer leaf (cue and gold answer).
-        gold: m, tokens of the gold answer.
+        student: its sizes.
+        vocabulary: V.
+        teachers: K.
+        prompt: Q.
+        rationale: T.
+        problems: P.
     """
 
-    prompt: int = 80
-    rationale: int = 80
-    steps: int = 4
-    leaf: int = 7
-    gold: int = 2
+    student: Size
+    vocabulary: int
+    teachers: int = 4
+    prompt: int = 72
+    rationale: int = 64
+    problems: int = 1
+
+    @classmethod
+    def of(cls, shape: str) -> Work:
+        """Reads a shape of the case `scale`."""
+        part = dict(p.split("=") for p in shape.split(","))
+        k, q, t, p, v = (int(part[key]) for key in "KQTPV")
+        return cls(size(part["student"]), v, k, q, t, p)
+
+    @property
+    def sft_tokens(self) -> int:
+        """Tokens of K padded rows a question: every one also goes through SFT's head."""
+        return self.problems * self.teachers * (self.prompt + self.rationale)
+
+    @property
+    def tree_tokens(self) -> int:
+        """Tokens of a tree a question: the question once, then the rationales."""
+        return self.problems * (self.prompt + self.completion)
+
+    @property
+    def completion(self) -> int:
+        """K T, tokens of the rationales of one question."""
+        return self.teachers * self.rationale
+
+    @property
+    def leaves(self) -> int:
+        """1 + K S answer leaves a question, a leaf a step (of STEP tokens) and one before."""
+        return 1 + self.teachers * max(self.rationale // STEP, 1)
 
 
-MODELS = (
-    Model("SmolLM2-135M", 106e6, 576, 30, 49152),
-    Model("Qwen2.5-0.5B", 358e6, 896, 24, 151936),
-    Model("Qwen2.5-1.5B", 1.31e9, 1536, 28, 151936),
-    Model("Qwen2.5-3B", 2.77e9, 2048, 36, 151936),
-    Model("Qwen2.5-7B", 6.53e9, 3584, 28, 152064),
-)
-TEACHERS = (1, 2, 3, 4, 5, 6, 7, 8)
-MB = 1e6
+# --- formulas ---------------------------------------------------------------------------------
 
 
-def _attention(model: Model, queries: int, keys: int, passes: int) -> float:
-    """Scores and values: 4 x width x queries x keys a layer, forward; twice that backward."""
-    return 4.0 * model.layers * model.width * queries * keys * passes
+def attention(student: Size, queries: int, keys: int, passes: int) -> float:
+    """Operations of scores and values: 4 H q k a layer forward, twice that backward."""
+    return 4.0 * student.layers * student.width * queries * keys * passes
 
 
-def sft_flops(model: Model, work: Work, teachers: int) -> float:
-    """Forward and backward of K rows of Q + T tokens, LoRA: the head runs on every row."""
-    length = work.prompt + work.rationale
-    tokens = teachers * length
-    body = 4 * model.body * tokens + teachers * _attention(model, length, length, 3)
-    return body + 4 * model.width * model.vocabulary * tokens
-
-
-def compact_flops(model: Model, work: Work, teachers: int, probes: bool) -> float:
-    """The same on one tree of Q + K T tokens; the head runs on completions only.
-
-    With probes, 1 + K S answer leaves of A tokens run forward, and the head on their gold tokens.
-    """
-    tokens = work.prompt + teachers * work.rationale
-    flops = 4 * model.body * tokens + _attention(model, tokens, tokens, 3)
-    flops += 4 * model.width * model.vocabulary * teachers * work.rationale
-    if probes:
-        leaves = 1 + teachers * work.steps
-        flops += 2 * model.body * leaves * work.leaf
-        flops += _attention(model, leaves * work.leaf, tokens + leaves * work.leaf, 1)
-        flops += 2 * model.width * model.vocabulary * leaves * work.gold
+def body_flops(work: Work, provider: str) -> float:
+    """Operations of the body: 2 N forward and 2 N backward a token (LoRA), and attention."""
+    one = work.student
+    if provider == "sft":
+        row = work.prompt + work.rationale
+        rows = work.problems * work.teachers
+        return 4.0 * one.body * work.sft_tokens + rows * attention(one, row, row, 3)
+    row = work.prompt + work.completion
+    flops = 4.0 * one.body * work.tree_tokens + work.problems * attention(one, row, row, 3)
+    if provider == "tree-probes":
+        fed = work.leaves * (CUE + GOLD - 1)
+        flops += work.problems * (2.0 * one.body * fed + attention(one, fed, row + fed, 1))
     return flops
 
 
-def sft_head_bytes(model: Model, work: Work, teachers: int) -> float:
-    """Logits, log-softmax and gradient in float32 over every row: 12 bytes an entry."""
-    return 12.0 * teachers * (work.prompt + work.rationale) * model.vocabulary
+def logits(work: Work, provider: str) -> float:
+    """Logits computed, each for 4 H operations; a leaf's, without gradient, counts as a half."""
+    if provider == "sft":
+        return float(work.sft_tokens * work.vocabulary)
+    rows = work.problems * work.completion
+    if provider == "tree-probes":
+        return (rows + work.problems * work.leaves * GOLD / 2.0) * work.vocabulary
+    return float(rows * work.vocabulary)
 
 
-def compact_head_bytes(model: Model, work: Work, teachers: int) -> float:
-    """The unit gradient of every completion token in float32, and blocks of 512 logits."""
-    return 4.0 * teachers * work.rationale * (model.width + 512)
+def flops(work: Work, provider: str) -> float:
+    """Operations of a step."""
+    return body_flops(work, provider) + 4.0 * work.student.width * logits(work, provider)
 
 
-def computed_table(work: Work, teachers: int) -> str:
-    """Returns a Markdown table over MODELS for K teachers."""
-    lines = [
-        "| student | SFT, TFLOP | compact / SFT | with leaves / SFT | head memory SFT | compact |",
-        "|---|--:|--:|--:|--:|--:|",
+def activation_bytes(work: Work, provider: str) -> float:
+    """What a plain backward keeps of the body: about 10 H + 4 F float32 a token and layer."""
+    one = work.student
+    tokens = work.sft_tokens if provider == "sft" else work.tree_tokens
+    return 4.0 * tokens * one.layers * (10 * one.width + 4 * one.inner)
+
+
+def fixed_bytes(work: Work, provider: str) -> float:
+    """Gradients of LoRA's factors, and of COMPACT's head the unit gradients and a block."""
+    one = work.student
+    keys = one.width // one.heads * one.key_heads
+    sides = 6 * one.width + 2 * keys + 3 * (one.width + one.inner) - 2 * one.width
+    found = 4.0 * one.layers * LORA_RANK * sides
+    if provider != "sft":
+        found += 4.0 * work.problems * work.completion * (one.width + BLOCK)
+    return found
+
+
+# --- rates, fitted on the smallest student ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What turns the formulas into seconds and bytes, for one provider.
+
+    Attributes:
+        body: seconds an operation of the body.
+        head: seconds a logit at the smallest student's width.
+        width: that width.
+        product: seconds an operation of the head's products, for other widths.
+        kept: share of `activation_bytes` that is really kept.
+        logit: bytes held a logit (0 where none is).
+    """
+
+    body: float
+    head: float
+    width: int
+    product: float
+    kept: float
+    logit: float
+
+    def seconds(self, work: Work, provider: str) -> float:
+        """Time of a step."""
+        each = self.head + 4.0 * (work.student.width - self.width) * self.product
+        return self.body * body_flops(work, provider) + each * logits(work, provider)
+
+    def bytes(self, work: Work, provider: str) -> float:
+        """Peak memory of a step above the model's own."""
+        found = self.kept * activation_bytes(work, provider) + fixed_bytes(work, provider)
+        return found + self.logit * (logits(work, provider) if provider == "sft" else 0.0)
+
+
+def _least_squares(columns: Sequence[np.ndarray], want: np.ndarray) -> list[float]:
+    """Fits want = sum of factor x column with relative errors; a factor below 0 becomes 0."""
+    table = np.stack(columns, axis=1) / want[:, None]
+    factors = np.linalg.lstsq(table, np.ones(len(want)), rcond=None)[0]
+    if (factors < 0).any() and len(columns) == 2:
+        keep = int(np.argmax(factors))
+        alone = table[:, keep]
+        factors = np.zeros(2)
+        factors[keep] = alone.sum() / (alone @ alone)
+    return [float(f) for f in factors]
+
+
+def fit(runs: Sequence[Run], provider: str, product: float) -> Rates:
+    """Fits a provider's rates on the runs of the smallest student.
+
+    Args:
+        runs: of the case `scale`.
+        provider: one of PROVIDERS.
+        product: seconds an operation of the head's matrix products.
+
+    Raises:
+        ValueError: fewer than three runs of the smallest student.
+    """
+    works = [(Work.of(one.shape), one) for one in runs]
+    mine = [(w, one) for w, one in works if w.student == SIZES[0]]
+    if len(mine) < 3:
+        raise ValueError("scale.csv: needs three shapes of the smallest student at least")
+
+    def column(of: Callable[[Work, str], float]) -> np.ndarray:
+        return np.array([of(w, provider) for w, _ in mine])
+
+    seconds = np.array([one.figure(provider, "median_s") for _, one in mine])
+    body, head = _least_squares([column(body_flops), column(logits)], seconds)
+    peak = np.array([one.figure(provider, "peak_mb") for _, one in mine]) * 1e6
+    grown = peak - column(fixed_bytes)
+    if provider == "sft":
+        kept, logit = _least_squares([column(activation_bytes), column(logits)], grown)
+    else:
+        (kept,), logit = _least_squares([column(activation_bytes)], grown), 0.0
+    return Rates(body, head, SIZES[0].width, product, kept, logit)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Measured runs of `scale`, and the fitted rates.
+
+    Attributes:
+        runs: by the work they did.
+        rates: by provider.
+        machine: what measured them.
+    """
+
+    runs: dict[Work, Run]
+    rates: dict[str, Rates]
+    machine: str
+
+    def measured(self, work: Work, provider: str, field: str) -> float | None:
+        """Ratio to plain SFT as measured; None where it was not."""
+        one = self.runs.get(work)
+        return None if one is None else one.figure(provider, field) / one.figure("sft", field)
+
+    def computed(self, work: Work, provider: str, field: str) -> float:
+        """Ratio to plain SFT as computed."""
+        of = Rates.seconds if field == "median_s" else Rates.bytes
+        return of(self.rates[provider], work, provider) / of(self.rates["sft"], work, "sft")
+
+    def errors(self, field: str, *, fitted: bool) -> list[float]:
+        """Relative errors of computed ratios where the smallest student was, or was not, used."""
+        found = []
+        for work in self.runs:
+            if (work.student == SIZES[0]) == fitted:
+                for provider in ("tree", "tree-probes"):
+                    measured = self.measured(work, provider, field)
+                    assert measured is not None
+                    found.append(abs(self.computed(work, provider, field) / measured - 1))
+        return found
+
+
+def load(folder: Path) -> Results:
+    """Reads `scale` and the bare products of `head`.
+
+    Raises:
+        ValueError: when one of them has not been measured.
+    """
+    runs = read_runs(folder)
+    scale = [r for r in runs if r.case == "scale" and set(PROVIDERS) <= set(r.rows)]
+    head = [r for r in runs if r.case == "head" and "head=frozen" in r.shape and r.device == "cpu"]
+    head = [r for r in head if "products" in r.rows]
+    if not scale or not head:
+        raise ValueError(f"{folder}: run `python -m benchmarks.run scale` and `... head` first")
+    sizes = dict(p.split("=") for p in head[0].shape.split(","))
+    work = 4.0 * int(sizes["M"]) * int(sizes["H"]) * int(sizes["V"])
+    product = head[0].figure("products", "median_s") / work
+    rates = {name: fit(scale, name, product) for name in PROVIDERS}
+    return Results({Work.of(r.shape): r for r in scale}, rates, scale[0].machine)
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def both(measured: float | None, computed: float) -> str:
+    """Returns a cell: "0.43 (0.45)" for measured (computed), "(0.45)" for computed alone."""
+    return f"({computed:.2f})" if measured is None else f"**{measured:.2f}** ({computed:.2f})"
+
+
+def cells(results: Results, work: Work) -> str:
+    """Returns the four ratios of one step."""
+    return " | ".join(
+        both(results.measured(work, provider, field), results.computed(work, provider, field))
+        for field in ("median_s", "peak_mb")
+        for provider in ("tree", "tree-probes")
+    )
+
+
+HEADER = (
+    "time | time, leaves | memory | memory, leaves |\n"
+    "|---|--:|--:|--:|--:|"
+)  # fmt: skip
+
+
+def teachers_table(results: Results) -> str:
+    """Returns a Markdown table over K for the smallest student."""
+    base = SIZES[0]
+    rows = [
+        f"| {k} | {cells(results, Work(base, base.vocabulary, teachers=k))} |" for k in TEACHERS
     ]
-    for model in MODELS:
-        sft = sft_flops(model, work, teachers)
-        plain, probed = (compact_flops(model, work, teachers, p) / sft for p in (False, True))
-        theirs = sft_head_bytes(model, work, teachers) / MB
-        ours = compact_head_bytes(model, work, teachers) / MB
+    return "\n".join([f"| K | {HEADER}", *rows])
+
+
+def students_table(results: Results) -> str:
+    """Returns a Markdown table over students at K = 4, with the operations themselves."""
+    lines = [
+        "| student | N | V | operations of SFT | operations | operations, leaves | "
+        + HEADER.replace("|---|--:|", "|---|--:|--:|--:|--:|--:|--:|")
+    ]
+    for one in SIZES:
+        work = Work(one, one.vocabulary)
+        whole = flops(work, "sft")
         lines.append(
-            f"| {model.name} | {sft / 1e12:.2f} | {plain:.2f} | {probed:.2f} "
-            f"| {theirs:,.0f} MB | {ours:.1f} MB |"
+            f"| {one.name} | {one.body / 1e6:,.0f} M | {one.vocabulary:,} | {whole / 1e12:.2f} T "
+            f"| {flops(work, 'tree') / whole:.2f} | {flops(work, 'tree-probes') / whole:.2f} "
+            f"| {cells(results, work)} |"
         )
     return "\n".join(lines)
 
 
-def teachers_table(model: Model, work: Work) -> str:
-    """Returns a Markdown table over K for one student."""
-    lines = ["| K | compact / SFT | with answer leaves / SFT |", "|--:|--:|--:|"]
-    for k in TEACHERS:
-        sft = sft_flops(model, work, k)
-        plain, probed = (compact_flops(model, work, k, p) / sft for p in (False, True))
-        lines.append(f"| {k} | {plain:.2f} | {probed:.2f} |")
+def rest_table(results: Results) -> str:
+    """Returns a Markdown table of what else was measured: one size changed at a time."""
+    base = Work(SIZES[0], SIZES[0].vocabulary)
+    lines = [f"| K = 4, {SIZES[0].name}, but | {HEADER}"]
+    names = {"prompt": "Q", "rationale": "T", "vocabulary": "V", "problems": "P"}
+    for work in results.runs:
+        changed = [f"{s} = {getattr(work, n):,}" for n, s in names.items()
+                   if getattr(work, n) != getattr(base, n)]  # fmt: skip
+        if work.student == base.student and work.teachers == base.teachers and changed:
+            lines.append(f"| {', '.join(changed)} | {cells(results, work)} |")
     return "\n".join(lines)
 
 
-def draw(work: Work, path: Path) -> None:
-    """Draws computed work over SFT's for K = 1..8, without and with answer leaves."""
-    shades = ["#9ccfe3", "#62b0d1", "#2f8fb8", "#0b6e99", "#0a4a66"]
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
-    for ax, probes in zip(axes, (False, True), strict=True):
-        for model, colour in zip(MODELS, shades, strict=True):
-            ratio = [
-                compact_flops(model, work, k, probes) / sft_flops(model, work, k) for k in TEACHERS
+def seconds_table(results: Results) -> str:
+    """Returns the measured seconds and MB themselves, over K."""
+    base = SIZES[0]
+    lines = ["| K | plain SFT | no leaves | leaves |", "|---|--:|--:|--:|"]
+    for k in MEASURED_TEACHERS:
+        one = results.runs.get(Work(base, base.vocabulary, teachers=k))
+        if one is not None:
+            shown = [
+                f"{one.figure(p, 'median_s'):.2f} s, {one.figure(p, 'peak_mb'):,.0f} MB"
+                for p in PROVIDERS
             ]
-            ax.plot(TEACHERS, ratio, marker="o", markersize=3, color=colour, label=model.name)
-        ax.axhline(1, color="#888888", linewidth=1)
-        ax.set_ylim(0, 1.4)
-        ax.grid(axis="y", color=FAINT)
-        ax.set_xlabel("teachers K", fontsize=8)
-        leaves = "an answer leaf after every step" if probes else "no answer leaves"
-        style(ax, f"computed work / plain SFT, {leaves}")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=130)
+            lines.append(f"| {k} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def panel(ax: Axes, results: Results, works: Sequence[Work], labels: Sequence[str], field: str
+          ) -> None:  # fmt: skip
+    """Draws computed ratios as lines and measured ones as dots."""
+    at = range(len(works))
+    for provider, colour in COLOURS.items():
+        line = [results.computed(w, provider, field) for w in works]
+        ax.plot(at, line, color=colour, linewidth=1.2, linestyle="--", alpha=0.8)
+        dots = [(i, m) for i, w in enumerate(works)
+                if (m := results.measured(w, provider, field)) is not None]  # fmt: skip
+        if dots:
+            ax.plot(
+                *zip(*dots, strict=True), "o", color=colour, markersize=7, label=LABELS[provider]
+            )
+    ax.axhline(1, color="#888888", linewidth=1)
+    ax.text(0, 1.01, "plain SFT", fontsize=8, color="#666666", va="bottom")
+    ax.set_xticks(at, labels, fontsize=8)
+    ax.set_ylim(0, 1.25)
+    ax.grid(axis="y", color=FAINT)
+    ax.set_axisbelow(True)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draws time and memory over plain SFT, over teachers (left) and students (right)."""
+    base = SIZES[0]
+    over_k = [Work(base, base.vocabulary, teachers=k) for k in TEACHERS]
+    over_size = [Work(one, one.vocabulary) for one in SIZES]
+    names = [one.name.replace("-", "-\n") for one in SIZES]
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.2), sharey=True, layout="constrained")
+    for row, (field, what) in enumerate((("median_s", "time"), ("peak_mb", "extra memory"))):
+        panel(axes[row][0], results, over_k, [str(k) for k in TEACHERS], field)
+        panel(axes[row][1], results, over_size, names, field)
+        style(axes[row][0], f"{what} of a step / plain SFT, over teachers K ({base.name})")
+        style(axes[row][1], f"{what} of a step / plain SFT, over students (K = 4)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles.append(plt.Line2D([], [], color=INK, linestyle="--", linewidth=1.2))
+    handles.append(plt.Line2D([], [], color=INK, marker="o", linestyle="", markersize=7))
+    labels += ["computed", "measured"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 PAGE = """# What does weighing teachers cost over plain SFT?
 
-Written by `python -m benchmarks.cost`; do not edit. Plain SFT means: each of the K rationales is
-a padded row of its own, the loss is transformers', and LoRA trains the student. COMPACT reads the
-question once for all K rationales, and its head runs on completion tokens only: that is what pays
-for the weights. The longer the question, the more it saves; with one teacher it saves the head's
-work on the prompt and no more.
+![Time and memory of a step over plain SFT, over teachers and students](results/cost.png)
 
-## Measured
+**{answer}**
 
-{measured}
+Plain SFT means: each of the K rationales is a padded row of its own, the loss is transformers', and
+LoRA of rank {rank} trains the student. COMPACT reads the question once for all K rationales and
+runs the head on completion tokens only, without ever holding their logits: that pays for the
+weights. With one teacher there is nothing to share and nothing to weigh. The longer the question,
+the more is saved. "Leaves": after every step the student is asked how likely the gold answer is, as
+the default preset `robust` wants it; without, any policy that does not ask.
 
-## Computed, not measured
+Written by `python -m benchmarks.cost` from `benchmarks/results`; do not edit.
 
-Assumed sizes: Q = {w.prompt} tokens of question, T = {w.rationale} of a rationale (all of equal
-length), S = {w.steps} steps, A = {w.leaf} tokens of an answer leaf of which m = {w.gold} are gold;
-N parameters outside of the embeddings, width H, n layers, vocabulary V. Attention takes a(q, k) =
-4 n H q k forward and twice that backward.
+## Over teachers
 
-- SFT: K (Q + T) (4 N + 4 H V) + 3 K a(Q + T, Q + T)
-- COMPACT: 4 N (Q + K T) + 4 H V K T + 3 a(Q + K T, Q + K T): a dense mask computes every pair
-- answer leaves, L = 1 + K S: + 2 N L A + a(L A, Q + K T + L A) + 2 H V L m, forward only
-- head memory of SFT: 12 K (Q + T) V bytes (logits, log-softmax, gradient in float32); of COMPACT:
-  4 K T (H + 512) bytes (unit gradients, and the block of logits in cache)
-
-4 N is forward and the gradient of activations (LoRA: no gradient of the frozen weights). Work in
-operations is not time: kernels differ in how near they come to the machine's peak, and packing,
-metrics and Python are not in it. Activations of the body grow with the tokens, hence in the ratio
-(Q + K T) / (K (Q + T)), and are not in the table.
-
-K = 4:
-
-{students}
-
-{model.name}, K = 1 to 8:
+Ratios to plain SFT: **measured** (computed). One question of Q = {w.prompt} tokens, rationales of
+T = {w.rationale} tokens with a step every {step} tokens, {w.student.name}, float32, {machine}.
 
 {teachers}
 
-![Computed work over plain SFT for K = 1 to 8](results/cost.png)
+The measured figures themselves, time and peak memory above the model's own:
+
+{seconds}
+
+## Over students, K = 4
+
+Ratios to plain SFT: **measured** (computed). The columns of operations are counted, the same on any
+machine. The computed times are this CPU's: rates fitted on {w.student.name}, carried over to the
+larger students. Students up to 0.5B were measured with random weights of the published sizes, which
+cost the same. On a GPU, which has more operations to a byte than a CPU, nothing has been measured.
+
+{students}
+
+## What else changes it
+
+{rest}
+
+## How it is computed
+
+N weights in the layers' matrices, H width, F inner width, n layers, V vocabulary; attention costs
+a(q, k) = 4 n H q k operations forward and twice that backward; L = 1 + K S answer leaves of
+A = {fed} tokens, m = {gold} of them predicted.
+
+- operations of SFT: K (Q + T) (4 N + 4 H V) + 3 K a(Q + T, Q + T)
+- of COMPACT: 4 N (Q + K T) + 4 H V K T + 3 a(Q + K T, Q + K T); a dense mask computes every pair
+- of the leaves: + 2 N L A + a(L A, Q + K T + L A) + 2 H V L m, forward only
+- seconds = s_body x operations of the body
+  + (s_logit + 4 (H - {w.student.width}) s_product) x logits
+- bytes = kept x 4 n (10 H + 4 F) x tokens + gradients of LoRA + for SFT b x logits, for COMPACT
+  4 K T (H + {block})
+
+4 N is forward and the gradient of activations: LoRA needs no gradient of the frozen weights. Fitted
+on the {fitted} shapes of {w.student.name}:
+
+{rates}
+
+How far off are computed ratios? On those shapes, time {t_in}, memory {m_in}. On the students that
+took no part in the fit ({held}): time {t_out}, memory {m_out} (mean, and worst in brackets).
+
+`python -m benchmarks.run scale` repeats every measurement; `--shape K=4,T=512` asks for your own.
 """
 
 
+def answer(results: Results) -> str:
+    """Returns the short answer."""
+    base = SIZES[0]
+
+    def at(k: int, provider: str, field: str) -> str:
+        work = Work(base, base.vocabulary, teachers=k)
+        found = results.measured(work, provider, field)
+        return f"{results.computed(work, provider, field) if found is None else found:.2f}"
+
+    time, memory, leaves = "median_s", "peak_mb", "tree-probes"
+    return (
+        f"With K = 4 teachers a step takes {at(4, 'tree', time)} of plain SFT's time, and "
+        f"{at(4, leaves, time)} with an answer leaf after every reasoning step; of its extra "
+        f"memory {at(4, 'tree', memory)} and {at(4, leaves, memory)}. With one teacher the time "
+        f"is {at(1, 'tree', time)} and {at(1, leaves, time)}. (Measured on {base.name}; larger "
+        "students and how they were computed: below.)"
+    )
+
+
+def spread(errors: Sequence[float]) -> str:
+    """Returns mean and worst of relative errors: "4% (11%)"."""
+    return f"{np.mean(errors):.0%} ({max(errors):.0%})" if errors else "not measured"
+
+
+def rates_table(results: Results) -> str:
+    """Returns the fitted rates."""
+    lines = [
+        "| | 1 / s_body | s_logit | kept | b |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name in PROVIDERS:
+        r = results.rates[name]
+        speed = f"{1 / r.body / 1e9:.0f} GFLOP/s" if r.body else "-"
+        lines.append(
+            f"| {name} | {speed} | {r.head * 1e9:.1f} ns | {r.kept:.2f} | {r.logit:.1f} bytes |"
+        )
+    product = 1 / results.rates["sft"].product / 1e9
+    return "\n".join(
+        [*lines, "", f"1 / s_product = {product:.0f} GFLOP/s (case `head`, products)."]
+    )
+
+
+def page(results: Results) -> str:
+    """Returns docs/performance.md."""
+    held = sorted({w.student.name for w in results.runs} - {SIZES[0].name})
+    return PAGE.format(
+        answer=answer(results),
+        rank=LORA_RANK,
+        w=Work(SIZES[0], SIZES[0].vocabulary),
+        step=STEP,
+        machine=results.machine,
+        teachers=teachers_table(results),
+        seconds=seconds_table(results),
+        students=students_table(results),
+        rest=rest_table(results),
+        fed=CUE + GOLD - 1,
+        gold=GOLD,
+        block=BLOCK,
+        fitted=sum(w.student == SIZES[0] for w in results.runs),
+        rates=rates_table(results),
+        held=", ".join(held) or "none",
+        t_in=spread(results.errors("median_s", fitted=True)),
+        m_in=spread(results.errors("peak_mb", fitted=True)),
+        t_out=spread(results.errors("median_s", fitted=False)),
+        m_out=spread(results.errors("peak_mb", fitted=False)),
+    )
+
+
 def main() -> int:
-    """Writes page and picture."""
-    work = Work()
-    runs = read_runs(RESULTS)
-    shown = [run_table(one) for one in runs if one.case in ("step", "scale")]
-    measured = "\n\n".join(shown) if shown else (
-        "No quiet run of `step` and `scale` is in `benchmarks/results` yet: "
-        "`python -m benchmarks.run step`, `python -m benchmarks.run scale`, then this script."
-    )  # fmt: skip
+    """Writes page and picture; returns 0, or 1 after one line of error."""
+    try:
+        results = load(run.RESULTS)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.cost: error: {error}", file=sys.stderr)
+        return 1
     folder = ROOT / "docs/results"
     folder.mkdir(parents=True, exist_ok=True)
-    draw(work, folder / "cost.png")
-    page = PAGE.format(
-        measured=measured,
-        w=work,
-        model=MODELS[0],
-        students=computed_table(work, 4),
-        teachers=teachers_table(MODELS[0], work),
-    )
-    (ROOT / "docs/performance.md").write_text(page)
+    draw(results, folder / "cost.png")
+    (ROOT / "docs/performance.md").write_text(page(results))
     print("wrote docs/performance.md and docs/results/cost.png")
     return 0
 

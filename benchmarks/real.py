@@ -21,6 +21,9 @@ CORPUS = "svamp" if SVAMP.exists() else "zoo"
 
 def smollm2() -> tuple[Any, Any]:
     """Returns SmolLM2-135M-Instruct in float32 and its tokenizer, from the installed GGUF file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the driver has its own
     return load_student(smollm2_path())
 
 

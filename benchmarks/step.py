@@ -5,6 +5,7 @@ loss and backward of the K rationales of one question (the optimizer is the same
 out).
 
 - `sft`: K padded rows, transformers' own loss on the completions.
+- `trl`: SFTTrainer.training_step of TRL on the same rows, where TRL is installed.
 - `released`: the published step, from its formulas: K padded rows, full logits, three scores,
   weights, and the consistency term over all pairs and positions.
 - `compact`: one tree, uniform weights: a step that runs no answer leaves.
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.real import problems, smollm2
+from benchmarks.trl_sft import trl_sft
 from compact.consistency import consistency_loss
 from compact.encode import encode_problem
 from compact.forward import run_pass
@@ -37,6 +39,7 @@ from compact.student import Student
 from compact.weighting import Weigher, make_weigher
 
 SHAPES = ({"K": 4, "layout": "tree"},)
+DTYPES = ("float32",)
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -202,8 +205,15 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         with torch.no_grad():
             return robust(run_pass(taken, batch)[2]).weight
 
+    by_length = weighted(lambda: lengths / lengths.sum())
+    rows = [(problem.prompt_ids, r.ids) for r in problem.rationales]
+
+    def outputs_of(loss: Tensor, trained: Any) -> Outputs:
+        return {"loss": loss.detach(), **watched(trained)}
+
     return {
-        "sft": provider(sft, weighted(lambda: lengths / lengths.sum())),
+        "sft": provider(sft, by_length),
+        "trl": trl_sft(model, tokenizer, rows, outputs_of, by_length, rtol=2e-3),
         "released": provider(published, reference(ours(released, False))),
         "compact": provider(
             ours(uniform, False),

@@ -60,6 +60,7 @@ def trl_sft(
         trainer = SFTTrainer(
             own, config, train_dataset=Dataset.from_list(table), processing_class=processing_class
         )
+        trainer.current_gradient_accumulation_steps = 1  # as its training loop would set it
         held["trainer"], held["model"] = trainer, own
         held["batch"] = trainer.data_collator(table)
 

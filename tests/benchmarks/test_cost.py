@@ -1,0 +1,153 @@
+"""The cost page: its formulas count what a step does, its fit finds rates that are there."""
+
+import csv
+import math
+
+import pytest
+
+from benchmarks import cost, run, scale, students
+from benchmarks.cost import Rates, Work
+
+SMALL, LARGE = students.SIZES[0], students.SIZES[2]
+TRUE = {
+    "sft": Rates(7e-12, 2e-8, SMALL.width, 6e-12, 1.1, 14.0),
+    "tree": Rates(6e-12, 1.4e-8, SMALL.width, 6e-12, 0.6, 0.0),
+    "tree-probes": Rates(6.5e-12, 1.5e-8, SMALL.width, 6e-12, 0.7, 0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),  # parameters outside of the embeddings, as their makers state them
+    [("Qwen2.5-0.5B", 360), ("Qwen2.5-1.5B", 1310), ("Qwen2.5-3B", 2770), ("Qwen2.5-7B", 6530)],
+)
+def test_sizes_give_the_published_parameters(name, millions):
+    assert students.size(name).body / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_an_unknown_student_is_named():
+    with pytest.raises(ValueError, match="student must be one of SmolLM2-135M, .*got 'GPT-2'"):
+        students.size("GPT-2")
+
+
+def test_the_body_of_a_size_is_that_of_the_model_built_from_it():
+    from transformers import LlamaForCausalLM
+
+    tiny = students.Size("tiny", 64, 2, 4, 2, 96, 1000)
+    model = LlamaForCausalLM(tiny.config(128))
+    matrices = [p for n, p in model.model.layers.named_parameters() if p.ndim == 2]
+    assert tiny.body == sum(p.numel() for p in matrices)
+
+
+def test_operations_by_hand():
+    one = students.Size("one", 8, 3, 2, 1, 16, 100)
+    work = Work(one, 100, teachers=2, prompt=5, rationale=42, problems=1)
+    assert (work.sft_tokens, work.tree_tokens, work.leaves) == (94, 89, 1 + 2 * 2)
+    rows = 3 * 4 * 3 * 8 * 47 * 47  # forward and backward, three layers, one row
+    assert cost.body_flops(work, "sft") == 4 * one.body * 94 + 2 * rows
+    assert cost.logits(work, "sft") == 9400
+    assert cost.body_flops(work, "tree") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * 89 * 89
+    assert cost.logits(work, "tree") == 8400
+    more = cost.body_flops(work, "tree-probes") - cost.body_flops(work, "tree")
+    assert more == 2 * one.body * 25 + 4 * 3 * 8 * 25 * (89 + 25)
+    assert cost.logits(work, "tree-probes") == 8400 + 100 * 5 * 2 / 2
+
+
+def test_leaves_and_tokens_are_those_of_the_batch():
+    from compact.packing import build_batch
+
+    shape = {"K": 3, "Q": 11, "T": 64, "V": 50}
+    batch = build_batch(scale.synthetic(2, shape, 0), layout="tree", probes=True, pad_token_id=2)
+    work = Work(SMALL, 50, teachers=3, prompt=11, rationale=64, problems=2)
+    assert batch.input_ids.numel() == work.tree_tokens
+    assert len(batch.leaf_step) == 2 * work.leaves
+    assert batch.leaf_input_ids.numel() == 2 * work.leaves * (scale.CUE + scale.GOLD - 1)
+    assert len(batch.probe_target) == 2 * work.leaves * scale.GOLD
+    ids, mask, labels = scale.rows_of(scale.synthetic(2, shape, 0))
+    assert ids.numel() == work.sft_tokens and bool(mask.all())
+    assert int((labels != -100).sum()) == len(batch.target)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Writes results that obey the formulas with the rates TRUE, one student beside the fit."""
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    rows = []
+
+    def add(case, shape, provider, seconds, peak):
+        row = dict.fromkeys(run.FIELDS, "")
+        row |= {"case": case, "provider": provider, "shape": shape, "dtype": "float32"}
+        row |= {"device": "cpu", "median_s": seconds, "p20_s": seconds, "p80_s": seconds}
+        row |= {"peak_mb": peak, "ratio": 1, "machine": "box", "commit": "abc", "date": "2026"}
+        rows.append(row | {"versions": "torch=1"})
+
+    for shape in scale.SHAPES:
+        text = run.shape_text(shape)
+        work = Work.of(text)
+        for name, rates in TRUE.items():
+            add("scale", text, name, rates.seconds(work, name), rates.bytes(work, name) / 1e6)
+    for provider in ("compact", "products"):
+        add("head", "M=10,H=8,V=100,head=frozen,hidden=random", provider, 6e-12 * 4 * 8000, 1)
+    for case in ("scale", "head"):
+        with (tmp_path / f"{case}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, run.FIELDS)
+            writer.writeheader()
+            writer.writerows(r for r in rows if r["case"] == case)
+    return tmp_path
+
+
+def test_the_fit_finds_the_rates(results):
+    found = cost.load(results)
+    for name, rates in TRUE.items():
+        for field in ("body", "head", "product", "kept", "logit"):
+            got, want = getattr(found.rates[name], field), getattr(rates, field)
+            assert got == pytest.approx(want, rel=1e-3, abs=1e-15), (name, field)
+    assert max(found.errors("median_s", fitted=False)) < 1e-3
+    assert max(found.errors("peak_mb", fitted=True)) < 1e-3
+
+
+def test_errors_of_what_was_held_out_are_told(results, tmp_path):
+    path = results / "scale.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if LARGE.name in row["shape"] and row["provider"] == "sft":
+            row["median_s"] = float(row["median_s"]) / 1.25
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, run.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    found = cost.load(results)
+    assert max(found.errors("median_s", fitted=True)) < 1e-3
+    assert max(found.errors("median_s", fitted=False)) == pytest.approx(0.2, rel=1e-3)
+    assert "(20%)" in cost.page(found)
+
+
+def test_the_page_marks_what_is_measured_and_what_is_computed(results, tmp_path):
+    found = cost.load(results)
+    text = cost.page(found)
+    work = Work(SMALL, SMALL.vocabulary)
+    four = f"{TRUE['tree'].seconds(work, 'tree') / TRUE['sft'].seconds(work, 'sft'):.2f}"
+    assert f"With K = 4 teachers a step takes {four} of plain SFT's time" in text
+    assert f"| 4 | **{four}** ({four}) |" in text
+    (three,) = [line for line in text.splitlines() if line.startswith("| 3 |")]
+    assert "**" not in three  # K = 3 is not measured
+    (seven,) = [line for line in text.splitlines() if line.startswith("| Qwen2.5-7B |")]
+    assert "**" not in seven
+    assert "| T = 256 | **" in text
+    cost.draw(found, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_measurements_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    assert cost.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks.cost: error: ") and "run `python -m benchmarks.run" in line
+
+
+def test_a_factor_below_zero_is_left_out():
+    import numpy as np
+
+    grows, shrinks = np.array([1.0, 2.0, 4.0]), np.array([4.0, 3.0, 1.0])
+    factors = cost._least_squares([grows, shrinks], 3.0 * grows - 0.1 * shrinks)
+    assert factors[1] == 0.0 and math.isclose(factors[0], 2.8, rel_tol=0.1)
