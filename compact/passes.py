@@ -167,7 +167,8 @@ class Pass:
         batch: what went in.
         student: body and head; a metric may read its weights but not run it.
         hidden: [B, L, H] final hidden states of the main block (what the LM head reads).
-        leaf_hidden: [B2, L2, H] those of the leaf block; None without probes.
+        leaf_hidden: [B2, L2, H] those of the leaf block; None without probes, and where every leaf
+            was kept from an earlier step (probe_every > 1).
         stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp.
         leaf_logp: [A] mean log-likelihood (nats) of the gold answer's tokens at each answer leaf:
             I_i of ../shared/design/method.md. Empty without probes.

@@ -56,6 +56,7 @@ class Weigher(Protocol):
     name: str
     needs_probes: bool
     needs_padded: bool
+    leaf_hidden_readers: tuple[str, ...]
     consistency: Consistency | None
 
     def __call__(self, pass_: Pass) -> Weights:
@@ -189,6 +190,9 @@ class PresetWeigher:
         }
         self.needs_probes = any(m.needs_probes for m in self.metrics.values())
         self.needs_padded = any(m.needs_padded for m in self.metrics.values())
+        self.leaf_hidden_readers = tuple(
+            m.name for m in self.metrics.values() if m.needs_leaf_hidden
+        )
         sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
         beta = dict(zip(AXES, self.preset.beta, strict=True))
         self._beta = {axis: sign[axis] * beta[axis] for axis in self.metrics}
@@ -213,8 +217,7 @@ class PresetWeigher:
         """Returns axis -> [R] float32 scores, each checked to be finite."""
         scores = {}
         for axis, metric in self.metrics.items():
-            with torch.no_grad():
-                score = metric.score(pass_).float()
+            score = metric.score(pass_).float()
             finite = torch.isfinite(score)
             if score.shape != (pass_.batch.num_rationales,) or not bool(finite.all()):
                 raise ValueError(_unusable(metric.name, axis, score, pass_))
@@ -313,6 +316,7 @@ class PolicyWeigher:
     updates: int = 0
     needs_probes: bool = False
     needs_padded: bool = False
+    leaf_hidden_readers: tuple[str, ...] = ()
     consistency: Consistency | None = None
 
     def __call__(self, pass_: Pass) -> Weights:

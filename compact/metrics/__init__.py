@@ -6,17 +6,19 @@ A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its
     def my_metric(pass_: Pass) -> Tensor: ...
 
 in any module that is imported before training, and name it where a preset names its metrics. A
-metric sees what the one forward left behind and cannot start another. Two axes raise a weight,
-adaptability and consensus; difficulty lowers it.
+metric sees what the one forward left behind and cannot start another: the student is locked while
+it scores. Two axes raise a weight, adaptability and consensus; difficulty lowers it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from compact.passes import Pass
@@ -42,6 +44,8 @@ class Metric:
         score: the function from a pass to [R] float scores.
         needs_probes: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
         needs_padded: it needs one row a rationale, the way the released code pads.
+        needs_leaf_hidden: it reads `Pass.leaf_hidden` too, so leaves kept from an earlier step will
+            not do: with probe_every > 1 the trainer refuses it.
     """
 
     name: str
@@ -49,15 +53,23 @@ class Metric:
     score: Callable[[Pass], Tensor]
     needs_probes: bool = False
     needs_padded: bool = False
+    needs_leaf_hidden: bool = False
 
 
 _metrics: dict[str, Metric] = {}
 
 
 def register(
-    name: str, *, axis: Axis, needs_probes: bool = False, needs_padded: bool = False
+    name: str,
+    *,
+    axis: Axis,
+    needs_probes: bool = False,
+    needs_padded: bool = False,
+    needs_leaf_hidden: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that makes a function known as metric `name` of `axis`.
+
+    The other arguments are those of `Metric`.
 
     Raises:
         ValueError: if the axis is unknown or the name is taken by another function.
@@ -69,10 +81,43 @@ def register(
         taken = _metrics.get(name)
         if taken is not None and taken.score.__qualname__ != score.__qualname__:
             raise ValueError(f"register: name {name!r} is taken by {taken.score.__qualname__}")
-        _metrics[name] = Metric(name, axis, score, needs_probes, needs_padded)
+        _metrics[name] = Metric(
+            name=name,
+            axis=axis,
+            score=_without_forward(name, score),
+            needs_probes=needs_probes or needs_leaf_hidden,
+            needs_padded=needs_padded,
+            needs_leaf_hidden=needs_leaf_hidden,
+        )
         return score
 
     return add
+
+
+def _without_forward(name: str, score: Callable[[Pass], Tensor]) -> Callable[[Pass], Tensor]:
+    """Returns `score` without gradient, and with the student locked while it runs.
+
+    Raises, when called:
+        RuntimeError: if the metric runs the student.
+    """
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(
+            f"metric {name} must not run the student: it scores what the one forward left behind"
+        )
+
+    @functools.wraps(score)
+    def locked(pass_: Pass) -> Tensor:
+        modules = (pass_.student.model, pass_.student.body)
+        locks = [module.register_forward_pre_hook(refuse) for module in modules]
+        try:
+            with torch.no_grad():
+                return score(pass_)
+        finally:
+            for lock in locks:
+                lock.remove()
+
+    return locked
 
 
 def get_metric(name: str, axis: Axis | None = None) -> Metric:

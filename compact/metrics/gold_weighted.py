@@ -23,7 +23,11 @@ def gold_weights(pass_: Pass) -> Tensor:
 
 
 def cue_states(pass_: Pass) -> Tensor:
-    """Returns [R, H] the hidden state that predicts the answer after each rationale's last step."""
+    """Returns [R, H] the hidden state that predicts the answer after each rationale's last step.
+
+    Raises:
+        ValueError: if the batch was built without answer leaves.
+    """
     batch = pass_.batch
     if pass_.leaf_hidden is None:
         raise ValueError(
@@ -39,7 +43,7 @@ def cue_states(pass_: Pass) -> Tensor:
     return pass_.leaf_hidden.flatten(0, 1)[batch.probe_rows[first]]
 
 
-@register("gold-weighted", axis="consensus", needs_probes=True)
+@register("gold-weighted", axis="consensus", needs_leaf_hidden=True)
 def gold_weighted(pass_: Pass) -> Tensor:
     """Returns [R] weighted mean cosine in -1..1."""
     sizes = pass_.batch.problem_offsets.diff().tolist()
