@@ -1,9 +1,15 @@
-# Sourced where nvcc is missing: installs NVIDIA's compiler from PyPI into build/nvcc and puts it on PATH.
-nvcc_home=$PWD/build/nvcc
-if [ ! -x "$nvcc_home"/nvidia/cu13/bin/nvcc ]; then
-  "$PY" -m pip install -q --target "$nvcc_home" 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-runtime==13.0.*' \
-    'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*' \
-    || { echo "nvcc is missing and could not be installed from PyPI" >&2; exit 1; }
+# Sourced with $PY set: puts an nvcc 13.0 on PATH, from PyPI into build/nvcc where the machine has none of
+# that release (Debian's is older and knows neither C++20 nor sm_120; the resource table is 13.0's).
+if ! nvcc --version 2> /dev/null | grep -q 'release 13\.0'; then
+  nvcc_home=$PWD/build/nvcc/nvidia/cu13
+  if [ ! -x "$nvcc_home"/bin/nvcc ]; then
+    "$PY" -m pip install -q --no-deps --upgrade --target build/nvcc 'nvidia-cuda-nvcc==13.0.*' \
+      'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
+      'nvidia-cuda-cccl==13.0.*' \
+      || { echo "no nvcc 13.0 on PATH, and PyPI's could not be installed" >&2; exit 1; }
+    ln -sfn lib "$nvcc_home"/lib64 # where nvcc looks for the runtime
+  fi
+  export PATH="$nvcc_home/bin:$PATH"
+  unset CUDACXX
 fi
-export PATH="$nvcc_home/nvidia/cu13/bin:$PATH" CUDACXX="$nvcc_home/nvidia/cu13/bin/nvcc"
-nvcc --version | tail -n 2
+nvcc --version | grep release

@@ -77,8 +77,10 @@ void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, con
                         double scale, int64_t ignore_index, const RowOptions& options,
                         const StatsTensors& out);
 
-// out [V] = factor * the sum of the rows of matrix [M, V].
-void sum_columns(const char* op, const Tensor& out, const Tensor& matrix, double factor);
+// out [V] = factor * the sum of the rows of matrix [M, V]; with weights [M] (in the compute type),
+// out += factor * the sum of weight[m] * matrix[m].
+void sum_columns(const char* op, const Tensor& out, const Tensor& matrix, double factor,
+                 const OptionalTensor& add_weighted = std::nullopt);
 
 // out [R, H] = grad [R, V] @ weight [V, H] without the entries |grad[r, v]| < eps |row_scale[r]|
 // (row_scale in the compute type; without it 1). out is in the compute type.

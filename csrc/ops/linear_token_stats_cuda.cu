@@ -6,12 +6,13 @@
 
 namespace compact::cuda {
 
-void sum_columns(const char* op, const Tensor& out, const Tensor& matrix, double factor) {
+void sum_columns(const char* op, const Tensor& out, const Tensor& matrix, double factor,
+                 const OptionalTensor& add_weighted) {
   for_dtype(op, "matrix", matrix, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = simt::accumulate_t<T>;
-    const ColumnSum<T> args{data<T>(matrix), matrix.size(0), matrix.size(1), static_cast<A>(factor),
-                            data<A>(out)};
+    const ColumnSum<T> args{data<T>(matrix), data<A>(add_weighted),  matrix.size(0),
+                            matrix.size(1),  static_cast<A>(factor), data<A>(out)};
     launch(op, matrix, &column_sum_kernel<T>, ceil_div(args.cols, kGradientThreads),
            kGradientThreads, args);
   });

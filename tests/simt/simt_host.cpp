@@ -134,6 +134,14 @@ struct Fiber final : Thread {
   int mask = 0;
   const std::function<void()>* body = nullptr;
 
+  // The context in which the first resume() starts `main` on the fiber's own stack.
+  void prepare(void (*main)()) {
+    getcontext(&first);
+    first.uc_stack.ss_sp = stack.get();
+    first.uc_stack.ss_size = kStackBytes;
+    first.uc_link = nullptr;
+    makecontext(&first, main, 0);
+  }
   void pause();
   void wait(Site where) override {
     site = where;
@@ -183,11 +191,7 @@ class FiberBlocks {
       fiber.at = {i, threads, 0, blocks};
       fiber.memory = &memory_;
       fiber.body = &body;
-      getcontext(&fiber.first);
-      fiber.first.uc_stack.ss_sp = fiber.stack.get();
-      fiber.first.uc_stack.ss_size = kStackBytes;
-      fiber.first.uc_link = nullptr;
-      makecontext(&fiber.first, fiber_main, 0);
+      fiber.prepare(fiber_main);
     }
   }
 
@@ -262,11 +266,18 @@ class FiberBlocks {
   std::vector<std::unique_ptr<Fiber>> fibers_;
 };
 
+// The blocks of a launch that are played.
+std::vector<int64_t> chosen_blocks(int64_t blocks) {
+  if (!the_config.only.empty()) return the_config.only;
+  std::vector<int64_t> all(blocks);
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
 void run_fibers(int64_t blocks, int threads, size_t dynamic_bytes,
                 const std::function<void()>& body) {
   FiberBlocks player(blocks, threads, dynamic_bytes, body, the_config.seed + launches);
-  std::vector<int64_t> order(blocks);
-  std::iota(order.begin(), order.end(), 0);
+  std::vector<int64_t> order = chosen_blocks(blocks);
   player.random().shuffle(order);
   Thread* outer = current;
   for (int64_t block : order) player.run_block(block);
@@ -363,20 +374,21 @@ struct RealThread final : Thread {
 
 void run_threads(int64_t blocks, int threads, size_t dynamic_bytes,
                  const std::function<void()>& body) {
-  const int64_t side_by_side = std::min(blocks, kConcurrentBlocks);
+  const std::vector<int64_t> chosen = chosen_blocks(blocks);
+  const int64_t side_by_side = std::min<int64_t>(chosen.size(), kConcurrentBlocks);
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::thread> pool;
   for (int64_t g = 0; g < side_by_side; ++g) {
     Group* group = groups.emplace_back(new Group(threads, dynamic_bytes)).get();
     for (int i = 0; i < threads; ++i) {
-      pool.emplace_back([=, &body] {
+      pool.emplace_back([=, &body, &chosen] {
         const auto owner = std::make_unique<RealThread>();
         RealThread& self = *owner;
         self.group = group;
         self.memory = &group->memory;
         current = owner.get();
-        for (int64_t block = g; block < blocks; block += side_by_side) {
-          self.at = {i, threads, block, blocks};
+        for (size_t next = g; next < chosen.size(); next += side_by_side) {
+          self.at = {i, threads, chosen[next], blocks};
           self.next_array = 0;
           body();
           self.wait(Site{});
@@ -399,12 +411,15 @@ void* shared(size_t bytes) {
 void barrier(int line, const char* file) { current->wait({file, line}); }
 uint64_t shuffle(uint64_t bits, int mask) { return current->exchange(bits, mask); }
 uint64_t ballot(bool yes) { return current->exchange(yes, kBallot); }
+void misaligned() { fail("a misaligned access of 16 bytes", current->at, "", 0); }
 
 void run(int64_t blocks, int threads, size_t dynamic_bytes, const std::function<void()>& body) {
   const Position at{0, threads, 0, blocks};
   if (threads <= 0 || threads > 1024 || threads % kWarp != 0)
     fail("a block must have a multiple of 32 threads, at most 1,024", at, "", 0);
   if (blocks <= 0 || blocks > INT32_MAX) fail("a grid must have 1 to 2^31 - 1 blocks", at, "", 0);
+  for (int64_t block : the_config.only)
+    if (block < 0 || block >= blocks) fail("this block to be played is not of the grid", at, "", 0);
   ++launches;
   if (the_config.mode == Mode::kFibers) {
     run_fibers(blocks, threads, dynamic_bytes, body);

@@ -29,6 +29,7 @@ enum class Mode { kFibers, kThreads };
 struct Config {
   Mode mode = Mode::kFibers;
   uint64_t seed = 0;
+  std::vector<int64_t> only;  // of a large grid the blocks to be played; empty for all
 };
 // How run() plays a launch. Read at each launch.
 Config& config();
@@ -53,6 +54,7 @@ unsigned char* dynamic_shared();
 void barrier(int line, const char* file);
 uint64_t shuffle(uint64_t bits, int mask);
 uint64_t ballot(bool yes);
+[[noreturn]] void misaligned();
 
 }  // namespace host
 
@@ -77,6 +79,10 @@ T shuffle_xor(T value, int mask) {
 
 inline uint32_t ballot(bool yes) { return static_cast<uint32_t>(host::ballot(yes)); }
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
+
+inline void must_be_aligned(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) host::misaligned();
+}
 
 using half = _Float16;
 struct bfloat16 {

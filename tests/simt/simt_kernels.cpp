@@ -1,84 +1,12 @@
 // The CUDA kernels against float64 in the host harness: simt_kernels [fibers|threads] [seed]
 // [case]. Prints each case before it runs, so that the last line names the case that failed.
-#include <cstdio>
+#include <algorithm>
 #include <cstdlib>
-#include <limits>
 #include <random>
-#include <string>
-#include <vector>
 
-#include "kernels/cuda/accumulate_weighted.cuh"
-#include "kernels/cuda/filtered_matmul.cuh"
-#include "kernels/cuda/head_gradient.cuh"
-#include "kernels/cuda/pairwise_symmetric_kl.cuh"
-#include "kernels/cuda/problem_weights.cuh"
-#include "kernels/cuda/row_stats.cuh"
-
-using namespace compact::cuda;
-using simt::accumulate_t;
-using simt::bfloat16;
-using simt::half;
+#include "simt_full_size.h"
 
 namespace {
-
-bool threads_mode = false;
-const double kInf = std::numeric_limits<double>::infinity();
-
-[[noreturn]] void fail(const char* what, int64_t index, double got, double want) {
-  std::printf("FAILED %s[%lld]: got %.9g, want %.9g\n", what, static_cast<long long>(index), got,
-              want);
-  std::fflush(stdout);
-  std::exit(1);
-}
-
-// Equal within `relative` of the larger of |want| and `floor`; NaN and infinities must agree.
-void near(const char* what, int64_t index, double got, double want, double relative, double floor) {
-  if (want != want ? got != got : got == want) return;
-  if (!(std::abs(got - want) <= relative * std::max(std::abs(want), floor)))
-    fail(what, index, got, want);
-}
-
-// `count` elements that begin `shift` elements after a 16-byte boundary, between canaries.
-template <typename T>
-class Buffer {
- public:
-  Buffer(int64_t count, int64_t shift) : count_(count), bytes_((count + shift) * sizeof(T) + 64) {
-    raw_.reset(new (std::align_val_t(16)) unsigned char[bytes_]);
-    std::memset(raw_.get(), 0x5a, bytes_);
-    data_ = reinterpret_cast<T*>(raw_.get()) + shift;
-  }
-  T* get() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  void check(const char* what) const {
-    const auto* end = reinterpret_cast<const unsigned char*>(data_ + count_);
-    for (const unsigned char* c = raw_.get(); c < raw_.get() + bytes_; ++c) {
-      const bool inside = c >= reinterpret_cast<const unsigned char*>(data_) && c < end;
-      if (!inside && *c != 0x5a) fail(what, c - raw_.get(), *c, 0x5a);
-    }
-  }
-
- private:
-  struct Free {
-    void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t(16)); }
-  };
-  int64_t count_;
-  size_t bytes_;
-  std::unique_ptr<unsigned char[], Free> raw_;
-  T* data_;
-};
-
-template <typename T>
-constexpr double kUlp = sizeof(T) == 8             ? 1e-11
-                        : std::is_same_v<T, float> ? 3e-5
-                        : std::is_same_v<T, half>  ? 1e-3
-                                                   : 8e-3;
-template <typename T>
-constexpr double kStat = sizeof(T) == 8 ? 1e-12 : 4e-6;
-
-template <typename T>
-T make(double x) {
-  return simt::narrow<T>(x);
-}
 
 struct HeadCase {
   bool bias = false;
@@ -271,14 +199,22 @@ void head_gradient(uint64_t seed) {
   const int64_t rows = 37, cols = 100;
   std::vector<float> matrix(rows * cols), out(cols + 1, -5.f);
   for (auto& x : matrix) x = static_cast<float>(normal(random));
-  ColumnSum<float> sum{matrix.data(), rows, cols, 2.f, out.data()};
+  std::vector<float> up(rows), sums(matrix.begin(), matrix.end());
+  for (int64_t r = 0; r < rows; ++r) up[r] = static_cast<float>(r % 3) - 1;
+  ColumnSum<float> sum{matrix.data(), nullptr, rows, cols, 2.f, out.data()};
+  simt::host::run(4, 32, 0, [&] { column_sum_kernel(sum); });
+  sum.weight = up.data();
   simt::host::run(4, 32, 0, [&] { column_sum_kernel(sum); });
   for (int64_t c = 0; c < cols; ++c) {
     double want = 0;
-    for (int64_t r = 0; r < rows; ++r) want += 2.0 * matrix[r * cols + c];
+    for (int64_t r = 0; r < rows; ++r) want += 2.0 * (1 + up[r]) * matrix[r * cols + c];
     near("column_sum", c, out[c], want, 1e-5, 1);
   }
   if (out[cols] != -5.f) fail("past the last column", cols, out[cols], -5);
+  const AddTo<float> add{matrix.data(), 99, sums.data()};
+  simt::host::run(4, 32, 0, [&] { add_to_kernel(add); });
+  for (int64_t i = 0; i < 128; ++i)
+    near("sum", i, sums[i], (i < 99 ? 2.0 : 1.0) * matrix[i], 1e-6, 0);
 }
 
 void pairs(uint64_t seed) {
@@ -472,6 +408,12 @@ constexpr Case kCases[] = {
     {"problem", problem},
     {"filtered", filtered},
     {"row_stats_large", row_stats_large},
+    {"full_size_row_stats", full_size_row_stats},
+    {"full_size_gradients", full_size_gradients},
+    {"full_size_pairs", full_size_pairs},
+    {"full_size_accumulate", full_size_accumulate},
+    {"full_size_filtered", full_size_filtered},
+    {"full_size_problem", full_size_problem},
     {"row_stats_grid", row_stats_grid},
 };
 
@@ -480,8 +422,8 @@ constexpr Case kCases[] = {
 int main(int argc, char** argv) {
   threads_mode = argc > 1 && std::string(argv[1]) == "threads";
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-  simt::host::config() = {threads_mode ? simt::host::Mode::kThreads : simt::host::Mode::kFibers,
-                          seed};
+  simt::host::config() = {
+      threads_mode ? simt::host::Mode::kThreads : simt::host::Mode::kFibers, seed, {}};
   int ran = 0;
   for (const Case& c : kCases) {
     if (argc > 3 && std::string(argv[3]) != c.name) continue;

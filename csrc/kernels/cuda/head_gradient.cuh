@@ -67,24 +67,46 @@ stash_gradient_kernel(HeadGradient<T> args) {
 }
 
 // out[c] = factor * sum over the rows of matrix[r, c], in the order of the rows: the gradient of
-// the bias.
+// the bias. With weights, out[c] += factor * sum of weight[r] * matrix[r, c].
 template <typename T>
 struct ColumnSum {
+  using A = simt::accumulate_t<T>;
+
   const T* matrix;  // [rows, cols]
+  const A* weight;  // [rows], null for none
   int64_t rows, cols;
-  simt::accumulate_t<T> factor;
-  simt::accumulate_t<T>* out;  // [cols]
+  A factor;
+  A* out;  // [cols]
 };
 
 template <typename T>
 SIMT_KERNEL(kGradientThreads)
 column_sum_kernel(ColumnSum<T> args) {
+  using A = simt::accumulate_t<T>;
   const int64_t column = simt::block() * simt::threads() + simt::thread();
   if (column >= args.cols) return;
-  simt::accumulate_t<T> sum = 0;
-  for (int64_t r = 0; r < args.rows; ++r)
-    sum += simt::to_float(args.matrix[r * args.cols + column]);
-  args.out[column] = args.factor * sum;
+  A sum = 0;
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const A x = simt::to_float(args.matrix[r * args.cols + column]);
+    sum += args.weight == nullptr ? x : args.weight[r] * x;
+  }
+  const A before = args.weight == nullptr ? A(0) : args.out[column];
+  args.out[column] = before + args.factor * sum;
+}
+
+// out[i] += x[i].
+template <typename T>
+struct AddTo {
+  const T* x;  // [count]
+  int64_t count;
+  simt::accumulate_t<T>* out;  // [count]
+};
+
+template <typename T>
+SIMT_KERNEL(kGradientThreads)
+add_to_kernel(AddTo<T> args) {
+  const int64_t i = simt::block() * simt::threads() + simt::thread();
+  if (i < args.count) args.out[i] += simt::to_float(args.x[i]);
 }
 
 }  // namespace compact::cuda
