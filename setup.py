@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
@@ -25,6 +26,8 @@ class CMakeBuild(build_ext):
         subprocess.run(cmake, check=True)
         subprocess.run(["cmake", "--build", str(build_dir)], check=True)
         subprocess.run(["cmake", "--install", str(build_dir)], check=True)
+        if not self.inplace:  # `compact train --accelerate_config fsdp2` finds it by name
+            copytree(ROOT / "recipes", prefix / "compact/recipes", dirs_exist_ok=True)
 
 
 class NativeDistribution(Distribution):

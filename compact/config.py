@@ -75,9 +75,17 @@ class CompactConfig(TrainingArguments):
         Raises:
             ValueError: names the setting, what was expected and what was found.
         """
-        for name, least in (("max_length", 2), ("probe_every", 1)):
+        for name, least in (
+            ("max_length", 2),
+            ("probe_every", 1),
+            ("per_device_train_batch_size", 1),
+            ("per_device_eval_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
         if not 0.0 <= self.filter_eps < 1.0:
             raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
         for name, allowed in (
@@ -101,7 +109,9 @@ class RecipeConfig:
     """The keys of a recipe that are not settings of the trainer: which model, which data, LoRA."""
 
     model: str | None = _option(None, "name, folder or .gguf file of the student")
-    dtype: str = _option("float32", "number format of the student's weights")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = _option(
+        "float32", "number format of the student's weights; auto is that of its files"
+    )
     data: str | None = _option(None, "rationales to train on: a file of JSON lines")
     eval_data: str | None = _option(None, "rationales to report the loss on")
     max_problems: int | None = _option(None, "train on the first n problems only")
@@ -113,6 +123,15 @@ class RecipeConfig:
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "layers that get LoRA matrices",
     )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: names the key, what was expected and what was found.
+        """
+        if self.max_problems is not None and self.max_problems < 1:
+            raise ValueError(f"max_problems must be at least 1, got {self.max_problems}")
 
     def peft_config(self) -> Any:
         """Returns the LoraConfig, or None when every weight is trained."""

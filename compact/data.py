@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,26 @@ def load_questions(
         ValueError, TypeError, OSError: as in `load_problems`.
     """
     return _group(source, with_rationales=False)
+
+
+def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
+    """Returns the problems that a teacher has solved, with its rationale alone.
+
+    Raises:
+        ValueError: it has solved none; the message lists the teachers there are.
+    """
+    found = [
+        replace(p, rationales=tuple(r for r in p.rationales if r.teacher == teacher))
+        for p in problems
+    ]
+    found = [problem for problem in found if problem.rationales]
+    if not found:
+        names = sorted({r.teacher for p in problems for r in p.rationales})
+        raise ValueError(
+            f"single:{teacher}: no rationale of teacher {teacher!r} in the data; "
+            f"its teachers are {', '.join(names)}"
+        )
+    return found
 
 
 def _group(source: Any, with_rationales: bool) -> list[Problem]:

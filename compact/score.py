@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from compact.data import Problem, load_problems
+from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
 from compact.files import write_whole
 from compact.forward import run_pass
@@ -208,7 +208,11 @@ def run(args: argparse.Namespace) -> int:
     overrides = parse_metrics(args.metric)
     weigher = make_weigher(args.preset, **overrides)
     problems = load_problems(args.data)[: args.limit]
+    if args.preset.startswith("single:"):
+        of_teacher(args.preset.partition(":")[2], problems)  # raises for one that is not there
     out = Path(args.out)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out}: expected a file, got a directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     model, processing_class = load_student(args.model)
     settings = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -74,17 +75,23 @@ def run(args: argparse.Namespace) -> int:
 def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
     """Trains in this process, alone or as one of several."""
     disable_progress_bar()  # of reading and writing files
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
     # Before a model is read: a bad row should not cost a minute.
     problems = load_problems(recipe.data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
     config.model_init_kwargs = {"dtype": recipe.dtype, **(config.model_init_kwargs or {})}
-    trainer = CompactTrainer(
-        recipe.model,
-        config,
-        train_dataset=problems,
-        eval_dataset=evals,
-        peft_config=recipe.peft_config(),
-    )
+    try:
+        trainer = CompactTrainer(
+            recipe.model,
+            config,
+            train_dataset=problems,
+            eval_dataset=evals,
+            peft_config=recipe.peft_config(),
+        )
+    except RuntimeError as error:  # transformers', of a logger in report_to that is missing
+        if "to be installed" in str(error):
+            raise ImportError(str(error)) from error
+        raise
     trainer.data_name = recipe.data
     show_progress(trainer)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

@@ -49,7 +49,7 @@ from compact.checkpoints import (
 )
 from compact.config import CompactConfig
 from compact.consistency import consistency_loss
-from compact.data import Problem, load_problems
+from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
 from compact.files import write_whole
 from compact.forward import run_pass
@@ -151,9 +151,17 @@ class CompactTrainer(Trainer):
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
         self.weigher = make_weigher(args.preset, **(args.overrides or {}))
+        if args.probe_every > 1 and self.weigher.leaf_hidden_readers:
+            raise ValueError(
+                f"probe_every must be 1 with {self.weigher.leaf_hidden_readers[0]}, which reads "
+                f"the hidden states of fresh answer leaves, got {args.probe_every}"
+            )
         problems = None if train_dataset is None else _as_problems(train_dataset)
         if problems is not None and args.preset.startswith("single:"):
-            problems = _only(args.preset.partition(":")[2], problems)
+            given, problems = problems, of_teacher(args.preset.partition(":")[2], problems)
+            if len(problems) < len(given):
+                left = f"{len(given) - len(problems)} of {len(given)}"
+                logger.warning("%s: %s problems have no rationale", args.preset, left)
         if isinstance(model, str | Path):
             self._student_name = str(model)
             model, own = load_student(model, **(args.model_init_kwargs or {}))
@@ -741,25 +749,6 @@ def _as_problems(dataset: Any) -> list[Problem]:
     if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Problem):
         return list(dataset)
     return load_problems(dataset)
-
-
-def _only(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that a teacher has solved, with its rationale alone."""
-    found = [
-        replace(p, rationales=tuple(r for r in p.rationales if r.teacher == teacher))
-        for p in problems
-    ]
-    found = [p for p in found if p.rationales]
-    if not found:
-        names = sorted({r.teacher for p in problems for r in p.rationales})
-        raise ValueError(
-            f"preset single:{teacher}: no rationale of teacher {teacher!r} in the data; "
-            f"its teachers are {', '.join(names)}"
-        )
-    if len(found) < len(problems):
-        left = len(problems) - len(found)
-        logger.warning("%d of %d problems have no rationale of %s", left, len(problems), teacher)
-    return found
 
 
 def _let_cpu_ranks_shard() -> None:
