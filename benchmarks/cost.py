@@ -29,9 +29,12 @@ TEACHERS = (1, 2, 3, 4, 5, 6, 7, 8)
 MEASURED_TEACHERS = (1, 2, 4, 8)
 BLOCK = 512  # logits of a row that the head operator holds at a time
 LORA_RANK = 16
-PROVIDERS = ("sft", "tree", "tree-probes")
-COLOURS = {"tree": "#0b6e99", "tree-probes": "#c2742c"}
-LABELS = {"tree": "weighing, no answer leaves", "tree-probes": "weighing by `robust`, with leaves"}
+PROVIDERS = ("sft", "compact", "compact-probes")
+COLOURS = {"compact": "#0b6e99", "compact-probes": "#c2742c"}
+LABELS = {
+    "compact": "weighing, no answer leaves",
+    "compact-probes": "weighing by `robust`, with leaves",
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def body_flops(work: Work, provider: str) -> float:
         return 4.0 * one.body * work.sft_tokens + rows * attention(one, row, row, 3)
     row = work.prompt + work.completion
     flops = 4.0 * one.body * work.tree_tokens + work.problems * attention(one, row, row, 3)
-    if provider == "tree-probes":
+    if provider == "compact-probes":
         fed = work.leaves * (CUE + GOLD - 1)
         flops += work.problems * (2.0 * one.body * fed + attention(one, fed, row + fed, 1))
     return flops
@@ -110,7 +113,7 @@ def logits(work: Work, provider: str) -> float:
     if provider == "sft":
         return float(work.sft_tokens * work.vocabulary)
     rows = work.problems * work.completion
-    if provider == "tree-probes":
+    if provider == "compact-probes":
         return (rows + work.problems * work.leaves * GOLD / 2.0) * work.vocabulary
     return float(rows * work.vocabulary)
 
@@ -243,7 +246,7 @@ class Results:
         found = []
         for work in self.runs:
             if (work.student == SIZES[0]) == fitted:
-                for provider in ("tree", "tree-probes"):
+                for provider in ("compact", "compact-probes"):
                     measured = self.measured(work, provider, field)
                     assert measured is not None
                     found.append(abs(self.computed(work, provider, field) / measured - 1))
@@ -282,7 +285,7 @@ def cells(results: Results, work: Work) -> str:
     return " | ".join(
         both(results.measured(work, provider, field), results.computed(work, provider, field))
         for field in ("median_s", "peak_mb")
-        for provider in ("tree", "tree-probes")
+        for provider in ("compact", "compact-probes")
     )
 
 
@@ -312,7 +315,7 @@ def students_table(results: Results) -> str:
         whole = flops(work, "sft")
         lines.append(
             f"| {one.name} | {one.body / 1e6:,.0f} M | {one.vocabulary:,} | {whole / 1e12:.2f} T "
-            f"| {flops(work, 'tree') / whole:.2f} | {flops(work, 'tree-probes') / whole:.2f} "
+            f"| {flops(work, 'compact') / whole:.2f} | {flops(work, 'compact-probes') / whole:.2f} "
             f"| {cells(results, work)} |"
         )
     return "\n".join(lines)
@@ -462,12 +465,12 @@ def answer(results: Results) -> str:
         found = results.measured(work, provider, field)
         return f"{results.computed(work, provider, field) if found is None else found:.2f}"
 
-    time, memory, leaves = "median_s", "peak_mb", "tree-probes"
+    time, memory, leaves = "median_s", "peak_mb", "compact-probes"
     return (
-        f"With K = 4 teachers a step takes {at(4, 'tree', time)} of plain SFT's time, and "
+        f"With K = 4 teachers a step takes {at(4, 'compact', time)} of plain SFT's time, and "
         f"{at(4, leaves, time)} with an answer leaf after every reasoning step; of its extra "
-        f"memory {at(4, 'tree', memory)} and {at(4, leaves, memory)}. With one teacher the time "
-        f"is {at(1, 'tree', time)} and {at(1, leaves, time)}. (Measured on {base.name}; larger "
+        f"memory {at(4, 'compact', memory)} and {at(4, leaves, memory)}. With one teacher the time "
+        f"is {at(1, 'compact', time)} and {at(1, leaves, time)}. (Measured on {base.name}; larger "
         "students and how they were computed: below.)"
     )
 

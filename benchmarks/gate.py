@@ -1,9 +1,10 @@
 """Fails when a ratio leaves its committed bound: `python -m benchmarks.gate` (`make bench-gate`).
 
-bounds.json holds, for each claim, the `bound` that the project set itself and the `gate` that
-fails the build: the same, or somewhat wider, since a machine of CI is noisy. Only ratios between
-providers of one process (and memory, which does not depend on speed) are judged, and a ratio fails
-when it is out of its gate in every attempt.
+bounds.json holds, for each claim, the `bound` that the project set itself, what was `measured` last
+on a quiet machine (written there by benchmarks.draw) and the `gate` that fails the build: wider
+than the figure measured, since a machine of CI is noisy. Only ratios between providers of one
+process (and memory, which does not depend on speed) are judged, and a ratio fails when it is out of
+its gate in every attempt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import run
-from benchmarks.harness import WrongResult
+from benchmarks.harness import ProviderFailed, WrongResult
 
 BOUNDS = Path(__file__).parent / "bounds.json"
 
@@ -31,16 +32,22 @@ class Bound:
     """One claim.
 
     Attributes:
+        issue: the issue that names it.
         claim: in words, for tables.
         case: of benchmarks.run.
         shape: complete, as --shape takes it.
         provider: who is judged.
         over: by whose figure it is divided; None for `peak_mb`.
-        what: "time" (ratio of medians), "memory" (ratio of peaks) or "peak_mb" (a peak in MB).
+        what: "time" (ratio of medians), "memory" (ratio of peaks), "peak_mb" (a peak in MB) or
+            "seconds" (a median).
         bound: what the project set itself.
-        gate: what fails the build; None where the claim is not gated (too slow, or data absent).
+        measured: the last figure on a quiet machine; None where there is none yet.
+        gate: what fails the build; None where the claim is not gated (too slow, data absent, or
+            seconds, which depend on the machine).
+        gate_shape: a smaller shape for the gate; None for `shape`.
     """
 
+    issue: int
     claim: str
     case: str
     shape: str
@@ -48,22 +55,26 @@ class Bound:
     over: str | None
     what: str
     bound: float
+    measured: float | None
     gate: float | None
+    gate_shape: str | None
 
     def __post_init__(self) -> None:
-        if self.what not in ("time", "memory", "peak_mb"):
+        if self.what not in ("time", "memory", "peak_mb", "seconds"):
             raise ValueError(
-                f"{self.claim}: what must be time, memory or peak_mb, got {self.what!r}"
+                f"{self.claim}: what must be time, memory, peak_mb or seconds, got {self.what!r}"
             )
-        if (self.over is None) != (self.what == "peak_mb"):
-            raise ValueError(f"{self.claim}: over must name a provider, and be null for peak_mb")
+        if (self.over is None) != (self.what in ("peak_mb", "seconds")):
+            raise ValueError(f"{self.claim}: over must name a provider where what is a ratio, only")
+        if self.what == "seconds" and self.gate is not None:
+            raise ValueError(f"{self.claim}: seconds depend on the machine; gate must be null")
 
     @property
     def needs(self) -> set[str]:
         """The providers that must run."""
         return {self.provider} | ({self.over} if self.over else set())
 
-    def measured(self, rows: Iterable[run.Row]) -> float:
+    def figure(self, rows: Iterable[run.Row]) -> float:
         """Returns the judged figure from the rows of one run; NaN where memory was not measured.
 
         Raises:
@@ -72,7 +83,7 @@ class Bound:
         by_name = {row["provider"]: row for row in rows}
         for name in self.needs - set(by_name):
             raise ValueError(f"{self.claim}: no figures of provider {name!r}")
-        key = "median_s" if self.what == "time" else "peak_mb"
+        key = "median_s" if self.what in ("time", "seconds") else "peak_mb"
         figures = [by_name[name][key] for name in (self.provider, self.over) if name]
         if any(f in (None, "") for f in figures):
             return math.nan
@@ -112,13 +123,17 @@ def judge(
         The best figure of each gated bound over the attempts.
     """
     best: dict[Bound, float] = {}
-    gated = sorted((b for b in bounds if b.gate is not None), key=lambda b: (b.case, b.shape))
-    for (case, shape), group in itertools.groupby(gated, key=lambda b: (b.case, b.shape)):
+
+    def where(bound: Bound) -> tuple[str, str]:
+        return bound.case, bound.gate_shape or bound.shape
+
+    gated = sorted((b for b in bounds if b.gate is not None), key=where)
+    for (case, shape), group in itertools.groupby(gated, key=where):
         pending = list(group)
         for _ in range(attempts):
             rows = measure(case, shape, sorted(set().union(*(b.needs for b in pending))))
             for bound in pending:
-                best[bound] = min(bound.measured(rows), best.get(bound, math.inf))
+                best[bound] = min(bound.figure(rows), best.get(bound, math.inf))
             pending = [b for b in pending if best[b] > b.gate]
             if not pending:
                 break
@@ -146,16 +161,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         best = judge(load_bounds(options.bounds), measure, options.attempts)
-    except (ValueError, OSError, WrongResult) as error:
+    except (ValueError, OSError, ImportError, WrongResult, ProviderFailed) as error:
         print(f"benchmarks.gate: error: {error}", file=sys.stderr)
         return 1
     failed = False
-    print(f"\n{'measured':>9} {'gate':>6} {'bound':>6}")
+    print(f"\n{'now':>8} {'gate':>8} {'measured':>8} {'bound':>8}")
     for bound, value in best.items():
         bad = value > bound.gate
         failed |= bad
         verdict = "FAILED" if bad else "not measured here" if math.isnan(value) else "ok"
-        print(f"{value:9.3f} {bound.gate:6g} {bound.bound:6g}  {bound.claim}: {verdict}")
+        known = "-" if bound.measured is None else f"{bound.measured:.3g}"
+        print(f"{value:8.3g} {bound.gate:8g} {known:>8} {bound.bound:8g}  {bound.claim}: {verdict}")
     print(f"{time.monotonic() - start:.0f} s")
     return int(failed)
 

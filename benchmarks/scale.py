@@ -6,9 +6,9 @@ vocabulary of V and LoRA of rank 16 on all linear layers. A step is batch buildi
 and backward.
 
 - `sft`: a padded row a rationale, transformers' own loss on the completions.
-- `padded`: COMPACT's head and weights on the same rows, uniform weights.
-- `tree`: the question once and the rationales as its branches, uniform weights.
-- `tree-probes`: the default preset, with an answer leaf after every step.
+- `compact-padded`: COMPACT's head and weights on the same rows, uniform weights.
+- `compact`: the question once and the rationales as its branches, uniform weights.
+- `compact-probes`: the default preset, with an answer leaf after every step.
 
 Loss and two LoRA gradients are compared with the weighted loss from full logits of padded rows.
 """
@@ -174,7 +174,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     even = reference(lambda: torch.full((shape["P"] * shape["K"],), 1.0 / shape["K"]))
     return {
         "sft": provider(sft, even),
-        "padded": provider(ours(uniform, "padded", False), even),
-        "tree": provider(ours(uniform, "tree", False), even),
-        "tree-probes": provider(ours(robust, "tree", True), reference(robust_weight)),
+        "compact-padded": provider(ours(uniform, "padded", False), even),
+        "compact": provider(ours(uniform, "tree", False), even),
+        "compact-probes": provider(ours(robust, "tree", True), reference(robust_weight)),
     }

@@ -11,8 +11,8 @@ from benchmarks.cost import Rates, Work
 SMALL, LARGE = students.SIZES[0], students.SIZES[2]
 TRUE = {
     "sft": Rates(7e-12, 2e-8, SMALL.width, 6e-12, 1.1, 14.0),
-    "tree": Rates(6e-12, 1.4e-8, SMALL.width, 6e-12, 0.6, 0.0),
-    "tree-probes": Rates(6.5e-12, 1.5e-8, SMALL.width, 6e-12, 0.7, 0.0),
+    "compact": Rates(6e-12, 1.4e-8, SMALL.width, 6e-12, 0.6, 0.0),
+    "compact-probes": Rates(6.5e-12, 1.5e-8, SMALL.width, 6e-12, 0.7, 0.0),
 }
 
 
@@ -45,11 +45,11 @@ def test_operations_by_hand():
     rows = 3 * 4 * 3 * 8 * 47 * 47  # forward and backward, three layers, one row
     assert cost.body_flops(work, "sft") == 4 * one.body * 94 + 2 * rows
     assert cost.logits(work, "sft") == 9400
-    assert cost.body_flops(work, "tree") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * 89 * 89
-    assert cost.logits(work, "tree") == 8400
-    more = cost.body_flops(work, "tree-probes") - cost.body_flops(work, "tree")
+    assert cost.body_flops(work, "compact") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * 89 * 89
+    assert cost.logits(work, "compact") == 8400
+    more = cost.body_flops(work, "compact-probes") - cost.body_flops(work, "compact")
     assert more == 2 * one.body * 25 + 4 * 3 * 8 * 25 * (89 + 25)
-    assert cost.logits(work, "tree-probes") == 8400 + 100 * 5 * 2 / 2
+    assert cost.logits(work, "compact-probes") == 8400 + 100 * 5 * 2 / 2
 
 
 def test_leaves_and_tokens_are_those_of_the_batch():
@@ -126,7 +126,7 @@ def test_the_page_marks_what_is_measured_and_what_is_computed(results, tmp_path)
     found = cost.load(results)
     text = cost.page(found)
     work = Work(SMALL, SMALL.vocabulary)
-    four = f"{TRUE['tree'].seconds(work, 'tree') / TRUE['sft'].seconds(work, 'sft'):.2f}"
+    four = f"{TRUE['compact'].seconds(work, 'compact') / TRUE['sft'].seconds(work, 'sft'):.2f}"
     assert f"With K = 4 teachers a step takes {four} of plain SFT's time" in text
     assert f"| 4 | **{four}** ({four}) |" in text
     (three,) = [line for line in text.splitlines() if line.startswith("| 3 |")]

@@ -1,18 +1,24 @@
 """The gate fails only where a ratio is out in every attempt; pages follow the results."""
 
 import csv
+import dataclasses
 import json
 import math
+import sys
+import time
+import types
 
 import pytest
+import torch
 
 from benchmarks import draw, gate, run
+from benchmarks.harness import Provider
 
 SHAPE = "M=4,V=8"
 
 
 def bound(what="time", over="theirs", limit=1.0, gated=1.1, claim="ours over theirs"):
-    return gate.Bound(claim, "head", SHAPE, "ours", over, what, limit, gated)
+    return gate.Bound(3, claim, "head", SHAPE, "ours", over, what, limit, None, gated, None)
 
 
 def rows(ours, theirs, peaks=(10.0, 40.0)):
@@ -38,13 +44,13 @@ def measured(*runs):
 
 def test_figures_of_a_bound():
     run_rows = rows(2.0, 4.0)
-    assert bound().measured(run_rows) == 0.5
-    assert bound("memory").measured(run_rows) == 0.25
-    assert bound("peak_mb", None).measured(run_rows) == 10.0
-    assert bound("memory").measured(rows(1, 1, (3.0, 0.0))) == 3.0  # no division by nothing
-    assert math.isnan(bound("memory").measured(rows(1, 1, (None, 4.0))))
+    assert bound().figure(run_rows) == 0.5
+    assert bound("memory").figure(run_rows) == 0.25
+    assert bound("peak_mb", None).figure(run_rows) == 10.0
+    assert bound("memory").figure(rows(1, 1, (3.0, 0.0))) == 3.0  # no division by nothing
+    assert math.isnan(bound("memory").figure(rows(1, 1, (None, 4.0))))
     with pytest.raises(ValueError, match="ours over theirs: no figures of provider 'theirs'"):
-        bound().measured(run_rows[:1])
+        bound().figure(run_rows[:1])
 
 
 def test_one_noisy_run_is_repeated_and_forgiven():
@@ -67,6 +73,52 @@ def test_only_what_failed_runs_again_and_ungated_claims_never_run():
     assert [c[2] for c in calls] == [["ours", "theirs"], ["ours", "theirs"]]
 
 
+def test_the_gate_may_run_a_smaller_shape():
+    measure, calls = measured(rows(1.0, 1.0))
+    gate.judge([dataclasses.replace(bound(), gate_shape="M=1,V=2")], measure)
+    assert calls[0][:2] == ("head", "M=1,V=2")
+
+
+def spin(seconds):
+    """Computes for about that long; returns what the check wants."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return {"x": torch.ones(2)}
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.004, 0), (0.03, 1)])
+def test_a_planted_slow_provider_fails_the_gate(monkeypatch, tmp_path, capsys, seconds, code):
+    case = types.ModuleType("benchmarks.head")
+    case.SHAPES = ({"M": 4, "V": 8},)
+    want = {"x": torch.ones(2)}
+    case.providers = lambda args: {
+        "ours": Provider(lambda: spin(seconds), lambda: want),
+        "theirs": Provider(lambda: spin(0.01), lambda: want),
+    }
+    monkeypatch.setitem(sys.modules, "benchmarks.head", case)
+    path = tmp_path / "bounds.json"
+    path.write_text(json.dumps([dataclasses.asdict(bound())]))
+    assert gate.main(["--bounds", str(path), "--seconds", "0"]) == code
+    printed = capsys.readouterr().out
+    assert f"ours over theirs: {'FAILED' if code else 'ok'}" in printed
+    assert printed.count("head M=4,V=8") == (3 if code else 1)  # a miss is measured three times
+
+
+def test_a_provider_with_a_wrong_result_fails_the_gate(monkeypatch, tmp_path, capsys):
+    case = types.ModuleType("benchmarks.head")
+    case.SHAPES = ({"M": 4, "V": 8},)
+    case.providers = lambda args: {
+        name: Provider(lambda: {"x": torch.ones(2)}, lambda: {"x": torch.zeros(2)})
+        for name in ("ours", "theirs")
+    }
+    monkeypatch.setitem(sys.modules, "benchmarks.head", case)
+    path = tmp_path / "bounds.json"
+    path.write_text(json.dumps([dataclasses.asdict(bound())]))
+    assert gate.main(["--bounds", str(path)]) == 1
+    assert "benchmarks.gate: error: ours: output 'x' is wrong" in capsys.readouterr().err
+
+
 def test_memory_that_cannot_be_measured_does_not_fail():
     measure, _ = measured(rows(1.0, 1.0, (None, None)))
     assert math.isnan(gate.judge([bound("memory")], measure)[bound("memory")])
@@ -86,19 +138,26 @@ def test_the_command_says_what_failed(monkeypatch, tmp_path, capsys, ours, code)
 
 
 def test_a_bad_bound_is_named():
-    with pytest.raises(ValueError, match="what must be time, memory or peak_mb, got 'speed'"):
+    with pytest.raises(ValueError, match="what must be time, .* or seconds, got 'speed'"):
         bound("speed")
     with pytest.raises(ValueError, match="over must name a provider"):
         bound("time", None)
+    with pytest.raises(ValueError, match="seconds depend on the machine"):
+        bound("seconds", None)
 
 
-def test_committed_bounds_are_complete_and_no_gate_is_tighter_than_its_bound():
+def test_committed_bounds_are_complete_and_no_gate_is_tighter_than_what_was_measured():
     bounds = gate.load_bounds()
     assert len({b.claim for b in bounds}) == len(bounds)
     for b in bounds:
         sizes = run.parse_shape(b.shape, run.load_case(b.case).SHAPES[0])
         assert run.shape_text(sizes) == b.shape  # complete, and in the order of the results
-        assert b.gate is None or b.gate >= b.bound
+        if b.gate_shape is not None:
+            sizes = run.parse_shape(b.gate_shape, sizes)
+            assert run.shape_text(sizes) == b.gate_shape
+        assert b.gate is None or b.measured is None or b.gate > b.measured
+        assert b.issue in (3, 4, 5)
+    assert sum(b.gate is not None for b in bounds) >= 7
 
 
 # --- draw -------------------------------------------------------------------------------------
@@ -155,12 +214,14 @@ def test_the_bounds_table_says_met_missed_and_not_measured(results):
     claims = [
         bound(limit=0.8, claim="fast"),
         bound(limit=0.7, claim="faster"),
-        gate.Bound("elsewhere", "kl", "K=2", "ours", "theirs", "time", 1.0, None),
+        gate.Bound(4, "elsewhere", "kl", "K=2", "ours", "theirs", "time", 1.0, 0.3, None, None),
     ]
-    table = draw.bounds_table(claims, draw.read_runs(folder))
-    assert "| fast | 0.8 | 0.75 | met |" in table
-    assert "| faster | 0.7 | 0.75 | missed |" in table
-    assert "| elsewhere | 1 | - | not measured |" in table
+    found = draw.judged(claims, draw.read_runs(folder))
+    assert [b.measured for b in found] == [0.75, 0.75, None]
+    table = draw.bounds_table(found)
+    assert "| fast | 0.8 | 0.75 | met | 3 |" in table
+    assert "| faster | 0.7 | 0.75 | **not met** | 3 |" in table
+    assert "| elsewhere | 1 | - | not measured | 4 |" in table
 
 
 def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
@@ -175,8 +236,13 @@ def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
     )
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{draw.BEGIN}\nold\n{draw.END}\nafter\n")
+    claims = tmp_path / "bounds.json"
+    claim = dataclasses.replace(bound(), provider="compact", over="torch", shape="M=1")
+    claims.write_text(json.dumps([dataclasses.asdict(claim)]))
     command = ["--results", str(folder), "--docs", str(tmp_path / "d"), "--readme", str(readme)]
+    command += ["--bounds", str(claims)]
     assert draw.main(command) == 0
+    assert gate.load_bounds(claims) == [dataclasses.replace(claim, measured=0.00615)]
     first = readme.read_text()
     assert draw.main(command) == 0
     assert readme.read_text() == first
@@ -185,7 +251,8 @@ def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
     assert "| **compact** | 12.3 ms | 12.3 ms to 12.3 ms | 1.00 | 5.0 MB |" in first
     page = (tmp_path / "d/benchmarks.md").read_text()
     assert "| torch | 2 s | 2 s to 2 s | 162.60 | - |" in page
-    assert "`python -m benchmarks.run scale --shape K=4,T=8`" in page
+    assert "`python -m benchmarks.run head --shape M=1`" in page
+    assert "| K=4,T=8 | 1 s, 5.0 MB | 1.00 | 1.00 |" in page
     for picture in ("head.png", "scale.png"):
         assert (tmp_path / "d" / picture).read_bytes().startswith(b"\x89PNG")
 
