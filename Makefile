@@ -49,7 +49,7 @@ bench-gate: native  ## ratios against the committed bounds, in under 3 minutes
 	$(PY) -m benchmarks.gate
 
 docs: native  ## guides and API reference as HTML, in site/
-	$(PY) -m pdoc -d google -o site compact compact_ops
+	$(PY) docs/build.py site
 
 lint: native  ## ruff, mypy and clang-format, all without changing a file
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -1,8 +1,5 @@
 """COMPACT: multi-teacher chain-of-thought distillation for small students.
 
-.. include:: ../docs/quickstart.md
-.. include:: ../docs/data-format.md
-.. include:: ../docs/method.md
-.. include:: ../docs/metrics.md
-.. include:: ../docs/distributed.md
+`CompactTrainer` trains, `CompactConfig` holds its settings; each command of `compact` has a module
+of its own name. The guides say how they are used.
 """
