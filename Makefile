@@ -43,7 +43,7 @@ test-slow: native  ## the longer sweeps
 
 bench: native  ## measure every case, then redraw the plots and the tables (30 minutes; an idle machine)
 	for c in head step graph kl scale; do $(PY) -m benchmarks.run $$c || exit 1; done
-	$(PY) -m benchmarks.draw
+	$(PY) -m benchmarks.draw && $(PY) -m benchmarks.cost
 
 bench-gate: native  ## ratios against the committed bounds, in under 3 minutes
 	$(PY) -m benchmarks.gate

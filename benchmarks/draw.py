@@ -259,41 +259,55 @@ def style(ax: Axes, title: str) -> None:
 
 
 def bars(ax: Axes, one: Run, field: str, title: str) -> None:
-    """Draws one figure of every provider as horizontal bars, each with its value."""
+    """Draws one figure of every provider as horizontal bars, each with its value.
+
+    One time out of four or more that is over three times the next is cut off, so that the others
+    can be told apart.
+    """
     names = list(one.rows)
     values = [one.figure(name, field) for name in names]
     shown = [0.0 if math.isnan(v) else v for v in values]
     colours = [OURS if name.startswith("compact") else OTHERS for name in names]
-    ax.barh(names, shown, color=colours, height=0.62)
+    *_, second, longest = sorted([0.0, *shown])
+    lone = field == "median_s" and len(names) > 3 and longest > 3 * second > 0
+    end = 1.5 * second if lone else longest
+    ax.barh(names, [min(v, end) for v in shown], color=colours, height=0.62)
     ax.invert_yaxis()
-    ax.set_xlim(0, max([*shown, 1e-9]) * 1.3)
     ax.set_xticks([])
     text = seconds_text if field == "median_s" else memory_text
+    right = end
     for i, value in enumerate(values):
-        if field == "median_s":
-            low, high = one.figure(names[i], "p20_s"), one.figure(names[i], "p80_s")
-            ax.plot([low, high], [i, i], color=INK, linewidth=1)
-            value_at = high
-        else:
-            value_at = shown[i]
-        ax.text(value_at, i, f"  {text(value)}", va="center", fontsize=8, color=INK)
+        cut = shown[i] > end
+        at = min(shown[i], end)
+        if field == "median_s" and not cut:
+            low, at = one.figure(names[i], "p20_s"), one.figure(names[i], "p80_s")
+            ax.plot([low, at], [i, i], color=INK, linewidth=1)
+        right = max(right, at)
+        label = f" // {text(value)} (cut off)" if cut else f"  {text(value)}"
+        ax.text(at, i, label, va="center", fontsize=8, color=INK)
+    ax.set_xlim(0, max(right, 1e-9) * 1.3)
     style(ax, title)
 
 
 def draw_bars(runs: Sequence[Run], path: Path) -> None:
-    """Draws time and peak memory of every run, a row a shape."""
+    """Draws time and peak memory of every run, a row a shape; what all share stands on top."""
+    parts = [one.shape.split(",") for one in runs]
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
     heights = [len(one.rows) + 1.2 for one in runs]
     figure, axes = plt.subplots(
         *(len(runs), 2),
-        figsize=(9, 0.27 * sum(heights) + 0.4),
+        figsize=(9, 0.27 * sum(heights) + 0.7),
         height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )
-    for (left, right), one in zip(axes, runs, strict=True):
-        bars(left, one, "median_s", f"time: {one.shape}")
+    for (left, right), one, own in zip(axes, runs, parts, strict=True):
+        rest = ", ".join(part for part in own if part not in shared)
+        bars(left, one, "median_s", f"median time{', ' if rest else ''}{rest}")
         bars(right, one, "peak_mb", "peak extra memory")
         right.set_yticklabels([])
+    title = f"{CASES[runs[0].case]}\n{', '.join(shared)}, {runs[0].dtype}, {runs[0].machine}"
+    figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
