@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("compact.train", "train a student on the rationales of several teachers"),
     "evaluate": ("compact.evaluate", "accuracy of a student on a test file, and what it forgot"),
     "score": ("compact.score", "score and weigh rationales without training"),
+    "graph": ("compact.step_graphs", "draw the consensus graph of a problem"),
     "compare": ("compact.compare", "train under several weightings and compare"),
     "report": ("compact.report", "one HTML page about a run"),
     "import": ("compact.importers", "turn files of other tools into rationales"),
@@ -35,27 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="compact: %(message)s", level=logging.WARNING)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()  # what the disk does not take is told here, not by Python at its end
+        return status
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("COMPACT_TRACEBACK"):
+            raise
+        if isinstance(error, OSError):
+            _drop_output()
+        return _fail(_one_line(error), 1)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}", 2)
-    logging.basicConfig(format="compact: %(message)s", level=logging.WARNING)
-    try:
-        return _run(command, rest)
-    except KeyboardInterrupt as interrupt:
-        return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", _INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if os.environ.get("COMPACT_TRACEBACK"):
-            raise
-        return _fail(_one_line(error), 1)
-
-
-def _run(command: str, rest: list[str]) -> int:
     module_name, what = COMMANDS[command]
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
@@ -101,6 +106,14 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _drop_output() -> None:
+    """Lets go of printed text that cannot be written, or Python would try once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

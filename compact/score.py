@@ -3,7 +3,8 @@
 One row a rationale: question_id, teacher, answer (the final answer that was read), adaptability,
 consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). What is
 found goes to OUT.partial as it comes, so a killed run goes on; OUT is written whole, at the end,
-when the spread of the scores over the data is known and the weights can be given.
+when the spread of the scores over the data is known and the weights can be given. With --graphs the
+consensus graph of every problem is saved too; `compact graph` draws one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from tqdm import tqdm
@@ -26,8 +28,10 @@ from compact.forward import run_pass
 from compact.layout import choose_layout
 from compact.metrics import AXES
 from compact.metrics.gain import step_gains
+from compact.metrics.step_graph import step_graphs, step_texts
 from compact.packing import build_batch, tree_length
 from compact.passes import EncodedProblem, Pass
+from compact.step_graphs import as_rustworkx, save_graph
 from compact.student import Student, load_student
 from compact.weighting import DEFAULT_PRESET, PresetWeigher, Weigher, make_weigher
 
@@ -47,6 +51,7 @@ def score_problems(
     max_length: int = 2560,
     partial: Path | None = None,
     settings: dict[str, Any] | None = None,
+    graphs: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Scores every rationale and weighs it within its problem.
 
@@ -58,6 +63,7 @@ def score_problems(
         max_length: most tokens of prompt and one rationale.
         partial: file to keep what is found in, and to go on from; None keeps nothing.
         settings: what the kept scores depend on; kept ones with other settings are not used.
+        graphs: folder for the consensus graphs, one file a problem; None saves none.
 
     Returns:
         One row a rationale, in the order of the data.
@@ -78,6 +84,8 @@ def score_problems(
             )
             with torch.no_grad():
                 pass_ = run_pass(student, batch.to(student.weight.device))[2]
+            if graphs:
+                _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):
                 done[question_id] = rows
                 if file:
@@ -140,6 +148,15 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
         yield problem.question_id, rows
 
 
+def _save_graphs(pass_: Pass, folder: Path) -> None:
+    """Saves the consensus graph of every problem as QUESTION_ID.json."""
+    found, texts = step_graphs(pass_)[1], step_texts(pass_.batch)
+    for i, problem in enumerate(pass_.batch.problems):
+        teachers = [rationale.teacher for rationale in problem.rationales]
+        name = quote(problem.question_id, safe=" ")
+        save_graph(as_rustworkx(found, i, texts[i], teachers), folder / f"{name}.json")
+
+
 def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
     """Fills in the weights of a preset, with the running spread that of all the scores."""
     flat = [row for rows in problems for row in rows]
@@ -197,6 +214,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another metric for an axis of the preset; may be repeated",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines, a rationale each")
+    parser.add_argument(
+        "--graphs", metavar="FOLDER", help="save each problem's consensus graph (see compact graph)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="tokens [2560]")
 
@@ -214,6 +234,9 @@ def run(args: argparse.Namespace) -> int:
     if out.is_dir():
         raise IsADirectoryError(f"{out}: expected a file, got a directory")
     out.parent.mkdir(parents=True, exist_ok=True)
+    graphs = Path(args.graphs) if args.graphs else None
+    if graphs:
+        graphs.mkdir(parents=True, exist_ok=True)
     model, processing_class = load_student(args.model)
     settings = {
         "data": hashlib.sha256(Path(args.data).read_bytes()).hexdigest(),
@@ -221,6 +244,7 @@ def run(args: argparse.Namespace) -> int:
         "preset": args.preset,
         "metrics": overrides,
         "max_length": args.max_length,
+        "graphs": args.graphs,
     }
     partial = out.with_name(f"{out.name}.partial")
     rows = score_problems(
@@ -231,6 +255,7 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         partial=partial,
         settings=settings,
+        graphs=graphs,
     )
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     partial.unlink()

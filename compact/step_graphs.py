@@ -3,11 +3,15 @@
 A node is a reasoning step, a match edge joins steps of different rationales that say the same, the
 connected components are step classes, and classes are joined by "is followed by". The mainstream
 path is the path of classes with the greatest total support. Assembly is native (csrc/graph).
+
+`compact score DATA ... --graphs FOLDER` saves the graph of every problem, `compact graph FILE --out
+PICTURE` draws one.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,11 @@ import rustworkx as rx
 
 from compact import _graph
 from compact.equations import equations, numbers
+from compact.files import write_whole
 
 THRESHOLD = 0.8
 """Least similarity of steps that match."""
+_NODE_KEYS = {"text", "teachers", "support", "arithmetic", "mainstream"}
 
 
 class Steps(NamedTuple):
@@ -208,7 +214,7 @@ def as_rustworkx(
 def save_graph(graph: rx.PyDiGraph, path: Path) -> None:
     """Writes a class graph as node-link JSON."""
     text = rx.node_link_json(graph, node_attrs=lambda node: node, edge_attrs=lambda edge: edge)
-    path.write_text(text)
+    write_whole(path, str(text))
 
 
 def load_graph(path: Path) -> rx.PyDiGraph:
@@ -218,13 +224,25 @@ def load_graph(path: Path) -> rx.PyDiGraph:
         ValueError: if the file holds no such graph.
     """
     try:
-        return rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
-    except (json.JSONDecodeError, rx.JSONDeserializationError, KeyError) as error:
+        graph = rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+        missing = {key for node in graph.nodes() for key in _NODE_KEYS - set(node or ())}
+        if missing:
+            raise ValueError(f"a node lacks {sorted(missing)}")
+    except (ValueError, rx.JSONDeserializationError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a saved graph (node-link JSON): {error}") from None
+    return graph
 
 
 def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
-    """Draws a class graph: the mainstream in green, steps whose arithmetic fails in red."""
+    """Draws a class graph as a picture, in the format that the name of `path` ends in.
+
+    From top to bottom as the rationales go; a circle is as large as its support, green on the
+    mainstream, red where the arithmetic fails; a number says how many rationales take that turn.
+
+    Raises:
+        ValueError: if the format is unknown.
+        OSError: if the picture cannot be written.
+    """
     from matplotlib.figure import Figure
     from rustworkx.visualization import mpl_draw
 
@@ -234,7 +252,7 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
         for depth, layer in enumerate(layers)
         for j, node in enumerate(layer)
     }
-    figure = Figure(figsize=(11, 1.5 + 1.3 * len(layers)), dpi=110)
+    figure = Figure(figsize=(3.5 + 2.5 * max(map(len, layers)), 1 + 1.3 * len(layers)), dpi=110)
     axes = figure.subplots()
     mpl_draw(
         graph,
@@ -243,16 +261,30 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
         node_color=[_colour(node) for node in graph.nodes()],
         node_size=[300 + 1500 * float(n["support"]) for n in graph.nodes()],
         with_labels=True,
-        labels=lambda n: f"{n['text'][:42]}\n{n['teachers']}",
+        labels=lambda n: f"{textwrap.shorten(n['text'], 42, placeholder=' …')}\n{n['teachers']}",
         edge_labels=lambda edge: edge["count"],
         font_size=7,
         arrows=True,
     )
     axes.margins(0.15)
-    figure.savefig(path)
+    axes.set_title("green: mainstream; red: arithmetic fails; size: support", fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def _colour(node: dict[str, str]) -> str:
     if node["arithmetic"] == "fails":
         return "#e57373"
     return "#81c784" if node["mainstream"] == "true" else "#cfd8dc"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact graph`."""
+    parser.add_argument("graph", metavar="FILE", help="what `compact score --graphs` saved")
+    parser.add_argument("--out", required=True, metavar="PICTURE", help=".png, .svg or .pdf")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact graph`; returns the exit status."""
+    draw_graph(load_graph(Path(args.graph)), Path(args.out))
+    print(args.out)
+    return 0

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 
 from benchmarks.graph import classes_of, loops, texts
 from compact import _graph
+from compact.cli import main
+from compact.data import load_problems
 from compact.metrics.step_graph import consensus
+from compact.score import score_problems
 from compact.step_graphs import (
     Steps,
     as_rustworkx,
@@ -22,6 +25,10 @@ from compact.step_graphs import (
     load_graph,
     save_graph,
 )
+from compact.student import Student
+from compact.weighting import make_weigher
+from compact.zoo import make_rows
+from compact.zoo_student import build_model, build_tokenizer
 
 _STEP = st.sampled_from(
     ("3 + 4 = 7", "4 + 3 = 7", "3 + 4 = 8", "7 - 2 = 5", "7", "7 and 5", "7, 5, 2, 3 and 4")
@@ -209,9 +216,29 @@ def test_saved_graph_is_loaded_and_drawn(tmp_path: Path) -> None:
     )
     draw_graph(loaded, tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["graph", str(path), "--out", str(tmp_path / "graph.svg")]) == 0
+    assert "<svg" in (tmp_path / "graph.svg").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00"])
+def test_score_saves_the_graphs(tmp_path: Path) -> None:
+    """`compact score --graphs` leaves one file a problem, whatever its question_id."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, seed=0, layers=1).eval(), tokenizer)
+    rows = make_rows(("good", "wrong-step"), 2, seed=1)
+    rows = [row | {"question_id": f"a/b {row['question_id']}"} for row in rows]
+    weigher = make_weigher("uniform")
+    score_problems(student, tokenizer, load_problems(rows), weigher, graphs=tmp_path)
+    graphs = [load_graph(path) for path in sorted(tmp_path.iterdir())]
+    assert len(graphs) == 2
+    assert {"good", "wrong-step", "good, wrong-step"} >= {
+        node["teachers"] for graph in graphs for node in graph.nodes()
+    }
+
+
+_OTHER_GRAPH = rx.node_link_json(rx.generators.directed_path_graph(2))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00", _OTHER_GRAPH])
 def test_a_file_that_is_no_graph(tmp_path: Path, text: str) -> None:
     """The error names the file."""
     path = tmp_path / "graph.json"
