@@ -37,6 +37,7 @@ class Interval:
         value: the mark.
         low, high: ends of the thin line.
         inner: ends of the thick line, None where there is none.
+        points: single values that the mark sums up, drawn as rings.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Interval:
     low: float
     high: float
     inner: tuple[float, float] | None = None
+    points: Sequence[float] = ()
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -171,7 +173,7 @@ def interval_chart(
     x_range: tuple[float | None, float | None] = (None, None),
     reference: float | None = None,
 ) -> Markup:
-    """Draws a row for each value: a mark, a thin line from low to high, a thick one inside.
+    """Draws a row for each value: a mark, a line from low to high, a bar inside, rings of points.
 
     Args:
         title: read out by screen readers.
@@ -181,7 +183,8 @@ def interval_chart(
         reference: a dashed vertical line.
     """
     low, high = _span(
-        [v for r in rows for v in (r.low, r.high)] + ([] if reference is None else [reference])
+        [v for r in rows for v in (r.low, r.high, *r.points)]
+        + ([] if reference is None else [reference])
     )
     low = low if x_range[0] is None else x_range[0]
     high = high if x_range[1] is None else x_range[1]
@@ -217,6 +220,7 @@ def interval_chart(
                 f'<rect class="box" x="{a:.1f}" y="{y - 7:g}" width="{max(1.0, b - a):.1f}" '
                 'height="14" rx="3"/>'
             )
+        body += [f'<circle class="point" cx="{at(v):.1f}" cy="{y:g}" r="3"/>' for v in row.points]
         body.append(f'<circle class="mark" cx="{at(row.value):.1f}" cy="{y:g}" r="4.5"/></g>')
     return _svg(height, title, body)
 

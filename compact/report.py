@@ -503,6 +503,14 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     if run.evaluations:
         name, summary = run.evaluations[-1]
         found.append((f"{summary['accuracy']:.1%}", f"accuracy ({name})"))
+    if run.arms.get("arms"):
+        arms = run.arms["arms"]
+        best = max(arms, key=lambda a: a["mean"])
+        found += [
+            (f"{len(arms)}", "arms"),
+            (f"{max(len(arm['seeds']) for arm in arms)}", "seeds an arm"),
+            (f"{best['mean']:.3f}", f"{run.arms.get('metric', 'accuracy')} of {best['name']}"),
+        ]
     return found
 
 
@@ -521,28 +529,52 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Status", info.get("status")),
         ("Versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())),
         ("Command", info.get("command")),
+        ("Compared on", run.arms.get("data")),
+        *(
+            (f"Compared with {name}", value)
+            for name, value in run.arms.get("settings", {}).items()
+            if "\n" not in str(value)
+        ),
+        ("Comparison", run.arms.get("command")),
     ]
     return [(name, str(value)) for name, value in found if value not in (None, "")]
 
 
 def arm_view(run: Run) -> dict[str, Any] | None:
-    """Returns table and chart of the arms of compare.json, None without one."""
-    arms = run.arms.get("arms", [])
-    if not arms:
+    """Returns table and charts of the arms of compare.json, None without one.
+
+    An arm of one seed has no interval: its ends are None.
+    """
+    if not run.arms.get("arms"):
         return None
-    rows = [Interval(a["name"], 0, a["mean"], a["ci_low"], a["ci_high"]) for a in arms]
+    arms = []
+    for arm in run.arms["arms"]:
+        ends = [name for name in arm if name.endswith(("_low", "_high"))]
+        arms.append(arm | (dict.fromkeys(ends) if len(arm["seeds"]) == 1 else {}))
     metric = run.arms.get("metric", "accuracy")
-    chart = interval_chart(f"{metric} of each arm", rows, x_label=f"{metric}, 95% interval")
-    right = [
-        Interval(a["name"], 2, a["right_weight"], a["right_weight_low"], a["right_weight_high"])
-        for a in arms
-    ]
+
+    def row(arm: dict[str, Any], name: str, ends: tuple[str, str], colour: int) -> Interval:
+        low, high = (arm[name] if arm[end] is None else arm[end] for end in ends)
+        points = arm["values"] if name == "mean" else ()
+        return Interval(arm["name"], colour, arm[name], low, high, points=points)
+
     return {
         "arms": arms,
-        "chart": chart,
-        "weights": interval_chart(
-            "Weight on right rationales", right, x_label="weight, 95% interval", x_range=(0.0, 1.0)
+        "chart": interval_chart(
+            f"{metric} of each arm",
+            [row(arm, "mean", ("ci_low", "ci_high"), 0) for arm in arms],
+            x_label=f"{metric}, 95% interval",
         ),
+        "weights": interval_chart(
+            "Weight on right rationales",
+            [
+                row(arm, "right_weight", ("right_weight_low", "right_weight_high"), 2)
+                for arm in arms
+            ],
+            x_label="weight, 95% interval",
+            x_range=(0.0, 1.0),
+        ),
+        "teachers": sorted({teacher for arm in arms for teacher in arm.get("weights", {})}),
         "metric": metric,
         "best": max(arms, key=lambda a: a["mean"])["name"],
         "about": run.arms,

@@ -90,8 +90,15 @@ def write_evaluation(run, name, accuracy, **more):
 def make_arms():
     arms = []
     for name, mean in (("uniform", 0.11), ("robust", 0.53), ("oracle", 0.61)):
-        arm = {"name": name, "seeds": [0, 1], "values": [mean, mean], "mean": mean}
-        arm |= {"ci_low": mean - 0.05, "ci_high": mean + 0.05, "tokens": 12345, "steps": 60}
+        arm = {"name": name, "seeds": [0, 1], "values": [mean - 0.02, mean + 0.02]}
+        arm |= {
+            "mean": mean,
+            "ci_low": mean - 0.05,
+            "ci_high": mean + 0.05,
+            "tokens": 12345,
+            "steps": 60,
+        }
+        arm |= {"weights": {"good": 0.75, "wrong-step": 0.25}}
         arm |= {"right_weight": 0.5, "right_weight_low": 0.4, "right_weight_high": 0.6}
         if name != "uniform":
             arm |= {"gain": mean - 0.11, "gain_low": 0.1, "gain_high": 0.6}

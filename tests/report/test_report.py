@@ -25,6 +25,7 @@ addEventListener("load", () => {
     nodes: all("svg .node").filter(seen).length,
     matches: all("svg .match").length,
     onPath: all("svg .node.main circle").map(e => style(e).fill).filter(f => f != "none").length,
+    seeds: all("#arms svg .point").filter(seen).length,
     lines: all("svg .line").filter(seen).length,
     lineColours: [...new Set(all("#weights .line").map(e => style(e).stroke))],
     smallest: Math.min(...all("svg text").map(e => e.getBoundingClientRect().height)),
@@ -77,6 +78,8 @@ def test_page_in_a_browser(seen):
     assert "KL 0.0321 nats a token" in shown["tables"][1]
     assert "drop +0.100 (-0.050 to +0.250)" in shown["tables"][1]
     assert re.search(r"robust\s+0\.530\s+0\.480 – 0\.580\s+\+0\.420", shown["tables"][2])
+    assert re.search(r"robust\s+0\.750\s+0\.250", shown["tables"][3]), "shares of the teachers"
+    assert shown["seeds"] == 3 * 2, "each seed of each arm is a ring"
 
 
 def test_problems_show_coloured_tokens_steps_and_answers(seen):
@@ -151,7 +154,20 @@ def test_arms_alone_make_a_page(run_folder, tmp_path):
     shutil.copy(run_folder / "compare.json", run)
     assert main(["report", str(run), "--out", str(tmp_path / "deep" / "page.html")]) == 0
     text = (tmp_path / "deep" / "page.html").read_text()
-    assert 'id="arms"' in text and 'id="weights"' not in text
+    assert 'id="arms"' in text and 'id="weights"' not in text and "accuracy of oracle" in text
+
+
+def test_an_arm_of_one_seed_has_no_interval(run_folder, tmp_path):
+    arms = json.loads((run_folder / "compare.json").read_text())
+    for arm in arms["arms"]:
+        arm |= {"seeds": [0], "values": [arm["mean"]], "ci_low": 0.0, "ci_high": 1.0}
+        if "gain" in arm:
+            arm |= {"gain_low": -1.0, "gain_high": 1.0}
+    (tmp_path / "compare.json").write_text(json.dumps(arms))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("one seed") == 3 and "+0.420" in text
+    assert "1.000" not in text and "(-1.000" not in text
 
 
 def test_policy_without_scores(tmp_path):
