@@ -57,6 +57,19 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ({"preset": "single:nobody"}, ["nobody", "good", "verbose"]),
         ({"packing": "loose"}, ["packing", "auto", "tree", "padded", "loose"]),
         ({"max_length": "4"}, ["question_id", "max_length = 4"]),
+        ({"per_device_train_batch_size": "0"}, ["per_device_train_batch_size", "at least 1"]),
+        ({"gradient_accumulation_steps": "0"}, ["gradient_accumulation_steps", "at least 1"]),
+        ({"num_train_epochs": "0"}, ["num_train_epochs", "above 0"]),
+        ({"max_problems": "0"}, ["max_problems", "at least 1"]),
+        ({"dtype": "float31"}, ["dtype", "bfloat16", "float31"]),
+        ({"lora_target_modules": "nope"}, ["nope"]),
+        ({"overrides": "{taw: 1}"}, ["taw", "tau"]),
+        ({"report_to": "wandb"}, ["wandb", "pip install"]),
+        ({"resume_from_checkpoint": "true"}, ["no whole checkpoint"]),
+        ({"resume_from_checkpoint": "no/such"}, ["no/such", "manifest.json"]),
+        ({"output_dir": "/dev/null/run"}, ["/dev/null/run", "Not a directory"]),
+        ({"num_processes": "0"}, ["--num_processes", "at least 1"]),
+        ({"accelerate_config": "fsdp7"}, ["ddp", "fsdp2", "deepspeed-zero3", "fsdp7"]),
     ],
 )
 def test_train(
@@ -68,9 +81,10 @@ def test_train(
     words: list[str],
 ) -> None:
     """Wrong path, key, type, preset, teacher, and a prompt longer than max_length."""
-    settings = {"model": student, "data": data, "output_dir": tmp_path / "run"} | change
+    settings = {"model": student, "data": data, "output_dir": tmp_path / "run"}
+    settings |= {"report_to": "none"} | change
     argv = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    line = fails(capsys, "train", "--use_cpu", "--report_to", "none", *argv)
+    line = fails(capsys, "train", "--use_cpu", *argv)
     assert all(word in line for word in words), line
 
 
@@ -128,18 +142,19 @@ def test_a_teacher_may_miss_problems_and_one_teacher_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "score", "compare", "report", "import", "doctor"]
+    "command", ["train", "evaluate", "score", "compare", "report", "import", "doctor", "env"]
 )
 def test_help_fits_a_screen_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    """At most 50 lines, with an example to copy."""
+    """At most 40 lines of at most 100 characters, with an example to copy."""
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 50
-    assert f"compact {command} " in text.partition("example")[2], text
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 100
+    assert f"compact {command}" in text.partition("example")[2], text
 
 
 def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
