@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from compact.lean import lean
 from compact.packing import tree_mask, tree_rule
 from compact.passes import Batch, Pass
 from compact.student import Student
@@ -146,9 +147,10 @@ def run_pass(
 
 def _body(student: Student, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Final hidden states [B, L, H]."""
-    output = student.body(
-        input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
-    )
+    with lean(student.body):
+        output = student.body(
+            input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
+        )
     return output.last_hidden_state
 
 
@@ -204,8 +206,7 @@ def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Te
             keys,
             device=batch.input_ids.device,
         )
+    # As numbers: from a bool mask every layer would make its own.
     mask = tree_mask(batch, leaves=leaves)
-    if attention == "sdpa":
-        return mask
     dtype = student.weight.dtype
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
