@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ def smollm2() -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the driver has its own
-    return load_student(smollm2_path())
+    bar = "transformers.modeling_gguf_pytorch_utils.tqdm"  # heeds no setting
+    with mock.patch(bar, lambda tensors, **_: tensors, create=True):
+        return load_student(smollm2_path())
 
 
 def problems(count: int, teachers: int) -> list[Problem]:
