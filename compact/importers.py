@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,13 +42,13 @@ class Sample:
 
     Attributes:
         prompt: the question, as text or chat messages.
-        completions: the rationales of the row.
+        completions: the rationales of the row, each as text or chat messages.
         answer: the gold answer, None where the format has none.
         teacher: the teacher the row names, None where the format has none.
     """
 
     prompt: Text
-    completions: tuple[str, ...]
+    completions: tuple[Text, ...]
     answer: str | None
     teacher: str | None = None
 
@@ -77,6 +78,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
                 f"{error.colno}"
             ) from None
+        except RecursionError:
+            raise ValueError(f"{path}:{line}: expected a JSON object, got one too deep") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
         yield f"{path}:{line}", row
@@ -100,12 +103,37 @@ def _skip(text: str, at: int) -> int:
 def _field(row: dict[str, Any], name: str, where: str) -> str:
     """Returns a required text field."""
     value = row.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if number and not isinstance(value, bool):
         value = str(value)
+    found = f"{type(value).__name__} {value!r}" if name in row else f"fields {', '.join(row)}"
+    return _text(value, f"{where}: field {name!r}", found)
+
+
+def _text(value: Any, what: str, found: str | None = None) -> str:
+    """Returns a text without the white space around it, which must be there and be writable."""
     if not isinstance(value, str) or not value.strip():
-        found = f"{type(value).__name__} {value!r}" if name in row else f"fields {', '.join(row)}"
-        raise ValueError(f"{where}: field {name!r} must hold text, got {found[:80]}")
+        raise ValueError(f"{what} must hold text, got {(found or repr(value))[:80]}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must hold text, got half of a surrogate pair") from None
     return value.strip()
+
+
+def _messages(turns: list[Any], what: str) -> list[dict[str, str]]:
+    """Returns chat messages from objects of from/value or role/content."""
+    messages = []
+    for index, turn in enumerate(turns):
+        at = f"{what}[{index}]"
+        if not isinstance(turn, dict):
+            raise ValueError(f"{at} must be an object, got {type(turn).__name__}")
+        role = turn.get("from", turn.get("role"))
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"{at} must come from {', '.join(ROLES)}, got {role!r}")
+        content = _text(turn.get("value", turn.get("content")), at)
+        messages.append({"role": ROLES[role], "content": content})
+    return messages
 
 
 def _optional(row: dict[str, Any], where: str, *names: str) -> str | None:
@@ -120,16 +148,15 @@ def from_alpaca(row: dict[str, Any], where: str) -> Sample:
     user = f"{user}\n{extra}" if extra else user
     system = _optional(row, where, "system")
     messages = [{"role": "system", "content": system}] if system else []
-    for turn in row.get("history") or []:
-        if not (
-            isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
-        ):
+    history = row.get("history") or []
+    for turn in history if isinstance(history, list) else [history]:
+        if not isinstance(turn, list) or len(turn) != 2:
             raise ValueError(
                 f"{where}: history must hold [instruction, answer] pairs, got {str(turn)[:60]}"
             )
         messages += [
-            {"role": "user", "content": turn[0]},
-            {"role": "assistant", "content": turn[1]},
+            {"role": role, "content": _text(text, f"{where}: history")}
+            for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
     prompt = [*messages, {"role": "user", "content": user}] if messages else user
     return Sample(prompt, (_field(row, "output", where),), _optional(row, where, "answer", "label"))
@@ -143,17 +170,7 @@ def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
         raise ValueError(f"{where}: {name} must hold at least two messages, got {str(turns)[:60]}")
     system = _optional(row, where, "system")
     messages = [{"role": "system", "content": system}] if system else []
-    for index, turn in enumerate(turns):
-        at = f"{where}: {name}[{index}]"
-        if not isinstance(turn, dict):
-            raise ValueError(f"{at} must be an object, got {type(turn).__name__}")
-        role = turn.get("from", turn.get("role"))
-        content = turn.get("value", turn.get("content"))
-        if role not in ROLES:
-            raise ValueError(f"{at} must come from {', '.join(ROLES)}, got {role!r}")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{at} must hold text, got {content!r}")
-        messages.append({"role": ROLES[role], "content": content.strip()})
+    messages += _messages(turns, f"{where}: {name}")
     *before, last = messages
     if last["role"] != "assistant":
         raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
@@ -164,11 +181,11 @@ def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
 def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
     """Reads instruction, output (a list of rationales) and label."""
     outputs = row["output"]
-    if not outputs or not all(isinstance(x, str) and x.strip() for x in outputs):
-        raise ValueError(f"{where}: output must list at least one text, got {str(outputs)[:60]}")
+    if not outputs:
+        raise ValueError(f"{where}: output must list at least one text, got {outputs}")
     return Sample(
         _field(row, "instruction", where),
-        tuple(x.strip() for x in outputs),
+        tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
         _field(row, "label", where),
     )
 
@@ -183,11 +200,17 @@ def from_cot(row: dict[str, Any], where: str) -> Sample:
 
 
 def from_compact(row: dict[str, Any], where: str) -> Sample:
-    """Reads our own rows (text prompts and completions); questions without a completion too."""
-    completion = _optional(row, where, "completion")
+    """Reads our own rows; questions without a completion too."""
+
+    def content(name: str) -> Text:
+        value = row.get(name)
+        if isinstance(value, list) and value:
+            return _messages(value, f"{where}: {name}")
+        return _field(row, name, where)
+
     return Sample(
-        row["prompt"] if isinstance(row.get("prompt"), list) else _field(row, "prompt", where),
-        (completion,) if completion else (),
+        content("prompt"),
+        () if row.get("completion") in (None, "", []) else (content("completion"),),
         _field(row, "answer", where),
         _optional(row, where, "teacher"),
     )
@@ -242,11 +265,11 @@ def gold_answers(path: Path) -> dict[str, str]:
     for where, sample in read_samples(path):
         answer = sample.answer
         if answer is None:
-            answer = extract_answer(sample.completions[0])
-            short = len(sample.completions[0]) <= 40
-            answer = answer or (normalise_answer(sample.completions[0]) if short else None)
-        if not answer:
-            raise ValueError(f"{where}: no final answer in {sample.completions[0][-60:]!r}")
+            # Only formats whose completions are text have rows without an answer.
+            text = str(sample.completions[0])
+            answer = extract_answer(text) or (normalise_answer(text) if len(text) <= 40 else None)
+            if not answer:
+                raise ValueError(f"{where}: no final answer in {text[-60:]!r}")
         answers[prompt_key(sample.prompt)] = answer
     return answers
 
@@ -270,7 +293,7 @@ def import_files(
         OSError: a file cannot be read.
     """
     golds = gold_answers(gold) if gold else {}
-    ids: dict[str, str] = {}
+    firsts: dict[str, tuple[str, str, Text, str]] = {}
     problems: dict[str, dict[str, dict[str, Any]]] = {}
     repeated = 0
     for name, path in sources:
@@ -280,7 +303,13 @@ def import_files(
             if answer is None:
                 what = f"{gold} has no such prompt" if gold else "name a file of them with --gold"
                 raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
-            question_id = ids.setdefault(key, f"{prefix}-{len(ids):05d}")
+            fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
+            first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
+            if normalise_answer(answer) != normalise_answer(agreed):
+                raise ValueError(
+                    f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
+                    f"{first}; say with --gold which is right"
+                )
             rows = problems.setdefault(key, {})
             base = name or sample.teacher or path.stem
             for n, completion in enumerate(sample.completions, 1):
@@ -290,12 +319,15 @@ def import_files(
                     continue
                 rows[teacher] = {
                     "question_id": question_id,
-                    "prompt": sample.prompt,
+                    "prompt": prompt,
                     "teacher": teacher,
                     "completion": completion,
-                    "answer": answer,
+                    "answer": agreed,
                 }
-    return [row for rows in problems.values() for row in rows.values()], repeated
+    found = [row for rows in problems.values() for row in rows.values()]
+    if not found:
+        raise ValueError(f"{sources[0][1]}: holds questions, but no rationale (completion)")
+    return found, repeated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -166,6 +166,24 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
         ),
         ('{"instruction": "1?", "output": "1", "history": ["a"]}', "x.json:1: history must hold"),
         ('{"question": "1?", "cot": "1"}', "x.json:1: field 'answer' must hold text"),
+        ('{"instruction": "1?", "output": "1", "history": true}', "x.json:1: history must hold"),
+        ('{"instruction": "1?", "output": [3], "label": "1"}', r"x.json:1: output\[0\] must hold"),
+        ('{"instruction": "1?", "output": "1", "label": NaN}', "x.json:1: .*'label' .* got float"),
+        ('{"instruction": "\\ud800", "output": "1"}', "x.json:1: .*'instruction' .* surrogate"),
+        ("[" * 3000, "x.json:1: expected a JSON object, got one too deep"),
+        ('{"a": ' * 3000, "x.json:1: expected a JSON object, got one too deep"),
+        (
+            '{"question_id": "a", "prompt": [[]], "answer": "1"}',
+            r"x.json:1: prompt\[0\] must be an object, got list",
+        ),
+        (
+            '{"question_id": "a", "prompt": "1?", "answer": "1"}',
+            "x.json: holds questions, but no rationale",
+        ),
+        (
+            ALPACA + '{"instruction": "2  + 3?", "output": "6", "label": "6"}',
+            "x.json:2: answer '6' disagrees with '5' of the same prompt at .*x.json:1; .* --gold",
+        ),
     ],
 )
 def test_bad_files_name_the_line(text, message, tmp_path):
@@ -174,6 +192,21 @@ def test_bad_files_name_the_line(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         command(path, "--out", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_our_own_chat_rows_and_prompts_that_differ_in_white_space_merge(tmp_path):
+    chat = [{"role": "user", "content": "2 + 3?"}]
+    said = [{"role": "assistant", "content": "The answer is 5"}]
+    row = {"question_id": "q", "prompt": chat, "teacher": "a", "completion": said, "answer": "5"}
+    mine = write(tmp_path / "mine.json", [row, row | {"teacher": "b"}])
+    rows = [{"instruction": "1?", "output": "The answer is 1", "label": "1"}]
+    rows.append({"instruction": "1?\n", "output": "so 1", "label": "1.0"})
+    one, two = write(tmp_path / "c.json", rows[:1]), write(tmp_path / "d.json", rows[1:])
+    assert command(mine, one, two, "--out", tmp_path / "out.jsonl") == 0
+    problems = load_problems(tmp_path / "out.jsonl")
+    assert [p.prompt for p in problems] == [chat, "1?"]
+    assert [[r.teacher for r in p.rationales] for p in problems] == [["a", "b"], ["c", "d"]]
+    assert problems[0].rationales[0].completion == said
 
 
 def test_bytes_that_are_no_text_and_absent_files(tmp_path):
