@@ -260,4 +260,6 @@ def run(args: argparse.Namespace) -> int:
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     partial.unlink()
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
+    if isinstance(weigher, PresetWeigher) and weigher.preset.reliable:
+        print(f"reliability of the weights: {weigher.reliability:.2f} of 1 (see docs/method.md)")
     return 0

@@ -60,7 +60,7 @@ from compact.packing import build_batch
 from compact.passes import EncodedProblem, Pass
 from compact.runlog import ScoreLog
 from compact.student import Student, load_student
-from compact.weighting import Weights, make_weigher
+from compact.weighting import PresetWeigher, Weights, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -504,6 +504,8 @@ class CompactTrainer(Trainer):
         """Logs as transformers does, and for training each teacher's mean weight and scores."""
         if "loss" in logs:
             logs = logs | {name: total / n for name, (total, n) in sorted(self._sums.items())}
+            if isinstance(self.weigher, PresetWeigher) and self.weigher.preset.reliable:
+                logs["reliability"] = self.weigher.reliability
             self._sums.clear()
         super().log(logs, start_time)
 
