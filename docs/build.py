@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("compact", "compact_ops")
 # In the order of the navigation; the README is the front page.
 GUIDES = ("quickstart", "data-format", "trainer", "operators", "method", "metrics")
-GUIDES += ("evaluation", "distributed", "performance")
+GUIDES += ("evaluation", "auditing", "distributed", "performance")
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 

@@ -40,13 +40,13 @@ def finished() -> Pass:
 def test_a_metric_of_ten_lines_weighs(finished: Pass) -> None:
     """The example of docs/metrics.md: registered, named in a preset, used."""
 
-    @register("confidence", axis="adaptability")
-    def confidence(pass_: Pass) -> torch.Tensor:
+    @register("sureness", axis="adaptability")
+    def sureness(pass_: Pass) -> torch.Tensor:
         """Returns [R]: minus the student's mean entropy (nats) over each rationale."""
         return -segment_mean(pass_.stats.entropy, pass_.batch.token_offsets)
 
-    assert "confidence" in metric_names("adaptability")
-    weights = make_weigher("paper", adaptability="confidence", beta=(1.0, 0.0, 0.0))(finished)
+    assert "sureness" in metric_names("adaptability")
+    weights = make_weigher("paper", adaptability="sureness", beta=(1.0, 0.0, 0.0))(finished)
     surest = int(weights.scores["adaptability"].argmax())
     assert int(weights.weight.argmax()) == surest
     assert float(weights.weight.sum()) == pytest.approx(1.0)
