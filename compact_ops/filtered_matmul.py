@@ -59,11 +59,12 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad, weight = ctx.saved_tensors
     used = grad.abs() >= ctx.eps
     d_grad = d_weight = None
-    if ctx.needs_input_grad[0]:
-        d_grad = torch.where(used, upstream @ weight.T.to(upstream.dtype), 0).to(grad.dtype)
-    if ctx.needs_input_grad[1]:
-        kept = torch.where(used, grad, 0).to(upstream.dtype)
-        d_weight = (kept.T @ upstream).to(weight.dtype)
+    with torch.autocast(upstream.device.type, enabled=False):
+        if ctx.needs_input_grad[0]:
+            d_grad = torch.where(used, upstream @ weight.T.to(upstream.dtype), 0).to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            kept = torch.where(used, grad, 0).to(upstream.dtype)
+            d_weight = (kept.T @ upstream).to(weight.dtype)
     return d_grad, d_weight, None
 
 

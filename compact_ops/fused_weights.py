@@ -308,6 +308,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     hidden, weight, target, rows, _, _, _, bias, token_weight, *numbers = inputs
     nll, lse, *_, d_hidden, d_weight, d_bias = output
     ctx.numbers = numbers[:4]
+    # No zeros [V, H] in the place of gradients that nobody asked for.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(
         d_hidden, d_weight, d_bias, token_weight, hidden, weight, target, rows, bias, nll, lse
     )
@@ -315,8 +317,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    in_graph = torch.compiler.is_compiling()
-    run = torch.ops.compact_fused.gradients if in_graph else _gradients
+    # A tracer's tensors have a type of their own, and no values: one operator then stands for all.
+    run = _gradients if type(grad) is Tensor else torch.ops.compact_fused.gradients
     found = run(grad, *saved, *ctx.numbers)
     kinds = (saved[4], saved[5], saved[8])  # hidden, weight, bias
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]

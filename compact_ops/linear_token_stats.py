@@ -317,6 +317,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     nll, lse, *_, unit, stash, stash_shift = output
     ctx.numbers = softcap, logit_scale, ignore_index, filter_eps
     ctx.keep = keep
+    # Only nll is ever differentiated: no zeros [M, V] in the place of the stash's gradient.
+    ctx.set_materialize_grads(False)
     # A frozen head leaves only the unit gradient and the rows.
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     again = keep == _NOTHING or trained

@@ -10,9 +10,13 @@ import torch
 
 import compact_ops
 from compact_ops import reference
+from compact_ops.testing import SAMPLES
 
 ROOT = Path(__file__).parents[2]
-OPS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc/library.cpp").read_text())
+SCHEMAS = (ROOT / "csrc/library.cpp").read_text()
+OPS = re.findall(r'm\.def\(\s*"(\w+)\(', SCHEMAS)
+# A longer name belongs to the public function that it begins with: OP_backward, OP_fused.
+PUBLIC = sorted(SAMPLES, key=len, reverse=True)
 
 
 def _sources(pattern: str) -> str:
@@ -20,19 +24,29 @@ def _sources(pattern: str) -> str:
 
 
 def test_the_list_is_read() -> None:
-    """The pattern finds the schemas."""
-    assert "linear_token_stats" in OPS and len(OPS) >= 8
+    """The pattern finds the schemas: as many as there are definitions."""
+    assert len(OPS) == len(set(OPS)) == SCHEMAS.count("m.def(") >= 10
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_operator_is_complete(op: str) -> None:
-    """Kernel for CPU, source for CUDA, fake, public function with docstring, reference, test."""
+    """Kernels for CPU and CUDA, fake, public function with docstring, reference, test, benchmark."""
     name = f"compact::{op}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), "CPU kernel"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta"), "fake"
-    assert f'"{op}"' in _sources("csrc/ops/*_cuda.cu"), "CUDA kernel"
-    public = op.removesuffix("_backward")
+    assert re.search(rf'm\.impl\(\s*"{op}"', _sources("csrc/ops/*_cuda.cu")), "CUDA kernel"
+    public = next(p for p in PUBLIC if op.startswith(p))
     function = getattr(compact_ops, public)
     assert "Args:" in function.__doc__ and "Raises:" in function.__doc__, "docstring"
     assert callable(getattr(reference, public)), "reference"
-    assert f"{public}(" in _sources("tests/ops/test_*.py"), "test"
+    assert (ROOT / f"tests/ops/test_{public}.py").exists(), "test"
+    # What a benchmark cannot call by itself it runs inside the training step.
+    direct = f"{public}(" in _sources("benchmarks/*.py")
+    assert direct or f"{public}(" in _sources("compact/*.py") + _sources("compact_ops/*.py")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_comment_explains_the_schema(op: str) -> None:
+    """library.cpp is the table of contents: words before each definition."""
+    before = SCHEMAS[: re.search(rf'm\.def\(\s*"{op}\(', SCHEMAS).start()].rstrip()
+    assert before.splitlines()[-1].lstrip().startswith("//")
