@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-gate docs lint format native clean
+.PHONY: help demo test test-slow cuda-checks gpu bench bench-gate docs lint format native clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,10 +36,16 @@ demo: native  ## the main job on a small embedded default: four teachers, one of
 	$(PY) -m compact.demo
 
 test: native  ## every test that ends within CI's limits
-	$(PY) -m pytest -n $(JOBS) -m "not slow and not cuda"
+	$(PY) -m pytest -n $(JOBS) -m "not slow and not cuda and not nvcc"
 
 test-slow: native  ## the longer sweeps
-	$(PY) -m pytest -m "slow and not cuda"
+	$(PY) -m pytest -m "slow and not cuda and not nvcc"
+
+cuda-checks: native  ## the five rungs that keep the CUDA kernels honest without a GPU (4 minutes)
+	PY=$(PY) JOBS=$(JOBS) tools/cuda_checks.sh
+
+gpu:  ## on a machine with a GPU: build, test, sanitize, measure, into gpu-results/ (see tools/gpu.sh)
+	PY=$(PY) tools/gpu.sh
 
 bench: native  ## measure every case, then redraw the plots and the tables (30 minutes; an idle machine)
 	for c in head step graph kl scale; do $(PY) -m benchmarks.run $$c || exit 1; done

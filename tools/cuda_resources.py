@@ -2,8 +2,9 @@
 
     python tools/cuda_resources.py BUILD_LOG [--write]
 
-Reads what `-Xptxas -v` printed into the build's log. Fails where a kernel uses more than
-docs/results/cuda_resources.md says, or is not in it; --write renews the table.
+Reads what `-Xptxas -v` printed into the log of a build from scratch. Fails where a kernel uses
+more than docs/results/cuda_resources.md says, is not in it, or is in it but was not built; --write
+renews the table.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> int:
         for k, v in sorted(found.items())
         if k not in known or any(a > b for a, b in zip(v, known[k], strict=True))
     ]
+    worse += [f"{' '.join(k)}: in the table, but not in the build" for k in known.keys() - found]
     print(*(worse or [f"{len(found)} kernels within the table"]), sep="\n")
     return len(worse)
 
