@@ -34,14 +34,15 @@ class Equation(NamedTuple):
 _SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
 _LATEX_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|[,;!() ])")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _LIST_NUMBER = re.compile(r"^\s*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
-    r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|_+|\?)"  # 2x
+    r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b|_+|\?)"  # 2x, (1/2)x
     r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?P<percent>\s?%)?"
     r"|(?P<of>\bof\b)"
-    r"|(?P<times>(?<=[\d)%\s])[xX](?=\s*[$(\d.]))"
+    r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
     r"|(?P<word>[A-Za-z][A-Za-z'’-]*)"
     r"|(?P<sign>[-+*/=()])"
     r"|(?P<stop>[^\s$])"
@@ -72,11 +73,18 @@ def numbers(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def equations(text: str) -> tuple[Equation, ...]:
-    """Returns the equations of a text; "48 + 24 = 72 = 8 * 9" has two."""
+    """Returns the equations of a text; "48 + 24 = 72 = 8 * 9" has two.
+
+    "3 * 12 = 36 + 6 = 42" runs on where it should begin anew: it is read as 3 * 12 = 36 and
+    36 + 6 = 42.
+    """
     found: list[Equation] = []
     for chain in _chains(_plain(text)):
         for left, right in zip(chain[:-1], chain[1:], strict=True):
             equation = _equation(left, right)
+            if equation is not None and not equation.holds:
+                ran_on = _equation(left, right[:1] if right else None)
+                equation = ran_on if ran_on is not None and ran_on.holds else equation
             if equation is not None:
                 found.append(equation)
     return tuple(found)
@@ -88,7 +96,13 @@ def _plain(text: str) -> str:
     text = _LATEX_SIGNS.sub(" ", text)
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
-    return _LIST_NUMBER.sub("", _THOUSANDS.sub("", text))
+    return _MIXED.sub(_as_sum, _LIST_NUMBER.sub("", _THOUSANDS.sub("", text)))
+
+
+def _as_sum(mixed: re.Match[str]) -> str:
+    """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is none."""
+    whole, above, below = mixed.groups()
+    return f"({whole}+{above}/{below})" if int(above) < int(below) else mixed.group()
 
 
 def _chains(plain: str) -> list[list[list[_Term] | None]]:
@@ -128,7 +142,7 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
             words = 0
         elif kind == "word":
             if open_sign():
-                if terms[-1].text in "/-" and plain[match.start() - 1] in "/-":
+                if plain[match.start() - 1] in "/-" and text not in ("x", "y", "n"):
                     terms.pop()  # "ounces/gallon": a unit, not a division
                 else:
                     unknown = True  # "4 + x"
@@ -140,7 +154,8 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
                 close_chain()
             unknown = True
         elif kind in ("times", "of"):
-            if terms and terms[-1].text not in "+-*/(" and (kind == "times" or terms[-1].percent):
+            share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
+            if terms and terms[-1].text not in "+-*/(" and (kind == "times" or share):
                 terms.append(_Term("*", 0.0, False))
                 words = 0
             elif kind == "of":

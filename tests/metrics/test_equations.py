@@ -23,6 +23,11 @@ from compact.equations import equations, numbers
         ("6 x 7 = 42", "6*7=42", True),
         (r"$6 \times 7 = 42$", "6*7=42", True),
         (r"\frac{6}{3} = 2", "(6)/(3)=2", True),
+        ("6 times 7 = 42", "6*7=42", True),
+        ("10 * 1 1/2 = 15 cones", "10*(1+1/2)=15", True),
+        ("36 / 9 * 1 1/4 = 5", "36/9*(1+1/4)=5", True),
+        ("1/4 of 20 = 5", "1/4*20=5", True),
+        ("12 ounces/gallon * 2 = 24", "12*2=24", True),
         ("20% of 50 = 10", "20*50=10", True),
         ("(3 + 4) * 2 = 14", "(3+4)*2=14", True),
         ("3 + 4 * 2 = 11", "3+4*2=11", True),
@@ -48,9 +53,29 @@ def test_chain_has_every_neighbouring_pair() -> None:
     assert all(e.holds for e in found)
 
 
+def test_running_on_is_read_as_beginning_anew() -> None:
+    """Sloppy, but no error; a wrong number in it is one."""
+    right, wrong = (
+        equations("3 * 12 = 36 months + 6 months = 42"),
+        equations("3 * 12 = 35 + 6 = 41"),
+    )
+    assert [(e.key, e.holds) for e in right] == [("12*3=36", True), ("36+6=42", True)]
+    assert [e.holds for e in wrong] == [False, True]
+
+
 @pytest.mark.parametrize(
     "text",
-    ["x + 4 = 7", "25 * 14 = ?", "at 10:30 he left", "a 5-year plan", "the 3rd of 7", "no numbers"],
+    [
+        "x + 4 = 7",
+        "(8/3)M + 20 = 1000",
+        "5/3 = 25/x",
+        "1/3 of the men = 5",
+        "25 * 14 = ?",
+        "at 10:30 he left",
+        "a 5-year plan",
+        "the 3rd of 7",
+        "no numbers",
+    ],
 )
 def test_no_equation(text: str) -> None:
     """What has an unknown, or only looks like mathematics, is not checked."""
