@@ -315,7 +315,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     )
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 16
     saved = ctx.saved_tensors
     # A tracer's tensors have a type of their own, and no values: one operator then stands for all.
     run = _gradients if type(grad) is Tensor else torch.ops.compact_fused.gradients

@@ -331,7 +331,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     )
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 13
     rows, unit, hidden, weight, target, bias, nll, lse, stash, shift = ctx.saved_tensors
     softcap, logit_scale, ignore_index, filter_eps = ctx.numbers
     need_hidden, need_weight = ctx.needs_input_grad[:2]

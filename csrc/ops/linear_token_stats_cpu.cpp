@@ -211,7 +211,9 @@ NineTensors run(const Tensor& hidden, const Tensor& weight, const Tensor& target
       data<T>(lse)[m] = static_cast<T>(log_sum);
       data<T>(entropy)[m] = static_cast<T>(std::log(total.sum) - total.weighted / total.sum);
       data<T>(nll)[m] = live ? static_cast<T>(log_sum - sweep.target_logit[m]) : T(0);
-      data<bool>(correct)[m] = live && sweep.target_logit[m] >= total.peak;
+      // A NaN is not in the peak, but in the sum.
+      data<bool>(correct)[m] =
+          live && sweep.target_logit[m] >= total.peak && !std::isnan(total.sum);
       if (gold) {
         double sum = 0.0;
         for (int64_t s = 0; s < sweep.grid.slices; ++s) sum += sweep.gold_sums[s * count + m];

@@ -78,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
       data<T>(lse)[r] = static_cast<T>(log_sum);
       data<T>(entropy)[r] = static_cast<T>(std::log(state.sum) - state.weighted / state.sum);
       data<T>(nll)[r] = live ? static_cast<T>(log_sum - target_logit) : T(0);
-      data<bool>(correct)[r] = live && target_logit >= state.peak;
+      // A NaN is not in the peak, but in the sum.
+      data<bool>(correct)[r] = live && target_logit >= state.peak && !std::isnan(state.sum);
       if (gold) {
         const double mean = gold_sum / static_cast<double>(gold.end(r) - gold.begin(r));
         data<T>(gold_logit)[r] = static_cast<T>(mean);

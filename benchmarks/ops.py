@@ -1,0 +1,115 @@
+"""The smaller operators at the sizes of a training step, against the same in plain torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import compact_ops
+from benchmarks.harness import Args, Outputs, Provider, Skipped
+from compact_ops import reference
+
+SHAPES = (
+    {"op": "row_stats_", "R": 256, "V": 49152, "H": 576},
+    {"op": "filtered_matmul", "R": 256, "V": 49152, "H": 576},
+    {"op": "accumulate_weighted", "R": 4096, "V": 1024, "H": 576},
+    {"op": "problem_weights", "R": 4096, "V": 1024, "H": 576},
+)
+# A hundredth of the entries passes: what a trained student's softmax gradients are like.
+THRESHOLD = 2.6
+
+
+def providers(args: Args) -> dict[str, Provider | Skipped]:
+    """COMPACT's operator and plain torch; R rows (tokens, scores), V the vocabulary or groups."""
+    op = str(args.shape["op"])
+    if op not in _CALLS:
+        raise ValueError(f"--shape: op must be one of {', '.join(_CALLS)}, got {op!r}")
+    rows, vocabulary, width = (int(args.shape[key]) for key in ("R", "V", "H"))
+    generator = torch.Generator().manual_seed(args.seed)
+    calls = _CALLS[op](rows, vocabulary, width, args, generator)
+    expected = functools.cache(calls[2])
+    rtol = 1e-4 if args.dtype != torch.bfloat16 else 3e-2
+    return {
+        "compact": Provider(calls[0], expected, rtol),
+        "torch": Provider(calls[1], expected, rtol),
+    }
+
+
+Calls = tuple[Callable[[], Outputs], Callable[[], Outputs], Callable[[], Outputs]]
+
+
+def row_stats(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generator) -> Calls:
+    """Loss, and logits overwritten by their gradient, against cross_entropy and its backward."""
+    raw = torch.randn(rows, vocabulary, generator=g).to(args.device, args.dtype)
+    target = torch.randint(vocabulary, (rows,), generator=g).to(args.device)
+    logits = torch.empty_like(raw)
+
+    def ours() -> Outputs:
+        logits.copy_(raw)
+        stats = compact_ops.row_stats_(logits, target)
+        return {"nll": stats.nll, "grad": logits}
+
+    def theirs(values: Tensor = raw) -> Outputs:
+        leaf = values.clone().requires_grad_()
+        nll = F.cross_entropy(leaf, target, reduction="none")
+        return {"nll": nll, "grad": torch.autograd.grad(nll.sum(), leaf)[0]}
+
+    return ours, theirs, lambda: theirs(raw.double())
+
+
+def filtered(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generator) -> Calls:
+    """The product of the few entries that pass, against masking and a dense product."""
+    grad = torch.randn(rows, vocabulary, generator=g).to(args.device, args.dtype)
+    weight = torch.randn(vocabulary, width, generator=g).to(args.device, args.dtype)
+    return (
+        lambda: {"out": compact_ops.filtered_matmul(grad, weight, THRESHOLD)},
+        lambda: {"out": torch.where(grad.abs() < THRESHOLD, 0, grad) @ weight},
+        lambda: {"out": reference.filtered_matmul(grad.double(), weight.double(), THRESHOLD)},
+    )
+
+
+def accumulate(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generator) -> Calls:
+    """Weighted unit gradients of R tokens onto V rows, against index_add."""
+    unit = torch.randn(rows, width, generator=g).to(args.device, args.dtype)
+    row = torch.randint(vocabulary, (rows,), generator=g).to(args.device)
+    group = torch.randint(4, (rows,), generator=g).to(args.device)
+    weight = torch.rand(4, generator=g).to(args.device, args.dtype)
+
+    def call(function: Callable[..., Tensor], *floats: Tensor) -> Outputs:
+        return {"out": function(floats[0], row, floats[1], group, vocabulary)}
+
+    return (
+        functools.partial(call, compact_ops.accumulate_weighted, unit, weight),
+        functools.partial(call, reference.accumulate_weighted, unit, weight),
+        functools.partial(call, reference.accumulate_weighted, unit.double(), weight.double()),
+    )
+
+
+def weights(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generator) -> Calls:
+    """Weights of R rationales, four a problem, against a loop over problems."""
+    scores = torch.randn(3, rows, generator=g).to(args.device)
+    offsets = torch.arange(0, rows + 1, 4, device=args.device)
+    beta, prior = torch.ones(3, device=args.device), torch.full((3,), 0.1, device=args.device)
+    offsets[-1] = rows
+
+    def call(function: Callable[..., Tensor], *floats: Tensor) -> Outputs:
+        return {"out": function(floats[0], offsets, *floats[1:])}
+
+    double = (scores.double(), beta.double(), prior.double())
+    return (
+        functools.partial(call, compact_ops.problem_weights, scores, beta, prior),
+        functools.partial(call, reference.problem_weights, scores, beta, prior),
+        functools.partial(call, reference.problem_weights, *double),
+    )
+
+
+_CALLS = {
+    "row_stats_": row_stats,
+    "filtered_matmul": filtered,
+    "accumulate_weighted": accumulate,
+    "problem_weights": weights,
+}
