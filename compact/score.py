@@ -168,15 +168,26 @@ def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None
 
 
 def _read_partial(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows kept by a run with the same settings; any other file is begun anew."""
+    """The rows kept by a run with the same settings; any other file is begun anew.
+
+    Raises:
+        ValueError: a line before the last that no run has written.
+    """
     head = json.dumps({"settings": settings})
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     done = {}
     kept = [head]
     if lines and lines[0] == head:
-        for line in lines[1:-1]:  # what follows the last newline is a line cut short
-            row = json.loads(line)
-            done[row["question_id"]] = row["rows"]
+        # What follows the last newline is a line cut short.
+        for number, line in enumerate(lines[1:-1], start=2):
+            try:
+                row = json.loads(line)
+                done[row["question_id"]] = row["rows"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{path}:{number}: expected the scores of a problem; delete the file to begin "
+                    "anew"
+                ) from None
             kept.append(line)
     write_whole(path, "\n".join(kept) + "\n")
     return done

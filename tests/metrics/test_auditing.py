@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import compact.score
 from compact.cli import main
+from compact.passes import Batch
 from compact.zoo import make_rows
 from compact.zoo_student import build_model, build_tokenizer
 
@@ -98,3 +100,53 @@ def test_a_run_with_other_options_begins_anew(score: Score) -> None:
     assert score("--limit", "2") == 0
     assert Path("scores.jsonl").read_text() == limited
     assert not Path("scores.jsonl.partial").exists()
+
+
+def test_a_killed_run_goes_on(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after two problems it scores the other four, and ends as if never stopped."""
+    whole = Path("whole.jsonl")
+    assert score() == 0
+    whole.write_text(Path("scores.jsonl").read_text())
+    Path("scores.jsonl").unlink()
+    run_pass, scored = compact.score.run_pass, []
+
+    def counted(student: object, batch: Batch) -> object:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.extend(batch.problems)
+        return run_pass(student, batch)
+
+    monkeypatch.setattr(compact.score, "_TOKENS_A_PASS", 1)  # a problem a pass
+    with monkeypatch.context() as patch:
+        patch.setattr(compact.score, "run_pass", counted)
+        assert score() == 130
+    assert not Path("scores.jsonl").exists()
+    done = {problem.question_id for problem in scored}
+
+    def rest(student: object, batch: Batch) -> object:
+        assert not done & {problem.question_id for problem in batch.problems}
+        return run_pass(student, batch)
+
+    monkeypatch.setattr(compact.score, "run_pass", rest)
+    assert score() == 0
+    lines = Path("scores.jsonl").read_text().splitlines()
+    for line, wanted in zip(lines, whole.read_text().splitlines(), strict=True):
+        a, b = json.loads(line), json.loads(wanted)
+        assert (a["question_id"], a["teacher"]) == (b["question_id"], b["teacher"])
+        assert a["weight"] == pytest.approx(b["weight"], abs=1e-4)
+
+
+def test_kept_scores_that_are_damaged(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names file and line."""
+    partial = Path("scores.jsonl.partial")
+
+    def interrupted(*_: object) -> None:
+        partial.write_text(partial.read_text() + "{}\n{}\n")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compact.score, "run_pass", interrupted)
+        assert score() == 130
+    assert score() == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "scores.jsonl.partial:2: expected the scores of a problem; delete the file" in error
