@@ -35,6 +35,7 @@ CASES = {
     "graph": "The consensus graphs of many problems",
     "kl": "The consistency term: symmetric KL of pairs of rationales",
     "scale": "How a step grows",
+    "ops": "The smaller operators",
 }
 LEGENDS = {
     "head": "Mean cross-entropy of M tokens over V words, and its gradient. `products` is the "
@@ -59,6 +60,8 @@ LEGENDS = {
     "size changed at a time, ratios to `sft` (plain SFT on padded rows). `compact-padded` has "
     "COMPACT's head on the same rows; `compact` reads the question once; `compact-probes` is the "
     "default preset with answer leaves. For users: [docs/performance.md](../performance.md).",
+    "ops": "Each operator of compact_ops that no other case measures, against plain torch; the "
+    "formulas stand in docs/operators.md.",
 }
 
 
@@ -174,7 +177,7 @@ def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
     found = []
     for bound in bounds:
         value = None
-        for one in runs:
+        for one in sorted(runs, key=lambda r: r.date):
             same = (one.case, one.shape, one.dtype, one.device)
             if same == (bound.case, bound.shape, "float32", "cpu") and bound.needs <= set(one.rows):
                 value = float(f"{bound.figure(one.rows.values()):.3g}")

@@ -257,8 +257,8 @@ def test_bad_arguments_and_wrong_results_end_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "CASE must be one of head, step, graph, kl, scale"),
-        (["haed"], "case must be one of head, step, graph, kl, scale; got 'haed'"),
+        ([], f"CASE must be one of {', '.join(run.CASES)}"),
+        (["haed"], f"case must be one of {', '.join(run.CASES)}; got 'haed'"),
     ],
 )
 def test_a_bad_case_is_one_line(capsys, arguments, message):
