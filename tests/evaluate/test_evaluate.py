@@ -3,6 +3,10 @@
 import argparse
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import peft
 import pytest
@@ -132,6 +136,33 @@ def test_killed_run_continues_and_a_half_line_is_dropped(
     summary = module.evaluate(model, tokenizer, problems, out, batch_size=2, progress=False)
     assert script == [2, 1], "only what was missing is generated"
     assert summary["items"] == len(read_items(out)) == 7 and summary["correct"] == 5
+
+
+def test_sigkill_then_the_same_command_gives_the_items_of_an_undisturbed_run(saved, tmp_path):
+    data = tmp_path / "many.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_questions(40, seed=5)))
+
+    def words(out):
+        one_by_one = ["--max_new_tokens", 24, "--batch_size", 1]
+        return ["--model", saved, "--data", data, *one_by_one, "--out", out]
+
+    killed = tmp_path / "killed.jsonl"
+    line = [sys.executable, "-m", "compact.cli", "evaluate", *map(str, words(killed))]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (killed.exists() and killed.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline, "no items were written"
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = killed.read_bytes()
+    assert 3 <= before.count(b"\n") < 40
+    assert json.loads(module.summary_path(killed).read_text())["status"] == "running"
+    assert command(*words(killed)) == 0
+    assert killed.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    assert command(*words(undisturbed)) == 0
+    assert read_items(killed) == read_items(undisturbed)
 
 
 def test_item_file_of_other_settings_is_refused(model, tokenizer, data, tmp_path, script):
