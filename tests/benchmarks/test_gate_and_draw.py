@@ -5,13 +5,12 @@ import dataclasses
 import json
 import math
 import sys
-import time
 import types
 
 import pytest
 import torch
 
-from benchmarks import draw, gate, run
+from benchmarks import draw, gate, harness, run
 from benchmarks.harness import Provider
 
 SHAPE = "M=4,V=8"
@@ -79,27 +78,25 @@ def test_the_gate_may_run_a_smaller_shape():
     assert calls[0][:2] == ("head", "M=1,V=2")
 
 
-def spin(seconds):
-    """Computes for about that long; returns what the check wants."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
-    return {"x": torch.ones(2)}
-
-
-@pytest.mark.parametrize(("seconds", "code"), [(0.004, 0), (0.03, 1)])
+@pytest.mark.parametrize(("seconds", "code"), [(0.5, 0), (1.09, 0), (1.11, 1), (3.0, 1)])
 def test_a_planted_slow_provider_fails_the_gate(monkeypatch, tmp_path, capsys, seconds, code):
-    case = types.ModuleType("benchmarks.head")
+    """The whole way from providers to the exit status, on a clock that only they move."""
+    case, clock, want = types.ModuleType("benchmarks.head"), [0.0], {"x": torch.ones(2)}
+
+    def lasting(duration):
+        def call():
+            clock[0] += duration
+            return {"x": torch.ones(2)}
+
+        return Provider(call, lambda: want)
+
     case.SHAPES = ({"M": 4, "V": 8},)
-    want = {"x": torch.ones(2)}
-    case.providers = lambda args: {
-        "ours": Provider(lambda: spin(seconds), lambda: want),
-        "theirs": Provider(lambda: spin(0.01), lambda: want),
-    }
+    case.providers = lambda args: {"ours": lasting(seconds), "theirs": lasting(1.0)}
     monkeypatch.setitem(sys.modules, "benchmarks.head", case)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
     path = tmp_path / "bounds.json"
     path.write_text(json.dumps([dataclasses.asdict(bound())]))
-    assert gate.main(["--bounds", str(path), "--seconds", "0"]) == code
+    assert gate.main(["--bounds", str(path)]) == code
     printed = capsys.readouterr().out
     assert f"ours over theirs: {'FAILED' if code else 'ok'}" in printed
     assert printed.count("head M=4,V=8") == (3 if code else 1)  # a miss is measured three times
