@@ -1,4 +1,8 @@
-"""Fused operators for multi-teacher distillation: the LM head, its gradients, teacher weights."""
+"""Fused operators for multi-teacher distillation: the LM head, its gradients, teacher weights.
+
+Results are the same bit for bit from run to run and for any number of threads. Between machines
+whose caches or instruction sets differ, sums are taken in other pieces, and the last bits differ.
+"""
 
 from compact_ops._library import backend
 from compact_ops.accumulate_weighted import accumulate_weighted

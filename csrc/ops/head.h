@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <memory>
@@ -109,8 +110,26 @@ constexpr int64_t kStashBlock = 256;
 // logits of a tile of rows against it stay in the second-level cache.
 constexpr int64_t kBlock = 256;
 
-// A walk takes this many rows at a time, in about this many tasks.
-constexpr int64_t kTileRows = 256, kTasks = 16;
+// What the system says of a cache, or `otherwise` where it says nothing (some containers and
+// virtual machines).
+inline int64_t cache_bytes(int which, int64_t otherwise) {
+  const long found = sysconf(which);
+  return found > 0 ? found : otherwise;
+}
+
+// A walk takes this many rows at a time: their logits against a block fill a quarter of the
+// second-level cache (256 rows of float32 where it has 1 MB), beside the block of weights. It
+// depends on the machine and never on the threads, so the last bits of a sum may differ between
+// machines (as they do between instruction sets) and never between runs on one.
+template <class T>
+int64_t tile_rows() {
+  static const int64_t fitting =
+      cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20) / 4 / (kBlock * static_cast<int64_t>(sizeof(T)));
+  return std::clamp<int64_t>(fitting / 32 * 32, 64, 512);
+}
+
+// About how many tasks a walk is cut into: enough for sixteen threads.
+constexpr int64_t kTasks = 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -13,7 +13,7 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "linear_token_stats_backward";
-constexpr int64_t kChunkRows = 1024, kTasks = 16;
+constexpr int64_t kChunkRows = 1024;
 
 template <class T>
 struct Backward {

@@ -183,7 +183,7 @@ NineTensors run(const Tensor& hidden, const Tensor& weight, const Tensor& target
                                                    ScalarType::Float);
 
   Sweep<T> sweep{head,
-                 Grid(count, vocabulary, kTileRows, kTasks),
+                 Grid(count, vocabulary, tile_rows<T>(), kTasks),
                  gold,
                  rows ? gather_rows<T>(hidden, *rows) : in_compute_type<T>(hidden),
                  data<const int64_t>(target),
@@ -202,9 +202,9 @@ NineTensors run(const Tensor& hidden, const Tensor& weight, const Tensor& target
   sweep.run();
 
   const int64_t* targets = data<const int64_t>(target);
-  run_tasks(ceil_div(count, kTileRows), [&](int64_t tile) {
+  run_tasks(sweep.grid.tiles, [&](int64_t tile) {
     auto target_row = scratch<T>(width);
-    for (int64_t m = tile * kTileRows; m < std::min(count, (tile + 1) * kTileRows); ++m) {
+    for (int64_t m = sweep.grid.tile_begin(tile); m < sweep.grid.tile_end(tile); ++m) {
       const RowState<T> total = merge(sweep, m);
       const bool live = targets[m] != ignore_index;
       const double log_sum = total.reference + std::log(total.sum);

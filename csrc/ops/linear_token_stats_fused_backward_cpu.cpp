@@ -89,7 +89,7 @@ void run(const Tensor& d_weight, const Tensor& d_bias, const Tensor& blocks, con
          const Tensor& shift, double softcap, double logit_scale, int64_t ignore_index) {
   const Tensor upstream = in_compute_type<T>(grad), read = in_compute_type<T>(hidden);
   const LogitShape<T> shape{static_cast<T>(logit_scale), static_cast<T>(softcap), nullptr};
-  FusedBackward<T> backward{Grid(target.size(0), blocks.size(1), kTileRows, kTasks),
+  FusedBackward<T> backward{Grid(target.size(0), blocks.size(1), tile_rows<T>(), kTasks),
                             shape,
                             data<T>(blocks),
                             data<const T>(read),

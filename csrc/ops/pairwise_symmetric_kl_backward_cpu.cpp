@@ -11,7 +11,6 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "pairwise_symmetric_kl_backward";
-constexpr int64_t kTileRows = 256, kTasks = 16;
 
 template <class T>
 struct Backward {
@@ -103,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& grad, const Tensor& hidden,
                              need_weight ? data<T>(d_weight) : nullptr,
                              need_bias ? data<T>(d_bias) : nullptr};
   for (const PairTile& tile : tile_pairs(data<const int64_t>(left), data<const int64_t>(right),
-                                         left.size(0), num_rows, kTileRows)) {
+                                         left.size(0), num_rows, tile_rows<T>())) {
     const auto rows = static_cast<int64_t>(tile.rows.size());
     const Tensor read = tile_hidden<T>(hidden, tile);
     const Grid grid(rows, vocabulary, rows, kTasks);

@@ -14,7 +14,6 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "pairwise_symmetric_kl";
-constexpr int64_t kTileRows = 256, kTasks = 16;
 
 // The sums of one pair over a slice: of exp(u_p) (u_p - u_q) and exp(u_q) (u_p - u_q).
 struct PairState {
@@ -95,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& hidden, const Tenso
   Tensor kl_left = empty_of<T>(hidden, {count}), kl_right = empty_of<T>(hidden, {count}),
          lse_left = empty_of<T>(hidden, {count}), lse_right = empty_of<T>(hidden, {count});
   for (const PairTile& tile : tile_pairs(data<const int64_t>(left), data<const int64_t>(right),
-                                         count, hidden.size(0), kTileRows)) {
+                                         count, hidden.size(0), tile_rows<T>())) {
     const auto rows = static_cast<int64_t>(tile.rows.size());
     const Tensor read = tile_hidden<T>(hidden, tile);
     const Grid grid(rows, head.vocabulary, rows, kTasks);

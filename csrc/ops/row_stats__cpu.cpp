@@ -10,8 +10,15 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "row_stats_";
-// A piece in the compute type fits the first-level cache.
-constexpr int64_t kPiece = 4096, kRowsPerTask = 4;
+constexpr int64_t kRowsPerTask = 4;
+
+// A row is read in pieces that fill half of the first-level cache: 4,096 float32 of 32 KB.
+template <class T>
+int64_t piece_entries() {
+  static const int64_t fitting =
+      cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 1 << 15) / 2 / static_cast<int64_t>(sizeof(T));
+  return std::clamp<int64_t>(fitting / 64 * 64, 1024, 16384);
+}
 
 // Pieces of the rows of a logits tensor, to and from the compute type.
 template <class T>
@@ -58,16 +65,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
                             biases ? data<const T>(*biases) : nullptr};
   const Rows<T> table{static_cast<char*>(logits.data_ptr()), logits.scalar_type(), vocabulary,
                       static_cast<int64_t>(logits.element_size())};
+  const int64_t piece_size = piece_entries<T>();
   run_tasks(ceil_div(rows, kRowsPerTask), [&](int64_t task) {
-    auto piece = scratch<T>(kPiece);
+    auto piece = scratch<T>(piece_size);
     for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); ++r) {
       const int64_t wanted = data<const int64_t>(target)[r];
       const bool live = wanted != ignore_index;
       RowState<T> state;
       T target_logit = 0;
       double gold_sum = 0.0;
-      for (int64_t first = 0; first < vocabulary; first += kPiece) {
-        const int64_t count = std::min(kPiece, vocabulary - first);
+      for (int64_t first = 0; first < vocabulary; first += piece_size) {
+        const int64_t count = std::min(piece_size, vocabulary - first);
         table.read(r, first, count, piece.get());
         const T peak = finish_logits(piece.get(), count, first, shape);
         if (live && wanted >= first && wanted < first + count) target_logit = piece[wanted - first];
@@ -91,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
         std::memset(table.at(r, 0), 0, vocabulary * table.element_size);
         continue;
       }
-      for (int64_t first = 0; first < vocabulary; first += kPiece) {
-        const int64_t count = std::min(kPiece, vocabulary - first);
+      for (int64_t first = 0; first < vocabulary; first += piece_size) {
+        const int64_t count = std::min(piece_size, vocabulary - first);
         table.read(r, first, count, piece.get());
         finish_logits(piece.get(), count, first, shape);
         gradient_piece(piece.get(), count, static_cast<T>(log_sum), factor, shape);
