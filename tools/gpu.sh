@@ -1,23 +1,64 @@
 #!/usr/bin/env bash
-# One command for a machine with a GPU: builds, tests, sanitizes and measures into gpu-results/.
-# PY names a Python (>= 3.10) whose torch has CUDA (reference: torch 2.11, CUDA 13.0, Python 3.12).
+# Rung 6, one command for a machine with a GPU: builds (or takes WHEEL=FILE), tests, sanitizes and
+# measures, everything into the folder gpu-results/; summary.txt there says how each step ended.
+#
+# PY names the Python, one whose torch has CUDA and that has the packages of this project's dev extra
+# (reference: Python 3.12, torch 2.11, CUDA 13.0). nvcc and compute-sanitizer come from PyPI where the
+# machine has none.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+stop() { echo "make gpu: $*" >&2; exit 1; }
 PY=$(realpath -s "${PY:-.venv/bin/python}")
-out=gpu-results; mkdir -p $out; failed=0
+[ -x "$PY" ] || stop "no Python at $PY; name one whose torch has CUDA: make gpu PY=..."
+[ -z "${WHEEL:-}" ] || [ -f "$WHEEL" ] || stop "WHEEL=$WHEEL: no such file"
+{ command -v nvidia-smi && nvidia-smi -L; } 2> /dev/null | grep -q '^GPU ' \
+  || stop "this machine has no GPU (nvidia-smi names none)"
+"$PY" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+  || stop "the torch of $PY sees no GPU; it must be a build with CUDA"
+export PATH="$(dirname "$PY"):$PATH"
+
+out=gpu-results failed=0
+rm -rf $out
+mkdir -p $out
 step() { # step NAME COMMAND...: runs it, keeps its output, goes on after a failure
-  local name=$1; shift
-  echo "== $name"; "$@" > "$out/$name.txt" 2>&1
-  local code=$?; echo "exit $code" >> "$out/$name.txt"; tail -n 3 "$out/$name.txt"
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" > "$out/$name.txt" 2>&1
+  local code=$?
+  tail -n 3 "$out/$name.txt"
+  echo "$name: exit $code" >> $out/summary.txt
   [ $code -eq 0 ] || failed=1
 }
+install_sanitizer() {
+  "$PY" -m pip install -q --no-deps --target build/sanitizer 'nvidia-cuda-sanitizer-api==13.0.*'
+}
+build() ( # a subshell: what it sources may exit
+  if [ -n "${WHEEL:-}" ]; then
+    "$PY" -m pip install --no-deps --force-reinstall "$WHEEL"
+  else
+    . tools/install_nvcc.sh
+    COMPACT_CMAKE_ARGS=-DCOMPACT_CUDA=ON "$PY" -m pip install --no-build-isolation --no-deps -e .
+  fi
+)
+bench() { "$PY" -m benchmarks.run "$@" --device cuda --dtype bfloat16 --results $out; }
+
 step device nvidia-smi
-step torch "$PY" -c 'import torch; assert torch.cuda.is_available(); print(torch.__version__, torch.cuda.get_device_name())'
-step build env COMPACT_CMAKE_ARGS=-DCOMPACT_CUDA=ON "$PY" -m pip install --no-build-isolation --no-deps -e .
-step pytest "$PY" -m pytest -m cuda tests/simt
-for tool in memcheck racecheck synccheck; do
-  step "$tool" compute-sanitizer --tool $tool --error-exitcode 1 "$PY" -m pytest -x -m cuda \
-    tests/simt/test_device_operators.py -k "float32 or dtype0 or pairwise or small"
+step torch "$PY" -m torch.utils.collect_env
+step build build
+step pytest "$PY" -m pytest -m cuda tests
+command -v compute-sanitizer > /dev/null || {
+  step sanitizer install_sanitizer
+  export PATH="$PWD/build/sanitizer/nvidia/cu13/bin:$PATH"
+}
+for tool in memcheck racecheck synccheck; do # of our kernels alone: torch's are not ours to check
+  step "$tool" compute-sanitizer --tool "$tool" --kernel-name kns=compact --error-exitcode 1 \
+    "$PY" -m pytest -x -m cuda tests/simt/test_device_operators.py
 done
-step benchmark "$PY" -m benchmarks.run head
+step bounds "$PY" tools/gpu_bounds.py
+step head bench head --shape M=8192,H=2048,V=151936,head=frozen,hidden=random
+step ops bench ops --shape op=row_stats_,R=4096,V=151936 --shape op=filtered_matmul,V=151936,H=2048
+step kl bench kl --shape K=4,T=256,H=2048,V=151936
+echo
+cat $out/summary.txt
 exit $failed

@@ -145,6 +145,35 @@ def test_row_stats_in_place(impl, dtype):
     close(mine, exact, dtype)
 
 
+@pytest.mark.parametrize("ignored", ["some", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "rows,cols,shift",
+    [(0, 9, 0), (1, 1, 1), (10_000, 1_003, 1), (3, 262_144, 0), (3, 262_143, 1), (70_001, 5, 3)],
+)
+def test_row_stats_at_every_size(impl, rows, cols, shift, dtype, ignored):
+    """Misaligned rows (by `shift` elements), excluded classes, grids over 65,535."""
+    ops, to = impl
+    if ops is torch.ops.compact_simt:
+        rows = min(rows, 50)  # simt_kernels plays all of them
+    g = torch.Generator().manual_seed(rows)
+    flat = torch.randn(rows * cols + shift, generator=g).mul(3).to(dtype)
+    target = torch.randint(0, cols, (rows,), generator=g)
+    values = flat[shift:].view(rows, cols)
+    aim = values.gather(1, target[:, None])
+    values[:, ::3] = -torch.inf
+    values.scatter_(1, target[:, None], aim)
+    target[:: 1 if ignored == "all" else 7] = -100
+    exact = values.double()
+    want = reference.row_stats_(exact, target)
+    mine = to(flat)[shift:].view(rows, cols)
+    got = ops.row_stats_(mine, to(target), None, None, None, None, None, 0.0, 1.0, -100)
+    for a, b in zip(got[:3], want[:3], strict=True):
+        close(a, b, torch.float32)
+    assert torch.equal(got[3].cpu(), want.correct)
+    close(mine, exact, dtype)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_pairwise_symmetric_kl(impl, full):
     ops, to = impl
