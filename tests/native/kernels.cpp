@@ -117,6 +117,34 @@ void check_pair(int64_t n) {
   expect_near("pair right", n, right, want_right, 1e-12);
 }
 
+// gp and gq of a pair, added to what stands there.
+void check_pair_gradients(int64_t n) {
+  const std::vector<double> zp = numbers<double>(n, 3.0), zq = numbers<double>(n, 3.0);
+  std::vector<double> p(n), q(n), gp(n, 1.0), gq(n, 2.0);
+  for (int64_t v = 0; v < n; ++v) p[v] = std::exp(zp[v]) / n, q[v] = std::exp(zq[v]) / n;
+  pair_gradients(zp.data(), zq.data(), p.data(), q.data(), n, 0.5, 0.3, 0.2, 2.0, gp.data(),
+                 gq.data());
+  for (int64_t v = 0; v < n; ++v) {
+    const double t = zp[v] - zq[v] - 0.5;
+    expect_near("pair gradient left", n, gp[v], 1.0 + 2.0 * (p[v] * (t - 0.3) + p[v] - q[v]),
+                1e-12);
+    expect_near("pair gradient right", n, gq[v], 2.0 + 2.0 * (q[v] * (-t - 0.2) + q[v] - p[v]),
+                1e-12);
+  }
+}
+
+// What the fused weights are made of besides: scaled rows, and sums of them.
+void check_scaled_rows(int64_t n) {
+  const std::vector<float> row = numbers<float>(n, 3.0), start = numbers<float>(n, 3.0);
+  std::vector<float> sum = start, scaled = row;
+  add_scaled_row(sum.data(), row.data(), n, -0.7f);
+  scale_row(scaled.data(), n, 1.3f);
+  for (int64_t i = 0; i < n; ++i) {
+    expect_near("added row", n, sum[i], double{start[i]} - 0.7 * row[i], 1e-6);
+    expect_near("scaled row", n, scaled[i], 1.3 * row[i], 1e-6);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -131,6 +159,8 @@ int main() {
     check_sparse_product(n, 33);
     check_bfloat16(n);
     check_pair(n);
+    check_pair_gradients(n);
+    check_scaled_rows(n);
   }
   return failures == 0 ? 0 : 1;
 }
