@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints, set_seed
 
@@ -150,6 +151,11 @@ class CompactTrainer(Trainer):
         args = args if args is not None else CompactConfig()
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "zero_stage must be 1 or 2, got 3: it takes the LM head's weight away; "
+                "fsdp2 shards parameters too"
+            )
         self.weigher = make_weigher(args.preset, **(args.overrides or {}))
         if args.probe_every > 1 and self.weigher.leaf_hidden_readers:
             raise ValueError(
