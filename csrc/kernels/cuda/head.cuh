@@ -197,19 +197,20 @@ struct RowGradient {
   template <int kCount>
   SIMT_DEVICE void operator()(int64_t column, A (&z)[kCount], A (&part)[kCount]) const {
     head.finish(z, column);
-    A g[kCount];
-    for (int i = 0; i < kCount; ++i) part[i] = g[i] = exp_of(z[i] - ref) * over_sum;
+    for (int i = 0; i < kCount; ++i) part[i] = exp_of(z[i] - ref) * over_sum;
+    A own[1] = {0};  // what replaces the target's part
     if (target >= column && target < column + kCount) {
       for (int i = 0; i < kCount; ++i) {
         if (column + i == target) {
-          g[i] -= A(1);
+          const A at_target[1] = {z[i]};
+          own[0] = part[i] - A(1);
+          head.through_softcap(at_target, own);
           part[i] = A(0);
         }
       }
     }
-    head.through_softcap(z, g);
     head.through_softcap(z, part);
-    for (int i = 0; i < kCount; ++i) z[i] = upstream * g[i];
+    for (int i = 0; i < kCount; ++i) z[i] = upstream * (column + i == target ? own[0] : part[i]);
     if (ignored) {
       for (int i = 0; i < kCount; ++i) z[i] = part[i] = A(0);
     }

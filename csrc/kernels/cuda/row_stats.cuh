@@ -23,8 +23,8 @@ template <typename T>
 struct RowStats {
   using A = simt::accumulate_t<T>;
 
-  T* logits;  // [rows, cols] raw logits; becomes the gradient where `overwrite`
-  int64_t cols;
+  T* logits;     // [rows, cols] raw logits; becomes the gradient where `overwrite`
+  int64_t cols;  // below 2^31: within a row packs are counted in 32 bits, which saves registers
   const int64_t* target;  // [rows]
   const A* weight;        // [rows] upstream weights, null for 1
   Head<A> head;
@@ -81,7 +81,7 @@ row_stats_kernel(RowStats<T> args) {
   T* row = args.logits + r * args.cols;
   const simt::Split<T> split(row, args.cols);
   T* body = row + split.head;
-  const int64_t step = simt::threads();
+  const int step = simt::threads(), packs = static_cast<int>(split.packs);
   const int64_t single = split.single(simt::thread());
 
   // First sweep.
@@ -90,18 +90,18 @@ row_stats_kernel(RowStats<T> args) {
     const A z[1] = {args.head.finish_one(simt::to_float(row[single]), single)};
     mine.add(z);
   }
-  const auto take = [&](int64_t i, const simt::Pack<T>& pack) {
+  const auto take = [&](int i, const simt::Pack<T>& pack) {
     A z[kPack];
     simt::widen(pack, z);
-    args.head.finish(z, split.head + i * kPack);
+    args.head.finish(z, split.head + int64_t{i} * kPack);
     mine.add(z);
     if (i < args.staged) stage[i] = pack;
   };
-  for (int64_t i = simt::thread(); i < split.packs; i += 2 * step) {
+  for (int i = simt::thread(); i < packs; i += 2 * step) {
     // Two loads in flight before the first is used.
-    const bool second = i + step < split.packs;
-    const simt::Pack<T> a = simt::load_pack(body + i * kPack);
-    const simt::Pack<T> b = simt::load_pack(body + (second ? i + step : i) * kPack);
+    const bool second = i + step < packs;
+    const simt::Pack<T> a = simt::load_pack(body + int64_t{i} * kPack);
+    const simt::Pack<T> b = simt::load_pack(body + int64_t{second ? i + step : i} * kPack);
     take(i, a);
     if (second) take(i + step, b);
   }
@@ -137,20 +137,20 @@ row_stats_kernel(RowStats<T> args) {
   const RowGradient<A> gradient{args.head, target,         ignored,
                                 ref,       A(1) / all.sum, upstream * args.out_scale};
   simt::bfloat16* stash = args.stash == nullptr ? nullptr : args.stash + r * args.cols;
-  const auto give = [&](int64_t i, const simt::Pack<T>& pack) {
+  const auto give = [&](int i, const simt::Pack<T>& pack) {
     A z[kPack], part[kPack];
     simt::widen(pack, z);
-    const int64_t column = split.head + i * kPack;
+    const int64_t column = split.head + int64_t{i} * kPack;
     gradient(column, z, part);
-    simt::store_pack(body + i * kPack, simt::narrow_pack<T>(z));
+    simt::store_pack(body + int64_t{i} * kPack, simt::narrow_pack<T>(z));
     if (stash != nullptr) store_bfloat16(stash + column, part);
   };
-  const int64_t rounds = (split.packs - simt::thread() + step - 1) / step;
-  for (int64_t k = rounds - 1; k >= 0; k -= 2) {
-    const int64_t i = simt::thread() + k * step;
-    const int64_t j = k > 0 ? i - step : i;
-    const simt::Pack<T> a = i < args.staged ? stage[i] : simt::load_pack(body + i * kPack);
-    const simt::Pack<T> b = j < args.staged ? stage[j] : simt::load_pack(body + j * kPack);
+  const int rounds = (packs - simt::thread() + step - 1) / step;
+  for (int k = rounds - 1; k >= 0; k -= 2) {
+    const int i = simt::thread() + k * step;
+    const int j = k > 0 ? i - step : i;
+    const simt::Pack<T> a = i < args.staged ? stage[i] : simt::load_pack(body + int64_t{i} * kPack);
+    const simt::Pack<T> b = j < args.staged ? stage[j] : simt::load_pack(body + int64_t{j} * kPack);
     give(i, a);
     if (k > 0) give(j, b);
   }
