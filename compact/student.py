@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -32,16 +35,23 @@ def load_student(
         The model in eval mode, and its tokenizer with a padding token.
 
     Raises:
-        OSError: no such model or file.
-        ValueError: a tokenizer without end-of-text token.
+        FileNotFoundError: no such file or folder, and no model of that name.
+        ValueError: it cannot be read as a model; weights are missing in it; a tokenizer without
+            end-of-text token.
     """
     path = Path(name_or_path)
     source, where = str(name_or_path), {}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+    if not path.exists():
+        _ask_hub(source)
+    elif path.suffix == ".gguf":
         source, where = str(path.parent), {"gguf_file": path.name}
-    processing_class = AutoTokenizer.from_pretrained(source, **where)
+    elif path.is_file():
+        raise ValueError(
+            f"{path}: cannot be read as a model: expected a folder, a .gguf file or a Hugging Face "
+            "name, found a file"
+        )
+    with _readable(name_or_path, "tokenizer"):
+        processing_class = AutoTokenizer.from_pretrained(source, **where)
     if processing_class.pad_token_id is None:
         if processing_class.eos_token is None:
             raise ValueError(
@@ -49,12 +59,56 @@ def load_student(
             )
         processing_class.pad_token = processing_class.eos_token
     kwargs.setdefault("dtype", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(source, **where, **kwargs)
+    with _readable(name_or_path, "model"):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source, **where, **kwargs, output_loading_info=True
+        )
+    if loaded["missing_keys"]:  # transformers fills them with random numbers
+        missing = sorted(loaded["missing_keys"])
+        raise ValueError(
+            f"{name_or_path}: cannot be read as a model: {len(missing)} of its tensors are "
+            f"missing, such as {missing[0]}"
+        )
     if where:
         # The weights are plain numbers now; marked as quantised, they could be neither trained nor
         # saved.
         model.hf_quantizer.remove_quantization_config(model)
     return model.eval(), processing_class
+
+
+@contextmanager
+def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
+    """Turns whatever a loader raises over a damaged file into one line."""
+    try:
+        yield
+    except (ImportError, MemoryError):  # not the file's fault
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"{name_or_path}: cannot be read as a {part}: {type(error).__name__}: {lines[0][:200]}"
+        ) from error
+
+
+def _ask_hub(name: str) -> None:
+    """Asks once for a model that is no local file; from_pretrained would try for a minute.
+
+    Raises:
+        FileNotFoundError: there is none of that name, or it cannot be asked for.
+    """
+    message = f"{name}: no such file or folder"
+    first, _, rest = name.partition("/")
+    looks_local = name.startswith((".", "/", "~")) or name.endswith(".gguf") or "/" in rest
+    if looks_local or (rest and Path(first).is_dir()):
+        raise FileNotFoundError(message)
+    try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            huggingface_hub.HfApi().model_info(name, timeout=20)
+    except Exception as error:  # the hub's own, its HTTP client's and the operating system's
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise FileNotFoundError(
+            f"{message}, and no model of that name could be loaded ({reason[0][:200]})"
+        ) from error
 
 
 def smollm2_path() -> Path:
