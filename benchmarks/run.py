@@ -64,6 +64,12 @@ def load_case(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
+def clear_line() -> None:
+    """Takes a progress bar away, so that something else can be printed."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def choose(found: dict[str, Provider | Skipped], wanted: Sequence[str]) -> dict[str, Provider]:
     """Returns the providers to run, the case's first one first; prints those that cannot run here.
 
@@ -78,8 +84,10 @@ def choose(found: dict[str, Provider | Skipped], wanted: Sequence[str]) -> dict[
     chosen = {}
     for name, provider in found.items():
         if isinstance(provider, Skipped):
+            clear_line()
             print(f"  {name}: skipped, {provider.reason}", file=sys.stderr)
         elif provider.slow and not wanted:
+            clear_line()
             print(f"  {name}: slow, runs only with --provider {name}", file=sys.stderr)
         elif not wanted or name in wanted:
             chosen[name] = provider
@@ -242,11 +250,6 @@ class Bar:
         print(f"\r\x1b[K[{text[:20]}]{text[20:]}, shape {self.index} of {self.shapes}: {what}",
               end="", file=sys.stderr, flush=True)  # fmt: skip
 
-    def clear(self) -> None:
-        """Takes the bar away, so that something else can be printed."""
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
 
 class Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print its usage and exit."""
@@ -300,7 +303,6 @@ def list_providers(case: str, shape: dict[str, int | str], device: torch.device)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 after one line of error."""
-    bar = Bar(0)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         options = parser().parse_args(argv)
@@ -333,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 only_check=options.refcheck,
                 report=bar,
             )
-            bar.clear()
+            clear_line()
             print_rows(new)
             if not options.refcheck:
                 append_csv(new, options.results)
@@ -341,13 +343,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.json:  # after every shape: a run that is cut short leaves what it has
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
     except (ValueError, OSError, ImportError, WrongResult, ProviderFailed) as error:
-        bar.clear()
+        clear_line()
         if os.environ.get("COMPACT_TRACEBACK") == "1":
             raise
         print(f"benchmarks.run: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        bar.clear()
+        clear_line()
         print("benchmarks.run: interrupted", file=sys.stderr)
         return 130
     return 0
