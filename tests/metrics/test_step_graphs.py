@@ -92,6 +92,24 @@ def test_order_of_rationales_changes_nothing(problem, data) -> None:
     )
 
 
+@settings(max_examples=100)
+@given(
+    st.lists(st.lists(st.sampled_from((0, 3, 6)), min_size=1, max_size=4), min_size=2, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_states_break_ties_where_texts_are_the_same(turns, rng) -> None:
+    """All steps read alike; their states alone say which of two crossing matches is kept."""
+    order = list(range(len(turns)))
+    rng.shuffle(order)
+
+    def found(rationales: list[list[int]]) -> list[float]:
+        texts = [["hence"] * len(mine) for mine in rationales]
+        return scores([texts], [angle for mine in rationales for angle in mine]).tolist()
+
+    before = found(turns)
+    assert found([turns[k] for k in order]) == [before[k] for k in order]
+
+
 @given(_PROBLEM, st.integers(0, 5))
 def test_copies_agree(problem, which) -> None:
     """A rationale and its copy get the same, and more than nothing."""
