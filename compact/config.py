@@ -50,7 +50,9 @@ class CompactConfig(TrainingArguments):
         0.0, "softmax entries below this are left out of the head's gradient product; 0 keeps all"
     )
     on_nonfinite: Literal["stop", "skip"] = _option(
-        "stop", "what a loss or gradient that is not finite does: stop the run, or skip the problem"
+        "stop",
+        "what a loss or gradient that is not finite does: stop the run, or skip the micro-batch "
+        "(with several processes: the step)",
     )
     model_init_kwargs: dict[str, Any] | str | None = _option(
         None, "arguments of from_pretrained where the model is given by name"

@@ -277,8 +277,15 @@ def _colour(node: dict[str, str]) -> str:
     return "#81c784" if node["mainstream"] == "true" else "#cfd8dc"
 
 
+EPILOG = """example:
+  compact graph graphs/svamp-17.json --out svamp-17.png
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact graph`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
     parser.add_argument("graph", metavar="FILE", help="what `compact score --graphs` saved")
     parser.add_argument("--out", required=True, metavar="PICTURE", help=".png, .svg or .pdf")
 
