@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,26 @@ from compact.passes import Batch, Pass
 from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
+# Multiply-adds of one layer that a part of a row must save to be worth a call of its own on the
+# CPU, which costs about 50 us forward and backward.
+PART_WORTH = 2_000_000
 # Tokens of a row on CUDA from which FlexAttention is used; below, a dense mask is small.
 FLEX_FROM = 1024
 _IMPLEMENTATION = "compact_keep_keys"
+
+
+class _Part(NamedTuple):
+    """A prompt or a rationale in a row of a tree.
+
+    Attributes:
+        size: its tokens.
+        prompt: which part of the row is its prompt; None where it is a prompt itself.
+        mask: [1, 1, size, prompt + size] additive: the prompt, and of the part what came before.
+    """
+
+    size: int
+    prompt: int | None
+    mask: Tensor
 
 
 class _KeptKeys:
@@ -36,12 +53,16 @@ class _KeptKeys:
         kept: by attention module, key and value [B, heads, L, D].
         mode: "keep" while the main block runs and leaves will follow, "read" while they run, "pass"
             without leaves.
+        parts: of each row of the main block; None where the mask given to the model rules.
     """
 
-    def __init__(self, implementation: str, mode: Literal["pass", "keep"]) -> None:
+    def __init__(
+        self, implementation: str, mode: Literal["pass", "keep"], parts: list[list[_Part]] | None
+    ) -> None:
         self.implementation = implementation
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.mode: Literal["pass", "keep", "read"] = mode
+        self.parts = parts
 
     def attend(
         self,
@@ -49,6 +70,7 @@ class _KeptKeys:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        attention_mask: Tensor | BlockMask | None,
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -61,7 +83,24 @@ class _KeptKeys:
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
         if attention is None:  # "eager" is a function of the model's own file
             attention = sys.modules[type(module).__module__].eager_attention_forward
-        return attention(module, query, key, value, *args, **kwargs)
+        if self.parts is None or self.mode == "read":
+            return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        rows = []
+        # Split, not sliced: its backward is one cat where a slice's is a sum of padded tensors.
+        for parts, *row in zip(
+            self.parts, query.split(1), key.split(1), value.split(1), strict=True
+        ):
+            sizes = [part.size for part in parts]
+            padding = query.shape[2] - sum(sizes)
+            queries, keys, values = (t.split([*sizes, padding], dim=2) for t in row)
+            outputs = []
+            for i, part in enumerate(parts):
+                seen = [i] if part.prompt is None else [part.prompt, i]
+                k, v = (torch.cat([t[j] for j in seen], dim=2) for t in (keys, values))
+                outputs.append(attention(module, queries[i], k, v, part.mask, *args, **kwargs)[0])
+            outputs.append(outputs[0].new_zeros(1, padding, *outputs[0].shape[2:]))
+            rows.append(torch.cat(outputs, dim=1))
+        return torch.cat(rows), None
 
 
 _active: _KeptKeys | None = None
@@ -77,7 +116,10 @@ ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
 
 @contextmanager
 def _attending(
-    student: Student, attention: str, mode: Literal["pass", "keep"]
+    student: Student,
+    attention: str,
+    mode: Literal["pass", "keep"],
+    parts: list[list[_Part]] | None,
 ) -> Iterator[_KeptKeys]:
     """Puts `_attend` in place of the body's attention.
 
@@ -87,7 +129,7 @@ def _attending(
     global _active
     config = student.config
     own = config._attn_implementation
-    kept = _KeptKeys(attention, mode)
+    kept = _KeptKeys(attention, mode, parts)
     before, _active = _active, kept
     config._attn_implementation_internal = _IMPLEMENTATION
     try:
@@ -98,7 +140,12 @@ def _attending(
 
 
 def run_pass(
-    student: Student, batch: Batch, *, head_grad: str = "auto", filter_eps: float = 0.0
+    student: Student,
+    batch: Batch,
+    *,
+    head_grad: str = "auto",
+    filter_eps: float = 0.0,
+    part_worth: int = PART_WORTH,
 ) -> tuple[TokenStats, Tensor, Pass]:
     """Runs body and head over a batch.
 
@@ -108,13 +155,19 @@ def run_pass(
         batch: from `build_batch`, on the student's device.
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
+        part_worth: on the CPU the prompts and rationales of a tree attend one by one where that
+            saves this many multiply-adds a layer for each; 0 for always.
 
     Returns:
         The token statistics with a differentiable nll, the final hidden states [B, L, H] with
         their graph, and the same, detached, as a Pass.
+
+    Raises:
+        ValueError: a tree that reaches further than the student's attention.
     """
     if batch.layout == "tree":
-        hidden, leaf_hidden = _run_tree(student, batch)
+        _check_reach(student, batch)
+        hidden, leaf_hidden = _run_tree(student, batch, part_worth)
     else:
         hidden, leaf_hidden = _run_padded(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
@@ -145,6 +198,22 @@ def run_pass(
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
 
 
+def _check_reach(student: Student, batch: Batch) -> None:
+    """A tree's mask takes the place of a sliding window or chunk, so no row may reach beyond it."""
+    window = student.attention_window
+    if window is None:
+        return
+    blocks = [(batch.position_ids, batch.attention_mask)]
+    if batch.leaf_position_ids is not None and batch.leaf_attention_mask is not None:
+        blocks.append((batch.leaf_position_ids, batch.leaf_attention_mask))
+    reach = max(int((positions * mask).max()) + 1 for positions, mask in blocks)
+    if reach > window:
+        raise ValueError(
+            f"batch has a tree that reaches over {reach} tokens, but this student's attention "
+            f"reaches over {window}; build it with layout='padded'"
+        )
+
+
 def _body(student: Student, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Final hidden states [B, L, H]."""
     with lean(student.body):
@@ -165,11 +234,17 @@ def _run_padded(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
     return hidden, leaf_hidden
 
 
-def _run_tree(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+def _run_tree(student: Student, batch: Batch, part_worth: int) -> tuple[Tensor, Tensor | None]:
     attention = _attention_of(student, batch)
     mode: Literal["pass", "keep"] = "pass" if batch.leaf_input_ids is None else "keep"
-    with _attending(student, attention, mode) as kept:
-        mask = _mask(attention, student, batch, leaves=False)
+    parts = None
+    if batch.input_ids.device.type == "cpu" and attention != "flex_attention":
+        parts = _parts(student, batch, part_worth)
+    with _attending(student, attention, mode, parts) as kept:
+        if parts is None:
+            mask = _mask(attention, student, batch, leaves=False)
+        else:  # four dimensions, so that the model makes none of its own
+            mask = torch.zeros(1, 1, 1, 1, dtype=student.weight.dtype)
         hidden = _body(student, batch.input_ids, batch.position_ids, mask)
         if batch.leaf_input_ids is None:
             return hidden, None
@@ -192,6 +267,49 @@ def _attention_of(student: Student, batch: Batch) -> str:
     if own == "sdpa" and long and not student.checkpoints:
         return "flex_attention"
     return own
+
+
+def _parts(student: Student, batch: Batch, worth: int) -> list[list[_Part]] | None:
+    """The rows in parts that attend one by one, None where one call with one mask is better.
+
+    On a CPU a masked pair costs as much as any other, and most pairs of a tree are masked: tokens
+    of different rationales. A checkpointed layer runs its second time with the whole mask.
+    """
+    if student.checkpoints:
+        return None
+    length = batch.input_ids.shape[1]
+    offsets = batch.token_offsets.tolist()
+    starts: list[dict[int, tuple[int, int | None]]] = [{} for _ in batch.input_ids]
+    prompt_starts = []
+    for row in batch.prompt_rows.tolist():
+        b, last = divmod(row, length)
+        size = int(batch.position_ids[b, last]) + 1
+        prompt_starts.append(last + 1 - size)
+        starts[b][last + 1 - size] = (size, None)
+    for r, p in enumerate(batch.problem.tolist()):
+        b, first = divmod(int(batch.token_rows[offsets[r]]), length)
+        starts[b][first] = (offsets[r + 1] - offsets[r], prompt_starts[p])
+    pairs = sum(
+        size * (size + (0 if prompt is None else row[prompt][0]))
+        for row in starts
+        for size, prompt in row.values()
+    )
+    saved = len(starts) * length**2 - pairs
+    if saved * student.weight.shape[1] < worth * sum(map(len, starts)):
+        return None
+    dtype = student.weight.dtype
+    found = []
+    for row in starts:
+        order = {start: i for i, start in enumerate(sorted(row))}
+        parts = []
+        for start in order:
+            size, prompt = row[start]
+            before = 0 if prompt is None else row[prompt][0]
+            mask = torch.full((size, before + size), torch.finfo(dtype).min, dtype=dtype)
+            mask = mask.triu_(before + 1)[None, None]
+            parts.append(_Part(size, None if prompt is None else order[prompt], mask))
+        found.append(parts)
+    return found
 
 
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from compact.forward import run_pass
+from compact.forward import PART_WORTH, run_pass
 from compact.packing import Layout, build_batch
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.student import Student
@@ -62,7 +60,7 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
     other = sorted(set(layer_types) - _MASKED_LAYERS)
     if other:
         return f"layers of type {', '.join(other)} read a row token by token, whatever the mask"
-    window = attention_window(config)
+    window = student.attention_window
     if window is not None and window < max_length + _LEAF_ROOM:
         return (
             f"its attention reaches {window} tokens, less than max_length = {max_length} and "
@@ -76,20 +74,6 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
     if not error <= tolerance:
         return f"on a trial the tree differs from padded rows by {error:.2g} (relative)"
     return None
-
-
-def attention_window(config: Any) -> int | None:
-    """The shortest reach of a layer in tokens (sliding window or chunk), None where unlimited."""
-    layer_types = getattr(config, "layer_types", None)
-    reach = []
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in layer_types if layer_types else True
-    if window is not None and slides and getattr(config, "use_sliding_window", True):
-        reach.append(int(window))
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk is not None and (not layer_types or "chunked_attention" in layer_types):
-        reach.append(int(chunk))
-    return min(reach, default=None)
 
 
 @torch.no_grad()
@@ -115,18 +99,21 @@ def _trial(student: Student) -> float:
     modes = {module: module.training for module in student.body.modules()}
     student.body.eval()
     try:
-        tree, padded = (_hidden(student, problem, layout) for layout in ("tree", "padded"))
+        padded = _hidden(student, problem, "padded")
+        trees = [_hidden(student, problem, "tree", worth) for worth in (PART_WORTH, 0)]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return float((tree - padded).norm() / padded.norm())
+    return max(float((tree - padded).norm() / padded.norm()) for tree in trees)
 
 
-def _hidden(student: Student, problem: EncodedProblem, layout: Layout) -> Tensor:
+def _hidden(
+    student: Student, problem: EncodedProblem, layout: Layout, part_worth: int = 0
+) -> Tensor:
     """[T + Q, H] float32: what the student makes of every rationale token and every probe token."""
     batch = build_batch([problem], layout=layout, probes=True, pad_token_id=0)
     batch = batch.to(student.weight.device)
-    pass_ = run_pass(student, batch)[2]
+    pass_ = run_pass(student, batch, part_worth=part_worth)[2]
     assert pass_.leaf_hidden is not None
     read = pass_.hidden.flatten(0, 1)[batch.token_rows]
     probed = pass_.leaf_hidden.flatten(0, 1)[batch.probe_rows]

@@ -211,6 +211,20 @@ class Student:
         """Whether layers run a second time in backward (gradient checkpointing)."""
         return any(getattr(m, "gradient_checkpointing", False) for m in self.body.modules())
 
+    @property
+    def attention_window(self) -> int | None:
+        """The shortest reach of a layer in tokens (sliding window, chunk), None where unlimited."""
+        layer_types = getattr(self.config, "layer_types", None)
+        reach = []
+        window = getattr(self.config, "sliding_window", None)
+        slides = "sliding_attention" in layer_types if layer_types else True
+        if window is not None and slides and getattr(self.config, "use_sliding_window", True):
+            reach.append(int(window))
+        chunk = getattr(self.config, "attention_chunk_size", None)
+        if chunk is not None and (not layer_types or "chunked_attention" in layer_types):
+            reach.append(int(chunk))
+        return min(reach, default=None)
+
     def last_attention(self) -> nn.Module:
         """The last layer's attention module: the last one with q_proj and k_proj.
 

@@ -9,21 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Qwen2Config
 
+from compact import forward
 from compact.forward import run_pass
 from compact.packing import build_batch
 from compact.passes import Batch, EncodedProblem
 from compact.student import Student
-from toy import CONFIGS, VOCABULARY, make_model, make_problem
+from toy import _SIZES, CONFIGS, VOCABULARY, make_model, make_problem
 
 
 def outcome(
-    model: nn.Module, problems: list[EncodedProblem], layout: str, capacity: int = 0
+    model: nn.Module,
+    problems: list[EncodedProblem],
+    layout: str,
+    capacity: int = 0,
+    part_worth: int = forward.PART_WORTH,
 ) -> tuple[dict[str, Tensor], Batch]:
     """Statistics, and gradients of a loss that weighs every token differently."""
     student = Student.of(model)
     batch = build_batch(problems, layout=layout, probes=True, pad_token_id=0, row_capacity=capacity)
-    live, hidden, pass_ = run_pass(student, batch)
+    live, hidden, pass_ = run_pass(student, batch, part_worth=part_worth)
     hidden.retain_grad()
     model.zero_grad()
     (live.nll * torch.linspace(0.5, 1.5, len(live.nll))).sum().backward()
@@ -105,3 +111,45 @@ def test_a_branch_never_changes_another(seed: int, branch: int, place: int) -> N
     leaf_of = torch.repeat_interleave(torch.arange(3), batch.leaf_offsets.diff())
     others = torch.cat([leaf_of != branch, torch.ones(1, dtype=torch.bool)])
     assert torch.equal(one["leaf_logp"][others], two["leaf_logp"][others])
+
+
+@pytest.mark.parametrize(
+    ("kind", "implementation"), [("llama", "sdpa"), ("qwen", "eager"), ("gemma", "eager")]
+)
+def test_parts_equal_one_mask(kind: str, implementation: str) -> None:
+    """Rows that attend part by part give what one mask over the row gives."""
+    model = make_model(kind)
+    student = Student.of(model)
+    student.config._attn_implementation_internal = implementation
+    problems = [make_problem(1, [4, 9, 6]), make_problem(2, [5, 8], prompt=3)]
+    for capacity in (0, 256):  # a row a problem, one of them padded; both in one row
+        batch = build_batch(
+            problems, layout="tree", probes=True, pad_token_id=0, row_capacity=capacity
+        )
+        assert forward._parts(student, batch, 0) and not forward._parts(student, batch, 10**9)
+        want, got = (outcome(model, problems, "tree", capacity, worth)[0] for worth in (10**9, 0))
+        assert got.keys() == want.keys() and len(want) > 8
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_tree_longer_than_the_window_is_refused() -> None:
+    """Its mask would take the place of the window; padded rows keep the window."""
+    config = Qwen2Config(**_SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    student = Student.of(AutoModelForCausalLM.from_config(config).eval())
+    assert student.attention_window == 16
+
+    def batch(lengths: list[int], layout: str, probes: bool = False) -> Batch:
+        problem = make_problem(1, lengths)
+        return build_batch([problem], layout=layout, probes=probes, pad_token_id=0)
+
+    run_pass(student, batch([11, 11, 4], "tree"))  # 5 + 11 tokens reach over 16
+    with pytest.raises(ValueError, match="reaches over 17 tokens.*over 16.*layout='padded'"):
+        run_pass(student, batch([12, 4], "tree"))
+    with pytest.raises(ValueError, match="reaches over 18 tokens"):  # the leaf, not the rationale
+        run_pass(student, batch([11, 4], "tree", probes=True))
+    problem = make_problem(1, [20])
+    got = run_pass(student, batch([20], "padded"))[0].nll
+    logits = student.model(input_ids=torch.tensor([problem.prompt_ids + problem.rationales[0].ids]))
+    want = logits.logits[0, 4:-1].log_softmax(1)[torch.arange(20), list(problem.rationales[0].ids)]
+    torch.testing.assert_close(got, -want, rtol=1e-4, atol=1e-4)
