@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Rung 6, one command for a machine with a GPU: builds (or takes WHEEL=FILE), tests, sanitizes and
-# measures, everything into the folder gpu-results/; summary.txt there says how each step ended.
+# Rung 6, one command for a machine with a GPU: builds (or takes the libraries out of WHEEL=FILE), tests,
+# sanitizes and measures, everything into the folder gpu-results/; summary.txt there says how each step
+# ended.
 #
 # PY names the Python, one whose torch has CUDA and that has the packages of this project's dev extra
 # (reference: Python 3.12, torch 2.11, CUDA 13.0). nvcc and compute-sanitizer come from PyPI where the
@@ -35,7 +36,9 @@ install_sanitizer() {
 }
 build() ( # a subshell: what it sources may exit
   if [ -n "${WHEEL:-}" ]; then
-    "$PY" -m pip install --no-deps --force-reinstall "$WHEEL"
+    "$PY" - "$WHEEL" <<< 'import sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+wheel.extractall(".", [name for name in wheel.namelist() if name.endswith(".so")])'
   else
     . tools/install_nvcc.sh
     COMPACT_CMAKE_ARGS=-DCOMPACT_CUDA=ON "$PY" -m pip install --no-build-isolation --no-deps -e .

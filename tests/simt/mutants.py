@@ -62,6 +62,8 @@ FAULTS = (
     Fault("bias before scale", "head.cuh",
           "if (scale != A(1)) {", "if (scale != A(1) && bias == nullptr) {"),
     Fault("slope of the softcap forgotten", "head.cuh", "g[i] *= A(1) - t * t;", "g[i] *= A(1);"),
+    Fault("slope of the softcap forgotten at the target", "head.cuh",
+          "head.through_softcap(at_target, own);", ""),
     Fault("target column off by one", "head.cuh",
           "if (column + i == target) {", "if (column + i + 1 == target) {"),
     Fault("stash keeps the target", "head.cuh", "part[i] = A(0);\n        }", "}"),
