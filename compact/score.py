@@ -39,7 +39,8 @@ EPILOG = """example:
   compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
   compact score rationales.jsonl --model STUDENT --metric consensus=answer --out scores.jsonl
 """
-_TOKENS_A_PASS = 4096
+# Enough to keep a processor busy; more would only make progress and what a kill costs coarser.
+_TOKENS_A_PASS = 1024
 
 
 def score_problems(
