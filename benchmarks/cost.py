@@ -101,7 +101,9 @@ def body_flops(work: Work, provider: str) -> float:
         rows = work.problems * work.teachers
         return 4.0 * one.body * work.sft_tokens + rows * attention(one, row, row, 3)
     row = work.prompt + work.completion
-    flops = 4.0 * one.body * work.tree_tokens + work.problems * attention(one, row, row, 3)
+    parts = attention(one, work.prompt, work.prompt, 3)
+    parts += work.teachers * attention(one, work.rationale, work.prompt + work.rationale, 3)
+    flops = 4.0 * one.body * work.tree_tokens + work.problems * parts
     if provider == "compact-probes":
         fed = work.leaves * (CUE + GOLD - 1)
         flops += work.problems * (2.0 * one.body * fed + attention(one, fed, row + fed, 1))
@@ -437,7 +439,7 @@ a(q, k) = 4 n H q k operations forward and twice that backward; L = 1 + K S answ
 A = {fed} tokens, m = {gold} of them predicted.
 
 - operations of SFT: K (Q + T) (4 N + 4 H V) + 3 K a(Q + T, Q + T)
-- of COMPACT: 4 N (Q + K T) + 4 H V K T + 3 a(Q + K T, Q + K T); a dense mask computes every pair
+- of COMPACT: 4 N (Q + K T) + 4 H V K T + 3 a(Q, Q) + 3 K a(T, Q + T)
 - of the leaves: + 2 N L A + a(L A, Q + K T + L A) + 2 H V L m, forward only
 - seconds = s_body x operations of the body
   + (s_logit + 4 (H - {w.student.width}) s_product) x logits

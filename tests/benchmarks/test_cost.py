@@ -45,7 +45,8 @@ def test_operations_by_hand():
     rows = 3 * 4 * 3 * 8 * 47 * 47  # forward and backward, three layers, one row
     assert cost.body_flops(work, "sft") == 4 * one.body * 94 + 2 * rows
     assert cost.logits(work, "sft") == 9400
-    assert cost.body_flops(work, "compact") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * 89 * 89
+    pairs = 5 * 5 + 2 * 42 * 47  # the question alone, then each rationale after it
+    assert cost.body_flops(work, "compact") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * pairs
     assert cost.logits(work, "compact") == 8400
     more = cost.body_flops(work, "compact-probes") - cost.body_flops(work, "compact")
     assert more == 2 * one.body * 25 + 4 * 3 * 8 * 25 * (89 + 25)
