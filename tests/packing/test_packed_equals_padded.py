@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,3 +154,29 @@ def test_a_tree_longer_than_the_window_is_refused() -> None:
     logits = student.model(input_ids=torch.tensor([problem.prompt_ids + problem.rationales[0].ids]))
     want = logits.logits[0, 4:-1].log_softmax(1)[torch.arange(20), list(problem.rationales[0].ids)]
     torch.testing.assert_close(got, -want, rtol=1e-4, atol=1e-4)
+
+
+def test_flex_attention_equals_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of long rows on CUDA, run on the CPU without its compiler (forward only there)."""
+    student = Student.of(make_model("llama").eval())
+    problems = [make_problem(1, [6, 9]), make_problem(2, [4])]
+    batch = build_batch(problems, layout="tree", probes=True, pad_token_id=0)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        want = run_pass(student, batch)[2]
+        monkeypatch.setattr(forward, "_attention_of", lambda *_: "flex_attention")
+        got = run_pass(student, batch)[2]
+    assert student.config._attn_implementation == "sdpa"  # as before
+    torch.testing.assert_close(got.stats.nll, want.stats.nll, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.leaf_logp, want.leaf_logp, rtol=1e-4, atol=1e-5)
+
+
+def test_flex_attention_is_for_long_rows_on_cuda() -> None:
+    def attention(length: int, *, cuda: bool = True, checkpointing: bool = False) -> str:
+        batch = SimpleNamespace(input_ids=SimpleNamespace(is_cuda=cuda, shape=(2, length)))
+        return forward._attention_of(Student.of(make_model("llama", checkpointing)), batch)
+
+    assert attention(forward.FLEX_FROM + 1) == "flex_attention"
+    assert attention(forward.FLEX_FROM) == "sdpa"
+    assert attention(forward.FLEX_FROM + 1, cuda=False) == "sdpa"
+    # A checkpointed layer's second run is the model's own, which takes no block mask.
+    assert attention(forward.FLEX_FROM + 1, checkpointing=True) == "sdpa"
