@@ -24,7 +24,7 @@ from compact.encode import encode_problem
 from compact.forward import run_pass
 from compact.packing import build_batch
 
-STEPS, HELD_OUT, TEACHERS = 24, 6, 3
+STEPS, HELD_OUT, TEACHERS = 24, 6, 2
 LEARNING_RATE, WARM_UP = 1e-3, 5  # as recipes/svamp.yaml
 SEED = 0
 ARMS = {
