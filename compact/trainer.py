@@ -735,6 +735,13 @@ class CompactTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if state_dict is not None:
+            # Gathered from shards, a tied weight would be written under each of its names.
+            tied = getattr(self.model, "all_tied_weights_keys", {})
+            state_dict = {name: w for name, w in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
     def _keep_callback_states(self) -> None:
         """Enters the state of the callbacks that have one into the trainer's state."""
         states: dict[str, list[Any]] = defaultdict(list)

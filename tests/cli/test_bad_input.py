@@ -166,7 +166,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], student: Path) -> None:
     """`compact doctor` names layout, head mode and what each metric costs."""
     assert main(["doctor", str(student), "--max_length", "200"]) == 0
     text = capsys.readouterr().out
-    assert "packing     tree" in text and "LoRA training: head mode frozen" in text
+    assert "packing       tree" in text and "head: frozen, 2 matrix products" in text
     assert "probe-released (padded rows)" in text and "gain (answer leaves" in text
     assert "--tokens must be at least 1, got 0" in fails(
         capsys, "doctor", str(student), "--tokens", "0"
