@@ -14,7 +14,7 @@ from compact.student import Student
 # convolutions read the tokens before them in the row, whoever they belong to.
 _MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _MASKED_ATTENTION = {"sdpa", "eager", "flex_attention"}
-_LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length
+LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length
 # Tree against padded hidden states of the trial below. A branch that sees another differs by tens
 # of per cent; float32 differs by 1e-6, bfloat16 by under 1e-2.
 _TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -61,10 +61,10 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
     if other:
         return f"layers of type {', '.join(other)} read a row token by token, whatever the mask"
     window = student.attention_window
-    if window is not None and window < max_length + _LEAF_ROOM:
+    if window is not None and window < max_length + LEAF_ROOM:
         return (
             f"its attention reaches {window} tokens, less than max_length = {max_length} and "
-            f"{_LEAF_ROOM} for the answer"
+            f"{LEAF_ROOM} for the answer"
         )
     try:
         error = _trial(student)
