@@ -74,41 +74,63 @@ def assert_same(one: Any, two: Any, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(one[1], two[1], rtol=0, atol=tolerance)
 
 
-def test_one_teacher_is_plain_sft(tmp_path: Path) -> None:
-    """With one teacher the first loss is the mean over problems of the mean token loss."""
-    rows = rows_of("good")
-    losses, _ = train(tmp_path, rows, preset="robust")
+def plain_loop(rows: list[dict[str, str]]) -> tuple[list[float], torch.Tensor]:
+    """The two steps of `train` in plain torch: the mean over problems of the mean of K losses."""
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=0, layers=2).eval()
-    plain = []
-    for problem in load_problems(rows):
-        encoded = encode_problem(problem, tokenizer, max_length=400)
-        ids = torch.tensor([encoded.prompt_ids + encoded.rationales[0].ids])
-        labels = ids.clone()
-        labels[0, : len(encoded.prompt_ids)] = -100
-        plain.append(float(model(input_ids=ids, labels=labels).loss))
-    assert losses[0] == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+    model = build_model(tokenizer, seed=0, layers=2).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(2):
+        terms = []
+        for problem in load_problems(rows):
+            encoded = encode_problem(problem, tokenizer, max_length=400)
+            of_teachers = []
+            for rationale in encoded.rationales:
+                ids = torch.tensor([encoded.prompt_ids + rationale.ids])
+                labels = ids.clone()
+                labels[0, : len(encoded.prompt_ids)] = -100
+                of_teachers.append(model(input_ids=ids, labels=labels).loss)
+            terms.append(torch.stack(of_teachers).mean())
+        loss = torch.stack(terms).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_one_teacher_is_plain_sft(tmp_path: Path) -> None:
+    """With one teacher every preset is plain SFT with a mean over problems."""
+    rows = rows_of("good")
+    assert_same(plain_loop(rows), train(tmp_path, rows, preset="robust"))
+
+
+def test_uniform_weights_are_the_mean_of_the_losses(tmp_path: Path) -> None:
+    """Three teachers of equal weight: the mean of their three losses."""
+    rows = rows_of(*TEACHERS)
+    assert_same(plain_loop(rows), train(tmp_path, rows, preset="uniform"))
 
 
 def test_identical_teachers_are_one(tmp_path: Path) -> None:
     """Three copies of a teacher train as the teacher alone does, whatever the weighting."""
-    one = train(tmp_path / "one", rows_of("good"), preset="uniform")
-    three = train(tmp_path / "three", rows_of("good", "good", "good"), preset="robust")
+    one = train(tmp_path / "one", rows_of("good"), **WEIGHED)
+    three = train(tmp_path / "three", rows_of("good", "good", "good"), **WEIGHED)
     assert_same(one, three)
 
 
-@pytest.mark.parametrize("preset", ["uniform", "robust"])
+@pytest.mark.parametrize("weighing", [{"preset": "uniform"}, WEIGHED], ids=["uniform", "weighed"])
 @pytest.mark.parametrize("batch,accumulation", [(1, 4), (2, 2)])
 def test_any_split_into_micro_batches(
-    tmp_path: Path, preset: str, batch: int, accumulation: int
+    tmp_path: Path, weighing: dict[str, Any], batch: int, accumulation: int
 ) -> None:
     """Four problems a step, in one micro-batch or in several."""
     rows = rows_of(*TEACHERS)
-    whole = train(tmp_path / "whole", rows, preset=preset)
+    whole = train(tmp_path / "whole", rows, **weighing)
     split = train(
         tmp_path / "split",
         rows,
-        preset=preset,
+        **weighing,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
     )
@@ -118,7 +140,7 @@ def test_any_split_into_micro_batches(
 def test_packed_equals_padded(tmp_path: Path) -> None:
     """The layout changes the time a step takes, and nothing else."""
     rows = rows_of(*TEACHERS)
-    runs = [train(tmp_path / p, rows, preset="robust", packing=p) for p in ("tree", "padded")]
+    runs = [train(tmp_path / p, rows, **WEIGHED, packing=p) for p in ("tree", "padded")]
     assert_same(*runs, tolerance=2e-4)
 
 
@@ -128,9 +150,9 @@ sys.path[:0] = sys.argv[1].split(":")
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from test_trajectories import TEACHERS, rows_of, train
+from test_trajectories import TEACHERS, WEIGHED, rows_of, train
 losses, parameters = train(
-    Path(sys.argv[2]), rows_of(*TEACHERS), preset="robust", max_steps=6,
+    Path(sys.argv[2]), rows_of(*TEACHERS), **WEIGHED, max_steps=6,
     per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
     save_steps=1, save_total_limit=3, resume_from_checkpoint=None,
 ) if sys.argv[3] == "fresh" else (None, None)
@@ -141,7 +163,7 @@ if losses is None:
     original = CompactTrainer.train
     CompactTrainer.train = lambda self: original(self, resume_from_checkpoint=True)
     losses, parameters = train(
-        Path(sys.argv[2]), rows_of(*TEACHERS), preset="robust", max_steps=6,
+        Path(sys.argv[2]), rows_of(*TEACHERS), **WEIGHED, max_steps=6,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
         save_steps=1, save_total_limit=3,
     )
