@@ -15,7 +15,8 @@ does not, so r is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -103,6 +104,40 @@ class Preset:
     warmup: int = 0
     consistency: str = "none"
     consistency_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the values, which may come from a recipe.
+
+        Raises:
+            ValueError: names the field, what was expected and what was found.
+        """
+        if not isinstance(self.beta, Sequence) or [_is_number(b) for b in self.beta] != [True] * 3:
+            raise ValueError(f"beta must be three numbers, got {self.beta!r}")
+        object.__setattr__(self, "beta", tuple(self.beta))
+        for name, least, most in (
+            ("ddof", 0, 1),
+            ("eps", 0, math.inf),
+            ("shrink", 0, math.inf),
+            ("tau", 1e-6, math.inf),
+            ("floor", 0, 1),
+            ("warmup", 0, math.inf),
+            ("consistency_weight", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not _is_number(value) or not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"{name} must be a number {limits}, got {value!r}")
+        if not isinstance(self.reliable, bool):
+            raise ValueError(f"reliable must be true or false, got {self.reliable!r}")
+        kinds = ("positions", "answer", "none")
+        if self.consistency not in kinds:
+            raise ValueError(
+                f"consistency must be one of {', '.join(kinds)}, got {self.consistency!r}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 PRESETS: dict[str, Preset] = {
@@ -354,14 +389,19 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
             (`seed` of random, `teachers` of oracle).
 
     Raises:
-        ValueError: if a name, an override or a metric is unknown; the message lists them.
+        ValueError: if a name, an override or a metric is unknown (the message lists them), or the
+            value of an override cannot be used.
     """
     if name in PRESETS:
         known = [f.name for f in fields(Preset)]
         for key in overrides:
             if key not in known:
                 raise ValueError(f"override of {name} must be one of {known}, got {key!r}")
-        return PresetWeigher(name, replace(PRESETS[name], **overrides))
+        try:
+            preset = replace(PRESETS[name], **overrides)
+        except ValueError as error:
+            raise ValueError(f"override of {name}: {error}") from None
+        return PresetWeigher(name, preset)
     kind, _, teacher = name.partition(":")
     if kind in POLICIES and (kind == "single") == bool(teacher):
         if teacher:
