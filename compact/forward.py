@@ -29,6 +29,7 @@ PART_WORTH = 2_000_000
 # Tokens of a row on CUDA from which FlexAttention is used; below, a dense mask is small.
 FLEX_FROM = 1024
 _IMPLEMENTATION = "compact_keep_keys"
+_UNGROUPED = nn.Module()  # to transformers' SDPA an attention whose keys have a head a query head
 
 
 class _Part(NamedTuple):
@@ -54,6 +55,7 @@ class _KeptKeys:
         mode: "keep" while the main block runs and leaves will follow, "read" while they run, "pass"
             without leaves.
         parts: of each row of the main block; None where the mask given to the model rules.
+        folded: masks of parts, by `_folded_mask`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class _KeptKeys:
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.mode: Literal["pass", "keep", "read"] = mode
         self.parts = parts
+        self.folded: dict[tuple[int, int], Tensor] = {}
 
     def attend(
         self,
@@ -85,6 +88,9 @@ class _KeptKeys:
             attention = sys.modules[type(module).__module__].eager_attention_forward
         if self.parts is None or self.mode == "read":
             return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        groups = query.shape[1] // key.shape[1]
+        if self.implementation != "sdpa":
+            groups = 1
         rows = []
         # Split, not sliced: its backward is one cat where a slice's is a sum of padded tensors.
         for parts, *row in zip(
@@ -97,10 +103,24 @@ class _KeptKeys:
             for i, part in enumerate(parts):
                 seen = [i] if part.prompt is None else [part.prompt, i]
                 k, v = (torch.cat([t[j] for j in seen], dim=2) for t in (keys, values))
-                outputs.append(attention(module, queries[i], k, v, part.mask, *args, **kwargs)[0])
+                if groups == 1:
+                    output = attention(module, queries[i], k, v, part.mask, *args, **kwargs)[0]
+                else:  # query heads that share a key head become rows of one: no key is repeated
+                    q = queries[i].reshape(1, k.shape[1], groups * part.size, -1)
+                    mask = self._folded_mask(part, groups)
+                    output = attention(_UNGROUPED, q, k, v, mask, *args, **kwargs)[0]
+                    output = output.unflatten(1, (groups, part.size)).permute(0, 2, 3, 1, 4)
+                    output = output.flatten(2, 3)
+                outputs.append(output)
             outputs.append(outputs[0].new_zeros(1, padding, *outputs[0].shape[2:]))
             rows.append(torch.cat(outputs, dim=1))
         return torch.cat(rows), None
+
+    def _folded_mask(self, part: _Part, groups: int) -> Tensor:
+        """The part's mask under itself `groups` times; made once for all layers."""
+        if (id(part), groups) not in self.folded:
+            self.folded[id(part), groups] = part.mask.repeat(1, 1, groups, 1)
+        return self.folded[id(part), groups]
 
 
 _active: _KeptKeys | None = None
