@@ -187,9 +187,11 @@ def run_pass(
     """
     if batch.layout == "tree":
         _check_reach(student, batch)
-        hidden, leaf_hidden = _run_tree(student, batch, part_worth)
-    else:
-        hidden, leaf_hidden = _run_padded(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            hidden, leaf_hidden = _run_tree(student, batch, part_worth)
+        else:
+            hidden, leaf_hidden = _run_padded(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
     head = {"bias": student.bias, "softcap": student.softcap, "logit_scale": student.logit_scale}
     live = linear_token_stats(
@@ -236,10 +238,9 @@ def _check_reach(student: Student, batch: Batch) -> None:
 
 def _body(student: Student, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Final hidden states [B, L, H]."""
-    with lean(student.body):
-        output = student.body(
-            input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
-        )
+    output = student.body(
+        input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
+    )
     return output.last_hidden_state
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ def _untouched(module: nn.Module) -> bool:
     )
 
 
-@cache
+@lru_cache(maxsize=256)
 def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
     """Whether this class computes down(activation(gate(x)) * up(x)), tried out on plain numbers."""
     parts = SimpleNamespace(
