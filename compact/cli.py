@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="compact: %(message)s", level=logging.WARNING)
+    # Of several processes the first one speaks.
+    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(format="compact: %(message)s", level=level)
     try:
         status = _run(arguments)
         sys.stdout.flush()  # what the disk does not take is told here, not by Python at its end
