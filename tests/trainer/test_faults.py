@@ -1,5 +1,6 @@
 """What goes wrong in a run is named, and nothing whole is lost."""
 
+import re
 import resource
 import shutil
 import signal
@@ -171,3 +172,30 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     again.train(resume_from_checkpoint=True)
     assert torch.equal(parameters(again), parameters(whole))
     assert read_scores(tmp_path / "run").equals(read_scores(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_gradient_that_is_not_finite_names_its_parameter(
+    tmp_path: Path, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finite loss whose backward overflows in the second micro-batch of a step of two."""
+    run = trainer(tmp_path, on_nonfinite=action, max_steps=1)
+    weight = run.model.model.layers[0].mlp.up_proj.weight
+    calls: list[int] = []
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * (torch.inf if len(calls) == 2 else 1.0)
+
+    weight.register_hook(overflow)
+    before = parameters(run)
+    message = r"question_id 'zoo-0-0000\d': the gradient of .*up_proj.weight is not finite"
+    if action == "stop":
+        with pytest.raises(NonFiniteError, match=message):
+            run.train()
+        return
+    run.train()
+    after = parameters(run)
+    assert re.search("step 1: skipped " + message, caplog.text)
+    assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
+    assert len({row["question_id"] for row in read_scores(tmp_path).to_pylist()}) == 1
