@@ -31,4 +31,5 @@ for op in operators:
 print(f"torch {torch.__version__}, Python {sys.version.split()[0]}: both libraries load,",
       f"{len(operators)} operators have their CPU and CUDA entry")
 PYTHON
-"$python" -m pytest -p no:cacheprovider -m "not slow" tests/ops
+# Not torch.compile: what it traces differs from torch to torch, and no library of ours takes part.
+"$python" -m pytest -p no:cacheprovider -m "not slow" -k "not compile" tests/ops
