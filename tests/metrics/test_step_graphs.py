@@ -163,6 +163,14 @@ def test_plain_classes_are_joined_over_teachers_only() -> None:
     assert classes_of([[]]) == {}
 
 
+def test_a_match_is_the_best_of_both() -> None:
+    """A step at 30 degrees does not match one at 0 that has its like elsewhere."""
+    words = [["hence"] * 3, ["hence"] * 2]
+    steps = described([words], [1, 6, 0, 0, 6])
+    assert build_graphs(steps).support[build_graphs(steps).step_class[0]] == 0.5
+    np.testing.assert_allclose(consensus(steps, build_graphs(steps)), loops(steps))
+
+
 def test_states_decide_between_words() -> None:
     """Steps without mathematics match from a cosine of 0.8 on."""
     near, far = [[1.0, 0.0], [0.9, 0.1]], [[1.0, 0.0], [0.5, 0.6]]
