@@ -3,8 +3,9 @@
 C_k = sum_j t_j s(k, j) / sum_j t_j + g_k. t_j is the trust in rationale j: 1 where the answer that
 it states is the gold one, 0 where it is another, exp(I^j_n), the student's mean likelihood of a
 token of the gold answer after j, where it states none; all 1 where all are 0. s is the Jaccard
-index of the sets of numbers before the answer marker; where neither rationale holds a number, the
-cosine of their hidden states at the end of the last step. g_k is the share of the rationale's
+index of the sets of numbers in the steps and the stated answer (some teachers write a result only
+there: "594 / 3 = ? The answer is 198"); where neither rationale holds a number, the cosine of their
+hidden states at the end of the last step. g_k is the share of the rationale's
 equations that are grounded: the arithmetic holds, and every operand stands in the question or is
 the result of a grounded equation before it (1 without equations). Source: this project.
 
@@ -45,7 +46,7 @@ def grounded_share(prompt: str, steps: Sequence[str]) -> float:
 def _similarities(problem: EncodedProblem, states: Tensor) -> Tensor:
     """Returns [K, K] s(k, j) in 0..1, 1 on the diagonal."""
     found = [
-        frozenset(number for step in r.step_texts for number in numbers(step))
+        frozenset(number for text in (*r.step_texts, r.answer or "") for number in numbers(text))
         for r in problem.rationales
     ]
     similar = (states @ states.T).clamp(min=0.0)

@@ -75,10 +75,13 @@ def test_agreement_by_hand() -> None:
 
 
 def test_agreement_without_a_right_answer_or_any() -> None:
-    """Nobody right: all are trusted alike. None stated: by what the student says."""
+    """Nobody right: all are trusted alike. None stated: by what the student says.
+
+    A stated answer counts among the numbers: {3, 4, 7, 9} against {3, 5, 8} is 1 / 6.
+    """
     texts = [["3 + 4 = 7"], ["3 + 5 = 8"], ["3 + 5 = 8"]]
     score = get_metric("agreement").score(a_pass([told(1, texts, ["9", "8", "8"])]))
-    assert score.tolist() == pytest.approx([(1 + 0.4) / 3 + 1, 2.2 / 3, 2.2 / 3])
+    assert score.tolist() == pytest.approx([(1 + 2 / 6) / 3 + 1, (2 + 1 / 6) / 3, (2 + 1 / 6) / 3])
     found = a_pass([told(1, texts, [None, None, None])])
     trust = final_level(found).exp()
     similar = torch.tensor([[1, 0.2, 0.2], [0.2, 1, 1], [0.2, 1, 1]])
