@@ -43,7 +43,7 @@ EPILOG = """example:
 COLOURS = 8
 BINS = 40
 """Points of a curve over the steps of a run."""
-EQUATION = re.compile(r"-?[\d.,]+(?:\s*[-+*/×÷x]\s*[\d.,]+)+\s*=\s*-?[\d,]*\.?\d+")
+EQUATION = re.compile(r"[\d(][\d\s.,()+*/×÷x-]*=\s*-?[\d,]*\.?\d+")
 
 
 @dataclass

@@ -202,6 +202,19 @@ def test_numbers_behind_the_charts(run_folder):
 
 
 @pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("That is 26 - 10 = 16, and 16 - 10 = 6 pounds.", "16-10=6"),
+        ("( 26.0 - 10.0 ) - 10.0 = 6.0", "(26.0-10.0)-10.0=6.0"),
+        ("He has 3 apples, (2 + 3) x 4 = 20.", "(2+3)x4=20"),
+        ("First find the weight.", "First find the"),
+    ],
+)
+def test_a_node_is_named_by_its_equation(text, label):
+    assert module.step_label(text) == label
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent"], "absent: no such run folder"),
