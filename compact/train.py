@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import warnings
 from pathlib import Path
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from transformers.utils.logging import disable_progress_bar
 
 from compact.checkpoints import newest_whole
@@ -124,16 +125,28 @@ def _launch(args: argparse.Namespace) -> None:
     try:
         launch_command(launch_command_parser().parse_args([*command, *args.options]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if isinstance(failure.message, dict):  # what cli.py left in the error file
-            raise ValueError(failure.message["message"]) from None
-        how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-        raise ValueError(f"process {rank} failed ({how})") from None
-    except SignalException as signal:
-        raise KeyboardInterrupt from signal
+        raise ValueError(_cause(error)) from None
+    except SignalException as stop:
+        raise KeyboardInterrupt from stop
     finally:
         del os.environ[REPORT_TO_LAUNCHER]
         logging.disable(logging.NOTSET)
+
+
+def _cause(error: ChildFailedError) -> str:
+    """What went wrong first: what a process told itself, else how one ended before SIGTERM."""
+
+    def place(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+        failure = item[1]
+        told = isinstance(failure.message, dict)  # what cli.py left in the error file
+        ended = failure.exitcode == -signal.SIGTERM  # by the launcher, for another's failure
+        return not told, ended, failure.timestamp
+
+    rank, failure = min(error.failures.items(), key=place)
+    if isinstance(failure.message, dict):
+        return failure.message["message"]
+    how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+    return f"process {rank} failed ({how})"
 
 
 def _accelerate_config(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from compact import zoo
 from compact.cli import main
-from compact.train import _accelerate_config
+from compact.train import _accelerate_config, _cause
 from compact.zoo_student import build_model, build_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -88,6 +90,17 @@ def test_error_of_a_rank_is_one_line(recipe: Path, tmp_path: Path) -> None:
     done = start(*argv, "--model", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 1
     assert done.stderr.startswith("compact: error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_first_cause_is_told_and_not_who_was_ended_for_it() -> None:
+    """Process 1 tells an error, or is killed; process 0 only got the launcher's SIGTERM."""
+    ended, killed, told = (
+        ProcessFailure(0, 10, status, "") for status in (-signal.SIGTERM, -signal.SIGKILL, 1)
+    )
+    ended.timestamp, killed.timestamp, told.timestamp = 100, 100, 101
+    told.message = {"message": "data.jsonl:3: no"}
+    assert _cause(ChildFailedError("train", {0: ended, 1: killed})) == "process 1 failed (SIGKILL)"
+    assert _cause(ChildFailedError("train", {0: ended, 1: told})) == "data.jsonl:3: no"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
