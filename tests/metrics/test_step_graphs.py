@@ -31,7 +31,16 @@ from compact.zoo import make_rows
 from compact.zoo_student import build_model, build_tokenizer
 
 _STEP = st.sampled_from(
-    ("3 + 4 = 7", "4 + 3 = 7", "3 + 4 = 8", "7 - 2 = 5", "7", "7 and 5", "7, 5, 2, 3 and 4")
+    (
+        "3 + 4 = 7",
+        "4 + 3 = 7",
+        "3 + 4 = 8",
+        "7 - 2 = 5",
+        "7",
+        "7 and 5",
+        "7, 5, 2 and 3",
+        "7, 5, 2, 3 and 4",
+    )
     + ("hence", "so it is", "we add them")
 )
 _PROBLEM = st.lists(st.lists(_STEP, min_size=1, max_size=6), min_size=1, max_size=6)
@@ -161,6 +170,15 @@ def test_plain_classes_are_joined_over_teachers_only() -> None:
     graphs = build_graphs(describe_steps([[["3 + 4 = 7", "3 + 4 = 7"]]], None))
     assert len(graphs.support) == 2
     assert classes_of([[]]) == {}
+
+
+def test_numbers_match_from_four_in_five_on() -> None:
+    """The threshold itself is a match."""
+    found = [
+        build_graphs(describe_steps([[["7, 5, 2, 3 and 4"], [other]]], None)).support.tolist()
+        for other in ("7, 5, 2 and 3", "7, 5 and 2")
+    ]
+    assert found == [[1.0], [0.5, 0.5]]
 
 
 def test_a_match_is_the_best_of_both() -> None:
