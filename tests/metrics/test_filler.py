@@ -53,7 +53,7 @@ def with_and_without(stage: str, seed: int, preset: str, cache: Path) -> torch.T
 
 # The late student first: on its way it leaves the middle one behind.
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "seed"), [("late", 1), ("middle", 1), ("middle", 2)])
+@pytest.mark.parametrize(("stage", "seed"), [("late", 0), ("middle", 0), ("middle", 101)])
 def test_filler_does_not_raise_robust_adaptability(stage: str, seed: int, cache: Path) -> None:
     """Neither the mean nor the median; a single question that the student then gets right may.
 
