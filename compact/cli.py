@@ -119,9 +119,10 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    if REPORT_TO_LAUNCHER in os.environ:
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and REPORT_TO_LAUNCHER in os.environ:
         error = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(error))
+        Path(file).write_text(json.dumps(error))
         return status
     print(f"compact: error: {message}", file=sys.stderr, flush=True)
     return status

@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -126,6 +128,8 @@ def _launch(args: argparse.Namespace) -> None:
         launch_command(launch_command_parser().parse_args([*command, *args.options]))
     except ChildFailedError as error:
         raise ValueError(_cause(error)) from None
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # a configuration for one process, which has told its error
     except SignalException as stop:
         raise KeyboardInterrupt from stop
     finally:
