@@ -86,7 +86,7 @@ def plan_head_grad(
     if not train_hidden and not train_head:
         return HeadPlan("none", 1, 0)
     if weighed and train_head:
-        kept = unit_bytes * train_hidden + 4 * vocabulary * width
+        kept = (unit_bytes if train_hidden else 0) + 4 * vocabulary * width
         return HeadPlan("fused-weights", 2 + train_hidden, kept)
     if head_grad == "auto":
         if not train_head:
