@@ -12,7 +12,7 @@ stop() { echo "make gpu: $*" >&2; exit 1; }
 PY=$(realpath -s "${PY:-.venv/bin/python}")
 [ -x "$PY" ] || stop "no Python at $PY; name one whose torch has CUDA: make gpu PY=..."
 [ -z "${WHEEL:-}" ] || [ -f "$WHEEL" ] || stop "WHEEL=$WHEEL: no such file"
-{ command -v nvidia-smi && nvidia-smi -L; } 2> /dev/null | grep -q '^GPU ' \
+[[ $(nvidia-smi -L 2> /dev/null) == "GPU "* ]] \
   || stop "this machine has no GPU (nvidia-smi names none)"
 "$PY" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
   || stop "the torch of $PY sees no GPU; it must be a build with CUDA"

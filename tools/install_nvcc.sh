@@ -1,6 +1,6 @@
 # Sourced with $PY set: puts an nvcc 13.0 on PATH, from PyPI into build/nvcc where the machine has none of
 # that release (Debian's is older and knows neither C++20 nor sm_120; the resource table is 13.0's).
-if ! nvcc --version 2> /dev/null | grep -q 'release 13\.0'; then
+if [[ $(nvcc --version 2> /dev/null) != *"release 13.0"* ]]; then
   nvcc_home=$PWD/build/nvcc/nvidia/cu13
   if [ ! -x "$nvcc_home"/bin/nvcc ]; then
     "$PY" -m pip install -q --no-deps --upgrade --target build/nvcc 'nvidia-cuda-nvcc==13.0.*' \
