@@ -365,7 +365,7 @@ def panel(ax: Axes, results: Results, works: Sequence[Work], labels: Sequence[st
                 *zip(*dots, strict=True), "o", color=colour, markersize=7, label=LABELS[provider]
             )
     ax.axhline(1, color="#888888", linewidth=1)
-    ax.text(0, 1.01, "plain SFT", fontsize=8, color="#666666", va="bottom")
+    ax.text(len(works) - 1, 1.01, "plain SFT", fontsize=8, color="#666666", ha="right")
     ax.set_xticks(at, labels, fontsize=8)
     ax.set_ylim(0, 1.25)
     ax.grid(axis="y", color=FAINT)
@@ -452,7 +452,8 @@ on the {fitted} shapes of {w.student.name}:
 {rates}
 
 How far off are computed ratios? On those shapes, time {t_in}, memory {m_in}. On the students that
-took no part in the fit ({held}): time {t_out}, memory {m_out} (mean, and worst in brackets).
+took no part in the fit ({held}):
+time {t_out}, memory {m_out} (mean, and worst in brackets).
 
 `python -m benchmarks.run scale` repeats every measurement; `--shape K=4,T=512` asks for your own.
 """

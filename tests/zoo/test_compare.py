@@ -36,7 +36,9 @@ def test_compare_writes_tables_and_never_repeats_a_run(tiny, tmp_path, monkeypat
     by_name = {arm["name"]: arm for arm in summary}
     assert by_name["uniform"]["right_weight"] == pytest.approx(1 / 3, abs=1e-5)
     assert by_name["oracle"]["right_weight"] == pytest.approx(1.0)
-    assert by_name["single:honest"]["tokens"] == pytest.approx(by_name["uniform"]["tokens"], rel=0.2)
+    assert by_name["single:honest"]["tokens"] == pytest.approx(
+        by_name["uniform"]["tokens"], rel=0.2
+    )
     assert by_name["single:honest"]["steps"] > by_name["uniform"]["steps"]
     for suffix in ("md", "csv", "json", "png"):
         assert (tmp_path / f"compare.{suffix}").stat().st_size > 0
