@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from compact_ops._check import compute_dtype
 
 # The kernels keep one reference for each row and this many vocabulary entries (csrc/ops/head.h).
 STASH_BLOCK = 256
@@ -59,6 +62,18 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """Registers the shapes that operator `name` returns; nothing to do on the plain-torch path."""
     if _BACKEND == "native":
         torch.library.register_fake(name)(fake)
+
+
+def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple[Tensor, ...]:
+    """What a fake returns for the six statistics of `count` tokens, in the order of TokenStats.
+
+    The last two have 0 entries without gold answers.
+    """
+    dtype = compute_dtype(like)
+    gold = 0 if gold_ids is None else count
+    kinds = (dtype, dtype, dtype, torch.bool, dtype, dtype)
+    sizes = (count, count, count, count, gold, gold)
+    return tuple(like.new_empty((n,), dtype=k) for n, k in zip(sizes, kinds, strict=True))
 
 
 def register_autograd(

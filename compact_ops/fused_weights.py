@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check
-from compact_ops._library import STASH_BLOCK, backend, register_fake
+from compact_ops._library import STASH_BLOCK, backend, empty_statistics, register_fake
 from compact_ops.types import TokenStats
 
 Weigher = Callable[[slice, TokenStats], Tensor]
@@ -197,16 +197,12 @@ def _fake(
 ) -> tuple[Tensor, ...]:
     dtype = _check.compute_dtype(hidden)
     count, (vocabulary, width) = target.shape[0], weight.shape
-    gold = 0 if gold_ids is None else count
-    shapes: list[tuple[int, ...]] = [
-        *((count,),) * 4,
-        *((gold,),) * 2,
-        (hidden.shape[0] if need_hidden else 0, width),
-        (vocabulary if need_weight else 0, width),
-        (vocabulary if need_bias else 0,),
-    ]
-    kinds = [torch.bool if i == 3 else dtype for i in range(len(shapes))]
-    return tuple(hidden.new_empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
+    return (
+        *empty_statistics(hidden, count, gold_ids),
+        hidden.new_empty((hidden.shape[0] if need_hidden else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_weight else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_bias else 0,), dtype=dtype),
+    )
 
 
 def _chunk_fake(
@@ -226,17 +222,13 @@ def _chunk_fake(
 ) -> tuple[Tensor, ...]:
     """Shapes and dtypes of one chunk."""
     count, (vocabulary, width) = target.shape[0], weight.shape
-    gold = 0 if gold_ids is None else count
     # On CUDA the blocks are final as they stand.
     references = 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK)
-    shapes: list[tuple[int, ...]] = [
-        *((count,),) * 4,
-        *((gold,),) * 2,
-        (count if need_hidden else 0, width),
-        (count, references),
-    ]
-    kinds = [torch.bool if i == 3 else blocks.dtype for i in range(len(shapes))]
-    return tuple(hidden.new_empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
+    return (
+        *empty_statistics(hidden, count, gold_ids),
+        blocks.new_empty((count if need_hidden else 0, width)),
+        blocks.new_empty((count, references)),
+    )
 
 
 register_fake("compact::linear_token_stats_fused", _chunk_fake)

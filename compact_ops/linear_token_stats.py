@@ -13,6 +13,7 @@ from compact_ops import _check, reference
 from compact_ops._library import (
     STASH_BLOCK,
     backend,
+    empty_statistics,
     register_autograd,
     register_fake,
     register_once_differentiable,
@@ -259,15 +260,9 @@ def _fake(
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
 
-    gold = 0 if gold_ids is None else count
     stashed = count if keep == _UNIT_AND_STASH else 0
     return (
-        empty(count),
-        empty(count),
-        empty(count),
-        empty(count, dtype=torch.bool),
-        empty(gold),
-        empty(gold),
+        *empty_statistics(hidden, count, gold_ids),
         empty(0 if keep == _NOTHING else count, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
         # On CUDA the stash is final as it stands, and its shift has width 0.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend, register_fake
+from compact_ops._library import backend, empty_statistics, register_fake
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "row_stats_"
@@ -101,16 +101,7 @@ def _fake(
     logit_scale: float,
     ignore_index: int,
 ) -> tuple[Tensor, ...]:
-    dtype, count = _check.compute_dtype(logits), logits.shape[0]
-    gold = 0 if gold_ids is None else count
-    return (
-        logits.new_empty((count,), dtype=dtype),
-        logits.new_empty((count,), dtype=dtype),
-        logits.new_empty((count,), dtype=dtype),
-        logits.new_empty((count,), dtype=torch.bool),
-        logits.new_empty((gold,), dtype=dtype),
-        logits.new_empty((gold,), dtype=dtype),
-    )
+    return empty_statistics(logits, logits.shape[0], gold_ids)
 
 
 register_fake("compact::row_stats_", _fake)
