@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
 from compact.passes import EncodedProblem, EncodedRationale
+from compact.zoo_student import build_model, build_tokenizer
 
 VOCABULARY = 97
 _SIZES = {
@@ -42,6 +45,13 @@ def make_model(kind: str, checkpointing: bool = False) -> nn.Module:
         model.enable_input_require_grads()
         model.train()
     return model
+
+
+def save_student(folder: Path) -> None:
+    """Saves an untrained student of one layer with the tokenizer of the zoo."""
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0, hidden=32, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def make_problem(seed: int, lengths: list[int], prompt: int = 5, steps: int = 2) -> EncodedProblem:

@@ -18,16 +18,14 @@ from test_bad_input import fails
 from compact import zoo
 from compact.checkpoints import newest_whole
 from compact.cli import main
-from compact.zoo_student import build_model, build_tokenizer
+from toy import save_student
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a student, data, questions, a recipe, a finished run, and broken ones."""
     root = tmp_path_factory.mktemp("place")
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0, hidden=32, layers=1).save_pretrained(root / "student")
-    tokenizer.save_pretrained(root / "student")
+    save_student(root / "student")
     rows = zoo.make_rows(("good", "verbose"), 4, seed=1)
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = ("question_id", "prompt", "answer")

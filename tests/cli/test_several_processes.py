@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from compact import zoo
 from compact.cli import main
 from compact.train import _accelerate_config, _cause
-from compact.zoo_student import build_model, build_tokenizer
+from toy import save_student
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 
@@ -28,9 +28,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for a tiny student: two steps of four problems, every weight trained."""
     root = tmp_path_factory.mktemp("ranks")
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0, hidden=32, layers=1).save_pretrained(root / "student")
-    tokenizer.save_pretrained(root / "student")
+    save_student(root / "student")
     rows = zoo.make_rows(("good", "verbose"), 8, seed=1)
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
