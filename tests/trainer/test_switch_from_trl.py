@@ -18,6 +18,7 @@ from compact import zoo
 from compact.config import CompactConfig
 from compact.trainer import CompactTrainer
 from compact.zoo_student import END, build_model, build_tokenizer
+from toy import save_student
 
 DOCS = Path(__file__).parents[2] / "docs" / "trainer.md"
 ROWS = zoo.make_rows(("good", "verbose"), 4, seed=5)
@@ -81,9 +82,7 @@ def test_names_paths_evaluation_callbacks_and_tensorboard(
         "tensorboard.backend.event_processing.event_accumulator"
     )
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0, hidden=32, layers=1).save_pretrained(tmp_path / "student")
-    tokenizer.save_pretrained(tmp_path / "student")
+    save_student(tmp_path / "student")
     data = tmp_path / "rationales.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     recorder = Recorder()
