@@ -107,10 +107,11 @@ def table(runs: dict[str, dict]) -> str:
     lines += [
         "",
         f"A change in the last bit moves a loss by {by_bit:.0e} on average, the filter by "
-        f"{by_filter:.0e} and bfloat16 by {by_half:.0e}: next to exact float32 training the filter "
-        f"is visible, and it weighs {by_filter / by_half:.1f} times what bfloat16 does.",
+        f"{by_filter:.0e} and bfloat16 by {by_half:.0e}: the filter weighs "
+        f"{by_filter / by_half:.2f} times what bfloat16 does.",
         "",
-        f"{exact['machine']}; commit {exact['commit']}; `python -m benchmarks.trajectory`",
+        f"{exact['machine']}; `python -m benchmarks.trajectory`; commits: "
+        + ", ".join(f"{arm} {runs[arm]['commit']}" for arm in ARMS),
     ]
     return "\n".join(lines) + "\n"
 

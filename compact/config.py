@@ -47,7 +47,9 @@ class CompactConfig(TrainingArguments):
         "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
     )
     filter_eps: float = _option(
-        0.0, "softmax entries below this are left out of the head's gradient product; 0 keeps all"
+        0.0,
+        "softmax entries below this are rounded to 0 or to it, at random and without bias, in the "
+        "head's gradient product; 0 is exact",
     )
     on_nonfinite: Literal["stop", "skip"] = _option(
         "stop",

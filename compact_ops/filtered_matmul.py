@@ -1,4 +1,4 @@
-"""The sparse gradient product: grad @ weight where small entries of grad are skipped."""
+"""The sparse gradient product: grad @ weight, small entries of grad rounded at random."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ _OP = "filtered_matmul"
 
 
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The product grad @ weight with every |grad| < eps taken as 0.
+    """The product grad @ weight with every |grad| < eps rounded to 0 or +-eps without bias.
 
     The gradient of a softmax row is nearly all zeros for a trained student. Time grows with the
-    number of entries used. The error of row r is at most the sum of |grad[r, v]| |weight[v]| over
-    those skipped.
+    number of entries that are not 0 after the rounding: those from eps on, and about the sum of the
+    others over eps. The rounding is stochastic, with a hash of the entry and its column for chance:
+    the same input gives the same output. The error of row r has mean 0, is at most
+    eps * sum_v |weight[v]|, and its expected square is at most
+    eps * sum_v |grad[r, v]| |weight[v]|^2, both sums over |grad[r, v]| < eps. (Leaving the small
+    entries out instead has an error in one direction, which adds up over rows and steps.)
 
     Args:
         grad: [R, V] gradient with respect to logits.
@@ -26,8 +30,8 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: threshold, >= 0; 0 is exact.
 
     Returns:
-        [R, H] float32 (float64 for float64 `grad`). Differentiable in both, as the product of what
-        was used.
+        [R, H] float32 (float64 for float64 `grad`). Differentiable in both: in `weight` as the
+        product of what was used, in `grad` as the plain product, which it is in the mean.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -57,14 +61,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad, weight = ctx.saved_tensors
-    used = grad.abs() >= ctx.eps
     d_grad = d_weight = None
     with torch.autocast(upstream.device.type, enabled=False):
         if ctx.needs_input_grad[0]:
-            d_grad = torch.where(used, upstream @ weight.T.to(upstream.dtype), 0).to(grad.dtype)
+            d_grad = (upstream @ weight.T.to(upstream.dtype)).to(grad.dtype)
         if ctx.needs_input_grad[1]:
-            kept = torch.where(used, grad, 0).to(upstream.dtype)
-            d_weight = (kept.T @ upstream).to(weight.dtype)
+            used = reference.rounded_at_random(grad.to(upstream.dtype), ctx.eps)
+            d_weight = (used.T @ upstream).to(weight.dtype)
     return d_grad, d_weight, None
 
 

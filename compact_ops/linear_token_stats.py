@@ -140,9 +140,11 @@ def linear_token_stats(
             gradients in the forward, for the loss (token_weight * nll).sum() or a multiple of it.
             Its gradients are exact under another loss too, but are then computed again, with a
             warning. "auto" picks and logs what it picked (logger "compact_ops", level INFO).
-        filter_eps: leaves softmax entries below this out of the gradient of hidden; 0 is exact. The
-            error of a token's unit gradient is at most logit_scale times the sum of p_v |W_v| over
-            the entries left out, so at most filter_eps times the sum of all |W_v|.
+        filter_eps: rounds softmax entries p_v below this to 0 or to filter_eps in the gradient of
+            hidden, at random and without bias (see filtered_matmul); 0 is exact. The error of a
+            token's unit gradient has mean 0, is at most logit_scale * filter_eps * sum_v |W_v|, and
+            its expected square at most logit_scale^2 * filter_eps * sum_v p_v |W_v|^2, both sums
+            over the entries rounded.
         token_weight: for "fused-weights", the weights in the loss that follows: [M], or a function
             weigh(tokens, stats) -> [n] which gives those of the tokens in the slice `tokens` from
             their statistics (fields of n entries; `weight` is None) as soon as these are known. No

@@ -146,7 +146,28 @@ def row_stats_(
     return stats._replace(nll=stats.nll.detach())
 
 
+def rounded_at_random(grad: Tensor, eps: float) -> Tensor:
+    """Stochastic rounding of the small entries of `grad` [R, V]: to 0 or +-eps, mean unchanged.
+
+    An entry g with |g| < eps becomes sign(g) eps if |g| > u eps, where u in [0, 1) is a hash of the
+    float32 bits of g and of its column (lowbias32, by C. Wellons): the same input always rounds the
+    same way, and no generator is needed.
+    """
+    low = 0xFFFFFFFF
+    column = torch.arange(grad.shape[1], device=grad.device)
+    h = grad.float().contiguous().view(torch.int32).long() & low
+    h = h ^ (column * 0x9E3779B1 & low)
+    h = (h ^ (h >> 16)) * 0x7FEB352D & low
+    h = (h ^ (h >> 15)) * 0x846CA68B & low
+    h = h ^ (h >> 16)
+    u = (h >> 8).to(grad.dtype) * 2.0**-24
+    rounded = torch.where(grad.abs() > u * eps, torch.sign(grad) * eps, 0)
+    return torch.where(grad.abs() < eps, rounded, grad)
+
+
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See compact_ops.filtered_matmul."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
-    return torch.where(grad.abs() < eps, 0, grad).to(dtype) @ weight.to(dtype)
+    counted = rounded_at_random(grad.detach().to(dtype), eps)
+    # In the mean the rounding is the identity, and so is its derivative.
+    return (grad + (counted - grad).detach()).to(dtype) @ weight.to(dtype)

@@ -1,4 +1,5 @@
-// grad @ weight for a gradient that is nearly all zeros: small entries are skipped, not multiplied.
+// grad @ weight for a gradient that is nearly all zeros: small entries are rounded at random, most
+// of them to 0, and zeros are not multiplied.
 #include <cstring>
 
 #include "ops/head.h"
@@ -24,7 +25,7 @@ Tensor run(const Tensor& grad, const Tensor& weight, double eps) {
       const T* weights = head.block(first, count, buffer.get());
       for (int64_t r = begin; r < end; ++r) {
         add_sparse_product(data<T>(out) + r * width,
-                           data<const T>(entries) + r * head.vocabulary + first, count,
+                           data<const T>(entries) + r * head.vocabulary + first, count, first,
                            static_cast<T>(eps), weights, width);
       }
     }

@@ -1,4 +1,4 @@
-// grad @ weight where small entries of grad are skipped.
+// grad @ weight where small entries of grad are rounded at random, most of them to 0.
 #include "kernels/cuda/filtered_matmul.cuh"
 #include "ops/head.cuh"
 

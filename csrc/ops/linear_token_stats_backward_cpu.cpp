@@ -67,7 +67,7 @@ struct Backward {
       for (int64_t i = 0; i < rows; ++i) {
         fill_row(block.get() + i * count, row_begin + i, first, count);
         if (sums && sparse) {
-          add_sparse_product(sums + i * width, block.get() + i * count, count,
+          add_sparse_product(sums + i * width, block.get() + i * count, count, first,
                              static_cast<T>(filter_eps * std::abs(upstream(row_begin + i))),
                              weights, width);
         }

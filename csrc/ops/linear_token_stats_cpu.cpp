@@ -79,7 +79,7 @@ struct Sweep {
         read_row(logits + i * count, row_begin + i, slice, first, count,
                  sums == nullptr ? nullptr : sums + i * width);
         if (sums != nullptr && sparse) {
-          add_sparse_product(sums + i * width, logits + i * count, count,
+          add_sparse_product(sums + i * width, logits + i * count, count, first,
                              threshold(row_begin + i, slice), weights, width);
         }
       }

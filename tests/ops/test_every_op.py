@@ -82,6 +82,8 @@ def test_gradcheck(way: str) -> None:
     """The analytical gradient against finite differences, in float64."""
     op = WAYS[way][0]
     inputs = sample(way, torch.float64, seed=1, size=9)
+    if way == "filtered_matmul":
+        inputs["eps"] = 0.0  # differences see the steps of the rounding, the gradient its mean
     leaves = SAMPLES[op].leaves
 
     def first(*values: Tensor) -> Tensor:

@@ -215,8 +215,9 @@ def test_small_operators_at_any_shape(impl, data):
 
     grad = torch.randn(num_rows, items + 1, generator=g)
     matrix = torch.randn(items + 1, width, generator=g)
-    got = ops.filtered_matmul(to(grad), to(matrix), 0.7)
-    close(got, reference.filtered_matmul(grad, matrix, 0.7), torch.float32)
+    # A power of two: float32 and float64 round the same entries.
+    got = ops.filtered_matmul(to(grad), to(matrix), 0.5)
+    close(got, reference.filtered_matmul(grad.double(), matrix.double(), 0.5), torch.float32)
 
     sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
     offsets = torch.tensor([0, *sizes]).cumsum(0)

@@ -42,10 +42,10 @@ void add_scaled_row(T* out, const T* row, int64_t n, T factor) {
 }
 
 template <class T>
-int64_t add_sparse_product(T* out, const T* row, int64_t n, T threshold, const T* matrix,
-                           int64_t width) {
+int64_t add_sparse_product(T* out, const T* row, int64_t n, int64_t first, T threshold,
+                           const T* matrix, int64_t width) {
   COMPACT_DISPATCH(add_sparse_product);
-  return chosen(out, row, n, threshold, matrix, width);
+  return chosen(out, row, n, first, threshold, matrix, width);
 }
 
 template <class T>
@@ -60,14 +60,14 @@ void from_bfloat16(const uint16_t* row, int64_t n, T factor, T* out) {
   chosen(row, n, factor, out);
 }
 
-#define COMPACT_INSTANTIATE(T)                                                      \
-  template T finish_logits(T*, int64_t, int64_t, const LogitShape<T>&);             \
-  template T exp_piece(T*, int64_t, T, const LogitShape<T>&, RowState<T>*);         \
-  template void gradient_piece(T*, int64_t, T, T, const LogitShape<T>&);            \
-  template void scale_row(T*, int64_t, T);                                          \
-  template void add_scaled_row(T*, const T*, int64_t, T);                           \
-  template int64_t add_sparse_product(T*, const T*, int64_t, T, const T*, int64_t); \
-  template void to_bfloat16(const T*, int64_t, uint16_t*);                          \
+#define COMPACT_INSTANTIATE(T)                                                               \
+  template T finish_logits(T*, int64_t, int64_t, const LogitShape<T>&);                      \
+  template T exp_piece(T*, int64_t, T, const LogitShape<T>&, RowState<T>*);                  \
+  template void gradient_piece(T*, int64_t, T, T, const LogitShape<T>&);                     \
+  template void scale_row(T*, int64_t, T);                                                   \
+  template void add_scaled_row(T*, const T*, int64_t, T);                                    \
+  template int64_t add_sparse_product(T*, const T*, int64_t, int64_t, T, const T*, int64_t); \
+  template void to_bfloat16(const T*, int64_t, uint16_t*);                                   \
   template void from_bfloat16(const uint16_t*, int64_t, T, T*);
 COMPACT_INSTANTIATE(float)
 COMPACT_INSTANTIATE(double)

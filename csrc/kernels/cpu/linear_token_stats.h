@@ -65,11 +65,12 @@ void scale_row(T* row, int64_t n, T factor);
 template <class T>
 void add_scaled_row(T* out, const T* row, int64_t n, T factor);
 
-// out[h] += sum over v of row[v] * matrix[v, h] for |row[v]| >= threshold: a product with a row
-// that is nearly all zeros. Returns how many entries were used.
+// out[h] += sum over v of q(row[v]) * matrix[v, h], where q rounds entries below the threshold at
+// random to 0 or to the threshold, without bias: a product with a row that is nearly all zeros.
+// `first` is the column of row[0], on which the rounding depends. Returns how many entries counted.
 template <class T>
-int64_t add_sparse_product(T* out, const T* row, int64_t n, T threshold, const T* matrix,
-                           int64_t width);
+int64_t add_sparse_product(T* out, const T* row, int64_t n, int64_t first, T threshold,
+                           const T* matrix, int64_t width);
 
 // bfloat16 with rounding to nearest even, and back with a factor.
 template <class T>

@@ -137,27 +137,56 @@ void add_scaled_row(T* out, const T* row, int64_t n, T factor) {
   for (int64_t i = 0; i < n; ++i) out[i] += factor * row[i];
 }
 
+// Vectors of 32-bit items with as many lanes as Vec<T>.
 template <class T>
-int64_t add_sparse_product(T* out, const T* row, int64_t n, T threshold, const T* matrix,
-                           int64_t width) {
+struct Of32Bits {
+  typedef float Floats __attribute__((vector_size(4 * kLanes<T>)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes<T>)));
+  typedef int32_t Ints __attribute__((vector_size(4 * kLanes<T>)));
+};
+
+// A number in [0, 1) for each lane, the same for the same entry in the same column: the hash of its
+// float32 bits and the column. Multipliers and shifts are those of Wellons' lowbias32.
+template <class T>
+COMPACT_INLINE Vec<T> hashed(Vec<T> value, int64_t column) {
+  using Bits = typename Of32Bits<T>::Bits;
+  Bits h{};
+  for (int k = 0; k < kLanes<T>; ++k) h[k] = static_cast<uint32_t>(column + k);
+  h = reinterpret_cast<Bits>(__builtin_convertvector(value, typename Of32Bits<T>::Floats)) ^
+      (h * 0x9e3779b1u);
+  h = (h ^ (h >> 16)) * 0x7feb352du;
+  h = (h ^ (h >> 15)) * 0x846ca68bu;
+  h ^= h >> 16;
+  const auto number = reinterpret_cast<typename Of32Bits<T>::Ints>(h >> 8);
+  return __builtin_convertvector(number, Vec<T>) * T(0x1p-24);
+}
+
+// Stochastic rounding: an entry below the threshold becomes the threshold with the probability that
+// keeps its mean, else 0. A NaN stays.
+template <class T>
+COMPACT_INLINE Vec<T> rounded_at_random(Vec<T> value, T threshold, int64_t column) {
+  const Vec<T> size = value < T(0) ? -value : value;
+  const Vec<T> up = value < T(0) ? splat(-threshold) : splat(threshold);
+  const Vec<T> small = size > hashed<T>(value, column) * threshold ? up : Vec<T>{};
+  return size < threshold ? small : value;
+}
+
+template <class T>
+int64_t add_sparse_product(T* out, const T* row, int64_t n, int64_t first, T threshold,
+                           const T* matrix, int64_t width) {
   constexpr int kStep = kLanes<T>;
   int64_t used = 0;
-  for (int64_t begin = 0; begin < n; begin += kStep) {
-    const int64_t end = begin + kStep < n ? begin + kStep : n;
-    if (end - begin == kStep) {
-      // One comparison decides for a whole vector; nearly all of them hold nothing. A NaN counts.
-      const Vec<T> value = load(row + begin);
-      const Vec<T> size = value < T(0) ? -value : value;
-      const auto below = size < threshold;
-      bool nothing = true;
-      for (int k = 0; k < kStep; ++k) nothing = nothing & (below[k] != 0);
-      if (nothing) continue;
-    }
-    for (int64_t v = begin; v < end; ++v) {
-      if (std::abs(row[v]) < threshold || row[v] == T(0)) continue;
-      const T factor = row[v];
-      const T* source = matrix + v * width;
-      for (int64_t h = 0; h < width; ++h) out[h] += factor * source[h];
+  for (int64_t v = 0; v < n; v += kStep) {
+    const Vec<T> value = v + kStep <= n ? load(row + v) : load_head(row + v, n - v, T(0));
+    const Vec<T> factor = rounded_at_random<T>(value, threshold, first + v);
+    // Nearly all vectors hold nothing.
+    bool nothing = true;
+    for (int k = 0; k < kStep; ++k) nothing = nothing & (factor[k] == T(0));
+    if (nothing) continue;
+    for (int k = 0; k < kStep; ++k) {
+      if (factor[k] == T(0)) continue;
+      const T* source = matrix + (v + k) * width;
+      for (int64_t h = 0; h < width; ++h) out[h] += factor[k] * source[h];
       ++used;
     }
   }
@@ -195,8 +224,9 @@ template void scale_row(float*, int64_t, float);
 template void scale_row(double*, int64_t, double);
 template void add_scaled_row(float*, const float*, int64_t, float);
 template void add_scaled_row(double*, const double*, int64_t, double);
-template int64_t add_sparse_product(float*, const float*, int64_t, float, const float*, int64_t);
-template int64_t add_sparse_product(double*, const double*, int64_t, double, const double*,
+template int64_t add_sparse_product(float*, const float*, int64_t, int64_t, float, const float*,
+                                    int64_t);
+template int64_t add_sparse_product(double*, const double*, int64_t, int64_t, double, const double*,
                                     int64_t);
 template void to_bfloat16(const float*, int64_t, uint16_t*);
 template void to_bfloat16(const double*, int64_t, uint16_t*);

@@ -1,6 +1,6 @@
-// grad @ weight where the entries of grad below eps are skipped. For a gradient of a softmax that
-// is nearly all zeros the few rows of weight that are left are far less work than the dense
-// product.
+// grad @ weight where the entries of grad below eps are rounded at random to 0 or eps, without
+// bias. For a gradient of a softmax that is nearly all zeros the few rows of weight that are left
+// are far less work than the dense product.
 //
 // A block makes a stretch of the columns of one output row. It goes through the row of grad tile by
 // tile: every thread looks at one pack, the entries that stay are listed in shared memory in a
@@ -27,6 +27,26 @@ struct FilteredMatmul {
   bool packed_grad, packed_weight;  // rows start at multiples of 16 bytes
   A* out;                           // [rows, width]
 };
+
+// A number in [0, 1), the same for the same entry in the same column: the hash of its float32 bits
+// and the column. Multipliers and shifts are those of Wellons' lowbias32.
+SIMT_DEVICE float hashed(float value, int64_t column) {
+  uint32_t h = simt::bits_of(value) ^ (static_cast<uint32_t>(column) * 0x9e3779b1u);
+  h = (h ^ (h >> 16)) * 0x7feb352du;
+  h = (h ^ (h >> 15)) * 0x846ca68bu;
+  h ^= h >> 16;
+  return static_cast<float>(h >> 8) * 0x1p-24f;
+}
+
+// Stochastic rounding: an entry below eps becomes eps with the probability that keeps its mean,
+// else 0. A NaN stays.
+template <typename A>
+SIMT_DEVICE A rounded_at_random(A value, A eps, int64_t column) {
+  const A size = simt::abs(value);
+  if (!(size < eps)) return value;
+  if (!(size > hashed(static_cast<float>(value), column) * eps)) return 0;
+  return value < 0 ? -eps : eps;
+}
 
 template <typename T>
 SIMT_KERNEL(kFilterThreads)
@@ -61,8 +81,8 @@ filtered_matmul_kernel(FilteredMatmul<T> args) {
     uint32_t stays[kPack];
     int of_warp = 0;
     for (int j = 0; j < kPack; ++j) {
-      // NaN stays; what lies past the end does not, even with eps = 0.
-      stays[j] = simt::ballot(at + j < args.inner && !(simt::abs(g[j]) < eps));
+      g[j] = rounded_at_random(g[j], eps, at + j);
+      stays[j] = simt::ballot(g[j] != 0);  // what lies past the end is 0
       of_warp += simt::count_bits(stays[j]);
     }
     if (simt::lane() == 0) kept_of_warp[turn * simt::kWarp + simt::warp()] = of_warp;

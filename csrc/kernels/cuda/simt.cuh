@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 
@@ -121,6 +122,13 @@ SIMT_DEVICE double sqrt(double x) { return ::sqrt(x); }
 
 SIMT_DEVICE float abs(float x) { return ::fabsf(x); }
 SIMT_DEVICE double abs(double x) { return ::fabs(x); }
+
+// The bits of a float as a number.
+SIMT_DEVICE uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 
 // The larger one; where one is NaN, the other.
 SIMT_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
