@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of several processes the first one speaks.
     level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(format="compact: %(message)s", level=level)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
+    warnings.filterwarnings("ignore", message="Could not find a config file")  # a GGUF has none
     try:
         status = _run(arguments)
         sys.stdout.flush()  # what the disk does not take is told here, not by Python at its end

@@ -154,9 +154,11 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
     """Returns for each teacher its rationales, mean weight, wins and mean scores."""
     scores = run.scores
     starts = visits(scores)
-    best = np.zeros(len(scores["step"]), bool)
+    best = np.zeros(len(scores["step"]))
     for a, b in zip(starts[:-1], starts[1:], strict=True):
-        best[a + int(np.argmax(scores["weight"][a:b]))] = True
+        weight = scores["weight"][a:b]
+        best[a:b] = np.isclose(weight, weight.max(), rtol=1e-6)
+        best[a:b] /= best[a:b].sum()
     rows = []
     for colour, teacher in enumerate(run.teachers):
         mine = scores["teacher"] == teacher

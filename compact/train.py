@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -78,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
     """Trains in this process, alone or as one of several."""
     disable_progress_bar()  # of reading and writing files
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
     # Before a model is read: a bad row should not cost a minute.
     problems = load_problems(recipe.data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None

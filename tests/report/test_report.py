@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from compact import report as module
@@ -240,6 +241,19 @@ def test_bad_input_is_one_line(arguments, message, run_folder, tmp_path, monkeyp
     told = [line for line in lines if line.startswith("compact: error:")]
     assert status != 0 and len(told) == 1 and message in told[0]
     assert not any("Traceback" in line for line in lines)
+
+
+def test_teachers_who_tie_share_the_first_place(tmp_path):
+    """Two visits: one with three equal weights, one that a teacher wins."""
+    scores = {
+        "step": np.array([1, 1, 1, 2, 2, 2]),
+        "question_id": np.array(["a", "a", "a", "b", "b", "b"]),
+        "teacher": np.array(["x", "y", "z"] * 2),
+        "weight": np.array([1 / 3, 1 / 3, 1 / 3 + 1e-9, 0.2, 0.6, 0.2]),
+        **{name: np.ones(6) for name in ("tokens", "nll", *module.AXES)},
+    }
+    rows = module.teacher_table(module.Run(tmp_path, scores=scores))
+    assert [round(row["first"], 6) for row in rows] == [0.166667, 0.666667, 0.166667]
 
 
 def test_help_fits_a_screen_and_shows_an_example(capsys):
