@@ -43,8 +43,9 @@ LEGENDS = {
     "beforehand; `torch` is F.linear + cross_entropy, `torch-compile` the same compiled, "
     "`torch-linear-ce` torch's own linear_cross_entropy (its chunked form needs 5 MB and six times "
     "the time: `--provider torch-linear-ce-chunked`). `compact` also returns entropy and top-1 "
-    "correctness; `compact-filter` skips entries of the softmax below 2^-12 (what that does to "
-    "training: docs/results/filter.md). With a trained head "
+    "correctness; `compact-filter` rounds entries of the softmax below 2^-12 at random (made for "
+    "a student's states, not for random ones; training with it: docs/results/filter.md). With a "
+    "trained head "
     "there is the gradient of the weight besides: `compact-fused` knows the tokens' weights "
     "beforehand, `compact-stash` keeps the unit gradients in bfloat16, `compact-recompute` keeps "
     "nothing. `hidden=smollm2` are the states of a real student over SVAMP rationales.",

@@ -14,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -58,6 +59,33 @@ def gold_logp(
     return question / len(problems), reasoned / len(problems)
 
 
+def draw_weights(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws each teacher's mean weight over the optimizer steps.
+
+    Args:
+        rows: of the log of scores: step, teacher and weight of each rationale.
+        path: the picture, PNG.
+    """
+    from matplotlib.figure import Figure
+
+    weights: dict[str, dict[int, list[float]]] = {t: defaultdict(list) for t in TEACHERS}
+    for row in rows:
+        weights[row["teacher"]][row["step"]].append(row["weight"])
+    figure = Figure(figsize=(9.1, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for teacher, by_step in weights.items():
+        misleads = teacher == MISLEADS
+        name = f"{teacher} (misleads)" if misleads else teacher
+        means = [sum(w) / len(w) for w in by_step.values()]
+        axes.plot(list(by_step), means, label=name, lw=2.5, color="tab:red" if misleads else None)
+    axes.axhline(1 / len(TEACHERS), color="grey", ls=":", lw=1, label="uniform")
+    axes.set(xlabel="optimizer step of `make demo`", ylabel="mean weight", ylim=(0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+    axes.legend(ncols=3, frameon=False, loc="upper center")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Runs the demo and prints what came out."""
     began = time.monotonic()
@@ -99,6 +127,7 @@ def main() -> None:
         processing_class=processing_class,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"),
     )
+    trainer.data_name = str(data)  # the report looks into problems
     show_progress(trainer)
     print(f"training   {PROBLEMS} problems x {len(TEACHERS)} rationales, packing {trainer.layout}")
     trainer.train()
@@ -106,8 +135,10 @@ def main() -> None:
     trainer.model.eval()
     after = gold_logp(trainer.student, held_out, pad)
 
+    scores = read_scores(RUN).to_pylist()
+    draw_weights(scores, RUN / "weights.png")
     weights: dict[str, list[float]] = defaultdict(list)
-    for row in read_scores(RUN).to_pylist():
+    for row in scores:
         weights[row["teacher"]].append(row["weight"])
     print("\nmean weight of each teacher (they sum to 1; 0.25 would be uniform)")
     for teacher in TEACHERS:
@@ -117,7 +148,8 @@ def main() -> None:
     print(f"\nlog-likelihood of the gold answer, {HELD_OUT} held-out problems (nats a token)")
     for place, b, a in zip(("after the question", "after right steps"), before, after, strict=True):
         print(f"  {place:18s}  before {b:7.3f}   after {a:7.3f}   gain {a - b:+.3f}")
-    print(f"\noutputs in {RUN}/: the adapter, scores/ (every weight of every step), run.json")
+    print(f"\noutputs in {RUN}/: the adapter, scores/ (every weight of every step), run.json,")
+    print("weights.png (each teacher's weight over the steps)")
     print(f"rationales {data}; a report of the run: compact report {RUN}")
     print(f"took {time.monotonic() - began:.0f} s")
 

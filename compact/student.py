@@ -73,6 +73,7 @@ def load_student(
         # The weights are plain numbers now; marked as quantised, they could be neither trained nor
         # saved.
         model.hf_quantizer.remove_quantization_config(model)
+        model.config.name_or_path = str(path)  # not the folder: what loads it again
     return model.eval(), processing_class
 
 

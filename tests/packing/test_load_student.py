@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from compact.student import load_student
+from compact.student import load_student, smollm2_path
 from compact.zoo_student import build_tokenizer
 from toy import CONFIGS
 
@@ -96,3 +96,9 @@ def edit(folder: Path, **changes: int) -> None:
     """Changes the model's config."""
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_gguf_model_names_its_file() -> None:
+    """So that a run that was given the loaded model says what its adapter belongs to."""
+    path = smollm2_path()
+    assert load_student(path)[0].config.name_or_path == str(path)
