@@ -45,10 +45,10 @@ LEGENDS = {
     "the time: `--provider torch-linear-ce-chunked`). `compact` also returns entropy and top-1 "
     "correctness; `compact-filter` rounds entries of the softmax below 2^-12 at random (made for "
     "a student's states, not for random ones; training with it: docs/results/filter.md). With a "
-    "trained head "
-    "there is the gradient of the weight besides: `compact-fused` knows the tokens' weights "
-    "beforehand, `compact-stash` keeps the unit gradients in bfloat16, `compact-recompute` keeps "
-    "nothing. `hidden=smollm2` are the states of a real student over SVAMP rationales.",
+    "trained head there is the gradient of the weight besides: `compact-fused` knows the tokens' "
+    "weights beforehand, `compact-stash` keeps the unit gradients in bfloat16, "
+    "`compact-recompute` keeps nothing. `hidden=smollm2` are the states of a real student over "
+    "SVAMP rationales.",
     "step": "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K "
     "rationales. `sft` is transformers' own loss on K padded rows, `trl` TRL's SFTTrainer on the "
     "same, `released` the published training step written from its formulas; `compact` weighs "

@@ -30,6 +30,12 @@ _INTERRUPTED = 130
 REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
 
 
+def ignore_library_warnings() -> None:
+    """Keeps from the user what libraries tell themselves and what is no news."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
+    warnings.filterwarnings("ignore", message="Could not find a config file")  # a GGUF has none
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `compact` command line; returns its exit status.
 
@@ -40,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of several processes the first one speaks.
     level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(format="compact: %(message)s", level=level)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
-    warnings.filterwarnings("ignore", message="Could not find a config file")  # a GGUF has none
+    ignore_library_warnings()
     try:
         status = _run(arguments)
         sys.stdout.flush()  # what the disk does not take is told here, not by Python at its end

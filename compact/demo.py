@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from compact import zoo
+from compact.cli import ignore_library_warnings
 from compact.config import CompactConfig
 from compact.data import load_problems
 from compact.encode import encode_problem
@@ -91,8 +91,7 @@ def main() -> None:
     began = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers, about itself
-    warnings.filterwarnings("ignore", message="Could not find a config file")  # GGUF has none
+    ignore_library_warnings()
     set_seed(SEED)
     path = smollm2_path()
     print(f"student    {path.stem}: {path}")

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <limits>
 #include <vector>
 
+#include "../rounding.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/linear_token_stats.h"
 #include "kernels/cpu/pairwise_symmetric_kl.h"
@@ -79,19 +79,6 @@ void check_row(int64_t n, double scale, T softcap, bool excluded, double toleran
   }
 }
 
-// As compact_ops/reference.py has it.
-float rounded_at_random(float entry, float threshold, int64_t column) {
-  if (std::abs(entry) >= threshold) return entry;
-  uint32_t h;
-  std::memcpy(&h, &entry, sizeof h);
-  h ^= static_cast<uint32_t>(column) * 0x9e3779b1u;
-  h = (h ^ (h >> 16)) * 0x7feb352du;
-  h = (h ^ (h >> 15)) * 0x846ca68bu;
-  h ^= h >> 16;
-  const float chance = static_cast<float>(h >> 8) * 0x1p-24f;
-  return std::abs(entry) > chance * threshold ? std::copysign(threshold, entry) : 0.0f;
-}
-
 void check_sparse_product(int64_t n, int64_t width) {
   const std::vector<float> matrix = numbers<float>(n * width, 1.0);
   std::vector<float> row = numbers<float>(n, 1.0), out(width, 0.0f);
@@ -100,7 +87,7 @@ void check_sparse_product(int64_t n, int64_t width) {
   int64_t counted = 0;
   std::vector<double> want(width, 0.0);
   for (int64_t v = 0; v < n; ++v) {
-    const double entry = rounded_at_random(row[v], kThreshold, kFirst + v);
+    const double entry = rounded_by_reference(row[v], kThreshold, kFirst + v);
     if (entry == 0.0) continue;
     ++counted;
     for (int64_t h = 0; h < width; ++h) want[h] += entry * matrix[v * width + h];

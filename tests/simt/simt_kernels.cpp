@@ -1,10 +1,10 @@
 // The CUDA kernels against float64 in the host harness: simt_kernels [fibers|threads] [seed]
 // [case]. Prints each case before it runs, so that the last line names the case that failed.
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <random>
 
+#include "../rounding.h"
 #include "simt_full_size.h"
 
 namespace {
@@ -358,17 +358,6 @@ void problem(uint64_t seed) {
                1e-2);
       }
     }
-}
-
-// As compact_ops/reference.py has it.
-float rounded_by_reference(float entry, float eps, int64_t column) {
-  if (std::abs(entry) >= eps) return entry;
-  uint32_t h = std::bit_cast<uint32_t>(entry) ^ static_cast<uint32_t>(column) * 0x9e3779b1u;
-  h = (h ^ (h >> 16)) * 0x7feb352du;
-  h = (h ^ (h >> 15)) * 0x846ca68bu;
-  h ^= h >> 16;
-  const float chance = static_cast<float>(h >> 8) * 0x1p-24f;
-  return std::abs(entry) > chance * eps ? std::copysign(eps, entry) : 0.f;
 }
 
 void filtered(uint64_t seed) {
