@@ -22,7 +22,7 @@ from compact.config import CompactConfig, RecipeConfig
 from compact.data import load_problems
 from compact.progress import show_progress
 from compact.recipe import read_settings
-from compact.trainer import CompactTrainer
+from compact.trainer import CompactTrainer, NonFiniteError
 
 EPILOG = """keys of a recipe, also as --key value (these win):
   model, data, eval_data, output_dir, preset, overrides, max_length, packing, probe_every,
@@ -95,7 +95,11 @@ def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
         raise
     trainer.data_name = recipe.data
     show_progress(trainer)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    except NonFiniteError:  # every rank raises it, so that the group can be left in order
+        trainer.accelerator.end_training()
+        raise
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"student, log and scores: {config.output_dir}", flush=True)
