@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
 
+from compact.products import product
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -151,7 +153,7 @@ def _read(x: Tensor, at: _Adapted) -> tuple[Tensor, Tensor, Tensor | None]:
     if at.dropout > 0:
         kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - at.dropout)
     inner = _dropped(x, kept, at.dropout) @ at.a.T
-    y = x @ at.weight.T if at.bias is None else torch.addmm(at.bias, x, at.weight.T)
+    y = product(x, at.weight, at.bias)
     return y.addmm_(inner, at.b.T, alpha=at.scaling), inner, kept
 
 
@@ -187,7 +189,9 @@ def _unread(
     grad_a = grad_inner.T @ _dropped(x, kept, at.dropout)
     if not need_x:
         return None, grad_a, grad_b
-    grad_x = grad @ at.weight if into is None else into.addmm_(grad, at.weight)
+    grad_x = product(grad, at.weight.T)
+    if into is not None:
+        grad_x.add_(into)
     if kept is None:
         grad_x.addmm_(grad_inner, at.a)
     else:
