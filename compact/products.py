@@ -16,7 +16,7 @@ _ONEDNN = (
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight^T + bias as a new tensor; nothing of it is recorded for autograd.
+    """Returns x weight^T + bias; nothing of it is recorded for autograd.
 
     Args:
         x: [N, I].
