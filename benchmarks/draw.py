@@ -32,6 +32,7 @@ OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
 CASES = {
     "head": "The LM head: loss and gradient from hidden states",
     "step": "One training step: forward, weights, backward",
+    "attention": "Attention of one layer over a question and its rationales",
     "graph": "The consensus graphs of many problems",
     "kl": "The consistency term: symmetric KL of pairs of rationales",
     "scale": "How a step grows",
@@ -54,6 +55,9 @@ LEGENDS = {
     "same, `released` the published training step written from its formulas; `compact` weighs "
     "without answer leaves, `compact-probes` is the default preset with a leaf after every step, "
     "`compact-released` gives the same gradients as `released`.",
+    "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
+    "on the CPU: `compact` is `tree_attention`, `torch-mask` torch's SDPA over the same row under "
+    "one mask, `torch-padded` the same over K causal rows that each hold the question.",
     "graph": "P problems of K rationales of S steps: match steps, join classes, find the "
     "mainstream path, score every rationale.",
     "kl": "K rationales compared in pairs at T positions, with the gradient; `torch` is the dense "

@@ -18,20 +18,16 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compact.branches import Tree, attend, pairs, trees_of
 from compact.lean import lean
 from compact.packing import tree_mask, tree_rule
 from compact.passes import Batch, Pass
 from compact.student import Student
-from compact_ops import GoldAnswers, TokenStats, linear_token_stats
+from compact_ops import GoldAnswers, TokenStats, linear_token_stats, tree_attention
 
-# Multiply-adds of one layer that a branch must save to be worth a call of its own on the CPU, which
-# costs about 50 us forward and backward.
-BRANCH_WORTH = 2_000_000
 # Tokens of a row on CUDA from which FlexAttention is used; below, a dense mask is small.
 FLEX_FROM = 1024
 _IMPLEMENTATION = "compact_keep_keys"
-# What a layer may ask of its attention that attention branch by branch does not have.
+# What a layer may ask of its attention that tree_attention does not have.
 _NOT_PLAIN = ("softcap", "position_bias", "s_aux")
 
 
@@ -43,22 +39,21 @@ class _KeptKeys:
         kept: by attention module, key and value [B, heads, L, D].
         mode: "keep" while the main block runs and leaves will follow, "read" while they run, "pass"
             without leaves.
-        trees: of each row of the main block, to attend branch by branch; None where the mask given
-            to the model rules.
-        whole: makes the mask over whole rows, for layers that cannot attend so.
+        parts: of the main block, for tree_attention; None where the mask given to the model rules.
+        whole: makes the mask over whole rows, for layers that tree_attention does not cover.
     """
 
     def __init__(
         self,
         implementation: str,
         mode: Literal["pass", "keep"],
-        trees: list[list[Tree]] | None,
+        parts: Tensor | None,
         whole: Callable[[], Tensor | BlockMask],
     ) -> None:
         self.implementation = implementation
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.mode: Literal["pass", "keep", "read"] = mode
-        self.trees = trees
+        self.parts = parts
         self.whole = cache(whole)
 
     def attend(
@@ -79,10 +74,11 @@ class _KeptKeys:
         else:
             if self.mode == "keep":
                 self.kept[module] = (key.detach(), value.detach())
-            if self.trees is not None:
+            if self.parts is not None:
                 plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
                 if plain and query.shape[-1] == value.shape[-1]:
-                    return attend(query, key, value, self.trees, scaling), None
+                    by_token = (t.transpose(1, 2) for t in (query, key, value))
+                    return tree_attention(*by_token, self.parts, scaling), None
                 attention_mask = self.whole()
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
         if attention is None:  # "eager" is a function of the model's own file
@@ -128,7 +124,6 @@ def run_pass(
     *,
     head_grad: str = "auto",
     filter_eps: float = 0.0,
-    branch_worth: int = BRANCH_WORTH,
 ) -> tuple[TokenStats, Tensor, Pass]:
     """Runs body and head over a batch.
 
@@ -138,8 +133,6 @@ def run_pass(
         batch: from `build_batch`, on the student's device.
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
-        branch_worth: on the CPU the prompts and rationales of a tree attend one by one where that
-            saves this many multiply-adds a layer for each call; 0 for always.
 
     Returns:
         The token statistics with a differentiable nll, the final hidden states [B, L, H] with
@@ -152,7 +145,7 @@ def run_pass(
         _check_reach(student, batch)
     with lean(student.body):
         if batch.layout == "tree":
-            hidden, leaf_hidden = _run_tree(student, batch, branch_worth)
+            hidden, leaf_hidden = _run_tree(student, batch)
         else:
             hidden, leaf_hidden = _run_padded(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
@@ -218,15 +211,15 @@ def _run_padded(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
     return hidden, leaf_hidden
 
 
-def _run_tree(student: Student, batch: Batch, branch_worth: int) -> tuple[Tensor, Tensor | None]:
+def _run_tree(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
     attention = _attention_of(student, batch)
     mode: Literal["pass", "keep"] = "pass" if batch.leaf_input_ids is None else "keep"
-    trees = _trees(student, batch, branch_worth) if attention == "sdpa" else None
+    parts = _parts(student, batch) if attention == "sdpa" else None
     whole = partial(_mask, attention, student, batch, leaves=False)
-    kept = _KeptKeys(attention, mode, trees, whole)
+    kept = _KeptKeys(attention, mode, parts, whole)
     with _attending(student, kept):
         # Four dimensions also where none is needed, so that the model makes none of its own.
-        mask = kept.whole() if trees is None else student.weight.new_zeros(1, 1, 1, 1)
+        mask = kept.whole() if parts is None else student.weight.new_zeros(1, 1, 1, 1)
         hidden = _body(student, batch.input_ids, batch.position_ids, mask)
         if batch.leaf_input_ids is None:
             return hidden, None
@@ -251,17 +244,28 @@ def _attention_of(student: Student, batch: Batch) -> str:
     return own
 
 
-def _trees(student: Student, batch: Batch, worth: int) -> list[list[Tree]] | None:
-    """What is attended branch by branch, None where one call with one mask is better.
+def _parts(student: Student, batch: Batch) -> Tensor | None:
+    """Prompts and rationales as `tree_attention` takes them, None where a mask has to do.
 
-    A checkpointed layer runs its second time with the whole mask.
+    On a CPU a masked pair costs as much as any other, and most pairs of a tree are masked: tokens
+    of different rationales. A checkpointed layer runs its second time with the whole mask.
     """
     if student.checkpoints or batch.input_ids.device.type != "cpu":
         return None
-    trees = trees_of(batch)
-    calls = sum(2 + len(tree.rationales) for row in trees for tree in row)
-    saved = len(trees) * batch.input_ids.shape[1] ** 2 - pairs(trees)
-    return trees if saved * student.weight.shape[1] >= worth * calls else None
+    length = batch.input_ids.shape[1]
+    end = batch.prompt_rows + 1
+    begin = end - 1 - batch.position_ids.flatten()[batch.prompt_rows]
+    first = batch.token_rows[batch.token_offsets[:-1]]
+    row = first // length
+    prompts = begin // length, begin % length, begin % length + (end - begin)
+    prefix = torch.stack(prompts[1:])
+    rationales = row, first % length, first % length + batch.token_offsets.diff()
+    return torch.cat(
+        [
+            torch.stack([*prompts, *torch.zeros_like(prefix)], dim=1),
+            torch.stack([*rationales, *prefix[:, batch.problem]], dim=1),
+        ]
+    )
 
 
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:

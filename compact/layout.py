@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compact.forward import BRANCH_WORTH, run_pass
+from compact.forward import run_pass
 from compact.packing import Layout, build_batch
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.student import Student
@@ -100,20 +100,18 @@ def _trial(student: Student) -> float:
     student.body.eval()
     try:
         padded = _hidden(student, problem, "padded")
-        trees = [_hidden(student, problem, "tree", worth) for worth in (BRANCH_WORTH, 0)]
+        tree = _hidden(student, problem, "tree")
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return max(float((tree - padded).norm() / padded.norm()) for tree in trees)
+    return float((tree - padded).norm() / padded.norm())
 
 
-def _hidden(
-    student: Student, problem: EncodedProblem, layout: Layout, branch_worth: int = 0
-) -> Tensor:
+def _hidden(student: Student, problem: EncodedProblem, layout: Layout) -> Tensor:
     """[T + Q, H] float32: what the student makes of every rationale token and every probe token."""
     batch = build_batch([problem], layout=layout, probes=True, pad_token_id=0)
     batch = batch.to(student.weight.device)
-    pass_ = run_pass(student, batch, branch_worth=branch_worth)[2]
+    pass_ = run_pass(student, batch)[2]
     assert pass_.leaf_hidden is not None
     read = pass_.hidden.flatten(0, 1)[batch.token_rows]
     probed = pass_.leaf_hidden.flatten(0, 1)[batch.probe_rows]

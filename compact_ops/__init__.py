@@ -11,6 +11,7 @@ from compact_ops.linear_token_stats import linear_token_stats
 from compact_ops.pairwise_symmetric_kl import pairwise_symmetric_kl
 from compact_ops.problem_weights import problem_weights
 from compact_ops.row_stats_ import row_stats_
+from compact_ops.tree_attention import tree_attention
 from compact_ops.types import GoldAnswers, TokenStats
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "pairwise_symmetric_kl",
     "problem_weights",
     "row_stats_",
+    "tree_attention",
 ]

@@ -171,3 +171,24 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     counted = rounded_at_random(grad.detach().to(dtype), eps)
     # In the mean the rounding is the identity, and so is its derivative.
     return (grad + (counted - grad).detach()).to(dtype) @ weight.to(dtype)
+
+
+def tree_attention(
+    query: Tensor, key: Tensor, value: Tensor, parts: Tensor, scale: float | None = None
+) -> Tensor:
+    """See `compact_ops.tree_attention`: one mask over every row."""
+    _, length, heads, depth = query.shape
+    sees = torch.zeros(len(query), length, length, dtype=torch.bool, device=query.device)
+    for row, begin, end, prefix_begin, prefix_end in parts.tolist():
+        own = slice(begin, end)
+        sees[row, own, own] = torch.ones_like(sees[row, own, own]).tril()
+        sees[row, own, prefix_begin:prefix_end] = True
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    groups = heads // key.shape[2]
+    q, k, v = (t.transpose(1, 2).to(dtype) for t in (query, key, value))
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    products = (depth**-0.5 if scale is None else scale) * q @ k.mT
+    share = products.masked_fill(~sees[:, None], -torch.inf).softmax(dim=-1)
+    # A token that sees nothing has a softmax of nothing, NaN.
+    share = torch.where(sees[:, None].any(dim=-1, keepdim=True), share, 0.0)
+    return (share @ v).transpose(1, 2).to(query.dtype)

@@ -149,6 +149,25 @@ def _row_inputs(seed: int, size: int) -> Inputs:
     }
 
 
+def _tree_inputs(seed: int, size: int) -> Inputs:
+    """A prompt with two rationales and a token in no part; a part whose prefix comes later."""
+    g = torch.Generator().manual_seed(seed)
+    a, b = size // 4, size // 2
+    parts = [(0, 0, a, 0, 0), (0, a, b, 0, a), (0, b, size - 1, 0, a), (1, 0, a, a, b),
+             (1, a, b, 0, 0)]  # fmt: skip
+
+    def heads(count: int) -> Tensor:
+        return torch.randn(2, size, count, 5, generator=g, dtype=torch.float64)
+
+    return {
+        "query": heads(6),
+        "key": heads(2),
+        "value": heads(2),
+        "parts": torch.tensor(parts),
+        "scale": 0.7,
+    }
+
+
 SAMPLES: dict[str, Sample] = {
     "accumulate_weighted": Sample(_accumulate_inputs, ("unit", "weight")),
     "filtered_matmul": Sample(_filtered_inputs, ("grad", "weight")),
@@ -156,6 +175,7 @@ SAMPLES: dict[str, Sample] = {
     "pairwise_symmetric_kl": Sample(_pairs_inputs, ("hidden", "weight", "bias")),
     "problem_weights": Sample(_problem_inputs),
     "row_stats_": Sample(_row_inputs, changed=("logits",)),
+    "tree_attention": Sample(_tree_inputs, ("query", "key", "value")),
 }
 
 

@@ -90,4 +90,16 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
 
   // grad @ weight, entries |grad| < eps skipped: the sparse gradient product.
   m.def("filtered_matmul(Tensor grad, Tensor weight, float eps) -> Tensor");
+
+  // Attention in trees, CPU: parts [N, 5] int64 are (row, begin, end, prefix begin, prefix end); a
+  // token of a part sees the prefix and, of the part, what comes before it and itself. query, out
+  // [B, L, heads, D], key and value [B, L, key heads, D], lse [B, L, heads]. Tokens in no part: 0.
+  m.def(
+      "tree_attention(Tensor query, Tensor key, Tensor value, Tensor parts, float scale) "
+      "-> (Tensor out, Tensor lse)");
+
+  // Its gradients, from what the forward was given and gave.
+  m.def(
+      "tree_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor parts, "
+      "Tensor out, Tensor lse, float scale) -> (Tensor d_query, Tensor d_key, Tensor d_value)");
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 
@@ -94,12 +95,14 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// Runs task(0) .. task(count - 1). Always as a parallel region, also for one task: a product
-// outside of one would use several threads and could round differently.
+// Runs task(0) .. task(count - 1), each on whichever thread is free next. Always as a parallel
+// region, also for one task: a product outside of one would use several threads and could round
+// differently.
 template <class Task>
 void run_tasks(int64_t count, const Task& task) {
-  torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < std::min(end, count); ++i) task(i);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < count; i = next++) task(i);
   });
 }
 

@@ -36,6 +36,10 @@ def test_kl(tmp_path):
     assert refcheck(tmp_path, "kl", "K=3,T=5,H=16,V=200", "compact", "torch") == 0
 
 
+def test_attention(tmp_path):
+    assert refcheck(tmp_path, "attention", "K=3,Q=5,T=7,heads=4,key_heads=2,D=8") == 0
+
+
 def test_graph(tmp_path):
     assert refcheck(tmp_path, "graph", "P=3,K=4,S=5") == 0
 

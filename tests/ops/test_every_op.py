@@ -77,7 +77,7 @@ def test_registration(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["accumulate_weighted", "filtered_matmul", "pairwise_symmetric_kl",
-                                 "linear_token_stats-recompute"])  # fmt: skip
+                                 "linear_token_stats-recompute", "tree_attention"])  # fmt: skip
 def test_gradcheck(way: str) -> None:
     """The analytical gradient against finite differences, in float64."""
     op = WAYS[way][0]

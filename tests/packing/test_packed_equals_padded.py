@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from compact import forward
-from compact.branches import Tree, attend
 from compact.forward import run_pass
 from compact.packing import build_batch
 from compact.passes import Batch, EncodedProblem
 from compact.student import Student
+from compact_ops import tree_attention
 from toy import _SIZES, CONFIGS, VOCABULARY, make_model, make_problem
 
 
@@ -26,12 +26,11 @@ def outcome(
     problems: list[EncodedProblem],
     layout: str,
     capacity: int = 0,
-    branch_worth: int = forward.BRANCH_WORTH,
 ) -> tuple[dict[str, Tensor], Batch]:
     """Statistics, and gradients of a loss that weighs every token differently."""
     student = Student.of(model)
     batch = build_batch(problems, layout=layout, probes=True, pad_token_id=0, row_capacity=capacity)
-    live, hidden, pass_ = run_pass(student, batch, branch_worth=branch_worth)
+    live, hidden, pass_ = run_pass(student, batch)
     hidden.retain_grad()
     model.zero_grad()
     (live.nll * torch.linspace(0.5, 1.5, len(live.nll))).sum().backward()
@@ -117,61 +116,35 @@ def test_a_branch_never_changes_another(seed: int, branch: int, place: int) -> N
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
-def test_branch_by_branch_equals_one_mask(kind: str, dropout: float) -> None:
-    """Rows that attend branch by branch give what one mask over the row gives.
+def test_tree_attention_equals_one_mask(
+    kind: str, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student with tree_attention in every layer against one mask over the row.
 
-    With dropout in the attention they do have one mask: then the same seed gives the same numbers.
+    With dropout in the attention there is one mask both times: the same seed, the same numbers.
     """
     model = make_model(kind)
-    student = Student.of(model)
-    for module in student.body.modules():
+    for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = dropout
+    calls = []
+    monkeypatch.setattr(
+        forward, "tree_attention", lambda *args: calls.append(args) or tree_attention(*args)
+    )
     problems = [make_problem(1, [4, 9, 6]), make_problem(2, [5, 8], prompt=3)]
     for capacity in (0, 256):  # a row a problem, one of them padded; both in one row
-        batch = build_batch(
-            problems, layout="tree", probes=True, pad_token_id=0, row_capacity=capacity
-        )
-        assert forward._trees(student, batch, 0) and not forward._trees(student, batch, 10**9)
         found = []
-        for worth in (10**9, 0):
-            torch.manual_seed(0)
-            found.append(outcome(model, problems, "tree", capacity, worth)[0])
-        want, got = found
+        for parts in (forward._parts, lambda *_: None):
+            calls.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(forward, "_parts", parts)
+                torch.manual_seed(0)
+                found.append(outcome(model, problems, "tree", capacity)[0])
+            assert len(calls) == (2 if dropout == 0 and parts is forward._parts else 0)
+        got, want = found
         assert got.keys() == want.keys() and len(want) > 8
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_branches_in_other_dtypes(dtype: torch.dtype) -> None:
-    """Against attention over the whole row in float64."""
-    trees = [[Tree(slice(0, 3), [slice(3, 8), slice(8, 10)])], [Tree(slice(0, 4), [slice(4, 7)])]]
-    torch.manual_seed(0)
-    sizes = [(2, 6, 10, 8), (2, 2, 10, 8), (2, 2, 10, 8)]
-    inputs = [torch.randn(s, dtype=dtype).requires_grad_() for s in sizes]
-    found = attend(*inputs, trees, 0.3)
-    upstream = torch.randn(found.shape, dtype=dtype)
-    grads = torch.autograd.grad(found, inputs, upstream)
-
-    mask = torch.eye(10, dtype=torch.bool).repeat(2, 1, 1, 1)
-    for b, row in enumerate(trees):
-        for tree in row:
-            for queries, keys, causal in tree.calls():
-                seen = torch.ones_like(mask[b, 0, queries, keys])
-                mask[b, 0, queries, keys] = seen.tril() if causal else seen
-    wide = [t.detach().double().requires_grad_() for t in inputs]
-    repeated = [wide[0], *(t.repeat_interleave(3, dim=1) for t in wide[1:])]
-    want = nn.functional.scaled_dot_product_attention(*repeated, attn_mask=mask, scale=0.3)
-    want = want.transpose(1, 2)
-    taken = torch.zeros(2, 10, 1, 1, dtype=torch.float64)
-    taken[0], taken[1, :7] = 1, 1
-    want = want * taken
-    want_grads = torch.autograd.grad(want, wide, upstream.double())
-    tolerance = 1e-10 if dtype == torch.float64 else 0.05
-    for got, wanted in zip([found, *grads], [want, *want_grads], strict=True):
-        assert got.dtype == dtype
-        torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_a_tree_longer_than_the_window_is_refused() -> None:

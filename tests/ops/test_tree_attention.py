@@ -1,0 +1,101 @@
+"""Attention in trees: any partition of a row, other dtypes, isolation, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compact_ops import tree_attention
+from compact_ops.testing import check
+
+
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(0, 99),
+)
+def test_any_partition(sizes: list[int], padding: int, shared: int, depth: int, seed: int) -> None:
+    """A part after the other in one row, prefixes anywhere outside of them, several blocks long."""
+    g = torch.Generator().manual_seed(seed)
+    length = sum(sizes) + padding
+    parts, begin = [], 0
+    for size in sizes:
+        end = begin + size
+        low, high = (0, begin) if torch.rand((), generator=g) < 0.5 else (end, length)
+        ends = torch.randint(low, high + 1, (2,), generator=g).sort().values.tolist()
+        parts.append((0, begin, end, *ends))
+        begin = end
+    inputs = {
+        name: torch.randn(1, length, heads, depth, generator=g, dtype=torch.float64)
+        for name, heads in (("query", 2 * shared), ("key", 2), ("value", 2))
+    }
+    check("tree_attention", inputs | {"parts": torch.tensor(parts)})
+
+
+def arguments() -> dict[str, Any]:
+    g = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 9, 4, 3, generator=g)
+    key, value = torch.randn(2, 2, 9, 2, 3, generator=g)
+    parts = torch.tensor([[0, 0, 3, 0, 0], [0, 3, 7, 0, 3], [1, 2, 9, 0, 1]])
+    return {"query": query, "key": key, "value": value, "parts": parts}
+
+
+def test_a_part_never_changes_another() -> None:
+    """Other numbers in one part leave those that do not see it as they were, bit for bit."""
+    inputs = arguments()
+    before = tree_attention(**inputs)
+    for name in ("query", "key", "value"):
+        inputs[name][0, 3:7] = torch.nan
+    after = tree_attention(**inputs)
+    assert torch.equal(before[0, :3], after[0, :3]) and torch.equal(before[1], after[1])
+    assert after[0, 3:7].isnan().all() and (after[0, 7:] == 0).all() and (after[1, :2] == 0).all()
+
+
+def test_large_products_do_not_overflow() -> None:
+    """The largest product of a row is taken off before the exponential."""
+    inputs = arguments()
+    inputs["query"] = inputs["query"] * 1000
+    check("tree_attention", inputs, ulps=2000)
+
+
+@pytest.mark.parametrize(
+    "change,error,message",
+    [
+        ({"query": torch.zeros(2, 9, 4)}, ValueError, r"query must have shape \[B, L, Hq, D\]"),
+        ({"query": torch.zeros(2, 9, 3, 3)}, ValueError, "query must have a multiple of the 2"),
+        ({"key": torch.zeros(2, 8, 2, 3)}, ValueError, "key must have shape"),
+        ({"value": torch.zeros(2, 9, 4, 3)}, ValueError, "value must have shape"),
+        ({"key": torch.zeros(2, 9, 2, 3).double()}, TypeError, "key must have dtype float32"),
+        ({"parts": torch.zeros(3, 4).long()}, ValueError, r"parts must have shape \[N, 5\]"),
+        ({"parts": torch.zeros(3, 5)}, TypeError, "parts must have dtype int64 or int32"),
+    ],
+)
+def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Each refusal names the argument, what was expected and what was found."""
+    with pytest.raises(error, match=f"^tree_attention: {message}.*got"):
+        tree_attention(**arguments() | change)
+
+
+@pytest.mark.parametrize(
+    "part,message",
+    [
+        ((2, 0, 3, 0, 0), r"parts\[1, 0\] must be a row in \[0, 2\), got 2"),
+        ((0, 4, 4, 0, 0), r"parts\[1, 1:3\] must be a span .* got 4 to 4"),
+        ((0, 4, 10, 0, 0), r"parts\[1, 1:3\] must be a span .* got 4 to 10"),
+        ((0, 4, 6, 5, 7), r"parts\[1, 3:5\] must be a span .* outside of the part, got 5 to 7"),
+        ((0, 4, 6, 2, 1), r"parts\[1, 3:5\] must be a span .* got 2 to 1"),
+        ((0, 2, 6, 0, 1), r"parts\[1\] must not overlap another part, got token 2 twice"),
+    ],
+)
+def test_bad_parts(part: tuple[int, ...], message: str) -> None:
+    """A part out of range, or one that shares a token with another, is named."""
+    inputs = arguments()
+    inputs["parts"][1] = torch.tensor(part)
+    with pytest.raises(RuntimeError, match=message):
+        tree_attention(**inputs)
