@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from compact.lean import _Adapted, _gated, _line, _replacements, lean
+from compact.norms import Recipes
 from toy import CONFIGS
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -28,8 +29,9 @@ def adapted(kind: str, targets: list[str], **options: object) -> nn.Module:
 
 
 def changed(model: nn.Module) -> list[str]:
-    """Class names of the modules that run leaner."""
-    return [type(m).__name__ for m, _ in _replacements(model)]
+    """Class names of the modules that run leaner, but for norms."""
+    found = [type(m).__name__ for m, _ in _replacements(model, Recipes())]
+    return [name for name in found if not name.endswith("Norm")]
 
 
 def outcome(model: nn.Module) -> dict[str, Tensor]:
@@ -48,7 +50,10 @@ def test_lean_equals_the_layers_own_forward(kind: str, targets: list[str]) -> No
     expected = 2 * len(ATTENTION) + 2 if len(targets) == 7 else 2 * len(targets)
     assert len(changed(model)) == expected
     with lean(model):
-        assert len([m for m in model.modules() if "forward" in m.__dict__]) == expected
+        leaner = [m for m in model.modules() if "forward" in m.__dict__]
+        norms = [m for m in leaner if type(m).__name__.endswith("RMSNorm")]
+        assert len(leaner) - len(norms) == expected
+        assert len(norms) == (0 if kind == "gemma" else 5)
         got = outcome(model)
     assert got.keys() == want.keys() and len(want) == 1 + 2 * 2 * len(targets)
     for name in want:
