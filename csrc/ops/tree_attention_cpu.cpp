@@ -36,9 +36,9 @@ std::vector<Part> checked_parts(const Tensor& parts, int64_t rows, int64_t lengt
     const Part part{entry[0], entry[1], entry[2], entry[3], entry[4]};
     STD_TORCH_CHECK(part.row >= 0 && part.row < rows, kOp, ": parts[", i,
                     ", 0] must be a row in [0, ", rows, "), got ", part.row);
-    STD_TORCH_CHECK(0 <= part.begin && part.begin < part.end && part.end <= length, kOp,
-                    ": parts[", i, ", 1:3] must be a span of tokens in [0, ", length, "), got ",
-                    part.begin, " to ", part.end);
+    STD_TORCH_CHECK(0 <= part.begin && part.begin < part.end && part.end <= length, kOp, ": parts[",
+                    i, ", 1:3] must be a span of tokens in [0, ", length, "), got ", part.begin,
+                    " to ", part.end);
     STD_TORCH_CHECK(0 <= part.prefix_begin && part.prefix_begin <= part.prefix_end &&
                         part.prefix_end <= length &&
                         (part.prefix_end <= part.begin || part.prefix_begin >= part.end),
@@ -67,9 +67,8 @@ struct Attention {
   // Runs task(part, index of the part, key head), the keys' heads of a part after each other.
   template <class Task>
   void each(const Task& task) const {
-    run_tasks(static_cast<int64_t>(parts.size()) * key_heads, [&](int64_t i) {
-      task(parts[i / key_heads], i / key_heads, i % key_heads);
-    });
+    run_tasks(static_cast<int64_t>(parts.size()) * key_heads,
+              [&](int64_t i) { task(parts[i / key_heads], i / key_heads, i % key_heads); });
   }
 
   // Where the query heads of a token that share a key head begin, in [B, L, heads, D].
@@ -141,8 +140,7 @@ struct Attention {
     });
   }
 
-  void backward(const T* grad, const T* out, const T* lse, T* d_query, T* d_key,
-                T* d_value) const {
+  void backward(const T* grad, const T* out, const T* lse, T* d_query, T* d_key, T* d_value) const {
     std::vector<int64_t> start(parts.size() + 1, 0);  // of a part's prefix sums, in tokens
     for (size_t i = 0; i < parts.size(); ++i) start[i + 1] = start[i] + parts[i].prefix();
     const int64_t kept = start.back() * key_heads * depth;
@@ -162,8 +160,7 @@ struct Attention {
         take(out, part, first, count, head, rows_of_o.get());
         const Tensor q = matrix(rows_of_q.get(), rows, depth),
                      g = matrix(rows_of_g.get(), rows, depth),
-                     p = matrix(probability.get(), rows, seen),
-                     s = matrix(slope.get(), rows, seen);
+                     p = matrix(probability.get(), rows, seen), s = matrix(slope.get(), rows, seen);
         multiply(p, q, transposed(keys.get(), seen, depth));
         multiply(s, g, transposed(values.get(), seen, depth));
         for (int64_t r = 0; r < rows; ++r) {
@@ -232,9 +229,9 @@ struct Call {
         key(in_compute_type<T>(key_)),
         value(in_compute_type<T>(value_)),
         parts(checked_parts(parts_, query.size(0), query.size(1))),
-        attention{query.size(1),        query.size(2),       key.size(2),
+        attention{query.size(1),        query.size(2),         key.size(2),
                   query.size(3),        static_cast<T>(scale), parts,
-                  data<const T>(query), data<const T>(key),  data<const T>(value)} {}
+                  data<const T>(query), data<const T>(key),    data<const T>(value)} {}
 };
 
 template <class T>
@@ -247,8 +244,8 @@ std::tuple<Tensor, Tensor> run(const Tensor& query, const Tensor& key, const Ten
                                const Tensor& parts, double scale) {
   const Call<T> call(query, key, value, parts, scale);
   Tensor out = zeros_like<T>(query);
-  Tensor lse = torch::stable::new_zeros(query, {query.size(0), query.size(1), query.size(2)},
-                                        kTypeOf<T>);
+  Tensor lse =
+      torch::stable::new_zeros(query, {query.size(0), query.size(1), query.size(2)}, kTypeOf<T>);
   call.attention.forward(data<T>(out), data<T>(lse));
   return {out, lse};
 }
