@@ -137,12 +137,13 @@ needs_meter = pytest.mark.skipif(
 
 
 @needs_meter
-@pytest.mark.parametrize("megabytes", [20, 200])
+@pytest.mark.parametrize("megabytes", [80, 200])
 def test_the_meter_sees_a_tensor_that_lived_for_a_moment(megabytes):
-    def call():
+    def call():  # both above 32 MB, up to which malloc may keep what is freed
         torch.ones(megabytes * MB // 4)
         torch.ones(megabytes * MB // 8)
 
+    call()  # in a fresh process the first call also brings in torch's code, above a megabyte
     assert peak_mb(call, CPU) == pytest.approx(megabytes, abs=2)
 
 
