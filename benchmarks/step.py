@@ -6,8 +6,10 @@ out).
 
 - `sft`: K padded rows, transformers' own loss on the completions.
 - `trl`: SFTTrainer.training_step of TRL on the same rows, where TRL is installed.
-- `released`: the published step, from its formulas: K padded rows, full logits, three scores,
-  weights, and the consistency term over all pairs and positions.
+- `released`: the published step in plain torch: K padded rows, full logits, three scores, weights,
+  and the consistency term, which takes the softmax of whole rows anew for every pair.
+- `released-checkpointed`: the same under gradient checkpointing, which the published script turns
+  on: less memory, a second forward.
 - `compact`: one tree, uniform weights: a step that runs no answer leaves.
 - `compact-probes`: the default preset, with an answer leaf after every step of every rationale.
 - `compact-released`: our run of the same formulas as `released`, on padded rows as they ask for.
@@ -23,6 +25,7 @@ rest with the weighted loss from full logits.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -112,15 +115,16 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
 
         weight = (z(adaptability) + z(consensus) - 0.5 * z(difficulty)).softmax(0)
     consistency = logits.new_zeros(())
-    for i in range(count):
-        for j in range(i + 1, count):
-            if weight[i] * weight[j] < 1e-4:
-                continue
-            both = (target[i] != -100) & (target[j] != -100)
-            log_p, log_q = (logits[k, :-1][both].log_softmax(-1) for k in (i, j))
-            kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-            kl = kl + F.kl_div(log_p, log_q, reduction="sum", log_target=True)
-            consistency = consistency + weight[i] * weight[j] * kl / both.sum()
+    for i, j in itertools.combinations(range(count), 2):
+        pair = weight[i] * weight[j]
+        if pair < 1e-4:
+            continue
+        # Every position of the row, prompt and padding included; what a mask hides goes at the end.
+        log_p, log_q = logits[i].log_softmax(-1), logits[j].log_softmax(-1)
+        there = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        back = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+        both = mask[i] * mask[j]
+        consistency = consistency + pair * ((there + back) * both).sum() / both.sum()
     return (weight * difficulty).sum() + 0.1 * consistency
 
 
@@ -190,6 +194,13 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     uniform, released, robust = map(make_weigher, ("uniform", "released", "robust"))
     thinking = taken.thinking_ids
     published = functools.partial(released_loss, model, problem, thinking, pad)
+
+    def checkpointed() -> Tensor:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = published()
+        model.gradient_checkpointing_disable()
+        return loss
+
     lengths = torch.tensor([len(r.ids) for r in problem.rationales])
 
     def reference(loss_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
@@ -224,6 +235,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         "sft": provider(sft, by_length),
         "trl": trl_sft(model, tokenizer, rows, outputs_of, by_length, rtol=2e-3),
         "released": provider(published, reference(ours(released, False))),
+        "released-checkpointed": provider(checkpointed, reference(ours(released, False))),
         "compact": provider(
             ours(uniform, False),
             weighted(lambda: torch.full_like(lengths, 1.0 / len(lengths), dtype=torch.float32)),

@@ -18,18 +18,43 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+class Kept:
+    """A tensor that autograd keeps, and the check that nobody writes to it until it is read.
+
+    Autograd's own check does not see what hooks have kept.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def read(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: it was changed in place.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"one of the tensors of shape {list(self.tensor.shape)} that the backward needs "
+                f"was changed in place after the forward"
+            )
+        return self.tensor
+
+
 class Recipe:
     """How a norm's output is made again: once for all that kept it, if they ask in turn."""
 
     def __init__(self, x: Tensor, scale: Tensor, weight: Tensor, output: Tensor) -> None:
-        self.x, self.scale, self.weight = x.detach(), scale, weight
+        self.x, self.scale, self.weight = Kept(x.detach()), scale, Kept(weight.detach())
         self.output, self.version = weakref.ref(output), output._version
         self.readers = 0
         self.made: Tensor | None = None
 
     def make(self) -> Tensor:
         """The output, like x."""
-        found = (self.x * self.scale).mul_(self.weight) if self.made is None else self.made
+        found = self.made
+        if found is None:
+            found = (self.x.read() * self.scale).mul_(self.weight.read())
         self.readers -= 1
         self.made = found if self.readers > 0 else None
         return found
@@ -41,24 +66,24 @@ class Recipes:
     def __init__(self) -> None:
         self.at: dict[int, Recipe] = {}
 
-    def pack(self, saved: Tensor) -> Tensor | tuple[Recipe, torch.Size]:
+    def pack(self, saved: Tensor) -> Kept | tuple[Recipe, torch.Size]:
         """What autograd keeps of a tensor."""
         recipe = self.at.get(saved.data_ptr())
         if recipe is None:
-            return saved
+            return Kept(saved)
         output = recipe.output()
         # One that is gone may have left its place to another tensor.
         if output is None or output._version != recipe.version:
-            return saved
+            return Kept(saved)
         if output.numel() != saved.numel() or not saved.is_contiguous():
-            return saved
+            return Kept(saved)
         recipe.readers += 1
         return recipe, saved.shape
 
-    def unpack(self, packed: Tensor | tuple[Recipe, torch.Size]) -> Tensor:
+    def unpack(self, packed: Kept | tuple[Recipe, torch.Size]) -> Tensor:
         """The tensor that `pack` was given."""
-        if isinstance(packed, Tensor):
-            return packed
+        if isinstance(packed, Kept):
+            return packed.read()
         recipe, shape = packed
         return recipe.make().view(shape)
 

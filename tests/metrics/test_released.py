@@ -64,7 +64,7 @@ def transcription(student: Student, problem: EncodedProblem) -> tuple[np.ndarray
     w_q = attention.q_proj.weight.detach().double().numpy()
     w_k = attention.k_proj.weight.detach().double().numpy()
 
-    adaptability, difficulty, states, predictions = [], [], [], []
+    adaptability, difficulty, states = [], [], []
     for k, row in enumerate(rows):
         level = logits[k][:, list(problem.gold_ids)].mean(axis=1)
         score = 0.0
@@ -76,7 +76,6 @@ def transcription(student: Student, problem: EncodedProblem) -> tuple[np.ndarray
         labels = np.array(row[prompt:])
         difficulty.append(-logp[np.arange(len(labels)), labels].mean())
         states.append(hidden[k, len(row) - 1])
-        predictions.append(logp)
 
     query = np.stack(states) @ w_q.T
     key = np.stack(states) @ w_k.T
@@ -101,9 +100,9 @@ def transcription(student: Student, problem: EncodedProblem) -> tuple[np.ndarray
         for j in range(i + 1, len(rows)):
             if weight[i] * weight[j] < 1e-4:
                 continue
-            count = min(len(predictions[i]), len(predictions[j]))
-            p, q = predictions[i][:count], predictions[j][:count]
-            divergence = ((np.exp(p) - np.exp(q)) * (p - q)).sum() / count
+            both = (mask[i] * mask[j]).astype(bool)  # the prompt included, the last token included
+            p, q = log_softmax(logits[i][both]), log_softmax(logits[j][both])
+            divergence = ((np.exp(p) - np.exp(q)) * (p - q)).sum() / both.sum()
             loss += LAMBDA * weight[i] * weight[j] * divergence
     return weight, loss
 
@@ -127,7 +126,7 @@ def test_released_equals_its_transcription(lengths: list[int], key_value_heads: 
     assert weigher.consistency is not None
     term = consistency_loss(hidden, pass_, weights, weigher.consistency.kind)
     loss = (weights * nll).sum() + weigher.consistency.weight * term
-    assert float(loss) == pytest.approx(sum(value for _, value in wanted), abs=1e-4)
+    assert float(loss.detach()) == pytest.approx(sum(value for _, value in wanted), abs=1e-4)
 
 
 def test_released_asks_for_padded_rows() -> None:
@@ -139,3 +138,23 @@ def test_released_asks_for_padded_rows() -> None:
     _, _, pass_ = run_pass(student, batch)
     with pytest.raises(ValueError, match="must be padded, got tree"):
         weigher(pass_)
+
+
+@pytest.mark.parametrize("kind", ["positions", "answer"])
+def test_consistency_does_not_depend_on_the_layout(kind: str) -> None:
+    """A tree has one row for the prompt of all; value and gradient are those of padded rows."""
+    student = make_student(2)
+    problems = [make_problem(5, [9, 1, 12]), make_problem(6, [4, 4])]
+    alpha = torch.tensor([0.2, 0.3, 0.5, 0.6, 0.4])
+    found = []
+    for layout in ("padded", "tree"):
+        batch = build_batch(problems, layout=layout, probes=False, pad_token_id=0)
+        _, hidden, pass_ = run_pass(student, batch)
+        term = consistency_loss(hidden, pass_, alpha, kind)
+        student.model.zero_grad()
+        term.backward()
+        gradient = student.model.model.layers[0].mlp.down_proj.weight.grad
+        found.append((term.detach(), gradient.clone()))
+    for padded, tree in zip(*found, strict=True):
+        torch.testing.assert_close(tree, padded, rtol=1e-4, atol=1e-6)
+        assert padded.abs().max() > 1e-4

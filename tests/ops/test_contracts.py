@@ -10,14 +10,12 @@ import torch
 
 import compact_ops
 from compact_ops import reference
-from compact_ops.testing import SAMPLES
+from compact_ops.testing import CPU_ONLY, SAMPLES
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = (ROOT / "csrc/library.cpp").read_text()
 OPS = re.findall(r'm\.def\(\s*"(\w+)\(', SCHEMAS)
 # A longer name belongs to the public function that it begins with: OP_backward, OP_fused.
-# On CUDA FlexAttention does this, and the public function says so.
-CPU_ONLY = ("tree_attention", "tree_attention_backward")
 PUBLIC = sorted(SAMPLES, key=len, reverse=True)
 
 
@@ -36,8 +34,8 @@ def test_operator_is_complete(op: str) -> None:
     name = f"compact::{op}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), "CPU kernel"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta"), "fake"
-    if op not in CPU_ONLY:
-        assert re.search(rf'm\.impl\(\s*"{op}"', _sources("csrc/ops/*_cuda.cu")), "CUDA kernel"
+    on_cuda = re.search(rf'm\.impl\(\s*"{op}"', _sources("csrc/ops/*_cuda.cu"))
+    assert bool(on_cuda) != op.startswith(CPU_ONLY), "CUDA kernel"
     public = next(p for p in PUBLIC if op.startswith(p))
     function = getattr(compact_ops, public)
     assert "Args:" in function.__doc__ and "Raises:" in function.__doc__, "docstring"

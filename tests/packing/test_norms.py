@@ -117,3 +117,18 @@ def test_backward_twice() -> None:
     for _ in range(2):
         (got,) = torch.autograd.grad(loss, weight, retain_graph=True)
         torch.testing.assert_close(got[0], output.sum(0))
+
+
+@pytest.mark.parametrize("place", ["the norm's input", "another tensor"])
+def test_a_change_before_the_backward_is_told(place: str) -> None:
+    """As autograd tells it where no hooks keep its tensors."""
+    module, recipes = frozen(), Recipes()
+    weight = torch.ones(4, 12).requires_grad_()
+    x = torch.randn(7, 12)
+    with recipes.kept():
+        loss = (norm(recipes, module, 0.1, x) @ weight.T).square().sum()
+        seen = x * 2
+        loss = loss + (seen @ weight.T).sum()
+    (x if place == "the norm's input" else seen).mul_(3)
+    with pytest.raises(RuntimeError, match=r"shape \[7, 12\] .* changed in place"):
+        loss.backward()

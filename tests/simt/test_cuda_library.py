@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from compact_ops.testing import CPU_ONLY
+
 ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "build/cuda/libcompact_cuda.so"
 CPU = ROOT / "compact_ops/libcompact_cpu.so"
@@ -28,8 +30,8 @@ def test_it_loads_into_a_torch_without_cuda_and_registers_every_operator() -> No
         "import torch\n"
         f"torch.ops.load_library({str(CPU)!r}); torch.ops.load_library({str(CUDA)!r})\n"
         f"for op in {operators()!r}:\n"
-        "    ok = torch._C._dispatch_has_kernel_for_dispatch_key('compact::' + op, 'CUDA')\n"
-        "    assert ok, op\n"
+        "    has = torch._C._dispatch_has_kernel_for_dispatch_key('compact::' + op, 'CUDA')\n"
+        f"    assert has != op.startswith({CPU_ONLY!r}), op\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
