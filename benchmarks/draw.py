@@ -53,9 +53,9 @@ LEGENDS = {
     "step": "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K "
     "rationales. `sft` is transformers' own loss on K padded rows, `trl` TRL's SFTTrainer on the "
     "same. `released` computes what the published training step computes (arXiv 2601.13992), in "
-    "plain torch; `released-checkpointed` under gradient checkpointing besides, as its script does. "
-    "`compact` weighs without answer leaves, `compact-probes` is the default preset with a leaf "
-    "after every step, `compact-released` gives the same gradients as `released`.",
+    "plain torch; `released-checkpointed` under gradient checkpointing besides, as its script "
+    "does. `compact` weighs without answer leaves, `compact-probes` is the default preset with a "
+    "leaf after every step, `compact-released` gives the same gradients as `released`.",
     "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
     "on the CPU: `compact` is `tree_attention`, `torch-mask` torch's SDPA over the same row under "
     "one mask, `torch-padded` the same over K causal rows that each hold the question.",

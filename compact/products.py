@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# PyTorch gives float32 products on the CPU to MKL, which on AMD runs AVX2 kernels. The oneDNN in
-# the same build compiles AVX-512 kernels there, and takes .70 to .95 of the time on the shapes of
-# SmolLM2-135M. What torch.compile calls for a linear layer is the only way to it.
-_ONEDNN = (
+# What torch.compile calls for a linear layer: the only way to oneDNN's products in float32.
+LINEAR = (
     torch.ops.mkldnn._linear_pointwise
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     else None
 )
+# PyTorch gives float32 products on the CPU to MKL, which on AMD runs AVX2 kernels. Where there is
+# AVX-512, oneDNN compiles kernels for it, and takes .70 to .95 of the time on the shapes of
+# SmolLM2-135M; where there is none, MKL takes .80 to 1.0 of oneDNN's.
+_ONEDNN = LINEAR if torch.backends.cpu.get_cpu_capability() == "AVX512" else None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
