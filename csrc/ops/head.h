@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "kernels/cpu/linear_token_stats.h"
@@ -97,13 +99,21 @@ std::unique_ptr<T[]> scratch(int64_t count) {
 
 // Runs task(0) .. task(count - 1), each on whichever thread is free next. Always as a parallel
 // region, also for one task: a product outside of one would use several threads and could round
-// differently.
+// differently. What a task throws is thrown here: torch's interface would lose its words.
 template <class Task>
 void run_tasks(int64_t count, const Task& task) {
   std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failing;
   torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) task(i);
+    try {
+      for (int64_t i = next++; i < count; i = next++) task(i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(failing);
+      if (failure == nullptr) failure = std::current_exception();
+    }
   });
+  if (failure != nullptr) std::rethrow_exception(failure);
 }
 
 // The stash holds one reference for each row and block of this many entries (csrc/library.cpp).
