@@ -5,7 +5,9 @@ averaged over its aligned positions. Two kinds:
 
 - "positions", as released: every absolute position where both rows hold a token, that of the
   shorter one's last token included. Over the prompt they share, two rationales predict alike: those
-  positions add nothing, so they are not computed, but the mean is over them too.
+  positions add nothing, so they are not computed, but the mean is over them too. Under dropout that
+  holds of a tree, which reads the prompt once; rows that repeat it differ by what each has dropped,
+  and there it is computed.
 - "answer": what predicts their answer parts is aligned, from the answer marker on; a rationale
   without one has no pair. What two rationales say on the way may differ, what they conclude should
   not.
@@ -18,7 +20,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compact.passes import Pass
 from compact_ops import pairwise_symmetric_kl
@@ -44,32 +46,46 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     batch, student = pass_.batch, pass_.student
     offsets = batch.token_offsets.tolist()
     alpha = weights.detach().tolist()
-    rows = batch.rows if kind == "answer" else batch.token_rows
+    noisy = batch.layout == "padded" and _drops(student.body)
     left, right, factors = [], [], []
     first = 0
     for problem in batch.problems:
-        members = range(first, first + len(problem.rationales))
-        first = members.stop
-        for (i, one), (j, other) in combinations(zip(members, problem.rationales, strict=True), 2):
-            a, b, alike = offsets[i], offsets[j], len(problem.prompt_ids)
+        prompt = len(problem.prompt_ids)
+        places = []
+        for r, rationale in enumerate(problem.rationales, first):
             if kind == "answer":
-                a, b, alike = a + one.marker, b + other.marker, 0
-            count = min(offsets[i + 1] - a, offsets[j + 1] - b)
-            if count <= 0 or alpha[i] * alpha[j] < SKIP:
+                places.append(batch.rows[offsets[r] + rationale.marker : offsets[r + 1]])
                 continue
-            left.append(torch.arange(a, a + count))
-            right.append(torch.arange(b, b + count))
-            factors.append(torch.full((count,), alpha[i] * alpha[j] / (alike + count)))
+            own = batch.token_rows[offsets[r] : offsets[r + 1]]
+            shared = torch.arange(-prompt if noisy else 0, 0, device=own.device) + own[0]
+            places.append(torch.cat([shared, own]))
+        alike = prompt if kind == "positions" and not noisy else 0
+        for i, j in combinations(range(len(places)), 2):
+            both = alpha[first + i] * alpha[first + j]
+            count = min(len(places[i]), len(places[j]))
+            if count == 0 or both < SKIP:
+                continue
+            left.append(places[i][:count])
+            right.append(places[j][:count])
+            factors.append(torch.full((count,), both / (alike + count)))
+        first += len(places)
     if not left:
         return live_hidden.new_zeros((), dtype=torch.float32)
-    device = live_hidden.device
     divergence = pairwise_symmetric_kl(
         live_hidden.flatten(0, 1),
         student.weight,
-        rows[torch.cat(left).to(device)],
-        rows[torch.cat(right).to(device)],
+        torch.cat(left),
+        torch.cat(right),
         bias=student.bias,
         softcap=student.softcap,
         logit_scale=student.logit_scale,
     )
-    return (divergence * torch.cat(factors).to(device)).sum()
+    return (divergence * torch.cat(factors).to(divergence.device)).sum()
+
+
+def _drops(body: nn.Module) -> bool:
+    """Whether two runs of the body over the same tokens differ."""
+    return any(
+        m.training and (m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0.0))
+        for m in body.modules()
+    )

@@ -77,7 +77,10 @@ class _KeptKeys:
             if self.parts is not None:
                 plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
                 if plain and query.shape[-1] == value.shape[-1]:
-                    by_token = (t.transpose(1, 2) for t in (query, key, value))
+                    # As SDPA does under autocast, where rotary embedding has left float32.
+                    cast = torch.is_autocast_enabled("cpu")
+                    dtype = torch.get_autocast_dtype("cpu") if cast else query.dtype
+                    by_token = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
                     return tree_attention(*by_token, self.parts, scaling), None
                 attention_mask = self.whole()
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)

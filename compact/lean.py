@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
 
-from compact.norms import Recipes, epsilon, norm
+from compact.norms import Recipes, epsilon, norm, takes_one
 from compact.products import product
 
 Activation = Callable[[Tensor], Tensor]
@@ -112,6 +112,8 @@ def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
         act_fn=activation,
     )
     x = torch.linspace(-2, 2, 9)
+    if not takes_one(kind):
+        return False
     try:
         found = kind.forward(parts, x)  # type: ignore[arg-type]
     except Exception:  # it needs more than its four parts, so it does something else
@@ -197,7 +199,7 @@ def _unread(
         return None, grad_a, grad_b
     grad_x = product(grad, at.weight.T)
     if into is not None:
-        grad_x.add_(into)
+        grad_x = into.add_(grad_x)
     if kept is None:
         grad_x.addmm_(grad_inner, at.a)
     else:

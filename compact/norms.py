@@ -6,8 +6,9 @@ output is one product away from that input, so what is kept instead is how to ma
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,15 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
 
 class Kept:
-    """A tensor that autograd keeps, and the check that nobody writes to it until it is read.
+    """A tensor that the backward needs, and the check that nobody writes to it until then.
 
-    Autograd's own check does not see what hooks have kept.
+    Autograd's own check does not see what hooks have kept, and its own hooks apply in place of
+    those around them: so what those would have kept of the tensor is kept here.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
+    def __init__(self, tensor: Tensor, around: Hooks | None) -> None:
+        self.around = around
+        # Detached: an operator's output would hold the operator that holds this.
+        self.packed = around[0](tensor) if around else tensor.detach()
+        self.version = tensor._version
 
     def read(self) -> Tensor:
         """The tensor.
@@ -33,19 +40,22 @@ class Kept:
         Raises:
             RuntimeError: it was changed in place.
         """
-        if self.tensor._version != self.version:
+        if self.around:
+            return self.around[1](self.packed)
+        tensor: Tensor = self.packed
+        if tensor._version != self.version:
             raise RuntimeError(
-                f"one of the tensors of shape {list(self.tensor.shape)} that the backward needs "
-                f"was changed in place after the forward"
+                f"one of the tensors of shape {list(tensor.shape)} that the backward needs was "
+                f"changed in place after the forward"
             )
-        return self.tensor
+        return tensor
 
 
 class Recipe:
     """How a norm's output is made again: once for all that kept it, if they ask in turn."""
 
-    def __init__(self, x: Tensor, scale: Tensor, weight: Tensor, output: Tensor) -> None:
-        self.x, self.scale, self.weight = Kept(x.detach()), scale, Kept(weight.detach())
+    def __init__(self, x: Kept, scale: Tensor, weight: Kept, output: Tensor) -> None:
+        self.x, self.scale, self.weight = x, scale, weight
         self.output, self.version = weakref.ref(output), output._version
         self.readers = 0
         self.made: Tensor | None = None
@@ -65,18 +75,25 @@ class Recipes:
 
     def __init__(self) -> None:
         self.at: dict[int, Recipe] = {}
+        self.around: Hooks | None = None
+
+    def note(self, x: Tensor, scale: Tensor, weight: Tensor, output: Tensor) -> None:
+        """Has `output` = weight * x * scale made again, not kept."""
+        if output.is_contiguous():  # else the numbers lie in another order than a reader's view
+            kept_x, kept_weight = (Kept(t.detach(), self.around) for t in (x, weight))
+            self.at[output.data_ptr()] = Recipe(kept_x, scale, kept_weight, output)
 
     def pack(self, saved: Tensor) -> Kept | tuple[Recipe, torch.Size]:
         """What autograd keeps of a tensor."""
         recipe = self.at.get(saved.data_ptr())
         if recipe is None:
-            return Kept(saved)
+            return Kept(saved, self.around)
         output = recipe.output()
         # One that is gone may have left its place to another tensor.
         if output is None or output._version != recipe.version:
-            return Kept(saved)
+            return Kept(saved, self.around)
         if output.numel() != saved.numel() or not saved.is_contiguous():
-            return Kept(saved)
+            return Kept(saved, self.around)
         recipe.readers += 1
         return recipe, saved.shape
 
@@ -90,8 +107,12 @@ class Recipes:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """While it lasts, autograd keeps recipes in place of the outputs that `norm` gives."""
-        with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
-            yield
+        self.around = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
+                yield
+        finally:
+            self.at.clear()  # autograd holds self.unpack, and so would hold every norm's input
 
 
 def epsilon(module: nn.Module) -> float | None:
@@ -103,9 +124,16 @@ def epsilon(module: nn.Module) -> float | None:
     return found if _is_rms_norm(type(module)) else None
 
 
+def takes_one(kind: type[nn.Module]) -> bool:
+    """Whether this class's forward has one argument, and none that may be left out."""
+    return len(inspect.signature(kind.forward).parameters) == 2
+
+
 @lru_cache(maxsize=256)
 def _is_rms_norm(kind: type[nn.Module]) -> bool:
     """Whether this class computes weight * x / sqrt(mean(x^2) + epsilon), tried out on numbers."""
+    if not takes_one(kind):
+        return False
     x = torch.linspace(-2, 3, 16).view(2, 8)
     weight = torch.linspace(0.5, 2, 8)
     try:
@@ -124,7 +152,7 @@ def norm(recipes: Recipes, module: nn.Module, eps: float, x: Tensor) -> Tensor:
         return plain
     output, scale = _Norm.apply(x, weight, eps)
     if torch.is_grad_enabled():
-        recipes.at[output.data_ptr()] = Recipe(x, scale, weight, output)
+        recipes.note(x, scale, weight, output)
     return output
 
 

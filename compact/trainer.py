@@ -277,12 +277,12 @@ class CompactTrainer(Trainer):
         return loss, _records(pass_, weights, nll.detach(), needs_probes)
 
     def _meet_not_finite(self, what: str) -> None:
-        """Raises NonFiniteError, unless other ranks wait for this one in backward.
+        """Raises NonFiniteError, unless other ranks wait for this one.
 
-        Then the step goes on to its end, where `_close_step` finds it noted and all ranks act
-        alike.
+        Then the step or the evaluation goes on to its end, where it is found noted and all ranks
+        act alike.
         """
-        if not self.model.training or self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             raise NonFiniteError(what)
         self._not_finite = self._not_finite or what
 
@@ -577,6 +577,9 @@ class CompactTrainer(Trainer):
         loss (as in training), nll (each rationale counting alike) and, where the weigher uses
         answer probes, gold_logp: the log-likelihood of the gold answer after the bare question, in
         nats a token.
+
+        Raises:
+            NonFiniteError: on every rank, when one of them met a loss that is not finite.
         """
         model = self.model_wrapped
         model.eval()
@@ -585,6 +588,8 @@ class CompactTrainer(Trainer):
         for items in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, records = self.compute_loss(model, items, return_outputs=True)
+            if self._not_finite is not None:
+                continue
             counted = [r for r, item in zip(records, items, strict=True) if item.counted]
             sums["loss"] += float(loss) * len(counted)
             sums["nll"] += sum(sum(r.nll) / len(r.nll) for r in counted)
@@ -592,8 +597,12 @@ class CompactTrainer(Trainer):
                 sums["gold_logp"] += sum(r.gains[-1] for r in counted if r.gains is not None)
         self._micros = step_so_far
         if self.accelerator.num_processes > 1:
-            parts = gather_object([dict(sums)])
-            sums = {name: sum(part[name] for part in parts) for name in sums}
+            ranks = gather_object([(dict(sums), self._not_finite)])
+            self._not_finite = None
+            bad = [found for _, found in ranks if found is not None]
+            if bad:
+                raise NonFiniteError(bad[0])
+            sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
         count = len(dataloader.dataset)
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)

@@ -53,6 +53,10 @@ def tree_attention(
     _check.tensor(
         _OP, "value", value, (query.dtype,), ["B", "L", "Hk", "D"], **sizes, Hk=key.shape[2]
     )
+    if depth == 0:
+        raise ValueError(f"{_OP}: query must have D of at least 1, got {list(query.shape)}")
+    if key.shape[2] == 0:
+        raise ValueError(f"{_OP}: key must have at least one head, got {list(key.shape)}")
     if heads % key.shape[2]:
         raise ValueError(
             f"{_OP}: query must have a multiple of the {key.shape[2]} heads of key, got {heads}"

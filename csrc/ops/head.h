@@ -1,6 +1,6 @@
-// What the CPU operators of the LM head share: the head's arguments in the compute type,
-// single-threaded products on raw blocks, and the fixed grid of tasks that keeps results
-// independent of the threads.
+// What the CPU operators share: the LM head's arguments in the compute type, single-threaded
+// products on raw blocks, and the fixed grid of tasks that keeps results independent of the
+// threads.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -14,6 +14,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 
 #include "kernels/cpu/linear_token_stats.h"
@@ -92,9 +93,21 @@ inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bo
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), keep ? 1.0 : 0.0, alpha));
 }
 
+// Memory of one task, on cache lines of its own: where an array begins in a line may change how a
+// library's product rounds, and where the allocator puts it depends on what other tasks hold.
+constexpr std::align_val_t kLine{64};
+
 template <class T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::unique_ptr<T[]>(new T[count]);
+struct FreeScratch {
+  void operator()(T* at) const { ::operator delete[](at, kLine); }
+};
+
+template <class T>
+using Scratch = std::unique_ptr<T[], FreeScratch<T>>;
+
+template <class T>
+Scratch<T> scratch(int64_t count) {
+  return Scratch<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
 }
 
 // Runs task(0) .. task(count - 1), each on whichever thread is free next. Always as a parallel
@@ -105,7 +118,8 @@ void run_tasks(int64_t count, const Task& task) {
   std::atomic<int64_t> next{0};
   std::exception_ptr failure;
   std::mutex failing;
-  torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 2);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     try {
       for (int64_t i = next++; i < count; i = next++) task(i);
     } catch (...) {

@@ -36,7 +36,7 @@ struct Sweep {
   std::vector<double> gold_sums{};    // [slices, M]
   std::vector<T> target_logit{};      // [M]
   std::vector<T> seed{};              // [M] target logit known up front, only with filter_eps
-  std::unique_ptr<T[]> partial{};     // [slices - 1, M, H]
+  Scratch<T> partial{};               // [slices - 1, M, H]
   T* unit = nullptr;                  // [M, H]; also the partial sum of slice 0
   uint16_t* stash = nullptr;          // [M, V]
   float* shift = nullptr;             // [M, V / kStashBlock]

@@ -3,7 +3,8 @@
 // A task is a part and a head of keys, with all query heads that share it: their queries are rows
 // of one matrix, which meets the part's keys [prefix; own] block of tokens by block of tokens. The
 // backward computes the probabilities again from the log-sum-exps. What a task finds for its prefix
-// it keeps to itself; those sums are added at the end, part after part.
+// it keeps to itself; those sums are added at the end, part after part. A query's products with the
+// keys are treated as the head treats a row of logits, by the same kernels.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -94,7 +95,7 @@ struct Attention {
   }
 
   // Keys or values that a part sees, [prefix + own, D].
-  std::unique_ptr<T[]> seen_by(const Part& part, int64_t head, const T* from) const {
+  Scratch<T> seen_by(const Part& part, int64_t head, const T* from) const {
     auto rows = scratch<T>(part.keys() * depth);
     T* to = rows.get();
     for (int64_t t = part.prefix_begin; t < part.prefix_end; ++t, to += depth)
@@ -152,7 +153,8 @@ struct Attention {
                  rows_of_o = scratch<T>(most * depth);
       const auto probability = scratch<T>(most * part.keys()),
                  slope = scratch<T>(most * part.keys());
-      auto sums = std::unique_ptr<T[]>(new T[2 * part.keys() * depth]());
+      const auto sums = scratch<T>(2 * part.keys() * depth);
+      std::fill_n(sums.get(), 2 * part.keys() * depth, T(0));
       T *key_sums = sums.get(), *value_sums = key_sums + part.keys() * depth;
       each_block(part, [&](int64_t first, int64_t count, int64_t rows, int64_t seen) {
         take(query, part, first, count, head, rows_of_q.get());

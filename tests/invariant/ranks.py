@@ -140,11 +140,17 @@ def main(out: Path) -> None:
 
     poison(sorted({row["question_id"] for row in rows_of("good", problems=PROBLEMS)})[BAD])
     once = {"gradient_accumulation_steps": 1, "num_train_epochs": 1, "eval_strategy": "no"}
-    results["skipped"] = outcome(start(out / "skipped", on_nonfinite="skip", **once))
+    skipping = start(out / "skipped", on_nonfinite="skip", **once)
+    results["skipped"] = outcome(skipping)
     try:
         start(out / "stopped", **once)
     except NonFiniteError as error:
         results["stopped"] = gather_object([str(error)])
+    poison("zoo-11-00001")  # of the evaluation data
+    try:
+        skipping.evaluate()
+    except NonFiniteError as error:
+        results["evaluated"] = gather_object([str(error)])
     if PartialState().is_main_process:
         torch.save(results, out / "results.pt")
     # Left open, the threads of gloo outlive the interpreter, and about one exit in 25 aborts.

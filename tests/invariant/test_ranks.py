@@ -72,9 +72,10 @@ def test_two_ranks(tmp_path: Path) -> None:
     head = [name for names in found["gathers"] for name in names if "embed" in name]
     assert len(head) <= 4 + 2, head
 
-    question = "question_id 'zoo-11-00005'"
-    assert len(found["stopped"]) == 2  # both ranks, the one that met it and the other
-    assert all(question in message and "is nan" in message for message in found["stopped"])
+    for name, question in (("stopped", "zoo-11-00005"), ("evaluated", "zoo-11-00001")):
+        assert len(found[name]) == 2  # both ranks, the one that met it and the other
+        assert all(f"question_id '{question}'" in told for told in found[name])
+        assert all("is nan" in told for told in found[name])
     skipped = found["skipped"]
     assert 0.0 in skipped["losses"] and "zoo-11-00005" not in {
         row["question_id"] for row in skipped["scores"]

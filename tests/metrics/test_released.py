@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from compact.consistency import consistency_loss
@@ -158,3 +159,25 @@ def test_consistency_does_not_depend_on_the_layout(kind: str) -> None:
     for padded, tree in zip(*found, strict=True):
         torch.testing.assert_close(tree, padded, rtol=1e-4, atol=1e-6)
         assert padded.abs().max() > 1e-4
+
+
+def test_dropout_makes_the_prompt_differ_between_rows() -> None:
+    """Rows that repeat the prompt drop other inputs of it; the mean over it is not 0 then."""
+    student = make_student(2)
+    body = student.body
+    body.embed_tokens = nn.Sequential(body.embed_tokens, nn.Dropout(0.2)).train()
+    problem = make_problem(5, [9, 1, 12])
+    alpha = torch.tensor([0.2, 0.3, 0.5])
+    batch = build_batch([problem], layout="padded", probes=False, pad_token_id=0)
+    _, hidden, pass_ = run_pass(student, batch)
+    got = consistency_loss(hidden, pass_, alpha, "positions")
+    logp = (hidden @ student.weight.T).double().log_softmax(-1)
+    want = 0.0
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        both = (batch.attention_mask[i] * batch.attention_mask[j]).bool()
+        p, q = logp[i][both], logp[j][both]
+        assert len(p) == 5 + min((9, 1, 12)[i], (9, 1, 12)[j])
+        want += alpha[i] * alpha[j] * ((p.exp() - q.exp()) * (p - q)).sum(-1).mean()
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
+    body.embed_tokens.eval()
+    assert float(consistency_loss(hidden, pass_, alpha, "positions").detach()) < float(got.detach())

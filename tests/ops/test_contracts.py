@@ -30,7 +30,7 @@ def test_the_list_is_read() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_operator_is_complete(op: str) -> None:
-    """Kernels for CPU and CUDA, fake, public function and docstring, reference, test, benchmark."""
+    """Kernels (on CUDA but for CPU_ONLY), fake, public docstring, reference, test, benchmark."""
     name = f"compact::{op}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), "CPU kernel"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta"), "fake"

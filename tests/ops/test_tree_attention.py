@@ -57,6 +57,18 @@ def test_a_part_never_changes_another() -> None:
     assert after[0, 3:7].isnan().all() and (after[0, 7:] == 0).all() and (after[1, :2] == 0).all()
 
 
+@pytest.mark.parametrize("count", [0, 9])
+def test_nothing_to_attend(count: int) -> None:
+    """Rows without tokens, and rows without parts: zeros, and zero gradients."""
+    inputs = arguments() | {"parts": torch.zeros(0, 5, dtype=torch.int64)}
+    for name in ("query", "key", "value"):
+        inputs[name] = inputs[name][:, :count].requires_grad_()
+    out = tree_attention(**inputs)
+    out.sum().backward()
+    assert out.shape == (2, count, 4, 3) and not out.any()
+    assert all(not inputs[name].grad.any() for name in ("query", "key", "value"))
+
+
 def test_large_products_do_not_overflow() -> None:
     """The largest product of a row is taken off before the exponential."""
     inputs = arguments()
@@ -71,6 +83,8 @@ def test_large_products_do_not_overflow() -> None:
         ({"query": torch.zeros(2, 9, 3, 3)}, ValueError, "query must have a multiple of the 2"),
         ({"key": torch.zeros(2, 8, 2, 3)}, ValueError, "key must have shape"),
         ({"value": torch.zeros(2, 9, 4, 3)}, ValueError, "value must have shape"),
+        ({k: torch.zeros(2, 9, 0, 3) for k in ("key", "value")}, ValueError, "key must have at"),
+        ({k: torch.zeros(2, 9, 2, 0) for k in ("query", "key", "value")}, ValueError, "query must"),
         ({"key": torch.zeros(2, 9, 2, 3).double()}, TypeError, "key must have dtype float32"),
         ({"parts": torch.zeros(3, 4).long()}, ValueError, r"parts must have shape \[N, 5\]"),
         ({"parts": torch.zeros(3, 5)}, TypeError, "parts must have dtype int64 or int32"),

@@ -28,6 +28,12 @@ def test_what_lora_needs_is_less_than_what_full_training_needs() -> None:
     assert "head: frozen, 2 matrix products" in text
     full = Student.of(AutoModelForCausalLM.from_config(CONFIGS["llama"]).train())
     assert "head: stash, 3 matrix products" in needs(full, 64)
+    # At least what each layer's attention reads and gives, and gate and up: all float32.
+    config = lora.config
+    attention = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    a_token = attention * config.head_dim + 2 * config.intermediate_size
+    least = 4 * (64 - 32) * config.num_hidden_layers * a_token
+    assert least < kept_bytes(lora, 64) - kept_bytes(lora, 32)
     assert kept_bytes(lora, 64) < kept_bytes(full, 64)
     eager = "eager attention its scores"
     assert eager not in text and eager in needs(Student.of(make_model("gemma").train()), 64)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+import compact.forward
+from compact.forward import run_pass
 from compact.lean import _Adapted, _gated, _line, _replacements, lean
 from compact.norms import Recipes
-from toy import CONFIGS
+from compact.packing import build_batch
+from compact.student import Student
+from compact_ops import tree_attention
+from toy import CONFIGS, make_problem
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -82,6 +90,44 @@ def test_fewer_tensors_are_kept() -> None:
     assert kept() == 2 * 4
     with lean(model):
         assert kept() == 2 * 2
+
+
+def test_a_norms_output_is_not_kept() -> None:
+    """Neither for the layers that read it nor for anything else."""
+    model = adapted("llama", ATTENTION + MLP)
+    seen: list[weakref.ref[Tensor]] = []
+    with lean(model):
+        norm = model.get_submodule("base_model.model.model.layers.0.post_attention_layernorm")
+        leaner = norm.__dict__["forward"]
+
+        def watched(x: Tensor) -> Tensor:
+            output = leaner(x)
+            seen.append(weakref.ref(output))
+            return output
+
+        norm.__dict__["forward"] = watched
+        logits = model(input_ids=torch.arange(7)[None]).logits
+    assert logits.requires_grad
+    assert len(seen) == 1 and seen[0]() is None
+
+
+def test_a_pass_without_backward_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a step is left out: no circle of an output and the operator that keeps it."""
+    student = Student.of(adapted("llama", ATTENTION + MLP))
+    batch = build_batch([make_problem(1, [6, 8])], layout="tree", probes=False, pad_token_id=0)
+    seen: list[weakref.ref[Tensor]] = []
+
+    def watched(*args: Any) -> Tensor:
+        output = tree_attention(*args)
+        seen.append(weakref.ref(output))
+        return output
+
+    monkeypatch.setattr(compact.forward, "tree_attention", watched)
+    result = run_pass(student, batch)
+    assert result[0].nll.requires_grad
+    del result
+    gc.collect()
+    assert len(seen) == 2 and all(output() is None for output in seen)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

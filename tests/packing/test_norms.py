@@ -40,10 +40,10 @@ def test_equals_the_module(kind: type[nn.Module], dtype: torch.dtype) -> None:
     recipes = Recipes()
     with recipes.kept():
         got = gradients(lambda x: norm(recipes, module, eps, x), x)
+        assert bool(recipes.at) == (dtype != torch.bfloat16)  # that one is the module's own
     for one, two in zip(got, gradients(module, x), strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert bool(recipes.at) == (dtype != torch.bfloat16)  # that one is the module's own
 
 
 def test_gradient_against_differences() -> None:
@@ -59,6 +59,11 @@ def test_what_is_not_that_norm_is_left_alone() -> None:
     assert epsilon(nn.Linear(3, 4)) is None
     other = type("Doubled", (LlamaRMSNorm,), {"forward": lambda self, x: 2 * self.weight * x})
     assert epsilon(frozen(other)) is None
+
+    def forward(self: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        return LlamaRMSNorm.forward(self, x if gate is None else x * gate)
+
+    assert epsilon(frozen(type("Gated", (LlamaRMSNorm,), {"forward": forward}))) is None
 
 
 def read(output: Tensor) -> Tensor:
@@ -132,3 +137,39 @@ def test_a_change_before_the_backward_is_told(place: str) -> None:
     (x if place == "the norm's input" else seen).mul_(3)
     with pytest.raises(RuntimeError, match=r"shape \[7, 12\] .* changed in place"):
         loss.backward()
+
+
+def test_an_output_that_lies_in_another_order_is_kept_as_it_is() -> None:
+    """Queries are normed by head and read by token; here there are as many heads as tokens."""
+    module, recipes = frozen(), Recipes()
+    by_head = torch.randn(2, 5, 5, 12).transpose(1, 2)
+    weight = torch.ones(2, 5, 5, 12).requires_grad_()
+    with recipes.kept():
+        by_token = norm(recipes, module, 0.1, by_head).transpose(1, 2)
+        assert by_token.is_contiguous()
+        (by_token * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, by_token)
+
+
+def test_hooks_around_get_what_is_kept() -> None:
+    """As for offloading, or `compact doctor`: everything but the output, and never the output."""
+    module, recipes = frozen(), Recipes()
+    weight, x = torch.randn(4, 12).requires_grad_(), torch.randn(7, 12).requires_grad_()
+    packed: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> int:
+        packed.append(tensor.detach().clone())
+        return len(packed) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]), recipes.kept():
+        output = norm(recipes, module, 0.1, x)
+        loss = (output @ weight.T).square().sum()
+    got = torch.autograd.grad(loss, [x, weight])
+    want = torch.autograd.grad((module(x) @ weight.T).square().sum(), [x, weight])
+    for one, two in zip(got, want, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+    def is_there(tensor: Tensor) -> bool:
+        return any(t.shape == tensor.shape and torch.equal(t, tensor) for t in packed)
+
+    assert is_there(x) and is_there(weight.T) and not is_there(output)

@@ -56,6 +56,22 @@ def test_packed_equals_padded(kind: str, lengths: list[int], checkpointing: bool
             torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_autocast(kind: str) -> None:
+    """As a recipe with `bf16: true` trains: q and k come as float32, v as bfloat16."""
+    model = make_model(kind)
+    problems = [make_problem(1, [4, 9, 6])]
+    exact, _ = outcome(model, problems, "tree")
+    with torch.autocast("cpu", torch.bfloat16):
+        tree, _ = outcome(model, problems, "tree")
+        padded, _ = outcome(model, problems, "padded")
+    for name in exact:
+        size = exact[name].abs().max()
+        assert (tree[name] - exact[name]).abs().max() < 0.05 * size, name
+        assert (padded[name] - exact[name]).abs().max() < 0.05 * size, name
+    assert not torch.equal(tree["nll"], exact["nll"])
+
+
 def test_hidden_gradient_agrees() -> None:
     """The gradient of the final hidden states, accumulated over the shared prompt row."""
     model = make_model("llama")
