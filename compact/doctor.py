@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compact.config import RecipeConfig
+from compact.evaluate import base_name
 from compact.forward import FLEX_FROM, run_pass
 from compact.layout import LEAF_ROOM, choose_layout
 from compact.metrics import AXES, get_metric, metric_names
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact doctor`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face name or .gguf file")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder (a run's too), Hugging Face name or .gguf file"
+    )
     parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="[2560]")
     parser.add_argument(
         "--tokens", type=int, default=1024, metavar="M", help="tokens of a micro-batch [1024]"
@@ -139,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("max_length", "tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    model, processing_class = load_student(args.model)
+    model, processing_class = load_student(base_name(args.model))
     student = Student.of(model, processing_class)
     for line in describe(student, args.max_length):
         print(line)

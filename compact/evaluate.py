@@ -44,8 +44,8 @@ def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, 
     Raises:
         OSError, ValueError: as in `load_student`; an adapter that does not say what it is for.
     """
-    if adapter is None and (Path(name) / ADAPTER_FILE).exists():
-        name, adapter = adapter_base(Path(name)), name
+    if adapter is None and base_name(name) != name:
+        name, adapter = base_name(name), name
     model, processing_class = load_student(name)
     if adapter:
         from peft import PeftModel
@@ -56,12 +56,15 @@ def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, 
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
 
 
-def adapter_base(folder: Path) -> str:
-    """Returns the student an adapter was trained from: run.json knows it best (.gguf files too).
+def base_name(name: str) -> str:
+    """Returns the student that the adapter in a folder was trained from; `name` without adapter.
 
     Raises:
-        ValueError: neither run.json nor the adapter's own config names it.
+        ValueError: neither the run's run.json nor the adapter's own config names it.
     """
+    folder = Path(name)
+    if not (folder / ADAPTER_FILE).exists():
+        return name
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
             return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]

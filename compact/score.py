@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
+from compact.evaluate import load_model
 from compact.files import write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
@@ -32,7 +33,7 @@ from compact.metrics.step_graph import step_graphs, step_texts
 from compact.packing import build_batch, tree_length
 from compact.passes import EncodedProblem, Pass
 from compact.step_graphs import as_rustworkx, save_graph
-from compact.student import Student, load_student
+from compact.student import Student
 from compact.weighting import DEFAULT_PRESET, PresetWeigher, Weigher, make_weigher
 
 EPILOG = """example:
@@ -214,7 +215,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
-    parser.add_argument("--model", required=True, help="folder, Hugging Face name or .gguf file")
+    parser.add_argument(
+        "--model", required=True, help="folder (a run's too), Hugging Face name or .gguf file"
+    )
     parser.add_argument(
         "--preset", default=DEFAULT_PRESET, help=f"preset or policy [{DEFAULT_PRESET}]"
     )
@@ -249,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:
         graphs.mkdir(parents=True, exist_ok=True)
-    model, processing_class = load_student(args.model)
+    model, processing_class = load_model(args.model)
     settings = {
         "data": hashlib.sha256(Path(args.data).read_bytes()).hexdigest(),
         "model": args.model,

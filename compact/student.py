@@ -73,7 +73,8 @@ def load_student(
         # The weights are plain numbers now; marked as quantised, they could be neither trained nor
         # saved.
         model.hf_quantizer.remove_quantization_config(model)
-        model.config.name_or_path = str(path)  # not the folder: what loads it again
+        # Not the folder: what loads it again, here and by what peft writes into an adapter.
+        model.name_or_path = model.config.name_or_path = str(path)
     return model.eval(), processing_class
 
 

@@ -195,6 +195,15 @@ class CompactTrainer(Trainer):
         if args.n_gpu > 1:
             logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
             args._n_gpu = 1
+        if (
+            args.bf16
+            and args.device.type == "cpu"
+            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ):
+            logger.warning(
+                "bf16: this CPU has no instructions for it, and products take tens of times as "
+                "long as without"
+            )
         _let_cpu_ranks_shard()
         super().__init__(
             model=model,

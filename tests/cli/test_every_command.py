@@ -18,6 +18,7 @@ from test_bad_input import fails
 from compact import zoo
 from compact.checkpoints import newest_whole
 from compact.cli import main
+from compact.student import load_student
 from toy import save_student
 
 
@@ -228,3 +229,24 @@ def test_ctrl_c_at_a_training_run_says_where_to_go_on(place: Path, tmp_path: Pat
     step = int(checkpoint.name.rpartition("-")[2])
     assert main([*argv, str(step + 1), "--resume_from_checkpoint", "true"]) == 0
     assert (run / f"checkpoint-{step + 1}").exists()
+
+
+def test_a_folder_with_an_adapter_is_a_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's folder stands for the student that it trained, in every command that reads one."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_student(place / "student")
+    model = get_peft_model(model, LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    assert main(["doctor", str(tmp_path / "adapter")]) == 0
+    assert "packing" in capsys.readouterr().out
+    scores = []
+    for name in (place / "student", tmp_path / "adapter"):
+        out = tmp_path / f"{name.name}.jsonl"
+        words = ["score", str(place / "data.jsonl"), "--model", str(name), "--out", str(out)]
+        assert main(words) == 0
+        scores.append([json.loads(line) for line in out.read_text().splitlines()])
+    assert len(scores[0]) == len(scores[1]) > 0
+    assert scores[0] != scores[1]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from compact.student import load_student, smollm2_path
@@ -101,4 +102,7 @@ def edit(folder: Path, **changes: int) -> None:
 def test_a_gguf_model_names_its_file() -> None:
     """So that a run that was given the loaded model says what its adapter belongs to."""
     path = smollm2_path()
-    assert load_student(path)[0].config.name_or_path == str(path)
+    model, _ = load_student(path)
+    assert model.config.name_or_path == str(path)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert adapted.peft_config["default"].base_model_name_or_path == str(path)

@@ -70,6 +70,17 @@ def test_loss_that_is_not_finite_names_its_problem(
     assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_bfloat16_trains_and_a_cpu_without_it_is_told_of(
+    tmp_path: Path, there: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
+    run = trainer(tmp_path, bf16=True, max_steps=1)
+    assert ("bf16: this CPU has no instructions for it" in caplog.text) != there
+    run.train()
+    assert run.state.global_step == 1 and run.layout == "tree"
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Lets no file grow beyond `size` bytes, as a quota does."""
