@@ -228,13 +228,17 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
 
 
 def readme_block(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[str]) -> str:
-    """Returns what README.md shows: the bounds, and the first shape of `step` and `head`."""
+    """Returns what README.md shows: the bounds, and the first shape of `step` and `head`.
+
+    Of several machines the one that was measured last.
+    """
     parts = [bounds_table(bounds)]
     for case in ("step", "head"):
         mine = [one for one in runs if one.case == case and one.device == "cpu"]
         if mine:
             parts += [f"### {CASES[case]}", LEGENDS[case].split(" With a trained head")[0]]
-            parts.append(run_table(mine[0]))
+            same = [one for one in mine if one.shape == mine[0].shape]
+            parts.append(run_table(max(same, key=lambda one: one.date)))
         if f"{case}.png" in pictures:
             parts.append(f"![{CASES[case]}](docs/results/{case}.png)")
     parts.append("All cases, with spread and commands: [docs/results/benchmarks.md]"
@@ -301,8 +305,8 @@ def bars(ax: Axes, one: Run, field: str, title: str) -> None:
 
 
 def draw_bars(runs: Sequence[Run], path: Path) -> None:
-    """Draws time and peak memory of every run, a row a shape; what all share stands on top."""
-    parts = [one.shape.split(",") for one in runs]
+    """Draws time and peak memory of every run, a row a run; what all share stands on top."""
+    parts = [[*one.shape.split(","), one.dtype, one.machine] for one in runs]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
     heights = [len(one.rows) + 1.2 for one in runs]
     figure, axes = plt.subplots(
@@ -317,7 +321,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
         bars(left, one, "median_s", f"median time{', ' if rest else ''}{rest}")
         bars(right, one, "peak_mb", "peak extra memory")
         right.set_yticklabels([])
-    title = f"{CASES[runs[0].case]}\n{', '.join(shared)}, {runs[0].dtype}, {runs[0].machine}"
+    title = f"{CASES[runs[0].case]}\n{', '.join(shared)}"
     figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
