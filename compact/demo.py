@@ -38,7 +38,7 @@ RUN = Path("runs/demo")
 TEACHERS = ("good", "verbose", "style-shifted", "wrong-step")
 MISLEADS = "wrong-step"
 SEED = 0
-PROBLEMS, HELD_OUT = 64, 16
+PROBLEMS, HELD_OUT = 48, 16
 
 
 @torch.no_grad()
