@@ -46,7 +46,8 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     batch, student = pass_.batch, pass_.student
     offsets = batch.token_offsets.tolist()
     alpha = weights.detach().tolist()
-    noisy = batch.layout == "padded" and _drops(student.body)
+    # Whether rows differ over the prompt they share, so that its positions have to be computed.
+    noisy = kind == "positions" and batch.layout == "padded" and _drops(student.body)
     left, right, factors = [], [], []
     first = 0
     for problem in batch.problems:

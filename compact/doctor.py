@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from compact.config import RecipeConfig
-from compact.evaluate import base_name
 from compact.forward import FLEX_FROM, run_pass
 from compact.layout import LEAF_ROOM, choose_layout
 from compact.metrics import AXES, get_metric, metric_names
 from compact.packing import build_batch
 from compact.passes import EncodedProblem, EncodedRationale
-from compact.student import Student, load_student
+from compact.student import Student, base_name, load_student
 from compact_ops import backend
 from compact_ops.linear_token_stats import plan_head_grad
 

@@ -19,59 +19,13 @@ from compact.checkers import KINDS, Judge
 from compact.data import Problem, load_questions
 from compact.encode import encode_prompt
 from compact.files import write_whole
-from compact.student import load_student
-
-ADAPTER_FILE = "adapter_config.json"
+from compact.student import load_model
 
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
 
 A killed run continues where it stopped when it is started again with the same --out.
 """
-
-
-def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, Any]:
-    """Loads a student in eval mode, onto the GPU where there is one.
-
-    Args:
-        name: folder, Hugging Face name or .gguf file; or a run folder or checkpoint that holds an
-            adapter, which is then loaded onto the student it was trained from.
-        adapter: LoRA adapter to load onto the model.
-
-    Returns:
-        The model (a peft model where there is an adapter) and its tokenizer.
-
-    Raises:
-        OSError, ValueError: as in `load_student`; an adapter that does not say what it is for.
-    """
-    if adapter is None and base_name(name) != name:
-        name, adapter = base_name(name), name
-    model, processing_class = load_student(name)
-    if adapter:
-        from peft import PeftModel
-
-        if not (Path(adapter) / ADAPTER_FILE).exists():
-            raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
-
-
-def base_name(name: str) -> str:
-    """Returns the student that the adapter in a folder was trained from; `name` without adapter.
-
-    Raises:
-        ValueError: neither the run's run.json nor the adapter's own config names it.
-    """
-    folder = Path(name)
-    if not (folder / ADAPTER_FILE).exists():
-        return name
-    for run in (folder, folder.parent):
-        if (run / "run.json").exists():
-            return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    if not base.get("base_model_name_or_path"):
-        raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
-    return base["base_model_name_or_path"]
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:

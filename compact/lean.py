@@ -105,6 +105,8 @@ def _untouched(module: nn.Module) -> bool:
 @lru_cache(maxsize=256)
 def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
     """Whether this class computes down(activation(gate(x)) * up(x)), tried out on plain numbers."""
+    if not takes_one(kind):
+        return False
     parts = SimpleNamespace(
         gate_proj=lambda x: x * 2,
         up_proj=lambda x: x + 3,
@@ -112,8 +114,6 @@ def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
         act_fn=activation,
     )
     x = torch.linspace(-2, 2, 9)
-    if not takes_one(kind):
-        return False
     try:
         found = kind.forward(parts, x)  # type: ignore[arg-type]
     except Exception:  # it needs more than its four parts, so it does something else

@@ -86,13 +86,15 @@ class Recipes:
     def pack(self, saved: Tensor) -> Kept | tuple[Recipe, torch.Size]:
         """What autograd keeps of a tensor."""
         recipe = self.at.get(saved.data_ptr())
-        if recipe is None:
-            return Kept(saved, self.around)
-        output = recipe.output()
+        output = recipe.output() if recipe else None
         # One that is gone may have left its place to another tensor.
-        if output is None or output._version != recipe.version:
-            return Kept(saved, self.around)
-        if output.numel() != saved.numel() or not saved.is_contiguous():
+        if (
+            recipe is None
+            or output is None
+            or output._version != recipe.version
+            or output.numel() != saved.numel()
+            or not saved.is_contiguous()
+        ):
             return Kept(saved, self.around)
         recipe.readers += 1
         return recipe, saved.shape

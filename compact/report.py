@@ -27,13 +27,12 @@ from compact.charts import (
 )
 from compact.data import load_problems
 from compact.encode import encode_problem
-from compact.evaluate import load_model
 from compact.explain import ExplainedProblem, ExplainedRationale, explain_problem
 from compact.files import write_whole
 from compact.layout import choose_layout
 from compact.metrics import AXES
 from compact.runlog import read_scores
-from compact.student import Student
+from compact.student import Student, load_model
 
 EPILOG = """example:
   compact report runs/svamp

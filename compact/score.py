@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
-from compact.evaluate import load_model
 from compact.files import write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
@@ -33,7 +32,7 @@ from compact.metrics.step_graph import step_graphs, step_texts
 from compact.packing import build_batch, tree_length
 from compact.passes import EncodedProblem, Pass
 from compact.step_graphs import as_rustworkx, save_graph
-from compact.student import Student
+from compact.student import Student, load_model
 from compact.weighting import DEFAULT_PRESET, PresetWeigher, Weigher, make_weigher
 
 EPILOG = """example:

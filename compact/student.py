@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from compact.metrics.probe import thinking_ids
+
+ADAPTER_FILE = "adapter_config.json"
 
 
 def load_student(
@@ -76,6 +79,51 @@ def load_student(
         # Not the folder: what loads it again, here and by what peft writes into an adapter.
         model.name_or_path = model.config.name_or_path = str(path)
     return model.eval(), processing_class
+
+
+def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, Any]:
+    """Loads a student in eval mode, onto the GPU where there is one.
+
+    Args:
+        name: folder, Hugging Face name or .gguf file; or a run folder or checkpoint that holds an
+            adapter, which is then loaded onto the student it was trained from.
+        adapter: LoRA adapter to load onto the model.
+
+    Returns:
+        The model (a peft model where there is an adapter) and its tokenizer.
+
+    Raises:
+        OSError, ValueError: as in `load_student`; an adapter that does not say what it is for.
+    """
+    base = base_name(name) if adapter is None else name
+    if base != name:
+        name, adapter = base, name
+    model, processing_class = load_student(name)
+    if adapter:
+        from peft import PeftModel
+
+        if not (Path(adapter) / ADAPTER_FILE).exists():
+            raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
+
+
+def base_name(name: str) -> str:
+    """Returns the student that the adapter in a folder was trained from; `name` without adapter.
+
+    Raises:
+        ValueError: neither the run's run.json nor the adapter's own config names it.
+    """
+    folder = Path(name)
+    if not (folder / ADAPTER_FILE).exists():
+        return name
+    for run in (folder, folder.parent):
+        if (run / "run.json").exists():
+            return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if not base.get("base_model_name_or_path"):
+        raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
+    return base["base_model_name_or_path"]
 
 
 @contextmanager
