@@ -168,14 +168,14 @@ def file_task(
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
-        student, processing_class = load_student(name, dtype=recipe.dtype)
+        student, processing_class = load_student(name, is_trainable=True, dtype=recipe.dtype)
         return student, processing_class, problems, questions
 
     return Task(
         name=data,
         start=start,
         config=config,
-        peft_config=recipe.peft_config,
+        peft_config=replace(recipe, model=name).peft_config,
         right=lambda problems: {
             (p.question_id, r.teacher)
             for p in problems

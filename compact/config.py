@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
+
+from compact.student import holds_adapter
+
+logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -112,7 +117,7 @@ class CompactConfig(TrainingArguments):
 class RecipeConfig:
     """The keys of a recipe that are not settings of the trainer: which model, which data, LoRA."""
 
-    model: str | None = _option(None, "name, folder or .gguf file of the student")
+    model: str | None = _option(None, "name, folder (a run's too) or .gguf file of the student")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = _option(
         "float32", "number format of the student's weights; auto is that of its files"
     )
@@ -138,7 +143,19 @@ class RecipeConfig:
             raise ValueError(f"max_problems must be at least 1, got {self.max_problems}")
 
     def peft_config(self) -> Any:
-        """Returns the LoraConfig, or None when every weight is trained."""
+        """Returns the LoraConfig; None when every weight is trained, or the model's own adapter.
+
+        Raises:
+            ValueError: every weight is to be trained of a model that is an adapter.
+        """
+        if self.model is not None and holds_adapter(self.model):
+            if not self.use_peft:
+                raise ValueError(
+                    f"use_peft must be true with {self.model}, which holds an adapter: merge it "
+                    "into its student first to train every weight"
+                )
+            logger.warning("%s: its adapter is trained on, lora_* do not count", self.model)
+            return None
         if not self.use_peft:
             return None
         from peft import LoraConfig

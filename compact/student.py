@@ -26,22 +26,35 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def load_student(
-    name_or_path: str | Path, **kwargs: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name_or_path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Loads model and tokenizer from a hub name, a folder or a .gguf file.
 
     Args:
-        name_or_path: what to load. The weights of a .gguf file are dequantised to `dtype`.
+        name_or_path: what to load; a run folder or checkpoint that holds an adapter stands for the
+            student it was trained from, with that adapter on it. The weights of a .gguf file are
+            dequantised to `dtype`.
+        adapter: folder of an adapter to load onto the model.
+        is_trainable: whether an adapter takes gradients.
         kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32.
 
     Returns:
-        The model in eval mode, and its tokenizer with a padding token.
+        The model in eval mode (a peft model where there is an adapter), and its tokenizer with a
+        padding token.
 
     Raises:
         FileNotFoundError: no such file or folder, and no model of that name.
         ValueError: it cannot be read as a model; weights are missing in it; a tokenizer without
-            end-of-text token.
+            end-of-text token; an adapter that does not say what it is for.
     """
+    if adapter is None and holds_adapter(name_or_path):
+        name_or_path, adapter = base_name(str(name_or_path)), name_or_path
+    if adapter is not None and not holds_adapter(adapter):
+        raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
     path = Path(name_or_path)
     source, where = str(name_or_path), {}
     if not path.exists():
@@ -78,34 +91,23 @@ def load_student(
         model.hf_quantizer.remove_quantization_config(model)
         # Not the folder: what loads it again, here and by what peft writes into an adapter.
         model.name_or_path = model.config.name_or_path = str(path)
+    if adapter is not None:
+        from peft import PeftModel
+
+        with _readable(adapter, "adapter"):
+            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
     return model.eval(), processing_class
 
 
-def load_model(name: str, adapter: str | None = None) -> tuple[torch.nn.Module, Any]:
-    """Loads a student in eval mode, onto the GPU where there is one.
+def load_model(name: str, adapter: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Returns what `load_student` does, on the GPU where there is one."""
+    model, processing_class = load_student(name, adapter=adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processing_class
 
-    Args:
-        name: folder, Hugging Face name or .gguf file; or a run folder or checkpoint that holds an
-            adapter, which is then loaded onto the student it was trained from.
-        adapter: LoRA adapter to load onto the model.
 
-    Returns:
-        The model (a peft model where there is an adapter) and its tokenizer.
-
-    Raises:
-        OSError, ValueError: as in `load_student`; an adapter that does not say what it is for.
-    """
-    base = base_name(name) if adapter is None else name
-    if base != name:
-        name, adapter = base, name
-    model, processing_class = load_student(name)
-    if adapter:
-        from peft import PeftModel
-
-        if not (Path(adapter) / ADAPTER_FILE).exists():
-            raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processing_class
+def holds_adapter(name: str | Path) -> bool:
+    """Whether this is a folder with an adapter of peft."""
+    return (Path(name) / ADAPTER_FILE).exists()
 
 
 def base_name(name: str) -> str:
@@ -114,9 +116,9 @@ def base_name(name: str) -> str:
     Raises:
         ValueError: neither the run's run.json nor the adapter's own config names it.
     """
-    folder = Path(name)
-    if not (folder / ADAPTER_FILE).exists():
+    if not holds_adapter(name):
         return name
+    folder = Path(name)
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
             return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]

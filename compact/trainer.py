@@ -60,7 +60,7 @@ from compact.metrics.segments import segment_mean
 from compact.packing import build_batch
 from compact.passes import EncodedProblem, Pass
 from compact.runlog import ScoreLog
-from compact.student import Student, load_student
+from compact.student import Student, base_name, load_student
 from compact.weighting import PresetWeigher, Weights, make_weigher
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class CompactTrainer(Trainer):
         """Loads and checks everything before the first step.
 
         Args:
-            model: a causal LM, its name or folder, or a .gguf file.
+            model: a causal LM, its name or folder, or a .gguf file. A folder with an adapter, as a
+                run leaves it: the adapter is trained on.
             args: settings; the defaults of `CompactConfig` when None.
             train_dataset: rationales as rows, a path or a datasets.Dataset (see
                 `compact.data.load_problems`), or a list of problems.
@@ -142,7 +143,7 @@ class CompactTrainer(Trainer):
             processing_class: the tokenizer; the model's own where the model is given by name.
             callbacks: besides transformers' own.
             optimizers: optimizer and schedule, made from `args` where None.
-            peft_config: adapters to train instead of every weight.
+            peft_config: adapters to train instead of every weight; None where model has some.
 
         Raises:
             ValueError, TypeError: an argument, a row of the data or a setting that cannot be used.
@@ -169,8 +170,8 @@ class CompactTrainer(Trainer):
                 left = f"{len(given) - len(problems)} of {len(given)}"
                 logger.warning("%s: %s problems have no rationale", args.preset, left)
         if isinstance(model, str | Path):
-            self._student_name = str(model)
-            model, own = load_student(model, **(args.model_init_kwargs or {}))
+            self._student_name = base_name(str(model))
+            model, own = load_student(model, is_trainable=True, **(args.model_init_kwargs or {}))
             processing_class = processing_class if processing_class is not None else own
         else:
             self._student_name = str(model.config.name_or_path or type(model).__name__)
@@ -179,6 +180,11 @@ class CompactTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
+            if hasattr(model, "peft_config"):
+                raise ValueError(
+                    "peft_config must be None with a model that has adapters, which are then "
+                    "trained on; merge them (merge_and_unload) to train new ones"
+                )
             set_seed(args.seed)  # LoRA matrices start at random
             model = get_peft_model(model, peft_config)
 

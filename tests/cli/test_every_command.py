@@ -13,12 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from test_bad_input import fails
 
 from compact import zoo
 from compact.checkpoints import newest_whole
 from compact.cli import main
+from compact.config import CompactConfig, RecipeConfig
 from compact.student import load_student
+from compact.trainer import CompactTrainer
 from toy import save_student
 
 
@@ -231,22 +235,62 @@ def test_ctrl_c_at_a_training_run_says_where_to_go_on(place: Path, tmp_path: Pat
     assert (run / f"checkpoint-{step + 1}").exists()
 
 
-def test_a_folder_with_an_adapter_is_a_model(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A run's folder stands for the student that it trained, in every command that reads one."""
-    from peft import LoraConfig, get_peft_model
-
+@pytest.fixture
+def adapter(place: Path, tmp_path: Path) -> Path:
+    """A folder with LoRA matrices for the place's student."""
     model, _ = load_student(place / "student")
     model = get_peft_model(model, LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "adapter")
-    assert main(["doctor", str(tmp_path / "adapter")]) == 0
+    return tmp_path / "adapter"
+
+
+def test_a_folder_with_an_adapter_is_a_model(
+    place: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's folder stands for the student that it trained, in every command that reads one."""
+    assert main(["doctor", str(adapter)]) == 0
     assert "packing" in capsys.readouterr().out
     scores = []
-    for name in (place / "student", tmp_path / "adapter"):
+    for name in (place / "student", adapter):
         out = tmp_path / f"{name.name}.jsonl"
         words = ["score", str(place / "data.jsonl"), "--model", str(name), "--out", str(out)]
         assert main(words) == 0
         scores.append([json.loads(line) for line in out.read_text().splitlines()])
     assert len(scores[0]) == len(scores[1]) > 0
     assert scores[0] != scores[1]
+
+
+
+def test_an_adapter_is_trained_on(
+    place: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The matrices go on from where they are, and the run names the same student."""
+    command = ["train", "--config", str(place / "recipe.yaml"), "--max_steps", "1"]
+    command += ["--model", str(adapter), "--output_dir", str(tmp_path / "on")]
+    assert main(command) == 1  # the recipe trains every weight
+    assert "use_peft must be true with" in capsys.readouterr().err
+    assert main([*command, "--use_peft", "true", "--learning_rate", "1e-3"]) == 0
+    assert json.loads((tmp_path / "on" / "run.json").read_text())["student"] == str(
+        place / "student"
+    )
+    before, after = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "on")
+    )
+    assert before.keys() == after.keys()
+    moved = [(after[name] - before[name]).abs().max() for name in before]
+    assert 0 < max(moved) < 0.01  # one step of AdamW
+    model, _ = load_student(tmp_path / "on")
+    assert not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="peft_config must be None with a model that has adapters"):
+        CompactTrainer(
+            tmp_path / "on", CompactConfig(use_cpu=True), peft_config=RecipeConfig().peft_config()
+        )
+
+
+def test_arms_start_from_a_trained_student(place: Path, adapter: Path, tmp_path: Path) -> None:
+    recipe = (place / "recipe.yaml").read_text().replace("use_peft: false", "use_peft: true")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = ["compare", str(place / "data.jsonl"), "--config", str(tmp_path / "recipe.yaml")]
+    command += ["--test", str(place / "questions.jsonl"), "--arms", "uniform", "--seeds", "0"]
+    command += ["--model", str(adapter), "--out", str(tmp_path / "compared")]
+    assert main([*command, "--limit", "1"]) == 0
