@@ -3,16 +3,23 @@
 `hidden`: a number before the answer is changed wherever it stands, the right final answer is kept.
 `carried`: a number before the answer is changed and carried on: what follows from it by the text's
 own equations is computed anew, and so is the final answer.
+
+`python -m compact.planted DATA --teachers NAME ... --out FILE` makes teachers of a file mislead.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 from compact.answers import normalise_answer, parse_number
+from compact.data import load_problems
+from compact.files import write_whole
 from compact.steps import find_marker
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")
@@ -143,3 +150,40 @@ def _evaluate(operands: list[Fraction], signs: list[str]) -> Fraction | None:
         else:
             terms.append(operand if sign == "+" else -operand)
     return sum(terms, Fraction(0))
+
+
+def main() -> None:
+    """Writes a file of rationales anew with an error in each of some teachers' rationales."""
+    parser = argparse.ArgumentParser(prog="python -m compact.planted", description=main.__doc__)
+    parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
+    parser.add_argument("--teachers", nargs="+", required=True, metavar="NAME")
+    parser.add_argument("--kind", choices=PLANTS, default="carried")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    args = parser.parse_args()
+    problems = load_problems(args.data)
+    teachers = {r.teacher for p in problems for r in p.rationales}
+    for name in args.teachers:
+        if name not in teachers:
+            parser.error(f"--teachers must be of {', '.join(sorted(teachers))}, got {name!r}")
+    rng = random.Random(args.seed)
+    lines, planted, theirs = [], 0, 0
+    for problem in problems:
+        about = {"question_id": problem.question_id, "prompt": problem.prompt}
+        for rationale in problem.rationales:
+            completion = rationale.completion
+            if rationale.teacher in args.teachers:
+                if not isinstance(completion, str):
+                    parser.error(f"{problem.question_id}: completion must be text, got messages")
+                spoilt = PLANTS[args.kind](completion, problem.answer, rng)
+                theirs += 1
+                planted += spoilt is not None
+                completion = spoilt or completion
+            row = {"teacher": rationale.teacher, "completion": completion, "answer": problem.answer}
+            lines.append(json.dumps(about | row) + "\n")
+    write_whole(args.out, "".join(lines))
+    print(f"{args.out}: an error in {planted:,} of {theirs:,} rationales of {args.teachers}")
+
+
+if __name__ == "__main__":
+    main()

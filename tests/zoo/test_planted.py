@@ -1,11 +1,14 @@
 """Planted errors are where they should be, and the AUC counts what it says."""
 
+import json
 import random
+import sys
 import types
 
 import pytest
 import torch
 
+from compact import planted
 from compact.answers import extract_answer
 from compact.discrimination import as_markdown, auc
 from compact.planted import PLANTS
@@ -48,3 +51,25 @@ def test_auc_is_within_problems_and_counts_ties_half():
 
 def test_table_has_a_row_a_score():
     assert as_markdown({"m": {"bad": (0.9, 0.05)}}).splitlines()[-1] == "| m | 0.90 ± 0.05 |"
+
+
+def test_a_file_whose_teacher_misleads(tmp_path, monkeypatch, capsys):
+    """Every rationale of that teacher that can be is changed, and nothing else."""
+    rows = [
+        {"question_id": "q", "prompt": "How many?", "teacher": t, "completion": c, "answer": "17"}
+        for t, c in (("a", TEXT), ("b", TEXT), ("c", "The answer is 17"))
+    ]
+    file, out = tmp_path / "rows.jsonl", tmp_path / "misled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["planted", str(file), "--teachers", "b", "c", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    planted.main()
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["completion"] != TEXT for row in found] == [False, True, True]
+    assert found[0] == rows[0] and found[2] == rows[2]
+    assert found[1] == rows[1] | {"completion": found[1]["completion"]}
+    assert "an error in 1 of 2 rationales of ['b', 'c']" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["planted", str(file), "--teachers", "d", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        planted.main()
+    assert "--teachers must be of a, b, c, got 'd'" in capsys.readouterr().err
