@@ -3,6 +3,8 @@
 `hidden`: a number before the answer is changed wherever it stands, the right final answer is kept.
 `carried`: a number before the answer is changed and carried on: what follows from it by the text's
 own equations is computed anew, and so is the final answer.
+`operation`: it adds where it should subtract, the other way round too, and carries that on. The other
+errors differ from problem to problem; this one is a habit, which a student can pick up.
 
 `python -m compact.planted DATA --teachers NAME ... --out FILE` makes teachers of a file mislead.
 """
@@ -25,6 +27,7 @@ from compact.steps import find_marker
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")
 _SIGN = re.compile(r"[-+*/×÷−]|(?<=\s)x(?=\s)")
 _UNIT = re.compile(r"^[\s$]*(?:[A-Za-z]+[\s$]*){0,3}$")
+_SWAPPED = {"+": "-", "-": "+", "−": "+"}
 _TRIES = 40
 
 
@@ -57,7 +60,7 @@ def carried(completion: str, gold: str, rng: random.Random) -> str | None:
     for _ in range(_TRIES):
         old = rng.choice(values)
         changed = {old: _other(old, values, rng)}
-        for operands, signs, result in chain:
+        for operands, signs, _, result in chain:
             if result == old or not any(operand in changed for operand in operands):
                 continue
             new = _evaluate([changed.get(operand, operand) for operand in operands], signs)
@@ -70,9 +73,34 @@ def carried(completion: str, gold: str, rng: random.Random) -> str | None:
     return None
 
 
+def operation(completion: str, gold: str, rng: random.Random) -> str | None:
+    """Swaps addition and subtraction in every equation and carries on to a wrong final answer.
+
+    Returns:
+        The corrupted completion, or None where no sum leads to the answer, by whole steps and with
+        results that can be told from what they are made of.
+    """
+    body, answer = _split(completion)
+    target = parse_number(normalise_answer(gold))
+    swapped, changed, seen = list(body), {}, set()
+    for operands, signs, places, result in _equations(body):
+        seen.update(operands)
+        signs = [_SWAPPED.get(sign, sign) for sign in signs]
+        new = _evaluate([changed.get(operand, operand) for operand in operands], signs)
+        if new is None or new < 0 or new.denominator != 1 or result in seen - changed.keys():
+            return None
+        for place, sign in zip(places, signs, strict=True):
+            swapped[place] = sign
+        changed[result] = new
+    if target is None or changed.get(target, target) == target:
+        return None
+    return _replaced("".join(swapped), changed) + _replaced(answer, {target: changed[target]})
+
+
 PLANTS: dict[str, Callable[[str, str, random.Random], str | None]] = {
     "carried": carried,
     "hidden": hidden,
+    "operation": operation,
 }
 """The kinds of error: function of completion, gold answer and randomness."""
 
@@ -110,30 +138,35 @@ def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
     return _NUMBER.sub(new, text)
 
 
-def _equations(body: str) -> list[tuple[list[Fraction], list[str], Fraction]]:
-    """Operands, signs and result of each equation that holds, units between them allowed.
+def _equations(body: str) -> list[tuple[list[Fraction], list[str], list[int], Fraction]]:
+    """Operands, signs, where these stand, and result of each equation that holds.
+
+    Units are allowed between operands.
 
     Where a text leaves the result open ("290 ÷ 2 = ?") it is computed.
     """
     found = []
     for match in re.finditer("=", body):
         before = re.split(r"[=\n;:?!]|\.\s|,\s", body[: match.start()])[-1]
+        start = match.start() - len(before)
         numbers = list(_NUMBER.finditer(before))
-        operands, signs = [], []
+        operands, signs, places = [], [], []
         for i, number in enumerate(numbers):
-            gap = before[numbers[i - 1].end() if i else 0 : number.start()]
-            sign = _SIGN.findall(gap)
+            left = numbers[i - 1].end() if i else 0
+            gap = before[left : number.start()]
+            sign = list(_SIGN.finditer(gap))
             if i and len(sign) == 1 and _UNIT.match(_SIGN.sub(" ", gap)):
-                signs.append(sign[0])
+                signs.append(sign[0].group())
+                places.append(start + left + sign[0].start())
             else:
-                operands, signs = [], []
+                operands, signs, places = [], [], []
             operands.append(_value(number.group()))
         value = _evaluate(operands, signs) if len(operands) > 1 else None
         after = re.match(r"[\s$]*(?:(\?)|(" + _NUMBER.pattern + "))", body[match.end() :])
         if value is None or after is None:
             continue
         if after.group(1) or abs(_value(after.group(2)) - value) <= Fraction(1, 100):
-            found.append((operands, signs, value))
+            found.append((operands, signs, places, value))
     return found
 
 

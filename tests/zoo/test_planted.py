@@ -30,6 +30,25 @@ def test_carried_reaches_the_answer(seed):
     assert spoilt.rsplit(" = ", 1)[1].split()[0] == extract_answer(spoilt)
 
 
+@pytest.mark.parametrize(
+    ("right", "gold", "wrong"),
+    [
+        (TEXT, "17", None),  # 12 - 8 would do, but 8 - 12 comes first
+        (
+            "12 people + 8 people = 20 people. Then 20 people - 3 people = 17. The answer is 17",
+            "17",
+            "12 people - 8 people = 4 people. Then 4 people + 3 people = 7. The answer is 7",
+        ),
+        ("7 − 4 = ? The answer is 3", "3", "7 + 4 = ? The answer is 11"),
+        ("( 9.0 - 2.0 ) * 3.0 = 21. The answer is 21.0", "21", None),  # not read as one equation
+        ("8 - 4 = 4. The answer is 4", "4", None),  # which 4 is the result?
+        ("6 * 7 = 42. The answer is 42", "42", None),
+    ],
+)
+def test_operation_swaps_sums_and_differences(right, gold, wrong):
+    assert PLANTS["operation"](right, gold, random.Random(0)) == wrong
+
+
 def test_nothing_to_change_is_none():
     assert PLANTS["hidden"]("No number here. The answer is 17", "17", random.Random(0)) is None
     assert PLANTS["carried"]("The answer is 17", "17", random.Random(0)) is None
