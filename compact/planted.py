@@ -3,8 +3,8 @@
 `hidden`: a number before the answer is changed wherever it stands, the right final answer is kept.
 `carried`: a number before the answer is changed and carried on: what follows from it by the text's
 own equations is computed anew, and so is the final answer.
-`operation`: it adds where it should subtract, the other way round too, and carries that on. The other
-errors differ from problem to problem; this one is a habit, which a student can pick up.
+`operation`: it adds where it should subtract and subtracts where it should add, and carries that
+on. The other errors differ from problem to problem; this one is a habit, and a student learns it.
 
 `python -m compact.planted DATA --teachers NAME ... --out FILE` makes teachers of a file mislead.
 """
