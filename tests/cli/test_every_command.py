@@ -260,7 +260,6 @@ def test_a_folder_with_an_adapter_is_a_model(
     assert scores[0] != scores[1]
 
 
-
 def test_an_adapter_is_trained_on(
     place: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
