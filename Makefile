@@ -48,7 +48,7 @@ gpu:  ## on a machine with a GPU: build, test, sanitize, measure, into gpu-resul
 	PY=$(PY) tools/gpu.sh
 
 bench: native  ## measure every case, then redraw the plots and the tables (30 minutes; an idle machine)
-	for c in head step graph kl scale; do $(PY) -m benchmarks.run $$c || exit 1; done
+	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done
 	$(PY) -m benchmarks.draw && $(PY) -m benchmarks.cost
 
 bench-gate: native  ## ratios against the committed bounds, in under 3 minutes

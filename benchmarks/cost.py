@@ -227,11 +227,13 @@ class Results:
         runs: by the work they did.
         rates: by provider.
         machine: what measured them.
+        when: the commit and day of the last of them.
     """
 
     runs: dict[Work, Run]
     rates: dict[str, Rates]
     machine: str
+    when: str
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
         """Ratio to plain SFT as measured; None where it was not."""
@@ -271,7 +273,9 @@ def load(folder: Path) -> Results:
     work = 4.0 * int(sizes["M"]) * int(sizes["H"]) * int(sizes["V"])
     product = head[0].figure("products", "median_s") / work
     rates = {name: fit(scale, name, product) for name in PROVIDERS}
-    return Results({Work.of(r.shape): r for r in scale}, rates, scale[0].machine)
+    last = max(scale, key=lambda r: r.date)
+    when = f"commit {last.commit}, {last.date[:10]}"
+    return Results({Work.of(r.shape): r for r in scale}, rates, last.machine, when)
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -411,7 +415,8 @@ Written by `python -m benchmarks.cost` from `benchmarks/results`; do not edit.
 ## Over teachers
 
 Ratios to plain SFT: **measured** (computed). One question of Q = {w.prompt} tokens, rationales of
-T = {w.rationale} tokens with a step every {step} tokens, {w.student.name}, float32, {machine}.
+T = {w.rationale} tokens with a step every {step} tokens, {w.student.name}, float32, {machine}
+({when}).
 
 {teachers}
 
@@ -510,6 +515,7 @@ def page(results: Results) -> str:
         w=Work(SIZES[0], SIZES[0].vocabulary),
         step=STEP,
         machine=results.machine,
+        when=results.when,
         teachers=teachers_table(results),
         seconds=seconds_table(results),
         students=students_table(results),

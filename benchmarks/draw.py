@@ -54,8 +54,10 @@ LEGENDS = {
     "rationales. `sft` is transformers' own loss on K padded rows, `trl` TRL's SFTTrainer on the "
     "same. `released` computes what the published training step computes (arXiv 2601.13992), in "
     "plain torch; `released-checkpointed` under gradient checkpointing besides, as its script "
-    "does. `compact` weighs without answer leaves, `compact-probes` is the default preset with a "
-    "leaf after every step, `compact-released` gives the same gradients as `released`.",
+    "does. `compact` reads the question once for all rationales and weighs them evenly: no scores, "
+    "no answer leaves. `compact-probes` is the default preset, which asks after every step how "
+    "likely the gold answer is (a leaf); `compact-released` computes the scores, weights and "
+    "consistency term of `released`, with the same gradients.",
     "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
     "on the CPU: `compact` is `tree_attention`, `torch-mask` torch's SDPA over the same row under "
     "one mask, `torch-padded` the same over K causal rows that each hold the question.",
@@ -194,13 +196,13 @@ def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
 
 def bounds_table(bounds: Sequence[Bound]) -> str:
     """Returns a Markdown table of what the project set itself and what was measured."""
-    lines = ["| claim | at most | measured | | issue |", "|---|--:|--:|---|--:|"]
+    lines = ["| claim | at most | measured | |", "|---|--:|--:|---|"]
     for b in bounds:
         shown = "-" if b.measured is None else f"{b.measured:g}"
         verdict = "not measured"
         if b.measured is not None:
             verdict = "met" if b.measured <= b.bound else "**not met**"
-        lines.append(f"| {b.claim} | {b.bound:g} | {shown} | {verdict} | {b.issue} |")
+        lines.append(f"| {b.claim} | {b.bound:g} | {shown} | {verdict} |")
     return "\n".join(lines)
 
 

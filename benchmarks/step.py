@@ -89,7 +89,7 @@ def padded_rows(problem: EncodedProblem, pad_token_id: int) -> tuple[Tensor, Ten
 
 
 def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: int) -> Tensor:
-    """The published step in plain torch, from ../shared/design/method.md (`released`)."""
+    """The published step in plain torch, preset `released` of docs/method.md."""
     ids, mask, labels = padded_rows(problem, pad)
     output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     logits = output.logits.float()

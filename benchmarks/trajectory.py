@@ -25,7 +25,7 @@ from compact.forward import run_pass
 from compact.packing import build_batch
 
 STEPS, HELD_OUT, TEACHERS = 24, 6, 2
-LEARNING_RATE, WARM_UP = 1e-3, 5  # as recipes/svamp.yaml
+LEARNING_RATE, WARM_UP = 1e-3, 5  # the rate of recipes/svamp.yaml
 SEED = 0
 ARMS = {
     "exact": "filter_eps = 0",

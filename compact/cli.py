@@ -44,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Of several processes the first one speaks.
-    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    logging.basicConfig(format="compact: %(message)s", level=level)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        format="compact: %(message)s", level=logging.WARNING if first else logging.ERROR
+    )
+    logging.getLogger("compact").setLevel(logging.INFO if first else logging.ERROR)
     ignore_library_warnings()
     try:
         status = _run(arguments)

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import logging
 import math
 import re
 import shutil
@@ -41,6 +42,8 @@ from compact.student import load_student
 from compact.trainer import CompactTrainer
 from compact.weighting import make_weigher
 from compact.zoo_student import CACHE, STAGES, load_zoo_student
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
 EPILOG = """example:
@@ -156,7 +159,8 @@ def file_task(
     Args:
         data: rationales, JSON lines.
         test: questions, JSON lines.
-        recipe_file: a recipe of `compact train`; its data, preset and output_dir are not used.
+        recipe_file: a recipe of `compact train`; its data, preset, overrides and output_dir are not
+            used.
         model: the student, in place of the recipe's.
         limit: at most so many test questions.
     """
@@ -164,6 +168,12 @@ def file_task(
     name = model or recipe.model
     if name is None:
         raise ValueError(f"{recipe_file}: model must be given, there or as --model")
+    if config.overrides:
+        logger.warning(
+            "%s: its overrides are not used; settings of an arm stand behind its name, as in "
+            "robust,tau=0.5",
+            recipe_file,
+        )
     problems = load_problems(data)[: recipe.max_problems]
     questions = load_questions(test)[:limit]
 

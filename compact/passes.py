@@ -171,7 +171,7 @@ class Pass:
             was kept from an earlier step (probe_every > 1).
         stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp.
         leaf_logp: [A] mean log-likelihood (nats) of the gold answer's tokens at each answer leaf:
-            I_i of ../shared/design/method.md. Empty without probes.
+            I_i of docs/method.md. Empty without probes.
         cache: scratch that metrics share within the pass (step graphs, hidden at the marker).
     """
 

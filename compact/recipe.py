@@ -135,6 +135,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     choices = typing.get_args(hint) if _is_union(hint) else (hint,)
     if any(_is_enum(choice) for choice in choices):
         choices = tuple(choice for choice in choices if choice is not str)  # the members' names
+    if any(_is_mapping(choice) for choice in choices) and str(value).startswith("{"):
+        choices = tuple(choice for choice in choices if choice is not str)  # a path, else
     for choice in choices:
         result, fits = _fit(value, choice)
         if fits:
@@ -145,6 +147,10 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return hint is dict or typing.get_origin(hint) is dict
 
 
 def _is_enum(hint: Any) -> bool:
@@ -181,7 +187,12 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
             return value, False
         fitted = [_fit(i, item) for i in items]
         return [i for i, _ in fitted], all(fits for _, fits in fitted)
-    if hint is dict or origin is dict:
+    if _is_mapping(hint):
+        if isinstance(value, str) and value.startswith("{"):  # quoted, in a recipe
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                return value, False
         return value, isinstance(value, Mapping)
     if _is_enum(hint):
         value = "no" if value is False else value  # YAML reads no as false

@@ -30,7 +30,7 @@ def pairwise_symmetric_kl(
 ) -> Tensor:
     """KL(p || q) + KL(q || p) of p = softmax(z[left[i]]) and q = softmax(z[right[i]]).
 
-    The consistency term of the method (../shared/design/method.md). z is as in linear_token_stats.
+    The consistency term of the method (docs/method.md). z is as in linear_token_stats.
     The logits of a row are computed once for all of its pairs, a block of the vocabulary at a
     time, and once more in the backward; no [P, V] tensor exists.
 

@@ -26,7 +26,7 @@ def problem_weights(
 
     Per problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) where eps >
     0; u = sum over scores of beta * z; alpha = softmax(u / tau); weight = (1 - floor) alpha +
-    floor / K (../shared/design/method.md, "Weights and loss"). K = 1 gives 1. Scores that are all
+    floor / K (docs/method.md, "From scores to weights"). K = 1 gives 1. Scores that are all
     equal have z = 0. No gradient flows through the weights.
 
     Args:

@@ -88,7 +88,8 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "int ignore_index) -> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, "
       "Tensor gold_logit, Tensor gold_logp)");
 
-  // grad @ weight, entries |grad| < eps skipped: the sparse gradient product.
+  // grad @ weight, the sparse gradient product: entries |grad| < eps are rounded at random to 0 or
+  // +-eps, and zeros are skipped.
   m.def("filtered_matmul(Tensor grad, Tensor weight, float eps) -> Tensor");
 
   // Attention in trees, CPU: parts [N, 5] int64 are (row, begin, end, prefix begin, prefix end); a

@@ -65,6 +65,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ({"lora_target_modules": "nope"}, ["nope"]),
         ({"overrides": "{taw: 1}"}, ["taw", "tau"]),
         ({"overrides": "{tau: 0}"}, ["override of robust", "tau must be a number", "got 0"]),
+        ({"overrides": "{tau: "}, ["overrides must be a mapping", "{tau:"]),
         ({"report_to": "wandb"}, ["wandb", "pip install"]),
         ({"resume_from_checkpoint": "true"}, ["no whole checkpoint"]),
         ({"resume_from_checkpoint": "no/such"}, ["no/such", "manifest.json"]),

@@ -261,7 +261,11 @@ def test_a_folder_with_an_adapter_is_a_model(
 
 
 def test_an_adapter_is_trained_on(
-    place: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The matrices go on from where they are, and the run names the same student."""
     command = ["train", "--config", str(place / "recipe.yaml"), "--max_steps", "1"]
@@ -269,6 +273,7 @@ def test_an_adapter_is_trained_on(
     assert main(command) == 1  # the recipe trains every weight
     assert "use_peft must be true with" in capsys.readouterr().err
     assert main([*command, "--use_peft", "true", "--learning_rate", "1e-3"]) == 0
+    assert "its adapter is trained on" in caplog.text and "packing: tree (" in caplog.text
     assert json.loads((tmp_path / "on" / "run.json").read_text())["student"] == str(
         place / "student"
     )
@@ -286,10 +291,13 @@ def test_an_adapter_is_trained_on(
         )
 
 
-def test_arms_start_from_a_trained_student(place: Path, adapter: Path, tmp_path: Path) -> None:
+def test_arms_start_from_a_trained_student(
+    place: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = (place / "recipe.yaml").read_text().replace("use_peft: false", "use_peft: true")
-    (tmp_path / "recipe.yaml").write_text(recipe)
+    (tmp_path / "recipe.yaml").write_text(recipe + "overrides: '{tau: 0.5}'\n")
     command = ["compare", str(place / "data.jsonl"), "--config", str(tmp_path / "recipe.yaml")]
     command += ["--test", str(place / "questions.jsonl"), "--arms", "uniform", "--seeds", "0"]
     command += ["--model", str(adapter), "--out", str(tmp_path / "compared")]
     assert main([*command, "--limit", "1"]) == 0
+    assert "recipe.yaml: its overrides are not used" in caplog.text
