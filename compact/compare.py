@@ -15,7 +15,6 @@ import io
 import json
 import logging
 import math
-import re
 import shutil
 import statistics
 import sys
@@ -24,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 import yaml
@@ -34,7 +34,7 @@ from compact.config import CompactConfig
 from compact.data import Problem, load_problems, load_questions
 from compact.encode import encode_problem
 from compact.evaluate import evaluate
-from compact.files import write_whole
+from compact.files import content_of, content_of_student, write_whole
 from compact.progress import show_progress
 from compact.recipe import read_settings
 from compact.runlog import read_scores
@@ -178,7 +178,8 @@ def file_task(
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
-        student, processing_class = load_student(name, is_trainable=True, dtype=recipe.dtype)
+        kwargs = {"dtype": recipe.dtype, **(config.model_init_kwargs or {})}
+        student, processing_class = load_student(name, is_trainable=True, **kwargs)
         return student, processing_class, problems, questions
 
     return Task(
@@ -194,7 +195,10 @@ def file_task(
         },
         about={
             "model": name,
+            "weights": content_of_student(name),
+            "data": content_of(data),
             "test": test,
+            "questions": content_of(test),
             "limit": limit,
             "recipe": Path(recipe_file).read_text(),
         },
@@ -223,7 +227,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     Raises:
         ValueError: `folder` holds a result found with other settings.
     """
-    asked = {"task": task.name, "about": task.about, "tokens_asked": tokens}
+    asked = {"task": task.name, "arm": arm.name, "about": task.about, "tokens_asked": tokens}
     finished = folder / _FINISHED
     if finished.exists():
         result = json.loads(finished.read_text(encoding="utf-8"))
@@ -238,7 +242,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     if arm.preset == "oracle" and task.name.startswith("zoo-"):
         overrides["teachers"] = sorted(zoo.RIGHT)
     if arm.preset == "random":
-        overrides["seed"] = seed
+        overrides.setdefault("seed", seed)
     config = replace(
         task.config,
         output_dir=str(folder),
@@ -308,7 +312,7 @@ def _steps(
 def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
     """Tokens and shares of weight over a whole run, from its log of scores."""
     table = read_scores(folder).select(["question_id", "teacher", "tokens", "weight"])
-    total = pc.sum(table["weight"]).as_py()
+    total = pc.sum(table["weight"]).as_py() or 1.0  # 0 where an arm found nothing to train on
     teachers: dict[str, float] = {}
     on_right = 0.0
     for question_id, teacher, weight in zip(
@@ -356,7 +360,8 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
             "right_weight_low": max(weight_low, 0.0),
             "right_weight_high": min(weight_high, 1.0),
             "weights": {
-                t: statistics.fmean(r["weights"][t] for r in runs) for t in runs[0]["weights"]
+                t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
+                for t in dict.fromkeys(t for r in runs for t in r["weights"])
             },
             "tokens": round(statistics.fmean(r["tokens"] for r in runs)),
             "steps": round(statistics.fmean(r["steps"] for r in runs)),
@@ -465,7 +470,7 @@ def compare(
     total, done = len(arms) * len(seeds), 0
     for seed in seeds:
         for arm in arms:
-            folder = out / "runs" / f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', arm.name)}-{seed}"
+            folder = out / "runs" / f"{quote(arm.name, safe='=,:')}-{seed}"
             result = run_arm(task, arm, seed, folder, tokens)
             results[arm.name].append(result)
             done += 1

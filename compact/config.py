@@ -106,6 +106,14 @@ class CompactConfig(TrainingArguments):
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found!r}")
+        for name in (
+            "label_smoothing_factor",
+            "auto_find_batch_size",
+            "bf16_full_eval",
+            "fp16_full_eval",
+        ):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not supported here, got {getattr(self, name)!r}")
         super().__post_init__()
         for name in ("overrides", "model_init_kwargs"):
             value = getattr(self, name)
@@ -122,7 +130,10 @@ class RecipeConfig:
         "float32", "number format of the student's weights; auto is that of its files"
     )
     data: str | None = _option(None, "rationales to train on: a file of JSON lines")
-    eval_data: str | None = _option(None, "rationales to report the loss on")
+    eval_data: str | None = _option(
+        None,
+        "rationales to report the loss on, after each epoch unless eval_strategy says otherwise",
+    )
     max_problems: int | None = _option(None, "train on the first n problems only")
     use_peft: bool = _option(True, "train LoRA matrices; false trains every weight")
     lora_r: int = _option(16, "rank of the LoRA matrices")

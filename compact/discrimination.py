@@ -282,7 +282,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
 
 
 def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int) -> Table:
-    """Planted errors in real rationales, both kinds, by a real student."""
+    """Planted errors in real rationales, of every kind, by a real student."""
     model, processing_class = load_student(model_name)
     student = Student.of(model, processing_class)
     pool = load_problems(data)

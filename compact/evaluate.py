@@ -18,8 +18,8 @@ from tqdm import tqdm
 from compact.checkers import KINDS, Judge
 from compact.data import Problem, load_questions
 from compact.encode import encode_prompt
-from compact.files import write_whole
-from compact.student import load_model
+from compact.files import content_of, content_of_student, write_whole
+from compact.student import base_name, load_model
 
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
@@ -126,7 +126,7 @@ def read_done(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         with out.open("r+b") as file:
             file.truncate(whole)
     done = {}
-    for number, line in enumerate(raw[:whole].decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(raw[:whole].decode("utf-8").split("\n")[:-1], 1):
         try:
             item = json.loads(line)
             done[item["question_id"]] = item
@@ -289,7 +289,7 @@ def read_texts(path: str | Path) -> list[str]:
         texts = [part.strip() for part in raw.split("\n\n") if part.strip()]
     else:
         texts = []
-        for number, line in enumerate(raw.splitlines(), 1):
+        for number, line in enumerate(raw.split("\n"), 1):
             try:
                 text = json.loads(line)["text"] if line.strip() else ""
             except (json.JSONDecodeError, KeyError, TypeError):
@@ -364,7 +364,7 @@ def paired_drop(base: Path, student: Path) -> dict[str, float]:
     """
     rights = []
     for path in (base, student):
-        items = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        items = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
         rights.append({item["question_id"]: item["correct"] for item in items})
     lost = [rights[0][i] - rights[1][i] for i in rights[0]]
     n = len(lost)
@@ -411,6 +411,9 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     forgetting = bool(args.retained or args.retained_task)
+    stems = [Path(path).stem for path in args.retained_task]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"--retained_task must be files of different names, got {stems}")
     problems = load_questions(args.data)[: args.limit]
     tasks = {path: load_questions(path)[: args.limit] for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
@@ -422,8 +425,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.model}: is no adapter, so --base must name the model it came from")
     judge = Judge(args.checker)
 
-    def measure(model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path):
+    own = content_of_student(args.model, args.adapter)
+    before = content_of_student(
+        args.base or (args.model if args.adapter else base_name(args.model))
+    )
+
+    def measure(
+        model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
+    ):
         settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
+        settings |= {"content": content_of(data), "weights": of}
         summary = evaluate(
             model,
             processing_class,
@@ -439,7 +450,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     try:
-        measure(model, args.model, args.data, problems, out)
+        measure(model, args.model, args.data, problems, out, own)
         drops = {}
         for path, items in tasks.items():
             files = [
@@ -447,8 +458,8 @@ def run(args: argparse.Namespace) -> int:
                 for x in ("base", "student")
             ]
             with model.disable_adapter() if base is model else nullcontext():
-                measure(base, args.base or f"{args.model} (base)", path, items, files[0])
-            measure(model, args.model, path, items, files[1])
+                measure(base, args.base or f"{args.model} (base)", path, items, files[0], before)
+            measure(model, args.model, path, items, files[1], own)
             drops[path] = paired_drop(*files)
     finally:
         judge.close()

@@ -10,7 +10,6 @@ consensus graph of every problem is saved too; `compact graph` draws one.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
-from compact.files import write_whole
+from compact.files import content_of, content_of_student, write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
 from compact.metrics import AXES
@@ -253,8 +252,9 @@ def run(args: argparse.Namespace) -> int:
         graphs.mkdir(parents=True, exist_ok=True)
     model, processing_class = load_model(args.model)
     settings = {
-        "data": hashlib.sha256(Path(args.data).read_bytes()).hexdigest(),
+        "data": content_of(args.data),
         "model": args.model,
+        "weights": content_of_student(args.model),
         "preset": args.preset,
         "metrics": overrides,
         "max_length": args.max_length,

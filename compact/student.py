@@ -67,7 +67,10 @@ def load_student(
             "name, found a file"
         )
     with _readable(name_or_path, "tokenizer"):
-        processing_class = AutoTokenizer.from_pretrained(source, **where)
+        if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
+            processing_class = AutoTokenizer.from_pretrained(adapter)  # what it was trained with
+        else:
+            processing_class = AutoTokenizer.from_pretrained(source, **where)
     if processing_class.pad_token_id is None:
         if processing_class.eos_token is None:
             raise ValueError(

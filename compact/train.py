@@ -14,6 +14,7 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from compact.checkpoints import newest_whole
@@ -80,6 +81,8 @@ def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
     # Before a model is read: a bad row should not cost a minute.
     problems = load_problems(recipe.data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
+    if evals and config.eval_strategy == IntervalStrategy.NO:
+        config.eval_strategy, config.do_eval = IntervalStrategy.EPOCH, True
     config.model_init_kwargs = {"dtype": recipe.dtype, **(config.model_init_kwargs or {})}
     try:
         trainer = CompactTrainer(

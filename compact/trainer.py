@@ -163,12 +163,7 @@ class CompactTrainer(Trainer):
                 f"probe_every must be 1 with {self.weigher.leaf_hidden_readers[0]}, which reads "
                 f"the hidden states of fresh answer leaves, got {args.probe_every}"
             )
-        problems = None if train_dataset is None else _as_problems(train_dataset)
-        if problems is not None and args.preset.startswith("single:"):
-            given, problems = problems, of_teacher(args.preset.partition(":")[2], problems)
-            if len(problems) < len(given):
-                left = f"{len(given) - len(problems)} of {len(given)}"
-                logger.warning("%s: %s problems have no rationale", args.preset, left)
+        problems = None if train_dataset is None else _problems_of(args.preset, train_dataset)
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             model, own = load_student(model, is_trainable=True, **(args.model_init_kwargs or {}))
@@ -195,9 +190,13 @@ class CompactTrainer(Trainer):
             )
 
         if isinstance(eval_dataset, Mapping):
-            evals: Any = {name: encode(_as_problems(e)) for name, e in eval_dataset.items()}
+            evals: Any = {
+                name: encode(_problems_of(args.preset, e)) for name, e in eval_dataset.items()
+            }
         else:
-            evals = None if eval_dataset is None else encode(_as_problems(eval_dataset))
+            evals = (
+                None if eval_dataset is None else encode(_problems_of(args.preset, eval_dataset))
+            )
         if args.n_gpu > 1:
             logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
             args._n_gpu = 1
@@ -589,9 +588,9 @@ class CompactTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Returns, as metrics, means over the problems of the evaluation data.
 
-        loss (as in training), nll (each rationale counting alike) and, where the weigher uses
-        answer probes, gold_logp: the log-likelihood of the gold answer after the bare question, in
-        nats a token.
+        loss (as in training: over the problems that have one), nll (each rationale counting alike)
+        and, where the weigher uses answer probes, gold_logp: the log-likelihood of the gold answer
+        after the bare question, in nats a token.
 
         Raises:
             NonFiniteError: on every rank, when one of them met a loss that is not finite.
@@ -607,6 +606,7 @@ class CompactTrainer(Trainer):
                 continue
             counted = [r for r, item in zip(records, items, strict=True) if item.counted]
             sums["loss"] += float(loss) * len(counted)
+            sums["with_loss"] += sum(r.has_loss for r in counted)
             sums["nll"] += sum(sum(r.nll) / len(r.nll) for r in counted)
             if self.weigher.needs_probes:
                 sums["gold_logp"] += sum(r.gains[-1] for r in counted if r.gains is not None)
@@ -619,6 +619,7 @@ class CompactTrainer(Trainer):
                 raise NonFiniteError(bad[0])
             sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
         count = len(dataloader.dataset)
+        sums["loss"] *= count / max(sums.pop("with_loss"), 1)
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in sums.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
@@ -749,7 +750,9 @@ class CompactTrainer(Trainer):
         final = Path(output_dir or self.args.output_dir)
         staged = final / "unfinished-model"
         with _cleared_up(staged, final):
-            shutil.rmtree(staged, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(staged, ignore_errors=True)
+            self.accelerator.wait_for_everyone()  # or one would clear what another has written
             super().save_model(str(staged), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -783,11 +786,19 @@ class CompactTrainer(Trainer):
         return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 
 
-def _as_problems(dataset: Any) -> list[Problem]:
-    """Rows, a path or problems, as problems."""
+def _problems_of(preset: str, dataset: Any) -> list[Problem]:
+    """Rows, a path or problems, as problems: those that a `single:` teacher has a rationale for."""
     if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Problem):
-        return list(dataset)
-    return load_problems(dataset)
+        given = list(dataset)
+    else:
+        given = load_problems(dataset)
+    if not preset.startswith("single:"):
+        return given
+    problems = of_teacher(preset.partition(":")[2], given)
+    if len(problems) < len(given):
+        left = f"{len(given) - len(problems)} of {len(given)}"
+        logger.warning("%s: %s problems have no rationale", preset, left)
+    return problems
 
 
 def _let_cpu_ranks_shard() -> None:
@@ -934,10 +945,20 @@ def _checkpoint_to_resume(run: Path, wanted: str | Path | bool) -> Path:
         problem = damage(Path(wanted))
         if problem is not None:
             raise ValueError(f"resume_from_checkpoint {wanted} cannot be used: {problem}")
-        return Path(wanted)
+        return _with_optimizer(Path(wanted))
     checkpoint, damaged = newest_whole(run)
     if checkpoint is None:
         raise ValueError("; ".join([f"output_dir {run} holds no whole checkpoint", *damaged]))
     for line in damaged:
         logger.warning("%s; going on from %s", line, checkpoint.name)
-    return checkpoint
+    return _with_optimizer(checkpoint)
+
+
+def _with_optimizer(checkpoint: Path) -> Path:
+    """The checkpoint; transformers would go on without optimizer and schedule, and not say so."""
+    if any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*")):
+        return checkpoint
+    raise ValueError(
+        f"resume_from_checkpoint {checkpoint} cannot be used: it was saved with save_only_model, "
+        "without optimizer and schedule; give it as model to start anew from its weights"
+    )

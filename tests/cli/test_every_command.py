@@ -260,6 +260,20 @@ def test_a_folder_with_an_adapter_is_a_model(
     assert scores[0] != scores[1]
 
 
+def test_an_adapter_brings_the_tokenizer_it_was_trained_with(place: Path, adapter: Path) -> None:
+    _, tokenizer = load_student(place / "student")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    tokenizer.save_pretrained(adapter)
+    assert load_student(adapter)[1].chat_template == tokenizer.chat_template
+
+
+def test_evaluation_data_are_evaluated(place: Path, tmp_path: Path) -> None:
+    command = ["train", "--config", str(place / "recipe.yaml"), "--output_dir", str(tmp_path / "r")]
+    assert main([*command, "--eval_data", str(place / "data.jsonl")]) == 0
+    log = json.loads((tmp_path / "r" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in log)
+
+
 def test_an_adapter_is_trained_on(
     place: Path,
     adapter: Path,

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compact import evaluate as module
 from compact.data import load_questions
@@ -296,3 +298,42 @@ def test_retained_texts_name_the_bad_line(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no text"):
         module.read_texts(path)
+
+
+def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp_path):
+    """The names stay the same; what stands behind them does not."""
+    student, questions = tmp_path / "student", tmp_path / "questions.jsonl"
+    shutil.copytree(saved, student)
+    shutil.copy(data, questions)
+    words = ["--model", student, "--data", questions, "--out", tmp_path / "items.jsonl"]
+    words += ["--max_new_tokens", 2, "--limit", 2]
+    assert command(*words) == 0 and command(*words) == 0
+    weights = load_file(student / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, student / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds items of other settings \(weights was"):
+        command(*words)
+    shutil.copy(saved / "model.safetensors", student)
+    assert command(*words) == 0
+    questions.write_text(questions.read_text() + "\n")
+    with pytest.raises(ValueError, match=r"holds items of other settings \(content was"):
+        command(*words)
+
+
+def test_retained_tasks_need_names_of_their_own(saved, data, tmp_path):
+    words = ["--model", saved, "--data", data, "--out", tmp_path / "x.jsonl"]
+    for folder in ("a", "b"):
+        words += ["--retained_task", tmp_path / folder / "test.jsonl"]
+    with pytest.raises(ValueError, match="--retained_task must be files of different names"):
+        command(*words)
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
+    """JSON leaves U+2028 as it is, and str.splitlines cuts there."""
+    out = tmp_path / "items.jsonl"
+    item = {"question_id": "q", "completion": "one\u2028two"}
+    out.write_text(json.dumps(item, ensure_ascii=False) + "\n")
+    module.summary_path(out).write_text('{"settings": {}}')
+    assert module.read_done(out, {}) == {"q": item}
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": item["completion"]}, ensure_ascii=False) + "\n")
+    assert module.read_texts(texts) == [item["completion"]]

@@ -210,3 +210,28 @@ def test_gradient_that_is_not_finite_names_its_parameter(
     assert re.search("step 1: skipped " + message, caplog.text)
     assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
     assert len({row["question_id"] for row in read_scores(tmp_path).to_pylist()}) == 1
+
+
+def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path: Path) -> None:
+    trainer(tmp_path, save_only_model=True, max_steps=1).train()
+    with pytest.raises(ValueError, match="checkpoint-1 cannot be used: it was saved with save_on"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "auto_find_batch_size"])
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is not supported here"):
+        trainer(tmp_path, **{name: 1})
+
+
+def test_evaluation_is_over_the_problems_that_have_a_loss(tmp_path: Path) -> None:
+    """As a training step is: with one teacher, over the problems that it has solved."""
+    rows = zoo.make_rows(("good", "verbose"), 4, seed=0)
+    part = [r for r in rows if r["teacher"] == "good" or r["question_id"] != rows[0]["question_id"]]
+    losses = []
+    for data in (part, [r for r in part if r["question_id"] != rows[0]["question_id"]]):
+        args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, preset="single:verbose")
+        model = build_model(TOKENIZER, 0, hidden=32, layers=1)
+        run = CompactTrainer(model, args, part, data, processing_class=TOKENIZER)
+        losses.append(run.evaluate()["eval_loss"])
+    assert losses[0] > 0 and losses[0] == pytest.approx(losses[1])

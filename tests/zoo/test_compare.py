@@ -50,6 +50,49 @@ def test_compare_writes_tables_and_never_repeats_a_run(tiny, tmp_path, monkeypat
         compare.compare(task, arms, [0], tmp_path, tokens=100)
 
 
+def test_arms_of_like_names_are_runs_of_their_own(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
+    task = compare.zoo_task(
+        "b", problems=8, questions=2, epochs=1, stage="early", cache=tmp_path / "none"
+    )
+    arms = [compare.parse_arm(f"random,seed={seed}") for seed in (1, 2)]
+    arms += [compare.Arm(name, "uniform", {}) for name in ("甲", "乙")]
+    summary = compare.compare(task, arms, [0], tmp_path)
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+    assert summary[0]["weights"] != summary[1]["weights"]
+
+
+def test_changed_data_is_not_given_the_old_result(tmp_path):
+    rows = zoo.make_rows(("good", "verbose"), 2, seed=1)
+    data, test, recipe = (tmp_path / name for name in ("data.jsonl", "test.jsonl", "recipe.yaml"))
+    for file in (data, test):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(f"model: {tmp_path}\n")
+
+    def about():
+        return compare.file_task(str(data), str(test), str(recipe), model=None, limit=None).about
+
+    before = about()
+    assert about() == before
+    for file in (data, test):
+        file.write_text(file.read_text() + "\n")
+        assert about() != before
+        before = about()
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    assert about() != before
+
+
+def test_an_arm_without_any_right_rationale_gives_a_result(tiny, tmp_path, monkeypatch):
+    """Where no rationale is right, `oracle` has nothing to train on."""
+    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
+    monkeypatch.setattr(compare.zoo, "RIGHT", frozenset({"nobody"}))
+    task = compare.zoo_task(
+        "b", problems=8, questions=2, epochs=1, stage="early", cache=tmp_path / "none"
+    )
+    (found,) = compare.compare(task, [compare.parse_arm("oracle")], [0], tmp_path)
+    assert found["right_weight"] == 0.0
+
+
 def test_arm_settings_are_read_and_checked():
     arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
