@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+UNFINISHED_MODEL = "unfinished-model"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -20,8 +21,8 @@ def staging_folder(final: Path) -> Path:
 
 def clear_unfinished(run: Path) -> None:
     """Removes what a killed run left half-written."""
-    for folder in run.glob("unfinished-*"):
-        shutil.rmtree(folder)
+    for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(staged: Path, final: Path) -> None:

@@ -141,7 +141,7 @@ class RecipeConfig:
     lora_dropout: float = _option(0.1, "dropout before the LoRA matrices")
     lora_target_modules: list[str] = _option(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        "layers that get LoRA matrices",
+        "layers that get LoRA matrices, or all-linear",
     )
 
     def __post_init__(self) -> None:
@@ -176,5 +176,8 @@ class RecipeConfig:
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.lora_target_modules,
+            # peft knows the word by itself only, and a recipe gives a list.
+            target_modules="all-linear"
+            if self.lora_target_modules == ["all-linear"]
+            else self.lora_target_modules,
         )

@@ -33,6 +33,8 @@ class Equation(NamedTuple):
 
 _SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
 _LATEX_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|[,;!() ])")
+_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # of Markdown; between digits it is a power
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -91,7 +93,8 @@ def equations(text: str) -> tuple[Equation, ...]:
 
 
 def _plain(text: str) -> str:
-    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
+    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text)))
+    text = text.replace(r"\$", "$").replace(r"\%", "%").replace("&", " ")
     text = text.replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/")
     text = _LATEX_SIGNS.sub(" ", text)
     for sign, plain in _SIGNS.items():

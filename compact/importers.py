@@ -349,6 +349,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
         sources.append((name, Path(path)) if named else (None, Path(text)))
     out = Path(args.out)
+    if out.exists() and any(path.exists() and out.samefile(path) for _, path in sources):
+        raise ValueError(f"--out must be another file than those that are read, got {out}")
     rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
     problems = load_problems(rows)
     out.parent.mkdir(parents=True, exist_ok=True)

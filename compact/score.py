@@ -246,6 +246,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: expected a file, got a directory")
+    if out.exists() and out.samefile(args.data):
+        raise ValueError(f"--out must be another file than the rationales, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:

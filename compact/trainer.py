@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -41,6 +42,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints, set_s
 
 from compact.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.checkpoints import (
+    UNFINISHED_MODEL,
     clear_unfinished,
     damage,
     move_whole,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "compact_state.json"
+_TOKEN = re.compile(r"(--\w*token[ =])\S+")  # a secret on the command line
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
 
@@ -690,7 +693,7 @@ class CompactTrainer(Trainer):
             "versions": {name: version(name) for name in _PACKAGES},
             "status": status,
             "started": started,
-            "command": " ".join(sys.argv),
+            "command": _TOKEN.sub(r"\1<hidden>", " ".join(sys.argv)),
         }
         write_whole(run / "run.json", json.dumps(text, indent=2) + "\n")
 
@@ -722,7 +725,11 @@ class CompactTrainer(Trainer):
             if self.args.should_save:
                 self._keep_callback_states()
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-                compact_state = {"weigher": self.weigher.state_dict(), "gains": self._kept_gains}
+                compact_state = {
+                    "preset": self.args.preset,
+                    "weigher": self.weigher.state_dict(),
+                    "gains": self._kept_gains,
+                }
                 (staged / _STATE_FILE).write_text(json.dumps(compact_state))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -748,7 +755,7 @@ class CompactTrainer(Trainer):
             ValueError: sharded parameters, set up to be saved as shards only.
         """
         final = Path(output_dir or self.args.output_dir)
-        staged = final / "unfinished-model"
+        staged = final / UNFINISHED_MODEL
         with _cleared_up(staged, final):
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -781,6 +788,11 @@ class CompactTrainer(Trainer):
     def _load_compact_state(self, checkpoint: Path) -> int:
         """Restores running statistics and kept gains; returns the checkpoint's step."""
         state = json.loads((checkpoint / _STATE_FILE).read_text())
+        if state.get("preset", self.args.preset) != self.args.preset:
+            raise ValueError(
+                f"preset must be {state['preset']!r} to go on from {checkpoint}, whose running "
+                f"statistics are its own, got {self.args.preset!r}"
+            )
         self.weigher.load_state_dict(state["weigher"])
         self._kept_gains = state["gains"]
         return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])

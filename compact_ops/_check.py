@@ -123,3 +123,8 @@ def gold(op: str, value: GoldAnswers, count: int) -> None:
     tensor(op, "gold.ids", ids, INTS, ["G"])
     tensor(op, "gold.offsets", offsets, INTS, ["P + 1"])
     tensor(op, "gold.problem", problem, INTS, ["M"], M=count)
+
+
+def gold_tensors(value: GoldAnswers | None) -> dict[str, Tensor]:
+    """The fields of gold answers by the name that errors give them."""
+    return {} if value is None else {f"gold.{name}": t for name, t in value._asdict().items()}

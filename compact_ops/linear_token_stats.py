@@ -186,6 +186,7 @@ def linear_token_stats(
         rows=rows,
         bias=bias,
         token_weight=token_weight if isinstance(token_weight, Tensor) else None,
+        **_check.gold_tensors(gold),
     )
     grad = torch.is_grad_enabled()
     train_head = grad and (weight.requires_grad or (bias is not None and bias.requires_grad))

@@ -62,7 +62,9 @@ def row_stats_(
         raise ValueError(f"{_OP}: logits must be contiguous, got strides {logits.stride()}")
     if torch.is_grad_enabled() and logits.requires_grad:
         raise ValueError(f"{_OP}: logits must not require a gradient, they are overwritten")
-    _check.same_device(_OP, logits=logits, target=target, weight=weight, bias=bias)
+    _check.same_device(
+        _OP, logits=logits, target=target, weight=weight, bias=bias, **_check.gold_tensors(gold)
+    )
     if backend() == "reference":
         return reference.row_stats_(
             logits,

@@ -240,10 +240,10 @@ inline void check_head(const char* op, const Tensor& hidden, const Tensor& weigh
   if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
 }
 
-// An int64 index vector of the given length, contiguous, with every entry in [low, high) or equal
-// to `also`.
+// An int64 index vector of the given length, contiguous, with every entry in [0, high) or equal to
+// `also`.
 inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
-                            int64_t high, int64_t also = 0) {
+                            int64_t high, std::optional<int64_t> also = std::nullopt) {
   check_dim(op, name, index, 1);
   check_size(op, name, index, 0, length);
   check_dtype(op, name, index, {ScalarType::Long});

@@ -73,6 +73,8 @@ BAD = [
     ),
     ("score gone.jsonl --model student --out OUT", "gone.jsonl: no such file"),
     ("score data.jsonl --model student --out empty", "expected a file, got a directory"),
+    ("score data.jsonl --model student --out data.jsonl", "--out must be another file"),
+    ("import data.jsonl --out data.jsonl", "--out must be another file"),
     ("compare gone.jsonl --config recipe.yaml --test questions.jsonl --out OUT", "gone.jsonl"),
     ("compare data.jsonl --config gone.yaml --test questions.jsonl --out OUT", "gone.yaml"),
     ("compare data.jsonl --config recipe.yaml --test gone.jsonl --out OUT", "gone.jsonl"),
@@ -265,6 +267,15 @@ def test_an_adapter_brings_the_tokenizer_it_was_trained_with(place: Path, adapte
     tokenizer.chat_template = "{{ messages[0]['content'] }}!"
     tokenizer.save_pretrained(adapter)
     assert load_student(adapter)[1].chat_template == tokenizer.chat_template
+
+
+def test_every_linear_layer_by_one_word(place: Path, tmp_path: Path) -> None:
+    command = ["train", "--config", str(place / "recipe.yaml"), "--output_dir", str(tmp_path / "r")]
+    command += ["--use_peft", "true", "--lora_target_modules", "all-linear", "--max_steps", "1"]
+    assert main(command) == 0
+    assert any(
+        ".gate_proj." in name for name in load_file(tmp_path / "r/adapter_model.safetensors")
+    )
 
 
 def test_evaluation_data_are_evaluated(place: Path, tmp_path: Path) -> None:

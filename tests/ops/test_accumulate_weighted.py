@@ -74,3 +74,13 @@ def test_index_out_of_range(name: str, bad: int) -> None:
     index[name][2] = bad
     with pytest.raises((ValueError, RuntimeError), match=rf"{name}\[2\] must be in .* got {bad}"):
         accumulate_weighted(torch.zeros(4, 2), index["rows"], torch.zeros(3), index["group"], 2)
+
+
+@pytest.mark.parametrize("empty", ["rows", "group"])
+def test_no_index_is_in_an_empty_range(empty: str) -> None:
+    """Not even 0, which would be written to beside the memory."""
+    inputs = {"unit": torch.ones(1, 2), "rows": torch.tensor([0]), "weight": torch.ones(1)}
+    inputs |= {"num_rows": 0} if empty == "rows" else {"num_rows": 1, "weight": torch.ones(0)}
+    group = None if empty == "rows" else torch.tensor([0])
+    with pytest.raises(RuntimeError, match=rf"{empty}\[0\] must be in \[0, 0\), got 0"):
+        accumulate_weighted(**inputs, group=group)

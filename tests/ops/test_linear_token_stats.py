@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compact_ops import linear_token_stats
+from compact_ops import GoldAnswers, linear_token_stats
 from compact_ops.linear_token_stats import plan_head_grad
 from compact_ops.testing import cast, check, head_inputs, head_terms, run
 
@@ -184,6 +184,15 @@ def test_only_nll_is_differentiable() -> None:
         ({"gold": (1, 2)}, TypeError, "gold must be a GoldAnswers"),
         ({"rows": torch.zeros(36, dtype=torch.int64)}, ValueError, "target must have shape"),
         ({"weight": torch.zeros(301, 19, device="meta")}, ValueError, "weight must be on cpu"),
+        (
+            {
+                "gold": GoldAnswers(
+                    *(torch.zeros(n, dtype=torch.int64, device="meta") for n in (1, 2, 37))
+                )
+            },
+            ValueError,
+            "gold.ids must be on cpu",
+        ),
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:

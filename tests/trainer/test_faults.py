@@ -218,6 +218,27 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path: Path) -> None:
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_another_preset_does_not_go_on(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=1).train()
+    with pytest.raises(ValueError, match="preset must be 'uniform' to go on from"):
+        trainer(tmp_path, preset="robust").train(resume_from_checkpoint=True)
+
+
+def test_a_folder_of_a_like_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "unfinished-thoughts").mkdir()
+    trainer(tmp_path, max_steps=1).train()
+    assert (tmp_path / "unfinished-thoughts").exists()
+
+
+def test_a_secret_on_the_command_line_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compact", "train", "--hub_token", "hf_x", "--seed", "1"])
+    trainer(tmp_path, max_steps=1).train()
+    text = (tmp_path / "run.json").read_text()
+    assert "hf_x" not in text and "--hub_token <hidden> --seed 1" in text
+
+
 @pytest.mark.parametrize("name", ["label_smoothing_factor", "auto_find_batch_size"])
 def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is not supported here"):
