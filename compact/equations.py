@@ -7,6 +7,7 @@ checked.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,12 +24,14 @@ class Equation(NamedTuple):
         operands: the numbers on the left, in order.
         result: the number on the right.
         holds: whether the arithmetic is right, up to the rounding that the result shows.
+        right: the numbers of the right side, without signs: what the equation makes known.
     """
 
     key: str
     operands: tuple[str, ...]
     result: str
     holds: bool
+    right: tuple[str, ...]
 
 
 _SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
@@ -38,7 +41,8 @@ _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_LIST_NUMBER = re.compile(r"^\s*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
+_BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space after it: no sign of a number
+_LIST_NUMBER = re.compile(r"^[\s#>]*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
     r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b|_+|\?)"  # 2x, (1/2)x
@@ -99,7 +103,7 @@ def _plain(text: str) -> str:
     text = _LATEX_SIGNS.sub(" ", text)
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
-    return _MIXED.sub(_as_sum, _LIST_NUMBER.sub("", _THOUSANDS.sub("", text)))
+    return _MIXED.sub(_as_sum, _LIST_NUMBER.sub("", _THOUSANDS.sub("", _BULLET.sub("", text))))
 
 
 def _as_sum(mixed: re.Match[str]) -> str:
@@ -207,13 +211,14 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
             computed, said = _value(left, percent), _value(right, percent_right)
             if computed is None or said is None:
                 return None
-            decimals = max(len(t.text.partition(".")[2]) for t in results)
+            decimals = max(len(t.text.partition(".")[2]) for t in results) + 2 * percent_right
             holds = holds or _close(computed, said, decimals)
     names = tuple(_name(t) for t in operands)
     result = _name(results[0]) if len(results) == 1 else _normal_form(right)
     if len(results) == 1 and right[0].text == "-":
         result = f"-{result}"
-    return Equation(f"{_normal_form(left)}={result}", names, result, holds)
+    made = tuple(_name(t) for t in results)
+    return Equation(f"{_normal_form(left)}={result}", names, result, holds, made)
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
@@ -304,4 +309,4 @@ def _value(terms: Sequence[_Term], percent: bool) -> float | None:
         value = total()
     except (ValueError, ZeroDivisionError, RecursionError):
         return None
-    return value if place == len(terms) else None
+    return value if place == len(terms) and math.isfinite(value) else None

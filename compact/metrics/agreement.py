@@ -39,7 +39,7 @@ def grounded_share(prompt: str, steps: Sequence[str]) -> float:
             count += 1
             if equation.holds and known.issuperset(equation.operands):
                 grounded += 1
-                known.add(equation.result)
+                known.update(equation.right)
     return grounded / count if count else 1.0
 
 

@@ -64,6 +64,9 @@ def test_grounded_share() -> None:
     assert grounded_share(prompt, ["7 + 3 = 10", "3 + 4 = 7"]) == 0.5  # 7 is not known yet
     assert grounded_share(prompt, ["3 + 4 = 8", "8 + 3 = 11"]) == 0.0  # carried on
     assert grounded_share(prompt, ["hence"]) == 1.0
+    # What stands on the right is known from there on, written out or with a sign.
+    assert grounded_share(prompt, ["3 * 4 + 3 = 12 + 3 = 15", "15 + 12 = 27"]) == 1.0
+    assert grounded_share(prompt, ["3 - 4 = -1", "-1 + 4 = 3"]) == 1.0
 
 
 def test_agreement_by_hand() -> None:
