@@ -178,7 +178,7 @@ def file_task(
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
-        kwargs = {"dtype": recipe.dtype, **(config.model_init_kwargs or {})}
+        kwargs = config.model_init_kwargs or {}
         student, processing_class = load_student(name, is_trainable=True, **kwargs)
         return student, processing_class, problems, questions
 

@@ -34,6 +34,16 @@ def write_whole(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def check_output(out: Path, *inputs: str | Path) -> None:
+    """Refuses to write over what is read.
+
+    Raises:
+        ValueError: `out` is one of the inputs.
+    """
+    if out.exists() and any(Path(path).exists() and out.samefile(path) for path in inputs):
+        raise ValueError(f"--out must be another file than those that are read, got {out}")
+
+
 def content_of(data: str | Path) -> str:
     """Returns what tells the content of a file from any other: its SHA-256."""
     return hashlib.sha256(Path(data).read_bytes()).hexdigest()

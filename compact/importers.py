@@ -22,7 +22,7 @@ from typing import Any
 
 from compact.answers import extract_answer, normalise_answer
 from compact.data import Text, load_problems
-from compact.files import write_whole
+from compact.files import check_output, write_whole
 from compact.steps import find_marker
 
 EPILOG = """example:
@@ -349,8 +349,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
         sources.append((name, Path(path)) if named else (None, Path(text)))
     out = Path(args.out)
-    if out.exists() and any(path.exists() and out.samefile(path) for _, path in sources):
-        raise ValueError(f"--out must be another file than those that are read, got {out}")
+    check_output(out, *(path for _, path in sources))
     rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
     problems = load_problems(rows)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -60,8 +61,10 @@ def read_settings(
         if owner is None:
             raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
         values[owner][key] = _converted(value, types_[owner][key], f"{where}: {key}")
-    config = RecipeConfig(**values[RecipeConfig])
-    return config, CompactConfig(**values[CompactConfig])
+    recipe_config = RecipeConfig(**values[RecipeConfig])
+    config = CompactConfig(**values[CompactConfig])
+    config.model_init_kwargs = {"dtype": recipe_config.dtype, **(config.model_init_kwargs or {})}
+    return recipe_config, config
 
 
 def known_keys() -> list[str]:
@@ -135,8 +138,11 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     choices = typing.get_args(hint) if _is_union(hint) else (hint,)
     if any(_is_enum(choice) for choice in choices):
         choices = tuple(choice for choice in choices if choice is not str)  # the members' names
-    if any(_is_mapping(choice) for choice in choices) and str(value).startswith("{"):
-        choices = tuple(choice for choice in choices if choice is not str)  # a path, else
+    mapping = any(_is_mapping(choice) for choice in choices)
+    if mapping and isinstance(value, str) and value.startswith("{"):  # quoted, in a recipe
+        choices = tuple(choice for choice in choices if choice is not str)  # not a path
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
     for choice in choices:
         result, fits = _fit(value, choice)
         if fits:
@@ -188,11 +194,6 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
         fitted = [_fit(i, item) for i in items]
         return [i for i, _ in fitted], all(fits for _, fits in fitted)
     if _is_mapping(hint):
-        if isinstance(value, str) and value.startswith("{"):  # quoted, in a recipe
-            try:
-                value = yaml.safe_load(value)
-            except yaml.YAMLError:
-                return value, False
         return value, isinstance(value, Mapping)
     if _is_enum(hint):
         value = "no" if value is False else value  # YAML reads no as false

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems, of_teacher
 from compact.encode import encode_problem
-from compact.files import content_of, content_of_student, write_whole
+from compact.files import check_output, content_of, content_of_student, write_whole
 from compact.forward import run_pass
 from compact.layout import choose_layout
 from compact.metrics import AXES
@@ -246,8 +246,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: expected a file, got a directory")
-    if out.exists() and out.samefile(args.data):
-        raise ValueError(f"--out must be another file than the rationales, got {out}")
+    check_output(out, args.data)
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:

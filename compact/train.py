@@ -83,7 +83,6 @@ def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
     if evals and config.eval_strategy == IntervalStrategy.NO:
         config.eval_strategy, config.do_eval = IntervalStrategy.EPOCH, True
-    config.model_init_kwargs = {"dtype": recipe.dtype, **(config.model_init_kwargs or {})}
     try:
         trainer = CompactTrainer(
             recipe.model,

@@ -186,20 +186,16 @@ class CompactTrainer(Trainer):
             set_seed(args.seed)  # LoRA matrices start at random
             model = get_peft_model(model, peft_config)
 
-        def encode(problems: Sequence[Problem]) -> ProblemDataset:
-            length = args.max_length
+        def encode(dataset: Any) -> ProblemDataset:
+            length, problems = args.max_length, _problems_of(args.preset, dataset)
             return ProblemDataset(
                 [encode_problem(p, processing_class, max_length=length) for p in problems]
             )
 
         if isinstance(eval_dataset, Mapping):
-            evals: Any = {
-                name: encode(_problems_of(args.preset, e)) for name, e in eval_dataset.items()
-            }
+            evals: Any = {name: encode(e) for name, e in eval_dataset.items()}
         else:
-            evals = (
-                None if eval_dataset is None else encode(_problems_of(args.preset, eval_dataset))
-            )
+            evals = None if eval_dataset is None else encode(eval_dataset)
         if args.n_gpu > 1:
             logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
             args._n_gpu = 1

@@ -17,6 +17,15 @@ def tiny():
     return lambda: (build_model(tokenizer, 0, hidden=16, layers=1), tokenizer)
 
 
+@pytest.fixture
+def task(tiny, tmp_path, monkeypatch):
+    """Zoo B in small, with an untrained student."""
+    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
+    return compare.zoo_task(
+        "b", problems=8, questions=4, epochs=1, stage="early", cache=tmp_path / "none"
+    )
+
+
 def test_every_word_of_the_zoo_has_a_token(tiny):
     _, tokenizer = tiny()
     for row in zoo.make_rows(tuple(zoo.TEACHERS), 60, seed=9):
@@ -26,11 +35,7 @@ def test_every_word_of_the_zoo_has_a_token(tiny):
         assert tokenizer.decode(ids) == text
 
 
-def test_compare_writes_tables_and_never_repeats_a_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
-    task = compare.zoo_task(
-        "b", problems=8, questions=4, epochs=1, stage="early", cache=tmp_path / "none"
-    )
+def test_compare_writes_tables_and_never_repeats_a_run(task, tmp_path, monkeypatch):
     arms = [compare.parse_arm(text) for text in ("uniform", "single:honest", "oracle")]
     summary = compare.compare(task, arms, [0, 1], tmp_path)
     by_name = {arm["name"]: arm for arm in summary}
@@ -50,11 +55,7 @@ def test_compare_writes_tables_and_never_repeats_a_run(tiny, tmp_path, monkeypat
         compare.compare(task, arms, [0], tmp_path, tokens=100)
 
 
-def test_arms_of_like_names_are_runs_of_their_own(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
-    task = compare.zoo_task(
-        "b", problems=8, questions=2, epochs=1, stage="early", cache=tmp_path / "none"
-    )
+def test_arms_of_like_names_are_runs_of_their_own(task, tmp_path):
     arms = [compare.parse_arm(f"random,seed={seed}") for seed in (1, 2)]
     arms += [compare.Arm(name, "uniform", {}) for name in ("甲", "乙")]
     summary = compare.compare(task, arms, [0], tmp_path)
@@ -82,13 +83,9 @@ def test_changed_data_is_not_given_the_old_result(tmp_path):
     assert about() != before
 
 
-def test_an_arm_without_any_right_rationale_gives_a_result(tiny, tmp_path, monkeypatch):
+def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path, monkeypatch):
     """Where no rationale is right, `oracle` has nothing to train on."""
-    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
     monkeypatch.setattr(compare.zoo, "RIGHT", frozenset({"nobody"}))
-    task = compare.zoo_task(
-        "b", problems=8, questions=2, epochs=1, stage="early", cache=tmp_path / "none"
-    )
     (found,) = compare.compare(task, [compare.parse_arm("oracle")], [0], tmp_path)
     assert found["right_weight"] == 0.0
 
