@@ -27,13 +27,13 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
-# Editable: libraries land in compact_ops/ and compact/. ninja makes this a no-op when nothing changed.
+# Editable: libraries land in compact_ops/ and compact/graphs/. ninja makes this a no-op when nothing changed.
 native: $(VENV)/.ready  ## rebuild the native libraries in place after an edit under csrc/
 	@PATH="$(BIN):$$PATH" cmake --build build/native -j $(JOBS)
 	@PATH="$(BIN):$$PATH" cmake --install build/native > /dev/null
 
 demo: native  ## the main job on a small embedded default: four teachers, one of which misleads
-	$(PY) -m compact.demo
+	$(PY) -m compact demo
 
 test: native  ## every test that ends within CI's limits
 	$(PY) -m pytest -n $(JOBS) -m "not slow and not cuda and not nvcc"
@@ -67,4 +67,4 @@ format: native  ## rewrite in the project's format
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' | grep -E '\.(cpp|cu|cuh|h|inl)$$')
 
 clean:  ## remove what was built (not the environment)
-	rm -rf build dist *.egg-info compact_ops/*.so compact/*.so
+	rm -rf build dist *.egg-info compact_ops/*.so compact/graphs/*.so

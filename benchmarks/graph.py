@@ -2,7 +2,7 @@
 
 P problems of K rationales of S steps each hold numbers and equations. From the steps as arrays
 both ways match steps, join classes by edges, cut cycles, find the mainstream and score every
-rationale. `loops` is also the specification that tests/metrics/test_step_graphs.py holds the native
+rationale. `loops` is also the specification that tests/graphs/test_step_graphs.py holds the native
 code to.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
+from compact.graphs.step_graphs import THRESHOLD, Steps, build_graphs, describe_steps
 from compact.metrics.step_graph import MAINSTREAM_BONUS, consensus
-from compact.step_graphs import THRESHOLD, Steps, build_graphs, describe_steps
 
 SHAPES = ({"P": 1000, "K": 8, "S": 12}, {"P": 100, "K": 8, "S": 12})
 DTYPES = ("float32",)

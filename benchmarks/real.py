@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import ROOT
-from compact import zoo
 from compact.data import Problem, Rationale, load_problems
+from compact.lab import zoo
 from compact.student import load_student, smollm2_path
 
 SVAMP = ROOT.parent / "shared/data/svamp/train.jsonl"

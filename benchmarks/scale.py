@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.step import LORA_TARGETS, padded_rows, watched
 from benchmarks.students import size
-from compact.forward import run_pass
-from compact.packing import build_batch
 from compact.passes import EncodedProblem, EncodedRationale
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher
 
@@ -107,10 +107,10 @@ def rows_of(problems: Sequence[EncodedProblem]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def compact_loss(
-    taken: Student, problems: Sequence[EncodedProblem], weigher: Weigher, layout: Any, probes: bool
+    taken: Student, problems: Sequence[EncodedProblem], weigher: Weigher, layout: Any, leaves: bool
 ) -> Tensor:
     """The loss of a batch as the trainer computes it: the mean over its problems."""
-    batch = build_batch(problems, layout=layout, probes=probes, pad_token_id=PAD)
+    batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=PAD)
     live, _, pass_ = run_pass(taken, batch)
     weight = weigher(pass_).weight
     token_weight = (weight / batch.token_offsets.diff())[batch.rationale]
@@ -157,7 +157,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         return expected
 
     def robust_weight() -> Tensor:
-        batch = build_batch(problems, layout="tree", probes=True, pad_token_id=PAD)
+        batch = build_batch(problems, layout="tree", leaves=True, pad_token_id=PAD)
         with torch.no_grad():
             return robust(run_pass(taken, batch)[2]).weight
 
@@ -168,8 +168,8 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         ids, mask, labels = rows_of(problems)
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
-    def ours(weigher: Weigher, layout: str, probes: bool) -> Callable[[], Tensor]:
-        return lambda: compact_loss(taken, problems, weigher, layout, probes)
+    def ours(weigher: Weigher, layout: str, leaves: bool) -> Callable[[], Tensor]:
+        return lambda: compact_loss(taken, problems, weigher, layout, leaves)
 
     even = reference(lambda: torch.full((shape["P"] * shape["K"],), 1.0 / shape["K"]))
     return {

@@ -36,14 +36,14 @@ from torch import Tensor
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.real import problems, smollm2
 from benchmarks.trl_sft import trl_sft
-from compact.consistency import consistency_loss
-from compact.encode import encode_problem
-from compact.forward import run_pass
-from compact.metrics.probe import OTHER_WORDS
-from compact.packing import build_batch, tree_length
+from compact.metrics.probe import OTHER_WORDS, thinking_ids
 from compact.passes import EncodedProblem
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch, tree_length
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher
+from compact.weighting.consistency import consistency_loss
 
 SHAPES = ({"K": 4, "layout": "tree"},)
 DTYPES = ("float32",)
@@ -129,11 +129,11 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
 
 
 def compact_loss(
-    taken: Student, problem: EncodedProblem, weigher: Weigher, layout: Any, pad: int, probes: bool
+    taken: Student, problem: EncodedProblem, weigher: Weigher, layout: Any, pad: int, leaves: bool
 ) -> Tensor:
     """The loss of one question as the trainer computes it."""
     layout = "padded" if weigher.needs_padded else layout
-    batch = build_batch([problem], layout=layout, probes=probes, pad_token_id=pad)
+    batch = build_batch([problem], layout=layout, leaves=leaves, pad_token_id=pad)
     live, hidden, pass_ = run_pass(taken, batch)
     weight = weigher(pass_).weight
     token_weight = (weight / batch.token_offsets.diff())[batch.rationale]
@@ -188,11 +188,11 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         ids, mask, labels = padded_rows(problem, pad)
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
-    def ours(weigher: Weigher, probes: bool) -> Callable[[], Tensor]:
-        return lambda: compact_loss(taken, problem, weigher, layout, pad, probes)
+    def ours(weigher: Weigher, leaves: bool) -> Callable[[], Tensor]:
+        return lambda: compact_loss(taken, problem, weigher, layout, pad, leaves)
 
     uniform, released, robust = map(make_weigher, ("uniform", "released", "robust"))
-    thinking = taken.thinking_ids
+    thinking = thinking_ids(taken.processing_class)
     published = functools.partial(released_loss, model, problem, thinking, pad)
 
     def checkpointed() -> Tensor:
@@ -221,7 +221,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         return reference(lambda: plain_loss(model, problem, pad, weight_of()))
 
     def robust_weight() -> Tensor:
-        batch = build_batch([problem], layout=layout, probes=True, pad_token_id=pad)
+        batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=pad)
         with torch.no_grad():
             return robust(run_pass(taken, batch)[2]).weight
 

@@ -20,9 +20,9 @@ import torch
 from benchmarks.harness import ROOT, commit, machine
 from benchmarks.real import CORPUS, problems
 from benchmarks.step import student
-from compact.encode import encode_problem
-from compact.forward import run_pass
-from compact.packing import build_batch
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 
 STEPS, HELD_OUT, TEACHERS = 24, 6, 2
 LEARNING_RATE, WARM_UP = 1e-3, 5  # the rate of recipes/svamp.yaml
@@ -57,7 +57,7 @@ def train(arm: str) -> dict[str, object]:
     found: dict[str, list[float]] = {"losses": [], "held_out": []}
     for step, problem in enumerate(given):
         batch = build_batch(
-            [problem], layout="tree", probes=False, pad_token_id=tokenizer.pad_token_id
+            [problem], layout="tree", leaves=False, pad_token_id=tokenizer.pad_token_id
         )
         half = torch.autocast("cpu", torch.bfloat16)
         learns = step < STEPS

@@ -1,5 +1,57 @@
 """COMPACT: multi-teacher chain-of-thought distillation for small students.
 
-`CompactTrainer` trains, `CompactConfig` holds its settings; each command of `compact` has a module
-of its own name. The guides say how they are used.
+`CompactTrainer` trains and `CompactConfig` holds its settings. The names below are imported when
+they are first used, so that a process that only reads answers loads no torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compact.config import CompactConfig as CompactConfig
+    from compact.data import load_problems as load_problems
+    from compact.data import load_questions as load_questions
+    from compact.metrics import register as register_metric  # noqa: F401
+    from compact.passes import Pass as Pass
+    from compact.student import Student as Student
+    from compact.student import load_student as load_student
+    from compact.trainer import CompactTrainer as CompactTrainer
+    from compact.trainer import read_scores as read_scores
+    from compact.weighting import Preset as Preset
+    from compact.weighting import make_weigher as make_weigher
+    from compact.weighting import register_policy as register_policy
+    from compact.weighting import register_preset as register_preset
+
+# Public name -> (module, its name there).
+_PUBLIC = {
+    "CompactConfig": ("compact.config", "CompactConfig"),
+    "CompactTrainer": ("compact.trainer", "CompactTrainer"),
+    "Pass": ("compact.passes", "Pass"),
+    "Preset": ("compact.weighting", "Preset"),
+    "Student": ("compact.student", "Student"),
+    "load_problems": ("compact.data", "load_problems"),
+    "load_questions": ("compact.data", "load_questions"),
+    "load_student": ("compact.student", "load_student"),
+    "make_weigher": ("compact.weighting", "make_weigher"),
+    "read_scores": ("compact.trainer", "read_scores"),
+    "register_metric": ("compact.metrics", "register"),
+    "register_policy": ("compact.weighting", "register_policy"),
+    "register_preset": ("compact.weighting", "register_preset"),
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from compact.answers import answers_match, extract_answer, parse_number
-from compact.steps import find_marker
+from compact.text.steps import find_marker
 
 Kind = Literal["auto", "number", "choice", "math"]
 KINDS: tuple[Kind, ...] = ("auto", "number", "choice", "math")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
-
-from compact.student import holds_adapter
-
-logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -30,7 +25,12 @@ class CompactConfig(TrainingArguments):
     """
 
     # `overrides` may be JSON on the command line, like transformers' own dict fields.
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "overrides", "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "overrides",
+        "strategy_options",
+        "model_init_kwargs",
+    ]
 
     preset: str = _option(
         "robust",
@@ -41,12 +41,16 @@ class CompactConfig(TrainingArguments):
         None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
     )
     max_length: int = _option(2560, "longest prompt plus completion, in tokens")
-    packing: Literal["auto", "tree", "padded"] = _option(
+    strategy: str | None = _option(
+        None, "distillation method besides the weighting, see `compact strategies`"
+    )
+    strategy_options: dict[str, Any] | str | None = _option(None, "arguments of the strategy")
+    layout: Literal["auto", "tree", "padded"] = _option(
         "auto",
         "tree: a problem is one row and its rationales are branches; padded: a row a rationale",
     )
-    probe_every: int = _option(
-        1, "answer probes run every n-th step; in between, a problem keeps its last gains"
+    leaf_every: int = _option(
+        1, "answer leaves run every n-th step; in between, a problem keeps its last ones"
     )
     head_grad: Literal["auto", "frozen", "stash", "recompute"] = _option(
         "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
@@ -86,7 +90,7 @@ class CompactConfig(TrainingArguments):
         """
         for name, least in (
             ("max_length", 2),
-            ("probe_every", 1),
+            ("leaf_every", 1),
             ("per_device_train_batch_size", 1),
             ("per_device_eval_batch_size", 1),
             ("gradient_accumulation_steps", 1),
@@ -98,7 +102,7 @@ class CompactConfig(TrainingArguments):
         if not 0.0 <= self.filter_eps < 1.0:
             raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
         for name, allowed in (
-            ("packing", ("auto", "tree", "padded")),
+            ("layout", ("auto", "tree", "padded")),
             ("head_grad", ("auto", "frozen", "stash", "recompute")),
             ("on_nonfinite", ("stop", "skip")),
             ("train_sampling_strategy", ("random", "sequential")),
@@ -115,7 +119,7 @@ class CompactConfig(TrainingArguments):
             if getattr(self, name):
                 raise ValueError(f"{name} is not supported here, got {getattr(self, name)!r}")
         super().__post_init__()
-        for name in ("overrides", "model_init_kwargs"):
+        for name in ("overrides", "strategy_options", "model_init_kwargs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} must be a mapping, got {value!r}")
@@ -152,32 +156,3 @@ class RecipeConfig:
         """
         if self.max_problems is not None and self.max_problems < 1:
             raise ValueError(f"max_problems must be at least 1, got {self.max_problems}")
-
-    def peft_config(self) -> Any:
-        """Returns the LoraConfig; None when every weight is trained, or the model's own adapter.
-
-        Raises:
-            ValueError: every weight is to be trained of a model that is an adapter.
-        """
-        if self.model is not None and holds_adapter(self.model):
-            if not self.use_peft:
-                raise ValueError(
-                    f"use_peft must be true with {self.model}, which holds an adapter: merge it "
-                    "into its student first to train every weight"
-                )
-            logger.warning("%s: its adapter is trained on, lora_* do not count", self.model)
-            return None
-        if not self.use_peft:
-            return None
-        from peft import LoraConfig
-
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            # peft knows the word by itself only, and a recipe gives a list.
-            target_modules="all-linear"
-            if self.lora_target_modules == ["all-linear"]
-            else self.lora_target_modules,
-        )

@@ -46,7 +46,7 @@ def test_sdist_builds_a_wheel_with_the_libraries(tmp_path: Path) -> None:
     (tmp_path / "wheel").mkdir()
     names = _build_wheel(source, tmp_path / "wheel")
     assert "compact_ops/libcompact_cpu.so" in names
-    assert any(n.startswith("compact/_graph") and n.endswith(".so") for n in names)
+    assert any(n.startswith("compact/graphs/_graph") and n.endswith(".so") for n in names)
     assert "compact_ops/py.typed" in names
     assert not any(n.startswith(("tests/", "benchmarks/", "csrc/")) for n in names)
 

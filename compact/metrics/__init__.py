@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from compact.passes import Pass
+from compact.registry import Registry, unknown
 
 Axis = Literal["adaptability", "consensus", "difficulty"]
 AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
@@ -42,28 +43,28 @@ class Metric:
         name: what users write.
         axis: the axis on which it may be used.
         score: the function from a pass to [R] float scores.
-        needs_probes: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
+        needs_leaves: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
         needs_padded: it needs one row a rationale, the way the released code pads.
         needs_leaf_hidden: it reads `Pass.leaf_hidden` too, so leaves kept from an earlier step will
-            not do: with probe_every > 1 the trainer refuses it.
+            not do: with leaf_every > 1 the trainer refuses it.
     """
 
     name: str
     axis: Axis
     score: Callable[[Pass], Tensor]
-    needs_probes: bool = False
+    needs_leaves: bool = False
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
 
 
-_metrics: dict[str, Metric] = {}
+METRICS: Registry[Metric] = Registry("metric")
 
 
 def register(
     name: str,
     *,
     axis: Axis,
-    needs_probes: bool = False,
+    needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
@@ -78,17 +79,15 @@ def register(
         raise ValueError(f"register: axis must be one of {', '.join(AXES)}, got {axis!r}")
 
     def add(score: Callable[[Pass], Tensor]) -> Callable[[Pass], Tensor]:
-        taken = _metrics.get(name)
-        if taken is not None and taken.score.__qualname__ != score.__qualname__:
-            raise ValueError(f"register: name {name!r} is taken by {taken.score.__qualname__}")
-        _metrics[name] = Metric(
+        metric = Metric(
             name=name,
             axis=axis,
             score=_without_forward(name, score),
-            needs_probes=needs_probes or needs_leaf_hidden,
+            needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
         )
+        METRICS.add(name, metric, score)
         return score
 
     return add
@@ -127,17 +126,16 @@ def get_metric(name: str, axis: Axis | None = None) -> Metric:
         ValueError: if it is unknown or belongs to another axis than the one asked for; the message
             lists what there is.
     """
-    metric = _metrics.get(name)
-    if metric is None or axis not in (None, metric.axis):
-        known = ", ".join(m for m in metric_names(axis))
+    names = metric_names(axis)
+    if name not in names:
         what = "metric" if axis is None else f"metric of {axis}"
-        raise ValueError(f"{what} must be one of {known}, got {name!r}")
-    return metric
+        raise ValueError(unknown(what, name, names))
+    return METRICS[name]
 
 
 def metric_names(axis: Axis | None = None) -> list[str]:
     """Returns the sorted names of all metrics, or of those of one axis."""
-    return sorted(name for name, m in _metrics.items() if axis in (None, m.axis))
+    return sorted(name for name, m in METRICS.items() if axis in (None, m.axis))
 
 
 for _name in _BUILT_IN:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from compact.answers import answers_match
-from compact.equations import equations, numbers
 from compact.metrics import register
 from compact.metrics.gain import final_level
 from compact.passes import EncodedProblem, Pass
+from compact.text.equations import equations, numbers
 
 
 def grounded_share(prompt: str, steps: Sequence[str]) -> float:
@@ -68,7 +68,7 @@ def _trust(problem: EncodedProblem, level: Tensor) -> Tensor:
     return trust if bool(trust.any()) else torch.ones_like(trust)
 
 
-@register("agreement", axis="consensus", needs_probes=True)
+@register("agreement", axis="consensus", needs_leaves=True)
 def agreement(pass_: Pass) -> Tensor:
     """Returns [R] agreement + grounded share, in 0..2."""
     batch = pass_.batch

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from compact.metrics import register
-from compact.metrics.segments import segment_of, segment_sum
 from compact.passes import Pass
+from compact.passes.segments import segment_of, segment_sum
 
 RHO = 0.5
 LEAST_EPIPHANY = 0.1
@@ -64,7 +64,7 @@ def step_gains(pass_: Pass) -> Gains:
         return pass_.cache["step_gains"]  # type: ignore[return-value]
     batch = pass_.batch
     if bool((batch.question_leaf < 0).any()):
-        raise ValueError("gain: batch must be built with probes=True, got no answer leaves")
+        raise ValueError("gain: batch must be built with leaves=True, got no answer leaves")
     offsets = batch.leaf_offsets
     level = pass_.leaf_logp[: int(offsets[-1])]
     start = pass_.leaf_logp[batch.question_leaf][batch.problem]
@@ -97,7 +97,7 @@ def final_level(pass_: Pass) -> Tensor:
     return torch.where(gains.offsets.diff() > 0, gains.level[last], gains.start)
 
 
-@register("gain", axis="adaptability", needs_probes=True)
+@register("gain", axis="adaptability", needs_leaves=True)
 def gain(pass_: Pass) -> Tensor:
     """Returns [R] A_k in nats."""
     gains = step_gains(pass_)

@@ -31,7 +31,7 @@ def cue_states(pass_: Pass) -> Tensor:
     batch = pass_.batch
     if pass_.leaf_hidden is None:
         raise ValueError(
-            "gold-weighted: batch must be built with probes=True, got no answer leaves"
+            "gold-weighted: batch must be built with leaves=True, got no answer leaves"
         )
     leaf = torch.where(
         batch.leaf_offsets.diff() > 0,
@@ -39,8 +39,8 @@ def cue_states(pass_: Pass) -> Tensor:
         batch.question_leaf[batch.problem],
     )
     # The first probe token of a leaf is predicted by the last cue token.
-    first = torch.searchsorted(batch.probe_leaf, leaf)
-    return pass_.leaf_hidden.flatten(0, 1)[batch.probe_rows[first]]
+    first = torch.searchsorted(batch.leaf_index, leaf)
+    return pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows[first]]
 
 
 @register("gold-weighted", axis="consensus", needs_leaf_hidden=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from compact.metrics import register
-from compact.metrics.segments import segment_mean
 from compact.passes import Pass
+from compact.passes.segments import segment_mean
 
 
 def linear_hsic(states: Tensor, level: Tensor, offsets: Tensor) -> Tensor:

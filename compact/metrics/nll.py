@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from compact.metrics import register
-from compact.metrics.segments import segment_mean
 from compact.passes import Pass
+from compact.passes.segments import segment_mean
 
 
 @register("nll", axis="difficulty")

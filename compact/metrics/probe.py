@@ -9,13 +9,15 @@ nothing: the gold logits lie in rows that the head computes anyway.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from compact.metrics import register
-from compact.metrics.segments import segment_sum
 from compact.passes import Pass
+from compact.passes.segments import segment_sum
 
 THINKING_WORDS = (
     *("Therefore", "Thus", "Hence", "So", "Consequently", "Wait", "But", "However", "Although"),
@@ -26,6 +28,7 @@ OTHER_WORDS = 0.1
 """Mask of tokens that are no thinking word."""
 
 
+@lru_cache(maxsize=8)
 def thinking_ids(processing_class: PreTrainedTokenizerBase) -> Tensor:
     """Returns [n] int64 sorted ids of the thinking words of one token, bare or after a space."""
     forms = [space + word for word in THINKING_WORDS for space in ("", " ")]
@@ -39,10 +42,11 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
     Raises:
         ValueError: if the student was made without its tokenizer.
     """
-    words = pass_.student.thinking_ids
-    if words is None:
+    processing_class = pass_.student.processing_class
+    if processing_class is None:
         raise ValueError("probe: student must be made with its processing_class, got none")
-    return torch.where(torch.isin(token_ids, words.to(token_ids.device)), 1.0, OTHER_WORDS)
+    words = thinking_ids(processing_class).to(token_ids.device)
+    return torch.where(torch.isin(token_ids, words), 1.0, OTHER_WORDS)
 
 
 @register("probe", axis="adaptability")

@@ -27,10 +27,10 @@ def probe_released(pass_: Pass) -> Tensor:
     batch, student = pass_.batch, pass_.student
     if batch.layout != "padded":
         raise ValueError(f"probe-released: batch layout must be padded, got {batch.layout}")
-    width = batch.input_ids.shape[1]
+    width = batch.main.input_ids.shape[1]
     row_of = batch.prompt_rows // width
-    lengths = batch.attention_mask.sum(dim=1)
-    mask = thinking_mask(batch.input_ids, pass_)
+    lengths = batch.main.attention_mask.sum(dim=1)
+    mask = thinking_mask(batch.main.input_ids, pass_)
     scores = []
     for index in range(len(batch.problems)):
         mine = row_of[batch.problem_offsets[index] : batch.problem_offsets[index + 1]]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compact.graphs.step_graphs import Graphs, Steps, build_graphs, describe_steps
 from compact.metrics import register
 from compact.passes import Batch, Pass
-from compact.step_graphs import Graphs, Steps, build_graphs, describe_steps
 
 MAINSTREAM_BONUS = 0.5
 

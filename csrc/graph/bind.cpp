@@ -1,4 +1,4 @@
-// Binds the graph assembly to Python as compact._graph: numpy arrays in, numpy arrays out.
+// Binds the graph assembly to Python as compact.graphs._graph: numpy arrays in, numpy arrays out.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

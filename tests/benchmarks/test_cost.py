@@ -54,15 +54,15 @@ def test_operations_by_hand():
 
 
 def test_leaves_and_tokens_are_those_of_the_batch():
-    from compact.packing import build_batch
+    from compact.passes.packing import build_batch
 
     shape = {"K": 3, "Q": 11, "T": 64, "V": 50}
-    batch = build_batch(scale.synthetic(2, shape, 0), layout="tree", probes=True, pad_token_id=2)
+    batch = build_batch(scale.synthetic(2, shape, 0), layout="tree", leaves=True, pad_token_id=2)
     work = Work(SMALL, 50, teachers=3, prompt=11, rationale=64, problems=2)
-    assert batch.input_ids.numel() == work.tree_tokens
+    assert batch.main.input_ids.numel() == work.tree_tokens
     assert len(batch.leaf_step) == 2 * work.leaves
-    assert batch.leaf_input_ids.numel() == 2 * work.leaves * (scale.CUE + scale.GOLD - 1)
-    assert len(batch.probe_target) == 2 * work.leaves * scale.GOLD
+    assert batch.leaves.input_ids.numel() == 2 * work.leaves * (scale.CUE + scale.GOLD - 1)
+    assert len(batch.leaf_target) == 2 * work.leaves * scale.GOLD
     ids, mask, labels = scale.rows_of(scale.synthetic(2, shape, 0))
     assert ids.numel() == work.sft_tokens and bool(mask.all())
     assert int((labels != -100).sum()) == len(batch.target)

@@ -12,16 +12,15 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 torch.set_num_threads(1)
 
-from test_trajectories import TEACHERS, WEIGHED, rows_of  # noqa: E402
-
-import compact.trainer  # noqa: E402
+import compact.trainer.loss  # noqa: E402
 from compact.config import CompactConfig  # noqa: E402
-from compact.runlog import read_scores  # noqa: E402
+from compact.lab.zoo_student import build_model, build_tokenizer  # noqa: E402
 from compact.trainer import CompactTrainer, NonFiniteError  # noqa: E402
-from compact.zoo_student import build_model, build_tokenizer  # noqa: E402
+from compact.trainer.runlog import read_scores  # noqa: E402
+from helpers.trajectories import TEACHERS, WEIGHED, rows_of  # noqa: E402
 
 PROBLEMS = 7  # a step of four and one of three: the last round leaves a rank without a problem
 SAVING = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -40,7 +39,7 @@ def start(folder: Path, *, resume: bool = False, **settings: Any) -> CompactTrai
     values: dict[str, Any] = {
         "output_dir": str(folder),
         **WEIGHED,
-        "probe_every": 2,
+        "leaf_every": 2,
         "max_length": 400,
         "num_train_epochs": 2,
         "per_device_train_batch_size": 1,
@@ -87,7 +86,7 @@ def outcome(trainer: CompactTrainer) -> dict[str, Any]:
 
 def poison(question_id: str) -> None:
     """Makes the token losses of a problem NaN, as an overflow in the student would."""
-    run_pass = compact.trainer.run_pass
+    run_pass = compact.trainer.loss.run_pass
 
     def poisoned(student: Any, batch: Any, **settings: Any) -> Any:
         live, hidden, pass_ = run_pass(student, batch, **settings)
@@ -97,7 +96,7 @@ def poison(question_id: str) -> None:
             pass_ = replace(pass_, stats=pass_.stats._replace(nll=bad.detach()))
         return live, hidden, pass_
 
-    compact.trainer.run_pass = poisoned
+    compact.trainer.loss.run_pass = poisoned
 
 
 def count_gathers() -> list[list[str]]:

@@ -91,9 +91,9 @@ def test_one_process_names_the_problem_too(tmp_path: Path, monkeypatch: pytest.M
     """The same NaN with one process: `stop` names problem and teacher."""
     from ranks import poison, start
 
-    import compact.trainer
+    import compact.trainer.loss
 
-    monkeypatch.setattr(compact.trainer, "run_pass", compact.trainer.run_pass)
+    monkeypatch.setattr(compact.trainer.loss, "run_pass", compact.trainer.loss.run_pass)
     poison("zoo-11-00002")
     with pytest.raises(NonFiniteError, match="'zoo-11-00002', teacher 'good-0'.*is nan"):
         start(tmp_path, num_train_epochs=1, eval_strategy="no")

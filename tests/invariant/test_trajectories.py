@@ -14,58 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from compact import zoo
-from compact.config import CompactConfig
 from compact.data import load_problems
-from compact.encode import encode_problem
-from compact.trainer import CompactTrainer
-from compact.zoo_student import build_model, build_tokenizer
-
-TEACHERS = ("good", "verbose", "wrong-step")
-# Weights far from uniform from the first step on, probes, running statistics, consistency term.
-WEIGHED: dict[str, Any] = {
-    "preset": "paper",
-    "overrides": {"adaptability": "gain", "eps": 0.0, "shrink": 0.5},
-}
-
-
-def rows_of(*teachers: str, problems: int = 4) -> list[dict[str, str]]:
-    """Rows of a zoo; a teacher named twice becomes two with the same text."""
-    rows = zoo.make_rows(sorted(set(teachers)), problems, seed=11)
-    by = {(r["question_id"], r["teacher"]): r for r in rows}
-    questions = sorted({r["question_id"] for r in rows})
-    return [by[q, t] | {"teacher": f"{t}-{i}"} for q in questions for i, t in enumerate(teachers)]
-
-
-def train(
-    folder: Path, rows: list[dict[str, str]], **settings: Any
-) -> tuple[list[float], torch.Tensor]:
-    """Trains a tiny student for two steps of four problems; its losses and its parameters."""
-    values: dict[str, Any] = {
-        "output_dir": str(folder),
-        "preset": "uniform",
-        "max_length": 400,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "adam_epsilon": 1e-3,  # no step of full size where a gradient is only rounding
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 3,
-    }
-    tokenizer = build_tokenizer()
-    trainer = CompactTrainer(
-        build_model(tokenizer, seed=0, layers=2),
-        CompactConfig(**values | settings),
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes.encode import encode_problem
+from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
 
 
 def assert_same(one: Any, two: Any, tolerance: float = 2e-5) -> None:
@@ -140,7 +92,7 @@ def test_any_split_into_micro_batches(
 def test_packed_equals_padded(tmp_path: Path) -> None:
     """The layout changes the time a step takes, and nothing else."""
     rows = rows_of(*TEACHERS)
-    runs = [train(tmp_path / p, rows, **WEIGHED, packing=p) for p in ("tree", "padded")]
+    runs = [train(tmp_path / p, rows, **WEIGHED, layout=p) for p in ("tree", "padded")]
     assert_same(*runs, tolerance=2e-4)
 
 
@@ -150,7 +102,7 @@ sys.path[:0] = sys.argv[1].split(":")
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from test_trajectories import TEACHERS, WEIGHED, rows_of, train
+from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
 losses, parameters = train(
     Path(sys.argv[2]), rows_of(*TEACHERS), **WEIGHED, max_steps=6,
     per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
@@ -213,7 +165,7 @@ def test_native_equals_reference(tmp_path: Path) -> None:
 
 def test_score_log_holds_every_rationale_of_every_step(tmp_path: Path) -> None:
     """The Parquet log: a row a rationale and step, weights that sum to 1 a problem."""
-    from compact.runlog import read_scores
+    from compact.trainer.runlog import read_scores
 
     train(tmp_path, rows_of(*TEACHERS), preset="robust")
     table = read_scores(tmp_path).to_pylist()

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from compact.forward import run_pass
+from compact.lab.zoo_student import build_tokenizer
 from compact.metrics import get_metric
 from compact.metrics.agreement import grounded_share
 from compact.metrics.gain import final_level
 from compact.metrics.probe import thinking_ids
-from compact.packing import build_batch
 from compact.passes import EncodedProblem, Pass
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
-from compact.zoo_student import build_tokenizer
-from toy import make_model, make_problem
+from helpers.toy import ThinkingWords, make_model, make_problem
 
 _THINKING = (3, 11, 40)
-_STUDENT = replace(Student.of(make_model("llama").eval()), thinking_ids=torch.tensor(_THINKING))
+_STUDENT = replace(
+    Student.of(make_model("llama").eval()), processing_class=ThinkingWords(*_THINKING)
+)
 
 
 def told(seed: int, texts: list[list[str]], answers: list[str | None]) -> EncodedProblem:
@@ -42,7 +44,7 @@ def told(seed: int, texts: list[list[str]], answers: list[str | None]) -> Encode
 
 def a_pass(problems: list[EncodedProblem]) -> Pass:
     """A pass with answer leaves."""
-    batch = build_batch(problems, layout="tree", probes=True, pad_token_id=0)
+    batch = build_batch(problems, layout="tree", leaves=True, pad_token_id=0)
     with torch.no_grad():
         return run_pass(_STUDENT, batch)[2]
 

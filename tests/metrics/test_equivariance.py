@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from compact.forward import run_pass
 from compact.metrics import get_metric, metric_names
-from compact.packing import build_batch
 from compact.passes import EncodedProblem, EncodedRationale, Pass
-from compact.policies import POLICIES
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import PRESETS, Weigher, make_weigher
-from toy import VOCABULARY, make_model
+from compact.weighting.policies import POLICIES
+from helpers.toy import VOCABULARY, ThinkingWords, make_model
 
-_STUDENT = replace(Student.of(make_model("llama").eval()), thinking_ids=torch.tensor([3, 11, 40]))
+_STUDENT = replace(
+    Student.of(make_model("llama").eval()), processing_class=ThinkingWords(3, 11, 40)
+)
 _WEIGHERS = (*PRESETS, *(p if p != "single" else "single:t0" for p in POLICIES))
 # A nll of 5 is right to 4e-7; `released` and `paper` divide by std + 1e-4, 0 + 1e-4 among copies.
 _ROUNDING = 1e-2
@@ -76,7 +78,7 @@ def _passes(problems: list[EncodedProblem]) -> dict[bool, Pass]:
     passes = {}
     for padded in (False, True):
         layout = "padded" if padded else "tree"
-        batch = build_batch(problems, layout=layout, probes=True, pad_token_id=0)
+        batch = build_batch(problems, layout=layout, leaves=True, pad_token_id=0)
         with torch.no_grad():
             passes[padded] = run_pass(_STUDENT, batch)[2]
     return passes

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from compact import zoo
 from compact.data import load_problems
-from compact.encode import encode_problem
-from compact.forward import run_pass
+from compact.lab import zoo
+from compact.lab.zoo_student import load_zoo_student
 from compact.metrics import get_metric
-from compact.packing import build_batch
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import PRESETS
-from compact.zoo_student import load_zoo_student
 
 QUESTIONS, REPEATS = 24, 10
 
@@ -43,7 +43,7 @@ def with_and_without(stage: str, seed: int, preset: str, cache: Path) -> torch.T
         batch = build_batch(
             problems[start : start + 4],
             layout="padded" if metric.needs_padded else "tree",
-            probes=metric.needs_probes,
+            leaves=metric.needs_leaves,
             pad_token_id=tokenizer.pad_token_id,
         )
         with torch.no_grad():

@@ -10,20 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from compact.forward import run_pass
 from compact.metrics import get_metric
 from compact.metrics.gain import UNDERSTOOD, step_gains
-from compact.packing import build_batch
 from compact.passes import EncodedProblem, Pass
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
-from toy import make_model, make_problem
+from helpers.toy import make_model, make_problem
 
 _STUDENT = Student.of(make_model("llama").eval())
 
 
 def a_pass(problems: list[EncodedProblem]) -> Pass:
     """A pass with answer leaves."""
-    batch = build_batch(problems, layout="tree", probes=True, pad_token_id=0)
+    batch = build_batch(problems, layout="tree", leaves=True, pad_token_id=0)
     with torch.no_grad():
         return run_pass(_STUDENT, batch)[2]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from compact.forward import run_pass
 from compact.metrics import get_metric
 from compact.metrics.hsic import linear_hsic
-from compact.packing import build_batch
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
-from toy import make_model, make_problem
+from helpers.toy import make_model, make_problem
 
 _STUDENT = Student.of(make_model("llama").eval())
 
@@ -52,7 +52,7 @@ def test_it_sees_dependence_and_nothing_else() -> None:
 
 def test_metric_reads_the_rows_that_predict_the_completion() -> None:
     """The registered metric is the exact form on unit hidden states and the gold likelihood."""
-    batch = build_batch([make_problem(1, [6, 9])], layout="tree", probes=False, pad_token_id=0)
+    batch = build_batch([make_problem(1, [6, 9])], layout="tree", leaves=False, pad_token_id=0)
     with torch.no_grad():
         found = run_pass(_STUDENT, batch)[2]
     states = torch.nn.functional.normalize(found.hidden.flatten(0, 1)[batch.rows].double(), dim=1)

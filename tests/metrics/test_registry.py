@@ -10,29 +10,32 @@ import torch
 
 from compact import metrics
 from compact.config import CompactConfig
-from compact.forward import run_pass
 from compact.metrics import AXES, get_metric, metric_names, register
-from compact.metrics.segments import segment_mean
-from compact.packing import build_batch
 from compact.passes import Pass
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
+from compact.passes.segments import segment_mean
 from compact.student import Student
 from compact.trainer import CompactTrainer
 from compact.weighting import make_weigher
-from toy import make_model, make_problem
+from helpers.toy import ThinkingWords, make_model, make_problem
 
-_STUDENT = replace(Student.of(make_model("llama").eval()), thinking_ids=torch.tensor([3, 11, 40]))
+_STUDENT = replace(
+    Student.of(make_model("llama").eval()), processing_class=ThinkingWords(3, 11, 40)
+)
 
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(metrics, "_metrics", dict(metrics._metrics))
+    for name in ("_entries", "_sources"):
+        monkeypatch.setattr(metrics.METRICS, name, dict(getattr(metrics.METRICS, name)))
 
 
 @pytest.fixture
 def finished() -> Pass:
     """The pass of a problem with three rationales."""
-    batch = build_batch([make_problem(1, [5, 9, 7])], layout="tree", probes=True, pad_token_id=0)
+    batch = build_batch([make_problem(1, [5, 9, 7])], layout="tree", leaves=True, pad_token_id=0)
     with torch.no_grad():
         return run_pass(_STUDENT, batch)[2]
 
@@ -58,12 +61,12 @@ def test_a_metric_cannot_start_another_forward(finished: Pass, which: str) -> No
 
     @register("greedy", axis="consensus")
     def greedy(pass_: Pass) -> torch.Tensor:
-        getattr(pass_.student, which)(input_ids=pass_.batch.input_ids)
+        getattr(pass_.student, which)(input_ids=pass_.batch.main.input_ids)
         return torch.zeros(pass_.batch.num_rationales)
 
     with pytest.raises(RuntimeError, match="metric greedy must not run the student"):
         make_weigher("paper", consensus="greedy")(finished)
-    getattr(_STUDENT, which)(input_ids=finished.batch.input_ids)
+    getattr(_STUDENT, which)(input_ids=finished.batch.main.input_ids)
 
 
 def test_a_metric_leaves_no_graph(finished: Pass) -> None:
@@ -94,7 +97,7 @@ def test_a_taken_name_is_refused() -> None:
 
     register("mine", axis="consensus")(mine)
     register("mine", axis="consensus")(mine)
-    with pytest.raises(ValueError, match="name 'mine' is taken by .*mine"):
+    with pytest.raises(ValueError, match="metric 'mine' is already taken by .*mine"):
         register("mine", axis="consensus")(lambda pass_: pass_.stats.nll)
     with pytest.raises(ValueError, match="axis must be one of adaptability, consensus, diff"):
         register("other", axis="style")
@@ -111,20 +114,20 @@ def test_unknown_metrics_are_told_with_what_there_is() -> None:
 
 def test_metrics_without_their_leaves_say_so(finished: Pass) -> None:
     """`gain` and `gold-weighted` read answer leaves, which must have been asked for."""
-    batch = build_batch([make_problem(1, [5, 9])], layout="tree", probes=False, pad_token_id=0)
+    batch = build_batch([make_problem(1, [5, 9])], layout="tree", leaves=False, pad_token_id=0)
     with torch.no_grad():
         bare = run_pass(_STUDENT, batch)[2]
     for name in ("gain", "gold-weighted"):
-        assert get_metric(name).needs_probes
-        with pytest.raises(ValueError, match="built with probes=True, got no answer leaves"):
+        assert get_metric(name).needs_leaves
+        with pytest.raises(ValueError, match="built with leaves=True, got no answer leaves"):
             get_metric(name).score(bare)
 
 
 def test_kept_leaves_are_refused_where_their_states_are_read(tmp_path: Path) -> None:
-    """With probe_every > 1 there are no leaf states on most steps: told before anything loads."""
+    """With leaf_every > 1 there are no leaf states on most steps: told before anything loads."""
     assert get_metric("gold-weighted").needs_leaf_hidden
     args = CompactConfig(
-        output_dir=str(tmp_path), probe_every=4, overrides={"consensus": "gold-weighted"}
+        output_dir=str(tmp_path), leaf_every=4, overrides={"consensus": "gold-weighted"}
     )
-    with pytest.raises(ValueError, match="probe_every must be 1 with gold-weighted, .* got 4"):
+    with pytest.raises(ValueError, match="leaf_every must be 1 with gold-weighted, .* got 4"):
         CompactTrainer(model="no such model", args=args, train_dataset=None)

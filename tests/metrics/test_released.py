@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from compact.consistency import consistency_loss
-from compact.forward import run_pass
-from compact.metrics.segments import segment_mean
-from compact.packing import build_batch
 from compact.passes import EncodedProblem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
+from compact.passes.segments import segment_mean
 from compact.student import Student
 from compact.weighting import make_weigher
-from toy import CONFIGS, make_problem
+from compact.weighting.consistency import consistency_loss
+from helpers.toy import CONFIGS, ThinkingWords, make_problem
 
 THINKING = (3, 11, 40, 77, 90)
 BETA, LAMBDA = (1.0, 1.0, 0.5), 0.1
@@ -30,7 +28,7 @@ def make_student(key_value_heads: int) -> Student:
     model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():  # wider than the usual start, so that scores differ
         parameter.data.mul_(6.0 if parameter.dim() > 1 else 1.0)
-    return replace(Student.of(model), thinking_ids=torch.tensor(THINKING))
+    return Student.of(model, ThinkingWords(*THINKING))
 
 
 def replace_config(key_value_heads: int) -> object:
@@ -115,7 +113,7 @@ def test_released_equals_its_transcription(lengths: list[int], key_value_heads: 
     student = make_student(key_value_heads)
     problems = [make_problem(s, lengths) for s in (5, 6)] + [make_problem(7, [14, 3])]
     weigher = make_weigher("released")
-    batch = build_batch(problems, layout="padded", probes=weigher.needs_probes, pad_token_id=0)
+    batch = build_batch(problems, layout="padded", leaves=weigher.needs_leaves, pad_token_id=0)
     live, hidden, pass_ = run_pass(student, batch)
     weights = weigher(pass_).weight
     wanted = [transcription(student, problem) for problem in problems]
@@ -126,7 +124,7 @@ def test_released_equals_its_transcription(lengths: list[int], key_value_heads: 
     nll = segment_mean(live.nll, batch.token_offsets)
     assert weigher.consistency is not None
     term = consistency_loss(hidden, pass_, weights, weigher.consistency.kind)
-    loss = (weights * nll).sum() + weigher.consistency.weight * term
+    loss = (weights * nll).sum() + weigher.consistency.factor * term
     assert float(loss.detach()) == pytest.approx(sum(value for _, value in wanted), abs=1e-4)
 
 
@@ -135,7 +133,7 @@ def test_released_asks_for_padded_rows() -> None:
     student = make_student(2)
     weigher = make_weigher("released")
     assert weigher.needs_padded
-    batch = build_batch([make_problem(1, [6, 8])], layout="tree", probes=False, pad_token_id=0)
+    batch = build_batch([make_problem(1, [6, 8])], layout="tree", leaves=False, pad_token_id=0)
     _, _, pass_ = run_pass(student, batch)
     with pytest.raises(ValueError, match="must be padded, got tree"):
         weigher(pass_)
@@ -149,7 +147,7 @@ def test_consistency_does_not_depend_on_the_layout(kind: str) -> None:
     alpha = torch.tensor([0.2, 0.3, 0.5, 0.6, 0.4])
     found = []
     for layout in ("padded", "tree"):
-        batch = build_batch(problems, layout=layout, probes=False, pad_token_id=0)
+        batch = build_batch(problems, layout=layout, leaves=False, pad_token_id=0)
         _, hidden, pass_ = run_pass(student, batch)
         term = consistency_loss(hidden, pass_, alpha, kind)
         student.model.zero_grad()
@@ -168,13 +166,13 @@ def test_dropout_makes_the_prompt_differ_between_rows() -> None:
     body.embed_tokens = nn.Sequential(body.embed_tokens, nn.Dropout(0.2)).train()
     problem = make_problem(5, [9, 1, 12])
     alpha = torch.tensor([0.2, 0.3, 0.5])
-    batch = build_batch([problem], layout="padded", probes=False, pad_token_id=0)
+    batch = build_batch([problem], layout="padded", leaves=False, pad_token_id=0)
     _, hidden, pass_ = run_pass(student, batch)
     got = consistency_loss(hidden, pass_, alpha, "positions")
     logp = (hidden @ student.weight.T).double().log_softmax(-1)
     want = 0.0
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        both = (batch.attention_mask[i] * batch.attention_mask[j]).bool()
+        both = (batch.main.attention_mask[i] * batch.main.attention_mask[j]).bool()
         p, q = logp[i][both], logp[j][both]
         assert len(p) == 5 + min((9, 1, 12)[i], (9, 1, 12)[j])
         want += alpha[i] * alpha[j] * ((p.exp() - q.exp()) * (p - q)).sum(-1).mean()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from compact import zoo
-from compact.runlog import ScoreLog
-from compact.zoo_student import build_model, build_tokenizer
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.trainer.runlog import ScoreLog
 
 TEACHERS = ("good", "verbose", "wrong-step", "<unrelated & odd>")
 

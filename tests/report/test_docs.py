@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import compact_ops
-from compact import zoo
-from compact.cli import COMMANDS, main
+from compact.commands.cli import COMMANDS, main
+from compact.commands.recipe import known_keys
 from compact.data import load_problems
-from compact.encode import encode_problem
-from compact.forward import run_pass
-from compact.packing import build_batch
-from compact.recipe import known_keys
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import PRESETS, make_weigher
-from compact.zoo_student import build_model, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,7 +103,7 @@ def test_the_metric_of_the_guide_weighs_rationales():
     problems = load_problems(zoo.make_rows(("good", "verbose", "unrelated"), 2, seed=1))
     encoded = [encode_problem(p, tokenizer, max_length=400) for p in problems]
     student = Student.of(build_model(tokenizer, 0, layers=1).eval())
-    batch = build_batch(encoded, layout="tree", probes=True, pad_token_id=0)
+    batch = build_batch(encoded, layout="tree", leaves=True, pad_token_id=0)
     with torch.no_grad():
         pass_ = run_pass(student, batch)[2]
     weights = make_weigher("robust", adaptability="confidence")(pass_)

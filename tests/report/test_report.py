@@ -8,8 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from compact import report as module
-from compact.cli import main
+from compact.commands import report
+from compact.commands.cli import main
+from compact.metrics import AXES
+from compact.report import curves as curves_module
+from compact.report import run as run_module
+from compact.report import views as views_module
 
 # Runs inside the browser: what a reader would see, measured after layout.
 PROBE = """<script>
@@ -144,9 +148,9 @@ def test_run_in_progress_and_newest_checkpoint(run_folder, tmp_path):
         history = {"log_history": [{"step": step, "loss": loss}]}
         (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(history))
         shutil.copy(run_folder / "config.json", run / f"checkpoint-{step}")
-    found = module.read_run(run)
-    assert module.logged(found, "loss") == [(30.0, 0.5)]
-    assert module.student_folder(run).name == "checkpoint-30"
+    found = run_module.read_run(run)
+    assert run_module.logged(found, "loss") == [(30.0, 0.5)]
+    assert run_module.student_folder(run).name == "checkpoint-30"
 
 
 def test_arms_alone_make_a_page(run_folder, tmp_path):
@@ -172,7 +176,7 @@ def test_an_arm_of_one_seed_has_no_interval(run_folder, tmp_path):
 
 
 def test_policy_without_scores(tmp_path):
-    from compact.runlog import ScoreLog
+    from compact.trainer.runlog import ScoreLog
 
     log = ScoreLog(tmp_path / "run")
     for step in (1, 2, 3):
@@ -185,34 +189,35 @@ def test_policy_without_scores(tmp_path):
 
 
 def test_numbers_behind_the_charts(run_folder):
-    run = module.read_run(run_folder)
-    starts = module.visits(run.scores)
+    run = run_module.read_run(run_folder)
+    starts = run_module.visits(run.scores)
     assert len(starts) == 61 and set((starts[1:] - starts[:-1]).tolist()) == {4}
-    even = module.effective_teachers(module.np.array([0.25] * 4 + [1.0, 0, 0, 0]), [0, 4, 8])
+    even = run_module.effective_teachers(np.array([0.25] * 4 + [1.0, 0, 0, 0]), [0, 4, 8])
     assert even.tolist() == pytest.approx([4.0, 1.0])
-    step, value = module.np.arange(1.0, 401), module.np.arange(400.0)
-    curve = module.binned(step, value)
-    assert len(curve) == module.BINS
+    step, value = np.arange(1.0, 401), np.arange(400.0)
+    curve = curves_module.binned(step, value)
+    assert len(curve) == curves_module.BINS
     assert [y for _, y in curve] == pytest.approx([x - 1 for x, _ in curve])
-    decisive, *_, even = module.choose_problems(run, 12)
+    decisive, *_, even = run_module.choose_problems(run, 12)
     weights = [
-        sorted(v["weight"] for v in module.last_visit(run, q).values()) for q in (decisive, even)
+        sorted(v["weight"] for v in run_module.last_visit(run, q).values())
+        for q in (decisive, even)
     ]
     assert weights[0][-1] > weights[1][-1]
-    assert len(module.choose_problems(run, 100)) == 12
+    assert len(run_module.choose_problems(run, 100)) == 12
 
 
 @pytest.mark.parametrize(
     ("text", "label"),
     [
         ("That is 26 - 10 = 16, and 16 - 10 = 6 pounds.", "16-10=6"),
-        ("( 26.0 - 10.0 ) - 10.0 = 6.0", "(26.0-10.0)-10.0=6.0"),
-        ("He has 3 apples, (2 + 3) x 4 = 20.", "(2+3)x4=20"),
+        ("( 26.0 - 10.0 ) - 10.0 = 6.0", "(26-10)-10=6"),
+        ("He has 3 apples, (2 + 3) x 4 = 20.", "(2+3)*4=20"),
         ("First find the weight.", "First find the"),
     ],
 )
 def test_a_node_is_named_by_its_equation(text, label):
-    assert module.step_label(text) == label
+    assert views_module.step_label(text) == label
 
 
 @pytest.mark.parametrize(
@@ -250,14 +255,14 @@ def test_teachers_who_tie_share_the_first_place(tmp_path):
         "question_id": np.array(["a", "a", "a", "b", "b", "b"]),
         "teacher": np.array(["x", "y", "z"] * 2),
         "weight": np.array([1 / 3, 1 / 3, 1 / 3 + 1e-9, 0.2, 0.6, 0.2]),
-        **{name: np.ones(6) for name in ("tokens", "nll", *module.AXES)},
+        **{name: np.ones(6) for name in ("tokens", "nll", *AXES)},
     }
-    rows = module.teacher_table(module.Run(tmp_path, scores=scores))
+    rows = views_module.teacher_table(run_module.Run(tmp_path, scores=scores))
     assert [round(row["first"], 6) for row in rows] == [0.166667, 0.666667, 0.166667]
 
 
 def test_help_fits_a_screen_and_shows_an_example(capsys):
     parser = argparse.ArgumentParser(prog="compact report")
-    module.add_arguments(parser)
+    report.add_arguments(parser)
     text = parser.format_help()
     assert "compact report runs/svamp" in text and len(text.splitlines()) <= 24

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from compact import zoo
-from compact.checkpoints import damage, newest_whole
 from compact.config import CompactConfig
-from compact.runlog import read_scores
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.trainer import CompactTrainer, NonFiniteError
-from compact.zoo_student import build_model, build_tokenizer
+from compact.trainer.checkpoints import damage, newest_whole
+from compact.trainer.runlog import read_scores
 
 TOKENIZER = build_tokenizer()
 
@@ -165,7 +165,7 @@ class Interrupt(TrainerCallback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("settings", [{}, {"preset": "robust", "probe_every": 3}])
+@pytest.mark.parametrize("settings", [{}, {"preset": "robust", "leaf_every": 3}])
 def test_interrupted_and_resumed_equals_uninterrupted(
     tmp_path: Path, settings: dict[str, object]
 ) -> None:

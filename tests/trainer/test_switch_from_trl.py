@@ -14,11 +14,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from compact import zoo
 from compact.config import CompactConfig
+from compact.lab import zoo
+from compact.lab.zoo_student import END, build_model, build_tokenizer
 from compact.trainer import CompactTrainer
-from compact.zoo_student import END, build_model, build_tokenizer
-from toy import save_student
+from helpers.toy import save_student
 
 DOCS = Path(__file__).parents[2] / "docs" / "trainer.md"
 ROWS = zoo.make_rows(("good", "verbose"), 4, seed=5)

@@ -1,0 +1,1 @@
+"""The `compact` commands, one file each."""

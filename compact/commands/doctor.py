@@ -1,0 +1,49 @@
+"""`compact doctor MODEL`: how this student will be trained here, and what that needs."""
+
+from __future__ import annotations
+
+import argparse
+
+from peft import get_peft_model
+
+from compact.config import RecipeConfig
+from compact.evaluation.doctor import describe, needs
+from compact.student import Student, base_name, load_student, peft_config
+
+EPILOG = """example:
+  compact doctor HuggingFaceTB/SmolLM2-135M-Instruct --tokens 2048
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact doctor`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder (a run's too), Hugging Face name or .gguf file"
+    )
+    parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="[2560]")
+    parser.add_argument(
+        "--tokens", type=int, default=1024, metavar="M", help="tokens of a micro-batch [1024]"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact doctor`; returns the exit status."""
+    for name in ("max_length", "tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    model, processing_class = load_student(base_name(args.model))
+    student = Student.of(model, processing_class)
+    for line in describe(student, args.max_length):
+        print(line)
+    model.train()
+    print(f"full training {needs(student, args.tokens)}")
+    recipe = RecipeConfig()
+    try:
+        adapted = get_peft_model(model, peft_config(recipe))
+    except ValueError as error:  # none of the layers that a recipe names by default
+        print(f"LoRA          not with the default lora_target_modules: {error}")
+        return 0
+    print(f"LoRA, r = {recipe.lora_r:<4d}{needs(Student.of(adapted), args.tokens)}")
+    return 0

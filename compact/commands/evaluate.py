@@ -1,0 +1,120 @@
+"""`compact evaluate`: a student's greedy answers to a test file, judged, and what it forgot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compact.checkers import KINDS, Judge
+from compact.data import Problem, load_questions
+from compact.evaluation.evaluate import describe, evaluate, summary_path
+from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
+from compact.files import content_of, content_of_student, write_json
+from compact.student import base_name, load_model
+
+EPILOG = """example:
+  compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
+
+A killed run continues where it stopped when it is started again with the same --out.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact evaluate`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("--model", required=True, help="folder, Hugging Face name or .gguf file")
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter to load onto the model")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="JSON lines: question_id, prompt, answer"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="item file, JSON lines, appended"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
+    parser.add_argument("--checker", choices=KINDS, default="auto", help="how answers are compared")
+    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
+    group = parser.add_argument_group("forgetting, against the base student")
+    group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
+    group.add_argument("--retained", metavar="FILE", help="texts: perplexity and KL to the base")
+    group.add_argument(
+        "--retained_task", metavar="FILE", action="append", default=[], help="questions: the drop"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact evaluate`; returns the exit status."""
+    for name in ("limit", "max_new_tokens", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    forgetting = bool(args.retained or args.retained_task)
+    stems = [Path(path).stem for path in args.retained_task]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"--retained_task must be files of different names, got {stems}")
+    problems = load_questions(args.data)[: args.limit]
+    tasks = {path: load_questions(path)[: args.limit] for path in args.retained_task}
+    texts = read_texts(args.retained) if args.retained else []
+    model, processing_class = load_model(args.model, args.adapter)
+    base = model
+    if forgetting and args.base:
+        base, _ = load_model(args.base)
+    elif forgetting and not hasattr(model, "disable_adapter"):
+        raise ValueError(f"{args.model}: is no adapter, so --base must name the model it came from")
+    judge = Judge(args.checker)
+
+    own = content_of_student(args.model, args.adapter)
+    before = content_of_student(
+        args.base or (args.model if args.adapter else base_name(args.model))
+    )
+
+    def measure(
+        model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
+    ) -> dict[str, Any]:
+        settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
+        settings |= {"content": content_of(data), "weights": of}
+        summary = evaluate(
+            model,
+            processing_class,
+            items,
+            out,
+            settings=settings | {"checker": args.checker},
+            judge=judge,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+        )
+        print(f"{describe(data, summary)} -> {out}", flush=True)
+        return summary
+
+    out = Path(args.out)
+    try:
+        measure(model, args.model, args.data, problems, out, own)
+        drops = {}
+        for path, items in tasks.items():
+            files = [
+                out.with_name(f"{out.stem}.{Path(path).stem}.{x}.jsonl")
+                for x in ("base", "student")
+            ]
+            with model.disable_adapter() if base is model else nullcontext():
+                measure(base, args.base or f"{args.model} (base)", path, items, files[0], before)
+            measure(model, args.model, path, items, files[1], own)
+            drops[path] = paired_drop(*files)
+    finally:
+        judge.close()
+    if forgetting:
+        found = {"tasks": drops}
+        if texts:
+            found["text"] = {"data": args.retained} | text_drift(
+                model, base, processing_class, texts
+            )
+        report = json.loads(summary_path(out).read_text(encoding="utf-8"))
+        write_json(summary_path(out), report | {"forgetting": found})
+        print(describe_forgetting(found))
+    return 0

@@ -1,0 +1,28 @@
+"""`compact graph`: draws the consensus graph of a problem."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from compact.graphs.drawing import draw_graph
+from compact.graphs.step_graphs import load_graph
+
+EPILOG = """example:
+  compact graph graphs/svamp-17.json --out svamp-17.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact graph`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("graph", metavar="FILE", help="what `compact score --graphs` saved")
+    parser.add_argument("--out", required=True, metavar="PICTURE", help=".png, .svg or .pdf")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact graph`; returns the exit status."""
+    draw_graph(load_graph(Path(args.graph)), Path(args.out))
+    print(args.out)
+    return 0

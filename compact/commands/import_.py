@@ -1,0 +1,53 @@
+"""`compact import`: turns files of other projects into JSON lines of rationales."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from compact.data.importers import import_files
+from compact.data.problems import load_problems
+from compact.files import check_output, write_whole
+
+EPILOG = """example:
+  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl
+
+Formats: alpaca, sharegpt (both as LLaMA-Factory has them), MCC-KD, Question/CoT/Answer, and ours.
+Rows with the same prompt become one problem. A file without NAME= gives its stem as the teacher.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact import`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("files", nargs="+", metavar="[TEACHER=]FILE", help="rationales to read")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
+    parser.add_argument("--gold", metavar="FILE", help="gold answers, matched by prompt")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact import`; returns the exit status."""
+    sources = []
+    for text in args.files:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        if named and not (name and path):
+            raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
+        sources.append((name, Path(path)) if named else (None, Path(text)))
+    out = Path(args.out)
+    check_output(out, *(path for _, path in sources))
+    rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
+    problems = load_problems(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    teachers = Counter(row["teacher"] for row in rows)
+    named = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
+    more = ", ..." if len(teachers) > 6 else ""
+    print(
+        f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
+        f"({named}{more}), {repeated} repeated left out -> {out}"
+    )
+    return 0

@@ -1,0 +1,173 @@
+"""`compact train`: trains a student by a recipe, on one process or several (accelerate)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils.logging import disable_progress_bar
+
+from compact.commands.cli import REPORT_TO_LAUNCHER
+from compact.commands.recipe import read_settings
+from compact.config import CompactConfig, RecipeConfig
+from compact.data import load_problems
+from compact.student import peft_config
+from compact.trainer import CompactTrainer, NonFiniteError
+from compact.trainer.checkpoints import newest_whole
+from compact.trainer.progress import show_progress
+
+EPILOG = """keys of a recipe, also as --key value (these win):
+  model, data, eval_data, output_dir, preset, overrides, max_length, layout, leaf_every,
+  use_peft, lora_r, learning_rate, num_train_epochs, gradient_accumulation_steps, ...:
+  every field of CompactConfig, which has those of transformers.TrainingArguments.
+
+example:
+  compact train --config recipes/svamp.yaml --learning_rate 2e-4
+  compact train --config recipes/svamp.yaml --num_processes 2 --accelerate_config fsdp2
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact train`; what it does not know is a key of the recipe."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("--config", metavar="RECIPE", help="flat YAML, one key a line")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="start N processes")
+    parser.add_argument(
+        "--accelerate_config", metavar="NAME", help="file, or name of one in recipes/accelerate"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact train`; returns the exit status.
+
+    Args:
+        args: from `add_arguments`, and `options`: the rest of the command line, keys of the recipe.
+
+    Raises:
+        ValueError, TypeError, OSError: a setting, a row of the data or a file that cannot be used.
+    """
+    recipe, config = read_settings(args.config, args.options)
+    for name in ("model", "data"):
+        if getattr(recipe, name) is None:
+            raise ValueError(f"{name} must be given, in the recipe or as --{name}")
+    try:
+        if args.num_processes is not None or args.accelerate_config is not None:
+            _launch(args)
+        else:
+            _train(recipe, config)
+    except KeyboardInterrupt:
+        checkpoint, _ = newest_whole(Path(config.output_dir))
+        if checkpoint is None:
+            raise
+        raise KeyboardInterrupt(
+            f"{checkpoint} is whole: go on with --resume_from_checkpoint true"
+        ) from None
+    return 0
+
+
+def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
+    """Trains in this process, alone or as one of several."""
+    disable_progress_bar()  # of reading and writing files
+    # Before a model is read: a bad row should not cost a minute.
+    problems = load_problems(recipe.data)[: recipe.max_problems]
+    evals = load_problems(recipe.eval_data) if recipe.eval_data else None
+    if evals and config.eval_strategy == IntervalStrategy.NO:
+        config.eval_strategy, config.do_eval = IntervalStrategy.EPOCH, True
+    try:
+        trainer = CompactTrainer(
+            recipe.model,
+            config,
+            train_dataset=problems,
+            eval_dataset=evals,
+            peft_config=peft_config(recipe),
+        )
+    except RuntimeError as error:  # transformers', of a logger in report_to that is missing
+        if "to be installed" in str(error):
+            raise ImportError(str(error)) from error
+        raise
+    trainer.data_name = recipe.data
+    show_progress(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    except NonFiniteError:  # every rank raises it, so that the group can be left in order
+        trainer.accelerator.end_training()
+        raise
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        print(f"student, log and scores: {config.output_dir}", flush=True)
+    trainer.accelerator.end_training()
+
+
+def _launch(args: argparse.Namespace) -> None:
+    """Starts `compact train` on several processes through accelerate, and waits for them.
+
+    Raises:
+        ValueError: a number or configuration that cannot be used, or a process failed.
+        KeyboardInterrupt: Ctrl-C, once every process has ended.
+    """
+    file = _accelerate_config(args.accelerate_config or "ddp")
+    command = ["--config_file", str(file)]
+    if args.num_processes is not None:
+        if args.num_processes < 1:
+            raise ValueError(f"--num_processes must be at least 1, got {args.num_processes}")
+        command += ["--num_processes", str(args.num_processes)]
+        if not torch.cuda.is_available():
+            threads = max((os.cpu_count() or 1) // args.num_processes, 1)
+            command += ["--num_cpu_threads_per_process", str(threads)]
+    command += ["-m", "compact", "train"]
+    command += ["--config", args.config] if args.config else []
+    logging.disable(logging.ERROR)  # the failure of a process is told once, below
+    os.environ[REPORT_TO_LAUNCHER] = "1"
+    try:
+        launch_command(launch_command_parser().parse_args([*command, *args.options]))
+    except ChildFailedError as error:
+        raise ValueError(_cause(error)) from None
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # a configuration for one process, which has told its error
+    except SignalException as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        del os.environ[REPORT_TO_LAUNCHER]
+        logging.disable(logging.NOTSET)
+
+
+def _cause(error: ChildFailedError) -> str:
+    """What went wrong first: what a process told itself, else how one ended before SIGTERM."""
+
+    def place(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+        failure = item[1]
+        told = isinstance(failure.message, dict)  # what cli.py left in the error file
+        ended = failure.exitcode == -signal.SIGTERM  # by the launcher, for another's failure
+        return not told, ended, failure.timestamp
+
+    rank, failure = min(error.failures.items(), key=place)
+    if isinstance(failure.message, dict):
+        return failure.message["message"]
+    how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+    return f"process {rank} failed ({how})"
+
+
+def _accelerate_config(name: str) -> Path:
+    """The file of an accelerate configuration: a path, or a name under recipes/accelerate."""
+    if Path(name).is_file():
+        return Path(name)
+    here = Path(__file__).parents[1]
+    installed, checkout = (root / "recipes" / "accelerate" for root in (here, here.parent))
+    shipped = {path.stem: path for path in (*checkout.glob("*.yaml"), *installed.glob("*.yaml"))}
+    if name not in shipped:
+        raise ValueError(
+            f"--accelerate_config must be a file or one of {', '.join(sorted(shipped))}, "
+            f"got {name!r}"
+        )
+    return shipped[name]

@@ -1,0 +1,320 @@
+"""Turns files of other projects into JSON lines, one rationale a line.
+
+Known formats, told apart by the fields of the first row (JSON lines or one JSON array):
+
+- alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
+- sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
+- mcc-kd: instruction, output as a list of rationales, label;
+- cot: Question, CoT, Answer (in any case);
+- compact: our own rows, to merge files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.answers import extract_answer, normalise_answer
+from compact.data.problems import Text
+from compact.text.steps import find_marker
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES["system"] = "system"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a row of any format says.
+
+    Attributes:
+        prompt: the question, as text or chat messages.
+        completions: the rationales of the row, each as text or chat messages.
+        answer: the gold answer, None where the format has none.
+        teacher: the teacher the row names, None where the format has none.
+    """
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    answer: str | None
+    teacher: str | None = None
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (`file:line`, row) from JSON lines or from one JSON array.
+
+    Raises:
+        ValueError: `file:line: ...` where the text is no JSON object.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
+    decoder = json.JSONDecoder()
+    array = text.lstrip()[:1] == "["
+    at = _skip(text, text.index("[") + 1 if array else 0)
+    line, counted = 1, 0
+    while at < len(text) and not (array and text[at] == "]"):
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
+                f"{error.colno}"
+            ) from None
+        except RecursionError:
+            raise ValueError(f"{path}:{line}: expected a JSON object, got one too deep") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
+        yield f"{path}:{line}", row
+        at = _skip(text, at)
+        if array:
+            line += text.count("\n", counted, at)
+            counted = at
+            if text[at : at + 1] not in (",", "]"):
+                found = repr(text[at : at + 20]) if at < len(text) else "the end of the file"
+                raise ValueError(f"{path}:{line}: expected ',' or ']' after a row, got {found}")
+            at = _skip(text, at + 1) if text[at] == "," else at
+
+
+def _skip(text: str, at: int) -> int:
+    """Returns the first position from `at` that holds no white space."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> str:
+    """Returns a required text field."""
+    value = row.get(name)
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if number and not isinstance(value, bool):
+        value = str(value)
+    found = f"{type(value).__name__} {value!r}" if name in row else f"fields {', '.join(row)}"
+    return _text(value, f"{where}: field {name!r}", found)
+
+
+def _text(value: Any, what: str, found: str | None = None) -> str:
+    """Returns a text without the white space around it, which must be there and be writable."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} must hold text, got {(found or repr(value))[:80]}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must hold text, got half of a surrogate pair") from None
+    return value.strip()
+
+
+def _messages(turns: list[Any], what: str) -> list[dict[str, str]]:
+    """Returns chat messages from objects of from/value or role/content."""
+    messages = []
+    for index, turn in enumerate(turns):
+        at = f"{what}[{index}]"
+        if not isinstance(turn, dict):
+            raise ValueError(f"{at} must be an object, got {type(turn).__name__}")
+        role = turn.get("from", turn.get("role"))
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"{at} must come from {', '.join(ROLES)}, got {role!r}")
+        content = _text(turn.get("value", turn.get("content")), at)
+        messages.append({"role": ROLES[role], "content": content})
+    return messages
+
+
+def _optional(row: dict[str, Any], where: str, *names: str) -> str | None:
+    """Returns the first of the named fields that the row has, None if it has none of them."""
+    return next((_field(row, n, where) for n in names if row.get(n) not in (None, "")), None)
+
+
+def from_alpaca(row: dict[str, Any], where: str) -> Sample:
+    """Reads instruction, input, output; system and history make the prompt a chat."""
+    user = _field(row, "instruction", where)
+    extra = _optional(row, where, "input")
+    user = f"{user}\n{extra}" if extra else user
+    system = _optional(row, where, "system")
+    messages = [{"role": "system", "content": system}] if system else []
+    history = row.get("history") or []
+    for turn in history if isinstance(history, list) else [history]:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ValueError(
+                f"{where}: history must hold [instruction, answer] pairs, got {str(turn)[:60]}"
+            )
+        messages += [
+            {"role": role, "content": _text(text, f"{where}: history")}
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+    prompt = [*messages, {"role": "user", "content": user}] if messages else user
+    return Sample(prompt, (_field(row, "output", where),), _optional(row, where, "answer", "label"))
+
+
+def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
+    """Reads conversations (from, value) or messages (role, content); the last is the completion."""
+    name = "conversations" if "conversations" in row else "messages"
+    turns = row[name]
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(f"{where}: {name} must hold at least two messages, got {str(turns)[:60]}")
+    system = _optional(row, where, "system")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += _messages(turns, f"{where}: {name}")
+    *before, last = messages
+    if last["role"] != "assistant":
+        raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
+    prompt = before[0]["content"] if len(before) == 1 else before
+    return Sample(prompt, (last["content"],), _optional(row, where, "answer", "label"))
+
+
+def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
+    """Reads instruction, output (a list of rationales) and label."""
+    outputs = row["output"]
+    if not outputs:
+        raise ValueError(f"{where}: output must list at least one text, got {outputs}")
+    return Sample(
+        _field(row, "instruction", where),
+        tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
+        _field(row, "label", where),
+    )
+
+
+def from_cot(row: dict[str, Any], where: str) -> Sample:
+    """Reads Question, CoT and Answer; the answer is put after a CoT that does not state one."""
+    row = {name.lower(): value for name, value in row.items()}
+    cot, answer = _field(row, "cot", where), _field(row, "answer", where)
+    if find_marker(cot) == len(cot):
+        cot = f"{cot}\nThe answer is {answer}"
+    return Sample(_field(row, "question", where), (cot,), answer)
+
+
+def from_compact(row: dict[str, Any], where: str) -> Sample:
+    """Reads our own rows; questions without a completion too."""
+
+    def content(name: str) -> Text:
+        value = row.get(name)
+        if isinstance(value, list) and value:
+            return _messages(value, f"{where}: {name}")
+        return _field(row, name, where)
+
+    return Sample(
+        content("prompt"),
+        () if row.get("completion") in (None, "", []) else (content("completion"),),
+        _field(row, "answer", where),
+        _optional(row, where, "teacher"),
+    )
+
+
+def reader_of(row: dict[str, Any], where: str) -> Callable[[dict[str, Any], str], Sample]:
+    """Returns the reader of a row's format.
+
+    Raises:
+        ValueError: the fields are those of no known format.
+    """
+    lower = {name.lower() for name in row}
+    if "question_id" in row:
+        return from_compact
+    if "conversations" in row or "messages" in row:
+        return from_sharegpt
+    if {"instruction", "output"} <= row.keys():
+        return from_mcc_kd if isinstance(row["output"], list) else from_alpaca
+    if {"question", "cot"} <= lower:
+        return from_cot
+    raise ValueError(
+        f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
+        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or our own, "
+        f"got {', '.join(row) or 'none'}"
+    )
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
+    """Yields (`file:line`, sample); the first row settles the format of the file."""
+    reader = None
+    for where, row in read_rows(path):
+        reader = reader or reader_of(row, where)
+        try:
+            yield where, reader(row, where)
+        except KeyError as error:
+            raise ValueError(
+                f"{where}: field {error} is missing, unlike in the first row"
+            ) from None
+    if reader is None:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def prompt_key(prompt: Text) -> str:
+    """Returns what makes two prompts the same question: their text up to white space."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return " ".join(text.split())
+
+
+def gold_answers(path: Path) -> dict[str, str]:
+    """Reads gold answers by prompt: the row's answer, else the final answer of its completion."""
+    answers = {}
+    for where, sample in read_samples(path):
+        answer = sample.answer
+        if answer is None:
+            # Only formats whose completions are text have rows without an answer.
+            text = str(sample.completions[0])
+            answer = extract_answer(text) or (normalise_answer(text) if len(text) <= 40 else None)
+            if not answer:
+                raise ValueError(f"{where}: no final answer in {text[-60:]!r}")
+        answers[prompt_key(sample.prompt)] = answer
+    return answers
+
+
+def import_files(
+    sources: list[tuple[str | None, Path]], gold: Path | None = None, *, prefix: str = "problem"
+) -> tuple[list[dict[str, Any]], int]:
+    """Reads files of any known format and groups their rows into problems.
+
+    Args:
+        sources: (teacher, file); None takes the row's own teacher, else the file's stem. The n-th
+            rationale of a row that holds several is that of teacher `name-n`.
+        gold: file that has the gold answers, where the rows have none; it wins over the rows.
+        prefix: of the question ids, which count problems in order of first appearance.
+
+    Returns:
+        Rows in our format, ordered by problem, and how many repeated rationales were left out.
+
+    Raises:
+        ValueError: `file:line: ...` for a row that cannot be used.
+        OSError: a file cannot be read.
+    """
+    golds = gold_answers(gold) if gold else {}
+    firsts: dict[str, tuple[str, str, Text, str]] = {}
+    problems: dict[str, dict[str, dict[str, Any]]] = {}
+    repeated = 0
+    for name, path in sources:
+        for where, sample in read_samples(path):
+            key = prompt_key(sample.prompt)
+            answer = golds.get(key, sample.answer)
+            if answer is None:
+                what = f"{gold} has no such prompt" if gold else "name a file of them with --gold"
+                raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
+            fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
+            first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
+            if normalise_answer(answer) != normalise_answer(agreed):
+                raise ValueError(
+                    f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
+                    f"{first}; say with --gold which is right"
+                )
+            rows = problems.setdefault(key, {})
+            base = name or sample.teacher or path.stem
+            for n, completion in enumerate(sample.completions, 1):
+                teacher = base if len(sample.completions) == 1 else f"{base}-{n}"
+                if teacher in rows:
+                    repeated += 1
+                    continue
+                rows[teacher] = {
+                    "question_id": question_id,
+                    "prompt": prompt,
+                    "teacher": teacher,
+                    "completion": completion,
+                    "answer": agreed,
+                }
+    found = [row for rows in problems.values() for row in rows.values()]
+    if not found:
+        raise ValueError(f"{sources[0][1]}: holds questions, but no rationale (completion)")
+    return found, repeated

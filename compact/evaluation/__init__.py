@@ -1,0 +1,1 @@
+"""Measuring students, rationales and weightings: libraries without argparse."""

@@ -1,0 +1,495 @@
+"""The same rationales under several weightings, at equal tokens, over seeds.
+
+An arm is a preset or policy, with settings changed after commas ("robust,tau=0.5"). Every arm
+trains on the same number of completion tokens, from the same student, on the same problems; an arm
+with one teacher sees fewer tokens a problem and so passes over them more often. OUT holds a folder
+a run (arm and seed), and compare.md, .csv, .json and .png; `compact report OUT` shows them too. A
+run that is finished is never done again, so a killed comparison goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow.compute as pc
+import yaml
+
+from compact.answers import answers_match, extract_answer
+from compact.config import CompactConfig, RecipeConfig
+from compact.data import Problem, load_problems, load_questions
+from compact.evaluation.evaluate import evaluate
+from compact.files import content_of, content_of_student, write_whole
+from compact.lab import zoo
+from compact.lab.zoo_student import load_zoo_student
+from compact.passes.encode import encode_problem
+from compact.student import load_student, peft_config
+from compact.trainer import CompactTrainer
+from compact.trainer.progress import show_progress
+from compact.trainer.runlog import read_scores
+from compact.weighting import make_weigher
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
+# Student t, 97.5%, by degrees of freedom 1..20; beyond, the normal value is within 4%.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
+_T += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+_FINISHED = "result.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to weigh under comparison: what the user wrote, preset or policy, changed settings."""
+
+    name: str
+    preset: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compared on.
+
+    Attributes:
+        name: of the data.
+        start: seed -> (student, its tokenizer, training problems, test questions).
+        config: the trainer's settings; arm, seed, steps and folder are filled in.
+        peft_config: () -> adapters to train, or None.
+        right: which rationales (question_id, teacher) are right, given the problems.
+        about: everything that the results depend on.
+        max_new_tokens: of an answer in the test.
+    """
+
+    name: str
+    start: Callable[[int], tuple[Any, Any, list[Problem], list[Problem]]]
+    config: CompactConfig
+    peft_config: Callable[[], Any]
+    right: Callable[[Sequence[Problem]], set[tuple[str, str]]]
+    about: dict[str, Any]
+    max_new_tokens: int
+
+
+def parse_arm(text: str) -> Arm:
+    """Reads "NAME" or "NAME,key=value,...".
+
+    Raises:
+        ValueError: not of this form, an unknown name or setting.
+    """
+    preset, *pairs = text.split(",")
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--arms: expected NAME,key=value,..., got {text!r}")
+        overrides[key] = yaml.safe_load(value)
+    make_weigher(preset, **overrides)
+    return Arm(text, preset, overrides)
+
+
+def zoo_task(
+    which: str, *, problems: int, questions: int, epochs: float, stage: str, cache: Path
+) -> Task:
+    """Zoo A or B with a tiny student; a seed decides stories, errors and order of training.
+
+    Args:
+        which: "a" or "b".
+        problems: training problems.
+        questions: test questions.
+        epochs: passes over the problems of an arm with all teachers.
+        stage: how far the student is trained, see `zoo_student.STAGES`.
+        cache: folder of trained students.
+    """
+    the_zoo = zoo.ZOOS[which].sized(problems, questions)
+
+    def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
+        model, tokenizer = load_zoo_student(stage, 0, cache=cache)
+        train = load_problems(the_zoo.rows(seed))
+        return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
+
+    config = CompactConfig(
+        output_dir="",
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+        num_train_epochs=epochs,
+        max_length=512,
+        use_cpu=True,
+    )
+    return Task(
+        name=f"zoo-{which}",
+        start=start,
+        config=config,
+        peft_config=lambda: None,
+        right=lambda problems: {
+            (p.question_id, r.teacher)
+            for p in problems
+            for r in p.rationales
+            if r.teacher in zoo.RIGHT
+        },
+        about={"problems": problems, "questions": questions, "epochs": epochs, "stage": stage},
+        max_new_tokens=110,
+    )
+
+
+def file_task(
+    data: str,
+    test: str,
+    recipe_file: Path,
+    recipe: RecipeConfig,
+    config: CompactConfig,
+    *,
+    model: str | None,
+    limit: int | None,
+) -> Task:
+    """Rationales from a file, a recipe's student and settings, questions to test on.
+
+    Args:
+        data: rationales, JSON lines.
+        test: questions, JSON lines.
+        recipe_file: where recipe and config were read from.
+        recipe: its model and LoRA settings; its data is not used.
+        config: its training settings; preset, overrides and output_dir are not used.
+        model: the student, in place of the recipe's.
+        limit: at most so many test questions.
+    """
+    name = model or recipe.model
+    if name is None:
+        raise ValueError(f"{recipe_file}: model must be given, there or as --model")
+    if config.overrides:
+        logger.warning(
+            "%s: its overrides are not used; settings of an arm stand behind its name, as in "
+            "robust,tau=0.5",
+            recipe_file,
+        )
+    problems = load_problems(data)[: recipe.max_problems]
+    questions = load_questions(test)[:limit]
+
+    def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
+        kwargs = config.model_init_kwargs or {}
+        student, processing_class = load_student(name, is_trainable=True, **kwargs)
+        return student, processing_class, problems, questions
+
+    return Task(
+        name=data,
+        start=start,
+        config=config,
+        peft_config=lambda: peft_config(replace(recipe, model=name)),
+        right=lambda problems: {
+            (p.question_id, r.teacher)
+            for p in problems
+            for r in p.rationales
+            if answers_match(extract_answer(_text(r.completion)), p.answer)
+        },
+        about={
+            "model": name,
+            "weights": content_of_student(name),
+            "data": content_of(data),
+            "test": test,
+            "questions": content_of(test),
+            "limit": limit,
+            "recipe": recipe_file.read_text(),
+        },
+        max_new_tokens=256,
+    )
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -> dict[str, Any]:
+    """Trains and tests one arm with one seed, unless `folder` holds the result already.
+
+    Args:
+        task: what is compared on.
+        arm: how to weigh.
+        seed: of everything random.
+        folder: where the run is kept.
+        tokens: completion tokens to train on; None: the task's epochs over all rationales.
+
+    Returns:
+        arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
+        weight), right_weight (share on right rationales).
+
+    Raises:
+        ValueError: `folder` holds a result found with other settings.
+    """
+    asked = {"task": task.name, "arm": arm.name, "about": task.about, "tokens_asked": tokens}
+    finished = folder / _FINISHED
+    if finished.exists():
+        result = json.loads(finished.read_text(encoding="utf-8"))
+        if result["asked"] != asked:
+            raise ValueError(f"{folder}: holds a run with other settings; choose another --out")
+        return result
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.monotonic()
+    model, processing_class, problems, questions = task.start(seed)
+    steps = _steps(task, arm, problems, processing_class, tokens)
+    overrides = dict(arm.overrides)
+    if arm.preset == "oracle" and task.name.startswith("zoo-"):
+        overrides["teachers"] = sorted(zoo.RIGHT)
+    if arm.preset == "random":
+        overrides.setdefault("seed", seed)
+    config = replace(
+        task.config,
+        output_dir=str(folder),
+        preset=arm.preset,
+        overrides=overrides,
+        max_steps=steps,
+        seed=seed,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        logging_steps=max(steps // 20, 1),
+        disable_tqdm=True,
+    )
+    trainer = CompactTrainer(
+        model,
+        config,
+        train_dataset=problems,
+        processing_class=processing_class,
+        peft_config=task.peft_config(),
+    )
+    show_progress(trainer)
+    trainer.train()
+    summary = evaluate(
+        trainer.model,
+        processing_class,
+        questions,
+        max_new_tokens=task.max_new_tokens,
+        batch_size=128,
+        progress=False,
+    )
+    result = {
+        "asked": asked,
+        "arm": arm.name,
+        "seed": seed,
+        "accuracy": summary["accuracy"],
+        "steps": steps,
+        "seconds": time.monotonic() - began,
+        **_weights(folder, task.right(problems)),
+    }
+    write_whole(finished, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _steps(
+    task: Task, arm: Arm, problems: Sequence[Problem], processing_class: Any, tokens: int | None
+) -> int:
+    """Optimizer steps that bring the arm to the token budget."""
+    config = task.config
+    mine = arm.preset.partition(":")[2]
+    lengths = [
+        [(r.teacher, len(r.ids)) for r in encoded.rationales]
+        for encoded in (
+            encode_problem(p, processing_class, max_length=config.max_length) for p in problems
+        )
+    ]
+    everything = sum(n for problem in lengths for _, n in problem)
+    budget = tokens or math.ceil(everything * config.num_train_epochs)
+    seen = [[n for teacher, n in problem if mine in ("", teacher)] for problem in lengths]
+    seen = [problem for problem in seen if problem]
+    if not seen:
+        raise ValueError(f"--arms: no rationale of teacher {mine!r} in {task.name}")
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    mean = sum(n for problem in seen for n in problem) / len(seen)
+    return max(round(budget / (mean * a_step)), 1)
+
+
+def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
+    """Tokens and shares of weight over a whole run, from its log of scores."""
+    table = read_scores(folder).select(["question_id", "teacher", "tokens", "weight"])
+    total = pc.sum(table["weight"]).as_py() or 1.0  # 0 where an arm found nothing to train on
+    teachers: dict[str, float] = {}
+    on_right = 0.0
+    for question_id, teacher, weight in zip(
+        *(table[name].to_pylist() for name in ("question_id", "teacher", "weight")), strict=True
+    ):
+        teachers[teacher] = teachers.get(teacher, 0.0) + weight / total
+        on_right += weight / total * ((question_id, teacher) in right)
+    return {
+        "tokens": pc.sum(table["tokens"]).as_py(),
+        "weights": teachers,
+        "right_weight": on_right,
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95% interval of the mean (Student t); the interval is the line for one value."""
+    mean = statistics.fmean(values)
+    n = len(values)
+    if n == 1:
+        return mean, -math.inf, math.inf
+    t = _T[n - 2] if n - 2 < len(_T) else 1.96
+    half = t * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means and intervals of each arm over its seeds, in the order of `results`.
+
+    `gain` is the accuracy over that of uniform, seed by seed, where there is a uniform arm.
+    """
+    base = {r["seed"]: r["accuracy"] for r in results.get("uniform", ())}
+    arms = []
+    for name, runs in results.items():
+        values = [r["accuracy"] for r in runs]
+        mean, low, high = interval(values)
+        weight, weight_low, weight_high = interval([r["right_weight"] for r in runs])
+        arm = {
+            "name": name,
+            "seeds": [r["seed"] for r in runs],
+            "values": values,
+            "mean": mean,
+            "ci_low": max(low, 0.0),
+            "ci_high": min(high, 1.0),
+            "right_weight": weight,
+            "right_weight_low": max(weight_low, 0.0),
+            "right_weight_high": min(weight_high, 1.0),
+            "weights": {
+                t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
+                for t in dict.fromkeys(t for r in runs for t in r["weights"])
+            },
+            "tokens": round(statistics.fmean(r["tokens"] for r in runs)),
+            "steps": round(statistics.fmean(r["steps"] for r in runs)),
+            "seconds": statistics.fmean(r["seconds"] for r in runs),
+        }
+        if base and name != "uniform":
+            gain, low, high = interval([r["accuracy"] - base[r["seed"]] for r in runs])
+            arm |= {"gain": gain, "gain_low": max(low, -1.0), "gain_high": min(high, 1.0)}
+        arms.append(arm)
+    return arms
+
+
+def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
+    """The table for people."""
+    teachers = sorted({t for arm in arms for t in arm["weights"]})
+    head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for arm in arms:
+        gain = _cell(arm["gain"], arm["gain_low"], arm["gain_high"], "+") if "gain" in arm else "-"
+        cells = [
+            arm["name"],
+            _cell(arm["mean"], arm["ci_low"], arm["ci_high"]),
+            gain,
+            f"{arm['right_weight']:.2f}",
+            *(f"{arm['weights'][t]:.2f}" if t in arm["weights"] else "-" for t in teachers),
+            f"{arm['tokens']:,}",
+            str(arm["steps"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A row a run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds"])
+    for runs in results.values():
+        for r in runs:
+            numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
+            writer.writerow([r["arm"], r["seed"], *numbers, f"{r['seconds']:.1f}"])
+    return text.getvalue()
+
+
+def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Two panels, a row an arm: accuracy and weight on right rationales, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.4 + 0.36 * len(arms)), dpi=130)
+    panels = figure.subplots(1, 2, sharey=True)
+    rows = list(range(len(arms)))[::-1]
+    for axes, key, low, high, label in (
+        (panels[0], "mean", "ci_low", "ci_high", "accuracy"),
+        (
+            panels[1],
+            "right_weight",
+            "right_weight_low",
+            "right_weight_high",
+            "weight on right rationales",
+        ),
+    ):
+        values = [arm[key] for arm in arms]
+        spans = [[max(v - a[low], 0.0) for v, a in zip(values, arms, strict=True)]]
+        spans.append([max(a[high] - v, 0.0) for v, a in zip(values, arms, strict=True)])
+        axes.errorbar(values, rows, xerr=spans, fmt="none", ecolor="#7a8794", capsize=3)
+        axes.scatter(values, rows, color="#1b6ca8", zorder=3)
+        for value, row in zip(values, rows, strict=True):
+            axes.annotate(
+                f"{value:.2f}",
+                (value, row),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.6, len(arms) - 0.3)
+        axes.set_xlabel(f"{label} (mean, 95% interval)", fontsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def compare(
+    task: Task, arms: Sequence[Arm], seeds: Sequence[int], out: Path, tokens: int | None = None
+) -> list[dict[str, Any]]:
+    """Runs every arm with every seed and writes what was found to `out`.
+
+    Args:
+        task: what to compare on.
+        arms: what to compare.
+        seeds: each arm is run once for each.
+        out: folder of the runs and of compare.md, .csv, .json, .png.
+        tokens: completion tokens of each run; None: the task's epochs over all rationales.
+
+    Returns:
+        A summary of each arm, see `summarise`.
+    """
+    results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    total, done = len(arms) * len(seeds), 0
+    for seed in seeds:
+        for arm in arms:
+            folder = out / "runs" / f"{quote(arm.name, safe='=,:')}-{seed}"
+            result = run_arm(task, arm, seed, folder, tokens)
+            results[arm.name].append(result)
+            done += 1
+            print(
+                f"[{done}/{total}] {arm.name} seed {seed}: accuracy {result['accuracy']:.3f}, "
+                f"weight on right {result['right_weight']:.2f}, {result['seconds']:.0f} s",
+                flush=True,
+            )
+    summary = summarise(results)
+    about = {
+        "data": task.name,
+        "metric": "accuracy",
+        "token_budget": max(arm["tokens"] for arm in summary),
+        "settings": task.about,
+        "command": " ".join(sys.argv),
+        "arms": summary,
+    }
+    write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n")
+    write_whole(out / "compare.md", as_markdown(summary))
+    write_whole(out / "compare.csv", as_csv(results))
+    draw(summary, out / "compare.png", f"{task.name}, {len(seeds)} seeds, equal tokens")
+    return summary

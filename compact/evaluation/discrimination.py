@@ -1,0 +1,331 @@
+"""Which scores tell right rationales from wrong ones: within-problem AUC, as a table and a picture.
+
+`compact discrimination` runs these studies.
+
+Every metric of the registry, and every preset and policy by the weight it gives, is asked about the
+same rationales. AUC of a kind of error: the chance that a right rationale of a problem scores above
+one of that kind in the same problem (a tie counts half); 0.5 is chance. "verbose" is how often the
+brief right rationale scores above the long-winded one: 0.5 is right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from compact.answers import extract_answer, normalise_answer
+from compact.data import Problem, load_problems
+from compact.lab import zoo
+from compact.lab.planted import PLANTS
+from compact.lab.zoo_student import STAGES, load_zoo_student
+from compact.metrics import get_metric, metric_names
+from compact.passes import EncodedProblem, Pass
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.packing import build_batch
+from compact.student import Student, load_student
+from compact.weighting import PRESETS, make_weigher
+
+ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
+POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
+Labels = Mapping[tuple[str, str], str]
+"""(question_id, teacher) -> kind of the rationale: "right", or how it was spoilt."""
+
+
+def score_everything(
+    student: Student,
+    problems: Sequence[EncodedProblem],
+    pad_token_id: int,
+    *,
+    batch_problems: int,
+    progress: str,
+) -> dict[str, Tensor]:
+    """Scores every rationale by every metric, preset and policy, in one pass a layout.
+
+    Args:
+        student: the student.
+        problems: P encoded problems with R rationales in all.
+        pad_token_id: fills rows.
+        batch_problems: problems a pass.
+        progress: what the progress bar says.
+
+    Returns:
+        Name -> [R] float32, higher meaning better: a metric under its name (difficulty negated), a
+        preset or policy, as the logarithm of its weight, under "weight of NAME".
+    """
+    weighers = {name: make_weigher(name) for name in (*PRESETS, *POLICIES)}
+    parts: dict[str, list[Tensor]] = {}
+    preset_scores: dict[str, dict[str, list[Tensor]]] = {name: {} for name in PRESETS}
+
+    def collect(store: dict[str, list[Tensor]], name: str, values: Tensor) -> None:
+        store.setdefault(name, []).append(values.float())
+
+    for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
+        chunk = problems[start : start + batch_problems]
+        passes = {
+            padded: _pass(student, chunk, pad_token_id, padded=padded) for padded in (False, True)
+        }
+        for name in metric_names():
+            metric = get_metric(name)
+            values = metric.score(passes[metric.needs_padded])
+            collect(parts, name, -values if metric.axis == "difficulty" else values)
+        for name, weigher in weighers.items():
+            if name in PRESETS:
+                for axis, values in weigher.score(passes[weigher.needs_padded]).items():
+                    collect(preset_scores[name], axis, values)
+            else:
+                collect(parts, f"weight of {name}", weigher(passes[False]).weight.log())
+    found = {name: torch.cat(values) for name, values in parts.items()}
+    sizes = [len(problem.rationales) for problem in problems]
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    for name in PRESETS:
+        scores = {axis: torch.cat(values) for axis, values in preset_scores[name].items()}
+        # One update with everything: the running spread is then that of the data.
+        weighers[name].update(scores, offsets)
+        weigh = weighers[name].weigh(scores, offsets)
+        found[f"weight of {name}"] = weigh.weight.log()
+    return found
+
+
+@torch.no_grad()
+def _pass(
+    student: Student, problems: Sequence[EncodedProblem], pad_token_id: int, *, padded: bool
+) -> Pass:
+    layout = "padded" if padded else "tree"
+    batch = build_batch(problems, layout=layout, leaves=not padded, pad_token_id=pad_token_id)
+    return run_pass(student, batch)[2]
+
+
+def auc(
+    scores: Tensor, problems: Sequence[EncodedProblem], labels: Labels, kind: str, over: str
+) -> tuple[float, float]:
+    """How often rationales of kind `over` score above those of kind `kind` in the same problem.
+
+    Args:
+        scores: [R] in the order of the problems' rationales.
+        problems: the problems.
+        labels: the kind of each rationale.
+        kind: the kind that should score lower.
+        over: the kind that should score higher.
+
+    Returns:
+        Mean over the problems that have both kinds, and half of its 95% interval.
+
+    Raises:
+        ValueError: no problem has both kinds.
+    """
+    shares, start = [], 0
+    for problem in problems:
+        kinds = [labels[problem.question_id, r.teacher] for r in problem.rationales]
+        mine = scores[start : start + len(kinds)].double()
+        start += len(kinds)
+        high = mine[[k == over for k in kinds]]
+        low = mine[[k == kind for k in kinds]]
+        if len(high) and len(low):
+            above = (high[:, None] > low[None, :]).double()
+            shares.append(above + 0.5 * (high[:, None] == low[None, :]).double())
+    if not shares:
+        raise ValueError(f"expected problems with rationales of kinds {over!r} and {kind!r}")
+    means = torch.stack([share.mean() for share in shares])
+    half = 1.96 * float(means.std(correction=0)) / len(means) ** 0.5
+    return float(means.mean()), half
+
+
+def zoo_labels(problems: Sequence[Problem]) -> dict[tuple[str, str], str]:
+    """The kind of each rationale of a zoo: "right", or the name of a teacher who errs."""
+    return {
+        (problem.question_id, r.teacher): "right" if r.teacher in zoo.RIGHT else r.teacher
+        for problem in problems
+        for r in problem.rationales
+    }
+
+
+def plant(
+    problems: Sequence[Problem], kind: str, seed: int, limit: int
+) -> tuple[list[Problem], dict[tuple[str, str], str]]:
+    """Spoils one rationale of each problem, of a teacher drawn at random.
+
+    Problems with fewer than three rationales, or with one that does not end in the gold answer, are
+    left out, as are those in which no error can be planted.
+
+    Args:
+        problems: real problems.
+        kind: a key of `planted.PLANTS`.
+        seed: which problems, teachers and errors.
+        limit: how many problems.
+
+    Returns:
+        The problems with one rationale spoilt, and the kind of each rationale.
+    """
+    rng = random.Random(f"{kind} {seed}")
+    found: list[Problem] = []
+    labels: dict[tuple[str, str], str] = {}
+    for problem in rng.sample(list(problems), len(problems)):
+        texts = [str(r.completion) for r in problem.rationales]
+        gold = normalise_answer(problem.answer)
+        if len(texts) < 3 or any(extract_answer(text) != gold for text in texts):
+            continue
+        where = rng.randrange(len(texts))
+        spoilt = PLANTS[kind](texts[where], problem.answer, rng)
+        if spoilt is None:
+            continue
+        rationales = list(problem.rationales)
+        old = rationales[where]
+        rationales[where] = type(old)(old.teacher, spoilt, old.line)
+        found.append(
+            Problem(problem.question_id, problem.prompt, problem.answer, tuple(rationales))
+        )
+        for i, rationale in enumerate(rationales):
+            labels[problem.question_id, rationale.teacher] = kind if i == where else "right"
+        if len(found) == limit:
+            break
+    return found, labels
+
+
+Table = dict[str, dict[str, tuple[float, float]]]
+"""Score -> column -> (AUC, half of its 95% interval)."""
+
+
+def study(
+    student: Student,
+    processing_class: object,
+    problems: Sequence[Problem],
+    labels: Labels,
+    *,
+    batch_problems: int = 16,
+    progress: str = "scores",
+) -> Table:
+    """Asks every score about one set of labelled problems.
+
+    Returns:
+        For each score the AUC of each kind of error in `labels`, and, where the zoo's good and
+        verbose teachers are there, how often good scores above verbose.
+    """
+    encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
+    scores = score_everything(
+        student,
+        encoded,
+        processing_class.pad_token_id,
+        batch_problems=batch_problems,
+        progress=progress,
+    )
+    kinds = sorted(set(labels.values()) - {"right"})
+    names = {(p.question_id, r.teacher): r.teacher for p in problems for r in p.rationales}
+    table: Table = {}
+    for name, values in scores.items():
+        table[name] = {kind: auc(values, encoded, labels, kind, "right") for kind in kinds}
+        if {"good", "verbose"} <= set(names.values()):
+            table[name]["verbose"] = auc(values, encoded, names, "verbose", "good")
+    return table
+
+
+def zoo_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
+    """The zoo's five teachers by students at three stages, averaged over seeds."""
+    tables: dict[str, list[Table]] = {}
+    for seed in seeds:
+        data = load_problems(zoo.make_rows(ZOO_TEACHERS, problems, seed))
+        for stage in STAGES:
+            model, tokenizer = load_zoo_student(stage, seed, cache=cache)
+            student = Student.of(model, tokenizer)
+            found = study(student, tokenizer, data, zoo_labels(data), progress=f"{stage} {seed}")
+            tables.setdefault(stage, []).append(found)
+    merged: Table = {}
+    for stage, found in tables.items():
+        for name in found[0]:
+            for column in found[0][name]:
+                cells = [table[name][column] for table in found]
+                mean = sum(cell[0] for cell in cells) / len(cells)
+                half = sum(cell[1] ** 2 for cell in cells) ** 0.5 / len(cells)
+                merged.setdefault(name, {})[f"{stage}: {column}"] = (mean, half)
+    return merged
+
+
+def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
+    """The share of the weight that lands on right rationales in zoos A and B, without training.
+
+    Students of seed 0 at three stages; a seed decides stories and errors. Half intervals are over
+    problems.
+    """
+    merged: Table = {}
+    for stage in STAGES:
+        model, tokenizer = load_zoo_student(stage, 0, cache=cache)
+        student = Student.of(model, tokenizer)
+        for the_zoo in zoo.ZOOS.values():
+            data = [
+                problem
+                for seed in seeds
+                for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
+            ]
+            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            progress = f"zoo {the_zoo.name}, {stage}"
+            scores = score_everything(
+                student, encoded, tokenizer.pad_token_id, batch_problems=16, progress=progress
+            )
+            right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()
+            for name, values in scores.items():
+                if name.startswith("weight of "):
+                    weight = values.double().exp().view(-1, len(the_zoo.teachers))
+                    shares = (weight * right).sum(1) / weight.sum(1)
+                    half = 1.96 * float(shares.std()) / len(shares) ** 0.5
+                    cell = (float(shares.mean()), half)
+                    merged.setdefault(name.removeprefix("weight of "), {})[progress] = cell
+    return merged
+
+
+def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int) -> Table:
+    """Planted errors in real rationales, of every kind, by a real student."""
+    model, processing_class = load_student(model_name)
+    student = Student.of(model, processing_class)
+    pool = load_problems(data)
+    merged: Table = {}
+    for kind in PLANTS:
+        chosen: list[Problem] = []
+        labels: dict[tuple[str, str], str] = {}
+        for seed in seeds:
+            part, kinds = plant(pool, kind, seed, problems)
+            for problem in part:  # a problem may be drawn under several seeds
+                name = f"{seed}/{problem.question_id}"
+                chosen.append(Problem(name, problem.prompt, problem.answer, problem.rationales))
+                for r in problem.rationales:
+                    labels[name, r.teacher] = kinds[problem.question_id, r.teacher]
+        found = study(
+            student, processing_class, chosen, labels, batch_problems=2, progress=f"SVAMP {kind}"
+        )
+        for name, cells in found.items():
+            merged.setdefault(name, {}).update(cells)
+    return merged
+
+
+def as_markdown(table: Table) -> str:
+    """The table with a row a score, "AUC +- half interval" in the cells."""
+    columns = list(next(iter(table.values())))
+    lines = ["| score | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, cells in table.items():
+        row = " | ".join(f"{cells[c][0]:.2f} ± {cells[c][1]:.2f}" for c in columns)
+        lines.append(f"| {name} | {row} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(table: Table, path: Path, title: str, measure: str) -> None:
+    """A picture of the table: a row a score, a column an error, coloured by AUC around chance."""
+    from matplotlib.figure import Figure
+
+    names, columns = list(table), list(next(iter(table.values())))
+    values = [[table[name][column][0] for column in columns] for name in names]
+    figure = Figure(figsize=(3.2 + 0.85 * len(columns), 1.8 + 0.34 * len(names)), dpi=130)
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
+    figure.tight_layout()
+    figure.savefig(path)

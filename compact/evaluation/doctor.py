@@ -1,0 +1,119 @@
+"""How a student will be trained here, and what that needs: layout, attention, head, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from compact.metrics import AXES, get_metric, metric_names
+from compact.passes import EncodedProblem, EncodedRationale
+from compact.passes.attention import FLEX_FROM
+from compact.passes.forward import run_pass
+from compact.passes.layout import LEAF_ROOM, choose_layout
+from compact.passes.packing import build_batch
+from compact.student import Student
+from compact.student.internals import attention_implementation
+from compact_ops import backend
+from compact_ops.linear_token_stats import plan_head_grad
+
+
+def describe(student: Student, max_length: int) -> Iterator[str]:
+    """Yields the lines about the student as it is: what does not depend on what is trained.
+
+    Args:
+        student: the student, whose every weight is on its device.
+        max_length: most tokens of prompt + one rationale.
+    """
+    layout, reason = choose_layout(student, "auto", max_length)
+    vocabulary, width = student.weight.shape
+    parameters = sum(p.numel() for p in student.model.parameters())
+    size = student.weight.element_size()
+    tied = student.head.weight is student.body.get_input_embeddings().weight
+    yield (
+        f"student       {type(student.model).__name__}, {parameters:,} parameters, "
+        f"{student.weight.dtype}, {_bytes(parameters * size)}".replace("torch.", "")
+    )
+    yield f"layout        {layout}: {reason}"
+    window = student.attention_window
+    if layout == "padded" and window is not None and LEAF_ROOM < window < max_length + LEAF_ROOM:
+        yield f"              with --max_length {window - LEAF_ROOM} or less it may be a tree"
+    attention = attention_implementation(student.config)
+    if layout == "tree" and attention == "sdpa":
+        attention += f"; on CUDA flex_attention for rows of more than {FLEX_FROM} tokens"
+    yield f"attention     {attention}"
+    yield (
+        f"head          V = {vocabulary}, H = {width}, {'tied' if tied else 'untied'}, softcap "
+        f"{student.softcap}, logit scale {student.logit_scale:g}; operators: {backend()}"
+    )
+    for axis in AXES:
+        costs = [f"{name} ({_cost(name)})" for name in metric_names(axis)]
+        yield f"{axis:13s} {', '.join(costs)}"
+    yield "              a token of an answer leaf costs a third of a trained one: forward only"
+
+
+def needs(student: Student, tokens: int) -> str:
+    """Returns in words what training this student's trainable weights takes.
+
+    Args:
+        student: the student, its trainable weights those that require a gradient.
+        tokens: of a micro-batch, prompts once and all rationales.
+    """
+    vocabulary, width = student.weight.shape
+    plan = plan_head_grad(
+        "auto", tokens, width, vocabulary, train_hidden=True, train_head=student.trains_head
+    )
+    trained = [p for p in student.model.parameters() if p.requires_grad]
+    # Beside a weight its gradient and the two moments of AdamW.
+    state = sum(3 * p.numel() * p.element_size() for p in trained)
+    kept = (kept_bytes(student, 96) - kept_bytes(student, 32)) * tokens // 64
+    eager = attention_implementation(student.config) == "eager"
+    more = ", and eager attention its scores, with the square of a row" if eager else ""
+    return (
+        f"{sum(p.numel() for p in trained):,} weights, {_bytes(state)} for their gradients and "
+        f"AdamW; {tokens} tokens keep {_bytes(kept)} for the backward{more}\n"
+        "              (a process on the CPU grows by up to one and a half times that)\n"
+        f"              head: {plan.mode}, {plan.products} matrix products, "
+        f"{_bytes(plan.kept_bytes)} of that (the logits would be {_bytes(tokens * vocabulary * 4)})"
+    )
+
+
+def kept_bytes(student: Student, length: int) -> int:
+    """Bytes that a forward over one rationale of `length` tokens keeps, measured, weights apart."""
+    vocabulary = student.weight.shape[0]
+    ids = tuple((7 * i + 3) % vocabulary for i in range(length + 8))
+    rationale = EncodedRationale(
+        "", "", ids[8:], ((0, length),), ("",), (False,), length, None
+    )  # no answer
+    problem = EncodedProblem("", "", ids[:8], (rationale,), "", ids[:1], ids[:1], ids[:1])
+    batch = build_batch([problem], layout="padded", leaves=False, pad_token_id=0)
+    own = {t.untyped_storage().data_ptr() for t in student.model.parameters()}
+    own |= {t.untyped_storage().data_ptr() for t in student.model.buffers()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds them, or an address might be used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run_pass(student, batch.to(student.weight.device))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes in words: "538 MB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def _cost(name: str) -> str:
+    """What a metric costs beside the pass itself."""
+    metric = get_metric(name)
+    if metric.needs_leaves:
+        return "answer leaves"
+    return "padded rows" if metric.needs_padded else "free"

@@ -1,0 +1,247 @@
+"""A student's greedy answers to questions, judged, with a 95% interval."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from compact.checkers import Judge
+from compact.data import Problem
+from compact.files import write_json
+from compact.passes.encode import encode_prompt
+
+
+def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns the Wilson score interval of a proportion (z = 1.96: 95%); (0, 1) without items."""
+    if items == 0:
+        return 0.0, 1.0
+    p, n = correct / items, items
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def stop_ids(model: torch.nn.Module, processing_class: Any) -> list[int]:
+    """Returns the token ids that end an answer: the model's own and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ids = set(own if isinstance(own, list) else [own]) | {processing_class.eos_token_id}
+    return sorted(i for i in ids if i is not None)
+
+
+@torch.inference_mode()
+def generate(
+    model: torch.nn.Module,
+    processing_class: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Returns the greedy continuation of each prompt, the end token and what follows it cut off.
+
+    Args:
+        model: a causal LM of transformers (or a peft model around one), in eval mode.
+        processing_class: its tokenizer.
+        prompts: token ids of each prompt, any lengths; they become one left-padded batch.
+        max_new_tokens: upper limit of the continuation.
+    """
+    ends = stop_ids(model, processing_class)
+    pad = processing_class.pad_token_id
+    pad = pad if pad is not None else ends[0]
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    # Plain greedy search whatever the model's generation_config suggests.
+    output = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        eos_token_id=ends,
+        pad_token_id=pad,
+    )
+    texts = []
+    for row in output[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in ends), len(row))
+        texts.append(row[:end])
+    return texts
+
+
+def summary_path(out: Path) -> Path:
+    """Returns where the summary of an item file lies: items.jsonl -> items.summary.json."""
+    return out.with_name(out.stem + ".summary.json")
+
+
+def read_done(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the items that an earlier, interrupted run with the same settings has written.
+
+    A half-written last line is cut off the file.
+
+    Raises:
+        ValueError: the file belongs to a run with other settings, or a line is not JSON.
+    """
+    if not out.exists() or out.stat().st_size == 0:
+        return {}
+    side = summary_path(out)
+    if not side.exists():
+        raise ValueError(
+            f"{out}: exists, but not its {side.name}; choose another --out or delete it"
+        )
+    before = json.loads(side.read_text(encoding="utf-8"))["settings"]
+    changed = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
+    if changed:
+        what = ", ".join(f"{k} was {before.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        raise ValueError(f"{out}: holds items of other settings ({what}); choose another --out")
+    raw = out.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole < len(raw):
+        with out.open("r+b") as file:
+            file.truncate(whole)
+    done = {}
+    for number, line in enumerate(raw[:whole].decode("utf-8").split("\n")[:-1], 1):
+        try:
+            item = json.loads(line)
+            done[item["question_id"]] = item
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{out}:{number}: expected one item as JSON, got {line[:60]!r}"
+            ) from error
+    return done
+
+
+def summarise(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Returns accuracy with its 95% interval and the counts behind it."""
+    items = list(items)
+    correct = sum(item["correct"] for item in items)
+    low, high = wilson_interval(correct, len(items))
+    return {
+        "items": len(items),
+        "correct": correct,
+        "accuracy": correct / len(items) if items else 0.0,
+        "ci_low": low,
+        "ci_high": high,
+        "unparsed": sum(item["predicted"] is None for item in items),
+        "unjudged": sum(bool(item["note"]) for item in items),
+        "mean_tokens": sum(item["tokens"] for item in items) / max(1, len(items)),
+    }
+
+
+def describe(name: str, summary: dict[str, Any]) -> str:
+    """Returns a summary as one line."""
+    return (
+        f"{name}: accuracy {summary['accuracy']:.3f} ({summary['correct']}/{summary['items']}, "
+        f"95% CI {summary['ci_low']:.3f}-{summary['ci_high']:.3f}), "
+        f"{summary['unparsed']} without an answer, "
+        f"{summary['mean_tokens']:.0f} tokens an answer, {summary['seconds']:.0f} s"
+    )
+
+
+def evaluate(
+    model: torch.nn.Module,
+    processing_class: Any,
+    problems: Sequence[Problem],
+    out: str | Path | None = None,
+    *,
+    settings: dict[str, Any] | None = None,
+    judge: Judge | None = None,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Answers each problem greedily and judges the answers.
+
+    Args:
+        model: a causal LM; it is put in eval mode and back.
+        processing_class: its tokenizer.
+        problems: the questions; only question_id, prompt and answer are read.
+        out: item file (JSON lines, appended batch by batch); items that it holds already are kept.
+        settings: what identifies the run; kept beside `out` and compared when a run continues.
+        judge: judges the completions; None decides by each gold answer how (numbers, letters, ...).
+        max_new_tokens: upper limit of an answer.
+        batch_size: answers generated at once; results do not depend on it but for rounding.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
+
+    Raises:
+        ValueError: no problems, a question_id that occurs twice, or `out` of another run.
+    """
+    if not problems:
+        raise ValueError("evaluate: problems must hold at least one problem, got none")
+    ids = [p.question_id for p in problems]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
+    start = time.monotonic()
+    settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
+    done: dict[str, dict[str, Any]] = {}
+    file = None
+    if out is not None:
+        out = Path(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = read_done(out, settings)
+        write_json(summary_path(out), {"settings": settings, "status": "running"})
+        file = out.open("a", encoding="utf-8")
+    todo = [
+        (encode_prompt(p.prompt, processing_class), p)
+        for p in problems
+        if p.question_id not in done
+    ]
+    # Longest first: a batch holds prompts of like length, and memory runs out at once or never.
+    todo.sort(key=lambda pair: -len(pair[0]))
+    training = model.training
+    model.eval()
+    own_judge = judge is None
+    judge = judge or Judge()
+    try:
+        with tqdm(
+            total=len(problems),
+            initial=len(problems) - len(todo),
+            unit="item",
+            disable=not progress,
+        ) as bar:
+            for first in range(0, len(todo), batch_size):
+                part = todo[first : first + batch_size]
+                answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
+                texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
+                verdicts = judge([(x, p.answer) for x, (_, p) in zip(texts, part, strict=True)])
+                for i, (_, problem) in enumerate(part):
+                    done[problem.question_id] = item = {
+                        "question_id": problem.question_id,
+                        "completion": texts[i].strip(),
+                        "gold": problem.answer,
+                        **asdict(verdicts[i]),
+                        "tokens": len(answers[i]),
+                    }
+                    if file:
+                        file.write(json.dumps(item, ensure_ascii=False) + "\n")
+                if file:
+                    file.flush()
+                bar.update(len(part))
+                right = sum(item["correct"] for item in done.values())
+                bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
+    finally:
+        model.train(training)
+        if own_judge:
+            judge.close()
+        if file:
+            file.close()
+    summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}
+    if out is not None:
+        write_json(summary_path(out), {"settings": settings, "status": "complete", **summary})
+    return summary

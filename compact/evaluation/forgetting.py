@@ -1,0 +1,132 @@
+"""What a student forgot: perplexity and KL on retained text, accuracy lost on retained tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Reads retained texts: JSON lines {"text": ...}, or plain text with blank lines between them.
+
+    Raises:
+        ValueError: `file:line` of a row without text, or a file without any text.
+        OSError: the file cannot be read.
+    """
+    raw = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix != ".jsonl":
+        texts = [part.strip() for part in raw.split("\n\n") if part.strip()]
+    else:
+        texts = []
+        for number, line in enumerate(raw.split("\n"), 1):
+            try:
+                text = json.loads(line)["text"] if line.strip() else ""
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise ValueError(
+                    f'{path}:{number}: expected {{"text": ...}}, got {line[:60]!r}'
+                ) from None
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{path}:{number}: text must be a string, got {type(text).__name__}"
+                )
+            texts += [text] if text.strip() else []
+    if not texts:
+        raise ValueError(f"{path}: holds no text")
+    return texts
+
+
+@torch.inference_mode()
+def text_drift(
+    student: torch.nn.Module,
+    base: torch.nn.Module,
+    processing_class: Any,
+    texts: Sequence[str],
+    *,
+    max_length: int = 1024,
+) -> dict[str, float]:
+    """Measures how far a student has moved from its base on texts it should still know.
+
+    Args:
+        student: the distilled model.
+        base: the model it started from; the student itself with its adapter switched off, where the
+            student is a peft model and `base` is the same object.
+        processing_class: the tokenizer of both.
+        texts: the retained text set.
+        max_length: tokens of a text that are read.
+
+    Returns:
+        tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats a token.
+
+    Raises:
+        ValueError: no text has two tokens.
+    """
+    device = next(student.parameters()).device
+    count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
+    for text in tqdm(texts, unit="text", desc="retained text"):
+        ids = torch.tensor([processing_class(text)["input_ids"][:max_length]], device=device)
+        if ids.shape[1] < 2:
+            continue
+        target = ids[0, 1:, None]
+        ours = student(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        with student.disable_adapter() if base is student else nullcontext():
+            theirs = base(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        nll -= ours.gather(1, target).sum().item()
+        base_nll -= theirs.gather(1, target).sum().item()
+        kl += (theirs.exp() * (theirs - ours)).sum().item()
+        count += len(target)
+    if not count:
+        raise ValueError("retained text: expected a text of at least two tokens, got none")
+    return {
+        "tokens": count,
+        "base_perplexity": math.exp(base_nll / count),
+        "student_perplexity": math.exp(nll / count),
+        "kl": kl / count,
+    }
+
+
+def paired_drop(base: Path, student: Path) -> dict[str, float]:
+    """Compares two item files on the same questions.
+
+    Returns:
+        base_accuracy, student_accuracy, drop = base - student, and its 95% interval drop_low,
+        drop_high from the per-question differences (normal approximation).
+    """
+    rights = []
+    for path in (base, student):
+        items = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+        rights.append({item["question_id"]: item["correct"] for item in items})
+    lost = [rights[0][i] - rights[1][i] for i in rights[0]]
+    n = len(lost)
+    drop = sum(lost) / n
+    half = 1.96 * math.sqrt(sum((x - drop) ** 2 for x in lost) / max(1, n - 1) / n)
+    return {
+        "items": n,
+        "base_accuracy": sum(rights[0].values()) / n,
+        "student_accuracy": sum(rights[1].values()) / n,
+        "drop": drop,
+        "drop_low": drop - half,
+        "drop_high": drop + half,
+    }
+
+
+def describe_forgetting(found: dict[str, Any]) -> str:
+    """Returns what was forgotten, a line a text set or task."""
+    lines = [
+        f"{path}: accuracy {x['base_accuracy']:.3f} -> {x['student_accuracy']:.3f}, drop "
+        f"{x['drop']:+.3f} (95% CI {x['drop_low']:+.3f} to {x['drop_high']:+.3f})"
+        for path, x in found["tasks"].items()
+    ]
+    if "text" in found:
+        x = found["text"]
+        lines.append(
+            f"{x['data']}: perplexity {x['base_perplexity']:.2f} -> {x['student_perplexity']:.2f}, "
+            f"KL {x['kl']:.4f} nats a token over {x['tokens']} tokens"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""Scores and weights of rationales without training, to audit or filter data.
+
+One row a rationale: question_id, teacher, answer (the final answer that was read), adaptability,
+consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). What is
+found goes to OUT.partial as it comes, so a killed run goes on; OUT is written whole, at the end,
+when the spread of the scores over the data is known and the weights can be given. With --graphs the
+consensus graph of every problem is saved too; `compact graph` draws one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from compact.data import Problem
+from compact.files import write_whole
+from compact.graphs.step_graphs import as_rustworkx, save_graph
+from compact.metrics import AXES
+from compact.metrics.gain import step_gains
+from compact.metrics.step_graph import step_graphs, step_texts
+from compact.passes import EncodedProblem, Pass
+from compact.passes.encode import encode_problem
+from compact.passes.forward import run_pass
+from compact.passes.layout import choose_layout
+from compact.passes.packing import build_batch, tree_length
+from compact.student import Student
+from compact.weighting import PresetWeigher, Weigher
+
+# Enough to keep a processor busy; more would only make progress and what a kill costs coarser.
+_TOKENS_A_PASS = 1024
+
+
+def score_problems(
+    student: Student,
+    processing_class: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    weigher: Weigher,
+    *,
+    max_length: int = 2560,
+    partial: Path | None = None,
+    settings: dict[str, Any] | None = None,
+    graphs: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Scores every rationale and weighs it within its problem.
+
+    Args:
+        student: the student whose scores are asked for; nothing of it changes.
+        processing_class: its tokenizer.
+        problems: problems with their rationales.
+        weigher: a preset or policy, new: its statistics become those of `problems`.
+        max_length: most tokens of prompt and one rationale.
+        partial: file to keep what is found in, and to go on from; None keeps nothing.
+        settings: what the kept scores depend on; kept ones with other settings are not used.
+        graphs: folder for the consensus graphs, one file a problem; None saves none.
+
+    Returns:
+        One row a rationale, in the order of the data.
+
+    Raises:
+        ValueError: a problem that cannot be encoded, a metric that cannot be used.
+    """
+    done = _read_partial(partial, settings or {}) if partial else {}
+    layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
+    left = [p for p in problems if p.question_id not in done]
+    encoded = [encode_problem(p, processing_class, max_length=max_length) for p in left]
+    bar = tqdm(total=len(problems), initial=len(done), desc="score", unit="problem")
+    file = partial.open("a", encoding="utf-8") if partial else None
+    try:
+        for chunk in _chunks(encoded):
+            batch = build_batch(
+                chunk, layout=layout, leaves=True, pad_token_id=processing_class.pad_token_id
+            )
+            with torch.no_grad():
+                pass_ = run_pass(student, batch.to(student.weight.device))[2]
+            if graphs:
+                _save_graphs(pass_, graphs)
+            for question_id, rows in _rows(pass_, weigher):
+                done[question_id] = rows
+                if file:
+                    file.write(json.dumps({"question_id": question_id, "rows": rows}) + "\n")
+            if file:
+                file.flush()
+            bar.update(len(chunk))
+    finally:
+        bar.close()
+        if file:
+            file.close()
+    rows = [done[problem.question_id] for problem in problems]
+    if isinstance(weigher, PresetWeigher):
+        _weigh(rows, weigher)
+    return [row for problem in rows for row in problem]
+
+
+def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
+    """Problems of about the same length, a pass at a time."""
+    chunk: list[EncodedProblem] = []
+    for problem in sorted(problems, key=tree_length):
+        if chunk and (len(chunk) + 1) * tree_length(problem) > _TOKENS_A_PASS:
+            yield chunk
+            chunk = []
+        chunk.append(problem)
+    if chunk:
+        yield chunk
+
+
+def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """(question_id, rows of its rationales); a preset's weights are found later, from all."""
+    if isinstance(weigher, PresetWeigher):
+        scores, weight = weigher.score(pass_), None
+    else:
+        scores, weight = {}, weigher(pass_).weight.tolist()
+    listed = {axis: values.tolist() for axis, values in scores.items()}
+    found = step_gains(pass_)
+    gains, epiphanies, offsets = (x.tolist() for x in (found.gain, found.epiphany, found.offsets))
+    r = 0
+    for problem in pass_.batch.problems:
+        rows = []
+        for rationale in problem.rationales:
+            first = offsets[r]
+            steps = [
+                {"text": text, "gain": round(gains[first + i], 5)}
+                for i, text in enumerate(rationale.step_texts)
+            ]
+            rows.append(
+                {
+                    "question_id": problem.question_id,
+                    "teacher": rationale.teacher,
+                    "answer": rationale.answer,
+                    **{axis: listed[axis][r] if axis in listed else None for axis in AXES},
+                    "weight": weight[r] if weight else None,
+                    "steps": steps,
+                    "epiphanies": [i for i in range(len(steps)) if epiphanies[first + i]],
+                }
+            )
+            r += 1
+        yield problem.question_id, rows
+
+
+def _save_graphs(pass_: Pass, folder: Path) -> None:
+    """Saves the consensus graph of every problem as QUESTION_ID.json."""
+    found, texts = step_graphs(pass_)[1], step_texts(pass_.batch)
+    for i, problem in enumerate(pass_.batch.problems):
+        teachers = [rationale.teacher for rationale in problem.rationales]
+        name = quote(problem.question_id, safe=" ")
+        save_graph(as_rustworkx(found, i, texts[i], teachers), folder / f"{name}.json")
+
+
+def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
+    """Fills in the weights of a preset, with the running spread that of all the scores."""
+    flat = [row for rows in problems for row in rows]
+    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.metrics}
+    offsets = torch.tensor([0, *(len(rows) for rows in problems)]).cumsum(0)
+    weigher.update(scores, offsets)
+    for row, weight in zip(flat, weigher.weigh(scores, offsets).weight.tolist(), strict=True):
+        row["weight"] = weight
+
+
+def _read_partial(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows kept by a run with the same settings; any other file is begun anew.
+
+    Raises:
+        ValueError: a line before the last that no run has written.
+    """
+    head = json.dumps({"settings": settings})
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    done = {}
+    kept = [head]
+    if lines and lines[0] == head:
+        # What follows the last newline is a line cut short.
+        for number, line in enumerate(lines[1:-1], start=2):
+            try:
+                row = json.loads(line)
+                done[row["question_id"]] = row["rows"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{path}:{number}: expected the scores of a problem; delete the file to begin "
+                    "anew"
+                ) from None
+            kept.append(line)
+    write_whole(path, "\n".join(kept) + "\n")
+    return done
+
+
+def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:
+    """Reads "axis=metric" overrides.
+
+    Raises:
+        ValueError: not of this form, or an unknown axis.
+    """
+    overrides = {}
+    for pair in pairs:
+        axis, equals, metric = pair.partition("=")
+        if not equals or axis not in AXES or not metric:
+            raise ValueError(f"--metric must be AXIS=NAME with axis in {list(AXES)}, got {pair!r}")
+        overrides[axis] = metric
+    return overrides

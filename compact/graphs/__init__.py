@@ -1,0 +1,1 @@
+"""Consensus graphs of reasoning steps: assembly (csrc/graph), reading, saving, drawing."""

@@ -1,0 +1,231 @@
+"""Builds the consensus graphs of problems, reads them with rustworkx, saves and draws them.
+
+A node is a reasoning step, a match edge joins steps of different rationales that say the same, the
+connected components are step classes, and classes are joined by "is followed by". The mainstream
+path is the path of classes with the greatest total support. Assembly is native (csrc/graph).
+
+`compact score DATA ... --graphs FOLDER` saves the graph of every problem, `compact graph FILE --out
+PICTURE` draws one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rustworkx as rx
+
+from compact.files import write_whole
+from compact.graphs import _graph
+from compact.text.equations import equations, numbers
+
+THRESHOLD = 0.8
+"""Least similarity of steps that match."""
+_NODE_KEYS = {"text", "teachers", "support", "arithmetic", "mainstream"}
+
+
+class Steps(NamedTuple):
+    """The steps of P problems, R rationales, S steps as arrays; see csrc/graph/graph.h.
+
+    Attributes:
+        problem_offsets: [P + 1] int64, rationales of each problem.
+        step_offsets: [R + 1] int64, steps of each rationale.
+        item_offsets: [S + 1] int64, items of each step.
+        items: [I] int64 sorted in each step: 2 n for a number, 2 e + 1 for an equation.
+        content: [S] int64 rank of the step's text among all texts.
+        state: [S, H] float32 unit vectors; H = 0 to match steps without mathematics by their text.
+    """
+
+    problem_offsets: np.ndarray
+    step_offsets: np.ndarray
+    item_offsets: np.ndarray
+    items: np.ndarray
+    content: np.ndarray
+    state: np.ndarray
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of P problems with C classes, D edges and E matches in all.
+
+    Attributes:
+        matches: [E, 2] steps that match.
+        step_class: [S] class of each step, numbered over the whole batch.
+        class_offsets: [P + 1] classes of each problem.
+        support: [C] share of the problem's rationales that have a step in the class.
+        edge_offsets: [P + 1] edges of each problem.
+        edges: [D, 2] classes, the second following the first; without cycles.
+        edge_count: [D] rationales in which it does.
+        mainstream: [C] bool, on the path of greatest total support.
+    """
+
+    matches: np.ndarray
+    step_class: np.ndarray
+    class_offsets: np.ndarray
+    support: np.ndarray
+    edge_offsets: np.ndarray
+    edges: np.ndarray
+    edge_count: np.ndarray
+    mainstream: np.ndarray
+
+
+def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarray | None) -> Steps:
+    """Returns steps as arrays from their texts: a list of problems of rationales of steps.
+
+    Args:
+        problems: the texts.
+        state: [S, H] float32 mean hidden states of the steps, of any length, or None.
+
+    Raises:
+        ValueError: if a state is not finite.
+    """
+    rationales = [rationale for problem in problems for rationale in problem]
+    texts = [text for rationale in rationales for text in rationale]
+    ids: dict[str, int] = {}
+    rank = {text: i for i, text in enumerate(sorted(set(texts)))}
+    items = [
+        sorted(
+            [2 * ids.setdefault(number, len(ids)) for number in numbers(text)]
+            + [2 * ids.setdefault(e.key, len(ids)) + 1 for e in equations(text)]
+        )
+        for text in texts
+    ]
+    if state is None:
+        unit = np.zeros((len(texts), 0), np.float32)
+    else:
+        if not np.isfinite(state).all():
+            raise ValueError("step-graph: hidden states must be finite")
+        length = np.linalg.norm(state, axis=1, keepdims=True)
+        unit = (state / np.maximum(length, 1e-12)).astype(np.float32)
+    return Steps(
+        _offsets([len(problem) for problem in problems]),
+        _offsets([len(rationale) for rationale in rationales]),
+        _offsets([len(item) for item in items]),
+        np.array([i for item in items for i in item], np.int64),
+        np.array([rank[text] for text in texts], np.int64),
+        unit,
+    )
+
+
+def _offsets(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
+    """Returns the graphs of all problems."""
+    raw = _graph.assemble(*steps, threshold)
+    class_offsets, edge_offsets, edges = raw["class_offsets"], raw["edge_offsets"], raw["edges"]
+    sizes = np.repeat(np.diff(steps.problem_offsets), np.diff(class_offsets))
+    members = raw["class_members"]
+    mainstream = np.zeros(len(members), bool)
+    for problem in range(len(class_offsets) - 1):
+        first, end = class_offsets[problem], class_offsets[problem + 1]
+        mine = edges[edge_offsets[problem] : edge_offsets[problem + 1]]
+        mainstream[first:end] = _on_heaviest_path(members[first:end], mine - first)
+    return Graphs(
+        matches=raw["matches"],
+        step_class=raw["step_class"],
+        class_offsets=class_offsets,
+        support=members / sizes,
+        edge_offsets=edge_offsets,
+        edges=edges,
+        edge_count=raw["edge_count"],
+        mainstream=mainstream,
+    )
+
+
+def _on_heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns [n] bool: on a path with the greatest sum of `value` [n] int over `edges` [d, 2].
+
+    Where several paths are equally heavy, all of them count: no order of the nodes decides.
+    """
+    upto, onwards = (_heaviest_to(value, *ends) for ends in (edges.T, edges.T[::-1]))
+    total = upto + onwards - value
+    return total == total.max(initial=0)
+
+
+def _heaviest_to(value: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Returns [n] the greatest sum of `value` over a path that ends in each node, itself included.
+
+    The shortest path in rustworkx where an edge is as long as minus the value of its target, from a
+    node in front that leads to every other.
+    """
+    front = len(value)
+    length = -value
+    graph = rx.PyDiGraph(check_cycle=False, multigraph=True)
+    graph.add_nodes_from(range(front + 1))
+    start = zip([front] * front, range(front), length.tolist(), strict=True)
+    follow = zip(source.tolist(), target.tolist(), length[target].tolist(), strict=True)
+    graph.add_edges_from([*start, *follow])
+    found = rx.digraph_bellman_ford_shortest_path_lengths(graph, front, float)
+    return -np.array([found[node] for node in range(front)])
+
+
+def as_rustworkx(
+    graphs: Graphs, problem: int, texts: Sequence[Sequence[str]], names: Sequence[str]
+) -> rx.PyDiGraph:
+    """Returns the class graph of one problem.
+
+    Args:
+        graphs: the graphs of a batch.
+        problem: which of its problems.
+        texts: the steps of every rationale of that problem.
+        names: its teachers.
+
+    Returns:
+        A graph whose nodes hold text (of the first step), teachers, support, arithmetic ("holds",
+        "fails" or "none") and mainstream, and whose edges hold count.
+    """
+    first, end = (int(i) for i in graphs.class_offsets[problem : problem + 2])
+    nodes: list[dict[str, str]] = [{} for _ in range(end - first)]
+    start = int(np.searchsorted(graphs.step_class, first))
+    mine = iter(graphs.step_class[start:])
+    for name, rationale in zip(names, texts, strict=True):
+        for text in rationale:
+            node = nodes[int(next(mine)) - first]
+            node.setdefault("text", text)
+            teachers = [*node["teachers"].split(", ")] if "teachers" in node else []
+            node["teachers"] = ", ".join(dict.fromkeys([*teachers, name]))
+            checks = [equation.holds for equation in equations(text)]
+            found = "none" if not checks else "holds" if all(checks) else "fails"
+            if node.get("arithmetic", "none") == "none" or found == "fails":
+                node["arithmetic"] = found
+    for i, node in enumerate(nodes):
+        node["support"] = f"{graphs.support[first + i]:.3f}"
+        node["mainstream"] = str(bool(graphs.mainstream[first + i])).lower()
+    graph = rx.PyDiGraph()
+    graph.add_nodes_from(nodes)
+    chosen = slice(*graphs.edge_offsets[problem : problem + 2])
+    pairs = (graphs.edges[chosen] - first).tolist()
+    graph.add_edges_from(
+        [
+            (a, b, {"count": str(n)})
+            for (a, b), n in zip(pairs, graphs.edge_count[chosen], strict=True)
+        ]
+    )
+    return graph
+
+
+def save_graph(graph: rx.PyDiGraph, path: Path) -> None:
+    """Writes a class graph as node-link JSON."""
+    text = rx.node_link_json(graph, node_attrs=lambda node: node, edge_attrs=lambda edge: edge)
+    write_whole(path, str(text))
+
+
+def load_graph(path: Path) -> rx.PyDiGraph:
+    """Reads what `save_graph` wrote.
+
+    Raises:
+        ValueError: if the file holds no such graph.
+    """
+    try:
+        graph = rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+        missing = {key for node in graph.nodes() for key in _NODE_KEYS - set(node or ())}
+        if missing:
+            raise ValueError(f"a node lacks {sorted(missing)}")
+    except (ValueError, rx.JSONDeserializationError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a saved graph (node-link JSON): {error}") from None
+    return graph

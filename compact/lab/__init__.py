@@ -1,0 +1,1 @@
+"""Test beds with a known truth: teacher zoo, tiny students, planted errors."""

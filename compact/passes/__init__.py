@@ -1,0 +1,5 @@
+"""One forward of the student over problems: encoding, layout, packing, what the pass leaves."""
+
+from compact.passes.types import Batch, Block, EncodedProblem, EncodedRationale, Pass
+
+__all__ = ["Batch", "Block", "EncodedProblem", "EncodedRationale", "Pass"]

@@ -1,0 +1,249 @@
+"""Turns a problem into token ids: prompt, K rationales with their steps, answer cue, gold answer.
+
+The prompt is tokenised once and shared by the K rationales, so a rationale is tokenised on its own
+and appended; the answer leaf of a step continues the text at the end of that step in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compact.answers import extract_answer, normalise_answer
+from compact.passes import EncodedProblem, EncodedRationale
+from compact.text.steps import find_marker, split_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from compact.data import Message, Problem, Text
+
+CUE = "The answer is "
+
+
+def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids of a prompt, up to where the student begins to write.
+
+    With a chat template the text is a user's message and the generation prompt follows it. Without
+    one the text is followed by a newline, unless it ends in white space, and the tokenizer adds the
+    special tokens it always adds.
+
+    Raises:
+        ValueError: chat messages, but the tokenizer has no chat template.
+    """
+    if processing_class.chat_template is None:
+        return tuple(_plain_prompt_ids(_plain_text(prompt, "prompt"), processing_class))
+    text = _render(_messages(prompt, "user"), processing_class, generation_prompt=True)
+    return tuple(processing_class(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_problem(
+    problem: Problem,
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    cue: str = CUE,
+) -> EncodedProblem:
+    """Encodes one problem.
+
+    A rationale is cut where prompt + rationale reaches max_length; its steps are cut with it.
+
+    Args:
+        problem: question, gold answer and K >= 1 rationales.
+        processing_class: a fast tokenizer (its character offsets place the steps).
+        max_length: most tokens of prompt + one rationale.
+        cue: what an answer leaf says before the gold answer.
+
+    Returns:
+        The problem as token ids, for every layout.
+
+    Raises:
+        ValueError: no rationale; the prompt leaves no room for a rationale within max_length; a cue
+            without text; a chat template that does not keep prompt and completion as they are.
+        TypeError: the tokenizer gives no character offsets.
+    """
+    where = f"question_id {problem.question_id!r}"
+    if not getattr(processing_class, "is_fast", False):
+        raise TypeError(
+            "processing_class must be a fast tokenizer (steps are placed by character offsets), "
+            f"got {type(processing_class).__name__}"
+        )
+    if not problem.rationales:
+        raise ValueError(f"{where}: expected at least one rationale, got none")
+    if not cue.strip():
+        raise ValueError(f"cue must hold text (it predicts the first answer token), got {cue!r}")
+    prompt_ids = encode_prompt(problem.prompt, processing_class)
+    room = max_length - len(prompt_ids)
+    if room < 1:
+        raise ValueError(
+            f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a "
+            f"rationale within max_length = {max_length}"
+        )
+    rationales = []
+    for rationale in problem.rationales:
+        label = f"{where}, teacher {rationale.teacher!r}"
+        text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
+        rationales.append(_encode_rationale(rationale.teacher, text, ids, ends, room))
+    gold = normalise_answer(problem.answer)
+    cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
+    spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
+    if spaced_gold_ids != gold_ids:
+        raise ValueError(
+            f"{where}: the tokenizer reads the gold answer {gold!r} differently when a space "
+            f"stands before the cue {cue!r}; give a longer cue"
+        )
+    return EncodedProblem(
+        question_id=problem.question_id,
+        prompt=_prompt_text(problem.prompt),
+        prompt_ids=prompt_ids,
+        rationales=tuple(rationales),
+        gold=gold,
+        gold_ids=gold_ids,
+        cue_ids=cue_ids,
+        spaced_cue_ids=spaced_cue_ids,
+    )
+
+
+def _encode_rationale(
+    teacher: str, text: str, ids: list[int], ends: list[int], room: int
+) -> EncodedRationale:
+    """Places steps and marker on the tokens.
+
+    Args:
+        teacher: who wrote it.
+        text: the completion.
+        ids: its tokens, with what the chat template puts around it.
+        ends: for each token the end of its characters in `text`; <= 0 before it, > len(text) after.
+        room: most tokens to keep.
+    """
+    kept = ids[:room]
+    steps, texts, spaced = [], [], []
+    for step in split_steps(text):
+        # A token belongs to a step when its last character does: " Therefore" starts in the gap.
+        start = _first(ends, step.start + 1)
+        end = min(_first(ends, step.end), len(ids) - 1) + 1
+        if steps:
+            start = max(start, steps[-1][1])
+        if start >= len(kept):
+            break
+        end = min(end, len(kept))
+        if end <= start:  # one token holds the end of a step and all of the next: no place between
+            continue
+        steps.append((start, end))
+        texts.append(step.text)
+        last = min(ends[end - 1], len(text))
+        spaced.append(not text[:last][-1:].isspace())
+    if not steps:  # cut off within the first words: what is left is the one step
+        steps, texts, spaced = [(0, len(kept))], [text], [True]
+    marker = find_marker(text)
+    answer = extract_answer(text) if len(kept) == len(ids) else None
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(kept),
+        steps=tuple(steps),
+        step_texts=tuple(texts),
+        spaced=tuple(spaced),
+        marker=min(_first(ends, marker + 1), len(kept)) if marker < len(text) else len(kept),
+        answer=answer,
+    )
+
+
+def _first(ends: list[int], position: int) -> int:
+    """Index of the first token that ends at or after `position` characters; len(ends) if none."""
+    return next((i for i, end in enumerate(ends) if end >= position), len(ends))
+
+
+def _completion(
+    prompt: Text, completion: Text, processing_class: PreTrainedTokenizerBase, where: str
+) -> tuple[str, list[int], list[int]]:
+    """Text, token ids (end of turn included) and character ends of a completion."""
+    if processing_class.chat_template is None:
+        text = _plain_text(completion, "completion")
+        ids, ends = _tokenise(text, processing_class)
+        if processing_class.eos_token_id is not None:
+            ids.append(processing_class.eos_token_id)
+            ends.append(len(text) + 1)
+        return text, ids, ends
+    messages = _messages(prompt, "user")
+    answer = _messages(completion, "assistant")
+    before = _render(messages, processing_class, generation_prompt=True)
+    full = _render(messages + answer, processing_class, generation_prompt=False)
+    if not full.startswith(before):
+        raise ValueError(
+            f"{where}: the chat template does not continue the generation prompt "
+            f"{before[-40:]!r} with the answer; found {full[: len(before)][-40:]!r}"
+        )
+    rest = full[len(before) :]
+    text = answer[-1]["content"]
+    start = rest.find(text)
+    if start < 0:
+        text = text.strip()
+        start = rest.find(text)
+    if start < 0:
+        raise ValueError(
+            f"{where}: the chat template changes the completion; expected {text[:40]!r} in "
+            f"{rest[:80]!r}"
+        )
+    ids, ends = _tokenise(rest, processing_class)
+    ends = [end - start for end in ends]
+    # What follows the end of turn (a newline in many templates) is not the student's to write.
+    special = set(processing_class.all_special_ids)
+    for i, token in enumerate(ids):
+        if ends[i] > len(text) and token in special:
+            return text, ids[: i + 1], ends[: i + 1]
+    return text, ids, ends
+
+
+def _split_cue(
+    cue: str, gold: str, processing_class: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokenises cue + gold as one text, so that the answer's tokens are those of running text.
+
+    A token across the border (" 145") belongs to the answer.
+    """
+    ids, ends = _tokenise(cue + gold, processing_class)
+    border = _first(ends, len(cue) + 1)
+    if border == 0:
+        raise ValueError(f"cue {cue!r} has no token of its own before the answer {gold!r}")
+    return tuple(ids[:border]), tuple(ids[border:])
+
+
+def _tokenise(text: str, processing_class: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids and the character at which each token ends."""
+    encoded = processing_class(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+
+def _plain_prompt_ids(text: str, processing_class: PreTrainedTokenizerBase) -> list[int]:
+    """Prompt ids without a chat template, without the end of text that a tokenizer may add."""
+    ids = list(processing_class(text if text[-1:].isspace() else text + "\n")["input_ids"])
+    if ids and ids[-1] == processing_class.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def _render(
+    messages: list[Message], processing_class: PreTrainedTokenizerBase, *, generation_prompt: bool
+) -> str:
+    return processing_class.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=generation_prompt
+    )
+
+
+def _messages(content: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
+
+
+def _plain_text(content: Text, what: str) -> str:
+    """Text of a prompt or completion for a tokenizer without a chat template."""
+    if isinstance(content, str):
+        return content
+    if len(content) == 1:
+        return content[0]["content"]
+    raise ValueError(
+        f"{what} holds {len(content)} chat messages, but the tokenizer has no chat template"
+    )
+
+
+def _prompt_text(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

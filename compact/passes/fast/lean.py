@@ -1,0 +1,294 @@
+"""Runs frozen layers with LoRA in fewer passes over memory, with the same result.
+
+peft adds a LoRA's share with three operations that each write a tensor of the layer's output size,
+and a gated MLP keeps four tensors of its inner width for the backward, of which two follow from the
+other two. `lean` puts functions in their place that add the share inside the matrix product and
+compute the two again, and does the like for RMSNorm (compact/norms.py). Layers that are anything
+but plain (another kind of adapter, a quantised base, hooks, mixed dtypes) keep their own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
+
+from compact.passes.fast.norms import Recipes, epsilon, norm, takes_one
+from compact.passes.fast.products import product
+from compact.student.internals import has_hooks, is_compiled
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class _Adapted(NamedTuple):
+    """A frozen linear layer [I] -> [O] with LoRA: y = x W^T + bias + scaling (drop(x) A^T) B^T."""
+
+    weight: Tensor  # [O, I]
+    bias: Tensor | None  # [O]
+    a: Tensor  # [r, I]
+    b: Tensor  # [O, r]
+    scaling: float
+    dropout: float  # 0 outside of training
+
+
+@contextmanager
+def lean(body: nn.Module) -> Iterator[None]:
+    """Within the context, plain LoRA layers and norms of `body` use memory-saving forwards.
+
+    With gradient checkpointing a layer's second run happens after that, and has to record the same
+    tensors as the first, so that such a body stays as it is. So does one under autocast, compiled,
+    or sharded by FSDP.
+    """
+    changed: list[nn.Module] = []
+    recipes = Recipes()
+    try:
+        if _may_change(body):
+            for module, forward in _replacements(body, recipes):
+                module.__dict__["forward"] = forward
+                changed.append(module)
+        with recipes.kept() if changed else nullcontext():
+            yield
+    finally:
+        for module in changed:
+            del module.__dict__["forward"]
+
+
+def _may_change(body: nn.Module) -> bool:
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return False
+    return not any(
+        getattr(m, "gradient_checkpointing", False) or isinstance(m, FSDPModule) or is_compiled(m)
+        for m in body.modules()
+    )
+
+
+def _replacements(
+    body: nn.Module, recipes: Recipes
+) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """The modules that can run leaner, and what takes the place of their forward."""
+    inside: set[nn.Module] = set()
+    for module in body.modules():
+        if module in inside:
+            continue
+        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+            gate, up, down = (
+                _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
+            )
+            activation = module.act_fn
+            if gate and up and down and _untouched(module) and _is_gated(type(module), activation):
+                inside.update(module.modules())
+                yield module, partial(_gated, gate, up, down, activation)
+        elif (at := _adapted(module)) is not None:
+            yield module, partial(_line, at)
+        elif (eps := epsilon(module)) is not None and _untouched(module):
+            yield module, partial(norm, recipes, module, eps)
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else."""
+    return "forward" not in module.__dict__ and not has_hooks(module)
+
+
+@lru_cache(maxsize=256)
+def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
+    """Whether this class computes down(activation(gate(x)) * up(x)), tried out on plain numbers."""
+    if not takes_one(kind):
+        return False
+    parts = SimpleNamespace(
+        gate_proj=lambda x: x * 2,
+        up_proj=lambda x: x + 3,
+        down_proj=lambda x: x - 5,
+        act_fn=activation,
+    )
+    x = torch.linspace(-2, 2, 9)
+    try:
+        found = kind.forward(parts, x)  # type: ignore[arg-type]
+    except Exception:  # it needs more than its four parts, so it does something else
+        return False
+    return isinstance(found, Tensor) and torch.equal(found, activation(x * 2) * (x + 3) - 5)
+
+
+def _adapted(module: nn.Module | None) -> _Adapted | None:
+    """What a linear layer with one plain LoRA consists of; None where it is anything else."""
+    # By name, so that peft is imported only by those who use it.
+    kind = type(module)
+    if module is None or f"{kind.__module__}.{kind.__name__}" != "peft.tuners.lora.layer.Linear":
+        return None
+    layer: Any = module
+    base = layer.base_layer
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(active) != 1 or layer.lora_variant:
+        return None
+    name = active[0]
+    down, up, drop = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    inner = (base, down, up, drop)
+    if not (
+        type(base) is type(down) is type(up) is nn.Linear
+        and type(drop) in (nn.Identity, nn.Dropout)
+        and all(_untouched(m) for m in (layer, *inner))
+        and down.bias is None
+        and up.bias is None
+        and not base.weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+        and base.weight.dtype == down.weight.dtype == up.weight.dtype
+    ):
+        return None
+    p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
+    return _Adapted(base.weight, base.bias, down.weight, up.weight, layer.scaling[name], p)
+
+
+def _read(x: Tensor, at: _Adapted) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One adapted layer on rows x [N, I].
+
+    Returns:
+        y [N, O], the LoRA's inner state [N, r], and which inputs its dropout kept ([N, I] bool;
+        None without dropout).
+    """
+    kept = None
+    if at.dropout > 0:
+        kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - at.dropout)
+    inner = _dropped(x, kept, at.dropout) @ at.a.T
+    y = product(x, at.weight, at.bias)
+    return y.addmm_(inner, at.b.T, alpha=at.scaling), inner, kept
+
+
+def _dropped(x: Tensor, kept: Tensor | None, p: float) -> Tensor:
+    return x if kept is None else (x * kept).mul_(1 / (1 - p))
+
+
+def _unread(
+    grad: Tensor,
+    x: Tensor,
+    inner: Tensor,
+    kept: Tensor | None,
+    at: _Adapted,
+    into: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Backward of `_read`.
+
+    Args:
+        grad: [N, O].
+        x: [N, I] as read.
+        inner: as returned there.
+        kept: as returned there.
+        at: the layer.
+        into: [N, I] gradient of x from elsewhere, added to in place; None for none.
+        need_x: whether x takes a gradient.
+
+    Returns:
+        Gradients of x, A and B.
+    """
+    grad_b = (grad.T @ inner).mul_(at.scaling)
+    grad_inner = (grad @ at.b).mul_(at.scaling)
+    grad_a = grad_inner.T @ _dropped(x, kept, at.dropout)
+    if not need_x:
+        return None, grad_a, grad_b
+    grad_x = product(grad, at.weight.T)
+    if into is not None:
+        grad_x = into.add_(grad_x)
+    if kept is None:
+        grad_x.addmm_(grad_inner, at.a)
+    else:
+        grad_x.add_(_dropped(grad_inner @ at.a, kept, at.dropout))
+    return grad_x, grad_a, grad_b
+
+
+def _line(at: _Adapted, x: Tensor) -> Tensor:
+    return _Line.apply(x, at.a, at.b, at)
+
+
+def _gated(
+    gate: _Adapted, up: _Adapted, down: _Adapted, activation: Activation, x: Tensor
+) -> Tensor:
+    return _Gated.apply(x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation)
+
+
+class _Line(torch.autograd.Function):
+    """One adapted layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, at: _Adapted) -> Tensor:
+        y, inner, kept = _read(x.flatten(0, -2), at)
+        ctx.save_for_backward(x, inner, kept, at.weight, a, b)
+        ctx.numbers = at.scaling, at.dropout
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, inner, kept, weight, a, b = ctx.saved_tensors
+        at = _Adapted(weight, None, a, b, *ctx.numbers)
+        grad_x, grad_a, grad_b = _unread(
+            grad.flatten(0, -2), x.flatten(0, -2), inner, kept, at, None, ctx.needs_input_grad[0]
+        )
+        return None if grad_x is None else grad_x.view_as(x), grad_a, grad_b, None
+
+
+class _Gated(torch.autograd.Function):
+    """down(activation(gate(x)) * up(x)) of three adapted layers; keeps what gate and up gave."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate_a: Tensor,
+        gate_b: Tensor,
+        up_a: Tensor,
+        up_b: Tensor,
+        down_a: Tensor,
+        down_b: Tensor,
+        gate_at: _Adapted,
+        up_at: _Adapted,
+        down_at: _Adapted,
+        activation: Activation,
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        gate, *gate_kept = _read(flat, gate_at)
+        up, *up_kept = _read(flat, up_at)
+        active = activation(gate)
+        # In place, where the activation is not the identity: what comes and goes between tensors
+        # that stay leaves holes in memory.
+        inner = active * up if active.data_ptr() == gate.data_ptr() else active.mul_(up)
+        y, *down_kept = _read(inner, down_at)
+        layers = gate_at, up_at, down_at
+        ctx.save_for_backward(
+            x, gate, up, *gate_kept, *up_kept, *down_kept,
+            *(t for at in layers for t in (at.weight, at.a, at.b)),
+        )  # fmt: skip
+        ctx.numbers = [(at.scaling, at.dropout) for at in layers]
+        ctx.activation = activation
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, gate, up, *rest = ctx.saved_tensors
+        kept, tensors = rest[:6], rest[6:]
+        gate_at, up_at, down_at = (
+            _Adapted(tensors[3 * i], None, *tensors[3 * i + 1 : 3 * i + 3], *ctx.numbers[i])
+            for i in range(3)
+        )
+        flat = x.flatten(0, -2)
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            active = ctx.activation(gate)
+        seen = active.detach()
+        grad_product, *grad_down = _unread(
+            grad.flatten(0, -2), seen * up, *kept[4:], down_at, None, True
+        )
+        assert grad_product is not None
+        grad_up = grad_product * seen
+        (grad_gate,) = torch.autograd.grad(active, gate, grad_product.mul_(up))
+        need_x = ctx.needs_input_grad[0]
+        grad_x, *from_gate = _unread(grad_gate, flat, *kept[:2], gate_at, None, need_x)
+        grad_x, *from_up = _unread(grad_up, flat, *kept[2:4], up_at, grad_x, need_x)
+        grad_x = None if grad_x is None else grad_x.view_as(x)
+        return grad_x, *from_gate, *from_up, *grad_down, None, None, None, None

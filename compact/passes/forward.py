@@ -1,0 +1,132 @@
+"""Runs one forward of the student over a batch: hidden states, token statistics, answer leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compact.passes.attention import run_tree
+from compact.passes.fast.lean import lean
+from compact.passes.packing import Layout, build_batch
+from compact.passes.types import Batch, Block, EncodedProblem, Pass
+from compact.student import Student
+from compact_ops import GoldAnswers, TokenStats, linear_token_stats
+
+
+@torch.no_grad()
+def observe(
+    student: Student,
+    problems: Sequence[EncodedProblem],
+    *,
+    layout: Layout = "tree",
+    leaves: bool = True,
+) -> Pass:
+    """Runs the student over problems without gradient: the one way to look at it outside training.
+
+    Args:
+        student: the student; its mode (train or eval) is left as it is.
+        problems: P >= 1 encoded problems.
+        layout: "tree" or "padded", see `compact.passes.layout.choose_layout`.
+        leaves: whether the gold answer is asked for after the steps.
+
+    Returns:
+        What the forward left behind, on the student's device.
+    """
+    batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
+    return run_pass(student, batch.to(student.weight.device))[2]
+
+
+def run_pass(
+    student: Student,
+    batch: Batch,
+    *,
+    head_grad: str = "auto",
+    filter_eps: float = 0.0,
+) -> tuple[TokenStats, Tensor, Pass]:
+    """Runs body and head over a batch.
+
+    Args:
+        student: the student; whether anything is differentiated follows from torch.is_grad_enabled
+            and its parameters.
+        batch: from `build_batch`, on the student's device.
+        head_grad: as in `linear_token_stats`.
+        filter_eps: as in `linear_token_stats`.
+
+    Returns:
+        The token statistics with a differentiable nll, the final hidden states [B, L, H] with
+        their graph, and the same, detached, as a Pass.
+
+    Raises:
+        ValueError: a tree that reaches further than the student's attention.
+    """
+    if batch.layout == "tree":
+        _check_reach(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            hidden, leaf_hidden = run_tree(student, batch, _body)
+        else:
+            hidden, leaf_hidden = _run_padded(student, batch)
+    gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
+    head = {"bias": student.bias, "softcap": student.softcap, "logit_scale": student.logit_scale}
+    live = linear_token_stats(
+        hidden.flatten(0, 1),
+        student.weight,
+        batch.target,
+        rows=batch.rows,
+        gold=gold,
+        head_grad=head_grad,
+        filter_eps=filter_eps,
+        **head,
+    )
+    leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
+    if leaf_hidden is not None:
+        with torch.no_grad():
+            asked = linear_token_stats(
+                leaf_hidden.flatten(0, 1),
+                student.weight,
+                batch.leaf_target,
+                rows=batch.leaf_rows,
+                **head,
+            )
+            counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
+            leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
+    stats = TokenStats(*(x.detach() if isinstance(x, Tensor) else x for x in live))
+    return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
+
+
+def _check_reach(student: Student, batch: Batch) -> None:
+    """A tree's mask takes the place of a sliding window or chunk, so no row may reach beyond it."""
+    window = student.attention_window
+    if window is None:
+        return
+    blocks = [batch.main] if batch.leaves is None else [batch.main, batch.leaves]
+    reach = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
+    if reach > window:
+        raise ValueError(
+            f"batch has a tree that reaches over {reach} tokens, but this student's attention "
+            f"reaches over {window}; build it with layout='padded'"
+        )
+
+
+def _body(student: Student, block: Block, mask: Any, **kwargs: Any) -> Tensor:
+    """Final hidden states [B, L, H] of a block."""
+    output = student.body(
+        input_ids=block.input_ids,
+        position_ids=block.position_ids,
+        attention_mask=mask,
+        use_cache=False,
+        **kwargs,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _run_padded(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    hidden = _body(student, batch.main, batch.main.attention_mask)
+    if batch.leaves is None:
+        return hidden, None
+    with torch.no_grad():
+        return hidden, _body(student, batch.leaves, batch.leaves.attention_mask)

@@ -1,0 +1,119 @@
+"""Decides how a student's rationales are laid out, as trees or as padded rows, and says why."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compact.passes import EncodedProblem, EncodedRationale
+from compact.passes.forward import run_pass
+from compact.passes.packing import Layout, build_batch
+from compact.student import Student
+from compact.student.internals import attention_implementation
+
+# Layers that attend to a set of keys that a mask can name. Linear attention, state spaces and
+# convolutions read the tokens before them in the row, whoever they belong to.
+_MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_MASKED_ATTENTION = {"sdpa", "eager", "flex_attention"}
+LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length
+# Tree against padded hidden states of the trial below. A branch that sees another differs by tens
+# of per cent; float32 differs by 1e-6, bfloat16 by under 1e-2.
+_TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+
+
+def choose_layout(student: Student, requested: str, max_length: int) -> tuple[Layout, str]:
+    """Chooses the layout of a student's batches.
+
+    Args:
+        student: the student, in place and on its device.
+        requested: "auto", "tree" or "padded".
+        max_length: most tokens of prompt + one rationale.
+
+    Returns:
+        The layout, and the reason in words for the log.
+
+    Raises:
+        ValueError: "tree" is asked for and this student cannot take it; or an unknown request.
+    """
+    if requested not in ("auto", "tree", "padded"):
+        raise ValueError(f"layout must be 'auto', 'tree' or 'padded', got {requested!r}")
+    if requested == "padded":
+        return "padded", "as asked"
+    obstacle = tree_obstacle(student, max_length)
+    if obstacle is None:
+        return "tree", "the prompt is read once; on a trial the tree equals padded rows"
+    if requested == "tree":
+        raise ValueError(f"layout='tree' is not possible for this student: {obstacle}")
+    return "padded", obstacle
+
+
+def tree_obstacle(student: Student, max_length: int) -> str | None:
+    """Why a student cannot take trees, None where it can.
+
+    The config is asked first, then a trial of few tokens compares tree and padded rows, which also
+    catches what no config tells.
+    """
+    config = student.config
+    attention = attention_implementation(config)
+    if attention not in _MASKED_ATTENTION:
+        return f"attention {attention!r} takes no arbitrary mask"
+    layer_types = getattr(config, "layer_types", None) or []
+    other = sorted(set(layer_types) - _MASKED_LAYERS)
+    if other:
+        return f"layers of type {', '.join(other)} read a row token by token, whatever the mask"
+    window = student.attention_window
+    if window is not None and window < max_length + LEAF_ROOM:
+        return (
+            f"its attention reaches {window} tokens, less than max_length = {max_length} and "
+            f"{LEAF_ROOM} for the answer"
+        )
+    try:
+        error = _trial(student)
+    except Exception as failure:  # any failure of a foreign model here means: not this way
+        return f"a trial with a tree mask failed: {type(failure).__name__}: {failure}"
+    tolerance = _TRIAL_TOLERANCE.get(student.weight.dtype, 3e-2)
+    if not error <= tolerance:
+        return f"on a trial the tree differs from padded rows by {error:.2g} (relative)"
+    return None
+
+
+@torch.no_grad()
+def _trial(student: Student) -> float:
+    """Relative difference of hidden states between tree and padded rows on two short rationales."""
+    vocabulary = student.weight.shape[0]
+    ids = [(7 * i + 3) % vocabulary for i in range(24)]
+
+    def rationale(teacher: str, start: int, end: int) -> EncodedRationale:
+        part = tuple(ids[start:end])
+        return EncodedRationale(teacher, "", part, ((0, 3),), ("",), (False,), len(part), None)
+
+    problem = EncodedProblem(
+        question_id="trial",
+        prompt="",
+        prompt_ids=tuple(ids[:5]),
+        rationales=(rationale("a", 5, 10), rationale("b", 10, 17)),
+        gold="",
+        gold_ids=tuple(ids[17:19]),
+        cue_ids=tuple(ids[19:21]),
+        spaced_cue_ids=tuple(ids[21:23]),
+    )
+    modes = {module: module.training for module in student.body.modules()}
+    student.body.eval()
+    try:
+        padded = _hidden(student, problem, "padded")
+        tree = _hidden(student, problem, "tree")
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return float((tree - padded).norm() / padded.norm())
+
+
+def _hidden(student: Student, problem: EncodedProblem, layout: Layout) -> Tensor:
+    """[T + Q, H] float32: what the student makes of every rationale token and every probe token."""
+    batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=0)
+    batch = batch.to(student.weight.device)
+    pass_ = run_pass(student, batch)[2]
+    assert pass_.leaf_hidden is not None
+    read = pass_.hidden.flatten(0, 1)[batch.token_rows]
+    probed = pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows]
+    return torch.cat([read, probed]).float()

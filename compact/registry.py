@@ -1,0 +1,118 @@
+"""One registry for all that users may add: metrics, policies, presets, strategies, answer domains.
+
+A module that registers something has to be imported before it is used by name. The commands do it
+with `--import MODULE`; COMPACT_IMPORT carries the list to every process that a command starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+IMPORT_VARIABLE = "COMPACT_IMPORT"
+"""Environment variable with the modules to import, separated by commas."""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Named entries of one kind, in order of registration.
+
+    Args:
+        kind: what an entry is, in the words of an error: "metric".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+        self._sources: dict[str, str] = {}
+
+    def add(self, name: str, entry: T, source: object) -> None:
+        """Enters `entry` under `name`.
+
+        Args:
+            name: what users write.
+            entry: what is looked up.
+            source: the function or class that the entry comes from. A module that is run again
+                replaces its own entries.
+
+        Raises:
+            ValueError: the name is empty or taken by another function or class.
+        """
+        if not name or not isinstance(name, str):
+            raise ValueError(f"name of a {self.kind} must be text, got {name!r}")
+        origin = getattr(source, "__qualname__", repr(source))
+        if self._sources.setdefault(name, origin) != origin:
+            raise ValueError(f"{self.kind} {name!r} is already taken by {self._sources[name]}")
+        self._entries[name] = entry
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Returns a decorator that enters a function or class as it is."""
+
+        def add(entry: F) -> F:
+            self.add(name, entry, entry)  # type: ignore[arg-type]
+            return entry
+
+        return add
+
+    def get_or_raise(self, name: str, among: Sequence[str] | None = None) -> T:
+        """Returns the entry `name`.
+
+        Args:
+            name: what is looked up.
+            among: the names that may be used here; all when None.
+
+        Raises:
+            ValueError: there is none; the message lists what there is.
+        """
+        allowed = list(self) if among is None else list(among)
+        if name not in allowed:
+            raise ValueError(unknown(self.kind, name, allowed))
+        return self._entries[name]
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def unknown(kind: str, name: str, names: Sequence[str]) -> str:
+    """Returns the message for a name that is not among `names`, with the nearest that is."""
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    listed = ", ".join(names) or "nothing (none is registered)"
+    return f"{kind} must be one of {listed}, got {name!r}{hint}"
+
+
+def import_modules(names: Sequence[str] = ()) -> None:
+    """Imports modules of the user's, found from the current folder too.
+
+    Args:
+        names: modules to import besides those of COMPACT_IMPORT, and to add to it, so that the
+            processes that this one starts import them too.
+
+    Raises:
+        ImportError: a module cannot be imported; the message names it.
+    """
+    inherited = [name for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name]
+    wanted = list(dict.fromkeys([*inherited, *names]))
+    if not wanted:
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in wanted:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the module's own code raises
+            reason = f"{type(error).__name__}: {error}"
+            raise ImportError(f"--import {name}: {reason}") from error
+    os.environ[IMPORT_VARIABLE] = ",".join(wanted)

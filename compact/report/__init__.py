@@ -1,0 +1,1 @@
+"""`compact report`: one HTML page about a run."""

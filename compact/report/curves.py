@@ -1,0 +1,162 @@
+"""The report's charts of weights, scores and learning over the steps of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+
+from compact.metrics import AXES
+from compact.report.charts import Interval, Series, interval_chart, line_chart
+from compact.report.run import COLOURS, Run, effective_teachers, logged, visits
+
+BINS = 40
+"""Points of a curve over the steps of a run."""
+AXIS_TEXT = {
+    "adaptability": "Does it lead the student to the gold answer? Higher raises the weight.",
+    "consensus": "Do its steps agree with the other teachers'? Higher raises the weight.",
+    "difficulty": "How hard is it for the student to say? Higher lowers the weight.",
+}
+
+
+def binned(step: np.ndarray, value: np.ndarray) -> list[tuple[float, float]]:
+    """Returns means of `value` over at most `BINS` equal stretches of steps, at the mean step."""
+    keep = ~np.isnan(value)
+    step, value = step[keep], value[keep]
+    if not len(step):
+        return []
+    edges = np.linspace(step.min(), step.max() + 1, BINS + 1)
+    place = np.digitize(step, edges) - 1
+    count = np.bincount(place, minlength=BINS)
+    used = count > 0
+    mean = np.bincount(place, value, BINS)[used] / count[used]
+    at = np.bincount(place, step, BINS)[used] / count[used]
+    return list(zip(at.tolist(), mean.tolist(), strict=True))
+
+
+def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns (heading, explanation, chart) of the weights over time."""
+    scores, starts = run.scores, visits(run.scores)
+    lines = []
+    for colour, teacher in enumerate(run.teachers):
+        mine = scores["teacher"] == teacher
+        points = binned(scores["step"][mine], scores["weight"][mine])
+        lines.append(Series(teacher, colour % COLOURS, points))
+    sizes = np.diff(starts)
+    even = float((1 / sizes).mean())
+    top = max(y for s in lines for _, y in s.points)
+    effective = effective_teachers(scores["weight"], starts)
+    most = float(sizes.mean())
+    return [
+        (
+            "Mean weight of each teacher",
+            "A teacher's weight within a problem, averaged over the problems of a step.",
+            line_chart(
+                "Mean weight of each teacher over the steps",
+                lines,
+                x_label="optimizer step",
+                y_range=(0.0, min(1.05, max(top, even) * 1.15)),
+                reference=(even, "uniform"),
+            ),
+        ),
+        (
+            "Effective number of teachers",
+            "exp(entropy) of a problem's weights: 1 follows one teacher, "
+            f"{most:.3g} listens to all alike.",
+            line_chart(
+                "Effective number of teachers over the steps",
+                [Series("effective teachers", 0, binned(scores["step"][starts[:-1]], effective))],
+                x_label="optimizer step",
+                y_range=(min(1.0, float(effective.min())) - 0.05, most * 1.08),
+                reference=(most, "uniform"),
+            ),
+        ),
+    ]
+
+
+def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns a chart of each axis and one of the weights: how they spread, teacher by teacher."""
+    charts = []
+    for axis in AXES:
+        standard = not np.isnan(run.scores[f"z_{axis}"]).all()
+        rows = spread(run, f"z_{axis}" if standard else axis)
+        if rows:
+            chart = interval_chart(
+                f"Distribution of {axis} by teacher",
+                rows,
+                x_label=f"{axis}, standardised within the problem" if standard else axis,
+                reference=0.0 if standard else None,
+            )
+            charts.append((axis.capitalize(), AXIS_TEXT[axis], chart))
+    chart = interval_chart(
+        "Distribution of the weight by teacher",
+        spread(run, "weight"),
+        x_label="weight",
+        x_range=(0.0, 1.0),
+    )
+    charts.append(("Weight", "What the scores of a problem come to together.", chart))
+    return charts
+
+
+def spread(run: Run, name: str) -> list[Interval]:
+    """Returns median, quartiles, 5% and 95% of a column of the score log, a row a teacher."""
+    rows = []
+    for colour, teacher in enumerate(run.teachers):
+        values = run.scores[name][run.scores["teacher"] == teacher]
+        values = values[~np.isnan(values)]
+        if len(values):
+            low, q1, middle, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+            rows.append(Interval(teacher, colour % COLOURS, middle, low, high, (q1, q3)))
+    return rows
+
+
+def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns the charts of loss, likelihood by teacher and accuracy."""
+    charts = []
+    loss = logged(run, "loss")
+    if loss:
+        steps, values = np.array(loss).T
+        lines = [
+            Series("each log line", 0, loss, "faint"),
+            Series("mean", 0, binned(steps, values)),
+        ]
+        evaluated = logged(run, "eval_loss")
+        lines += [Series("evaluation", 1, evaluated, "dots")] if evaluated else []
+        text = "Training loss as logged (faint) and its running mean" + (
+            "; dots: evaluation loss." if evaluated else "."
+        )
+        chart = line_chart("Loss over the steps", lines, x_label="optimizer step")
+        charts.append(("Loss", text, chart))
+    if run.scores:
+        lines = []
+        for colour, teacher in enumerate(run.teachers):
+            mine = run.scores["teacher"] == teacher
+            points = binned(run.scores["step"][mine], run.scores["nll"][mine])
+            lines.append(Series(teacher, colour % COLOURS, points))
+        chart = line_chart(
+            "Negative log-likelihood of each teacher over the steps",
+            lines,
+            x_label="optimizer step",
+        )
+        text = "How well the student predicts each teacher's text: mean nats a token."
+        charts.append(("Likelihood by teacher", text, chart))
+    gold = logged(run, "eval_gold_logp")
+    if gold:
+        chart = line_chart(
+            "Log-likelihood of the gold answer over the steps",
+            [Series("gold answer", 2, gold)],
+            x_label="optimizer step",
+        )
+        text = "After the bare question, on the evaluation data; nats a token, higher is better."
+        charts.append(("Gold answer", text, chart))
+    rows = [
+        Interval(name, 0, s["accuracy"], s["ci_low"], s["ci_high"]) for name, s in run.evaluations
+    ]
+    if rows:
+        chart = interval_chart(
+            "Accuracy of each evaluation", rows, x_label="accuracy", x_range=(0.0, None)
+        )
+        count = ", ".join(f"{name}: {s['correct']}/{s['items']}" for name, s in run.evaluations)
+        charts.append(
+            ("Accuracy", f"Final answers that are right, with 95% intervals. {count}.", chart)
+        )
+    return charts

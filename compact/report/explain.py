@@ -1,0 +1,158 @@
+"""Looks into single problems for the report: what each token and step tells of the gold answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compact.metrics.gain import step_gains
+from compact.metrics.step_graph import step_graphs
+from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes.forward import run_pass
+from compact.passes.packing import Layout, build_batch
+from compact.student import Student
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a rationale.
+
+    Attributes:
+        text: as it reads.
+        gain: c_t - c_{t-1} in nats, c_t the mean log-likelihood of the gold answer's tokens where
+            the token has just been read; 0 at the last token.
+        step: index of its step, -1 outside every step.
+    """
+
+    text: str
+    gain: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ExplainedStep:
+    """A reasoning step.
+
+    Attributes:
+        text: as it reads.
+        level: I_i, nats.
+        gain: I_i - I_{i-1}, nats.
+        epiphany: whether that is one.
+        support: share of the problem's rationales that have a step of its class.
+        mainstream: whether its class lies on the mainstream path.
+    """
+
+    text: str
+    level: float
+    gain: float
+    epiphany: bool
+    support: float
+    mainstream: bool
+
+
+@dataclass(frozen=True)
+class ExplainedRationale:
+    """A rationale: its tokens, its steps and the final answer that was read in it."""
+
+    teacher: str
+    answer: str | None
+    tokens: tuple[Token, ...]
+    steps: tuple[ExplainedStep, ...]
+
+
+@dataclass(frozen=True)
+class ExplainedProblem:
+    """A problem as a student sees it.
+
+    Attributes:
+        question_id, prompt, gold: as encoded.
+        start: I_0, after the bare question (nats).
+        rationales: K of them.
+        matches: pairs of steps that say the same, numbered over all rationales in order.
+    """
+
+    question_id: str
+    prompt: str
+    gold: str
+    start: float
+    rationales: tuple[ExplainedRationale, ...]
+    matches: tuple[tuple[int, int], ...]
+
+
+def token_texts(ids: tuple[int, ...], processing_class: Any) -> list[str]:
+    """Returns the text that each token adds; a character split over tokens goes to its last one."""
+    texts, done = [], ""
+    for end in range(1, len(ids) + 1):
+        text = processing_class.decode(ids[:end], skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            texts.append("")
+            continue
+        texts.append(text[len(done) :])
+        done = text
+    return texts
+
+
+@torch.no_grad()
+def explain_problem(
+    student: Student, processing_class: Any, problem: EncodedProblem, layout: Layout
+) -> ExplainedProblem:
+    """Runs one pass over a problem and reads it token by token.
+
+    Args:
+        student: the student.
+        processing_class: its tokenizer.
+        problem: K rationales.
+        layout: of the batch.
+    """
+    batch = build_batch(
+        [problem], layout=layout, leaves=True, pad_token_id=processing_class.pad_token_id
+    )
+    pass_ = run_pass(student, batch.to(student.weight.device))[2]
+    return ExplainedProblem(
+        question_id=problem.question_id,
+        prompt=problem.prompt,
+        gold=problem.gold,
+        start=float(step_gains(pass_).start[0]),
+        rationales=tuple(
+            _explain_rationale(pass_, r, rationale, processing_class)
+            for r, rationale in enumerate(problem.rationales)
+        ),
+        matches=tuple((i, j) for i, j in step_graphs(pass_)[1].matches.tolist()),
+    )
+
+
+def _explain_rationale(
+    pass_: Pass, r: int, rationale: EncodedRationale, processing_class: Any
+) -> ExplainedRationale:
+    assert pass_.stats.gold_logp is not None
+    span = slice(*pass_.batch.token_offsets[r : r + 2].tolist())
+    # Row m predicts token m, so token m has just been read in row m + 1.
+    level = pass_.stats.gold_logp[span].float()
+    gain = [*level.diff().tolist(), 0.0]
+    texts = token_texts(rationale.ids, processing_class)
+    found = step_gains(pass_)
+    steps = slice(*found.offsets[r : r + 2].tolist())
+    graphs = step_graphs(pass_)[1]
+    classes = graphs.step_class[steps]
+    return ExplainedRationale(
+        teacher=rationale.teacher,
+        answer=rationale.answer,
+        tokens=tuple(
+            Token(*values)
+            for values in zip(texts, gain, pass_.batch.step[span].tolist(), strict=True)
+        ),
+        steps=tuple(
+            ExplainedStep(*values)
+            for values in zip(
+                rationale.step_texts,
+                found.level[steps].tolist(),
+                found.gain[steps].tolist(),
+                found.epiphany[steps].tolist(),
+                graphs.support[classes].tolist(),
+                graphs.mainstream[classes].tolist(),
+                strict=True,
+            )
+        ),
+    )

@@ -1,0 +1,59 @@
+"""Writes the report: one self-contained HTML page, for a browser without network."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from compact.report.curves import learning_charts, score_charts, weight_charts
+from compact.report.run import COLOURS, Run
+from compact.report.views import (
+    arm_view,
+    facts,
+    forgetting_rows,
+    problem_view,
+    teacher_table,
+    tiles,
+)
+
+
+def render(run: Run) -> str:
+    """Returns the page."""
+    teachers = run.teachers
+    teachers += [r.teacher for p in run.explained for r in p.rationales]
+    colours = {name: i % COLOURS for i, name in enumerate(dict.fromkeys(teachers))}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["tint"] = tint
+    return environment.get_template("page.html.j2").render(
+        title=run.folder.resolve().name,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        tiles=tiles(run),
+        facts=facts(run),
+        notes=run.notes,
+        colours=colours,
+        teachers=teacher_table(run) if run.scores else [],
+        weights=weight_charts(run) if run.scores else [],
+        scores=score_charts(run) if run.scores else [],
+        learning=learning_charts(run),
+        forgetting=forgetting_rows(run),
+        arms=arm_view(run),
+        problems=[problem_view(run, p, colours) for p in run.explained],
+    )
+
+
+def tint(value: float) -> Markup:
+    """Returns the style of a token: green for gained information, red for lost, none near 0."""
+    strength = round(abs(value) * 70)
+    if strength < 4:
+        return Markup("")
+    name = "gain" if value > 0 else "loss"
+    return Markup(f' style="--t:{strength}%" class="{name}"')

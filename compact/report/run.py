@@ -1,0 +1,207 @@
+"""Reads what a run folder holds, and looks into single problems with its student."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from compact.data import load_problems
+from compact.metrics import AXES
+from compact.passes.encode import encode_problem
+from compact.passes.layout import choose_layout
+from compact.report.explain import ExplainedProblem, explain_problem
+from compact.student import Student, load_model
+from compact.trainer.runlog import read_scores
+
+COLOURS = 8
+
+
+@dataclass
+class Run:
+    """What a run folder holds, as far as it goes.
+
+    Attributes:
+        folder: the run.
+        info: run.json ({} when absent).
+        scores: columns of the score log as arrays, in order of steps ({} when absent).
+        logs: transformers' log history.
+        evaluations: name and summary of each `compact evaluate`, oldest first.
+        arms: compare.json ({} when absent).
+        explained: problems looked into.
+        notes: what the page leaves out, and why.
+    """
+
+    folder: Path
+    info: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    arms: dict[str, Any] = field(default_factory=dict)
+    explained: list[ExplainedProblem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Teachers in order of first appearance; a teacher's place is its colour."""
+        return list(dict.fromkeys(self.scores["teacher"].tolist())) if self.scores else []
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON; it is named with the line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON, got {error.msg}") from None
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds neither a score log nor compare.json, or a file cannot be understood.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such run folder")
+    run = Run(folder)
+    if (folder / "run.json").exists():
+        run.info = read_json(folder / "run.json")
+    if (folder / "scores").is_dir():
+        table = read_scores(folder)
+        run.scores = {n: table[n].to_numpy(zero_copy_only=False) for n in table.column_names}
+    if (folder / "compare.json").exists():
+        run.arms = read_json(folder / "compare.json")
+    if not run.arms and not len(run.scores.get("step", ())):
+        raise ValueError(f"{folder}: expected the score log of a run (scores/) or compare.json")
+    if not len(run.scores.get("step", ())):
+        run.scores = {}
+    states = [folder / "trainer_state.json"]
+    checkpoints = folder.glob("checkpoint-*/trainer_state.json")
+    states += sorted(checkpoints, key=lambda p: -int(p.parent.name.rpartition("-")[2]))
+    state = next((path for path in states if path.exists()), None)
+    run.logs = read_json(state)["log_history"] if state else []
+    for path in sorted(folder.glob("*.summary.json"), key=lambda p: p.stat().st_mtime):
+        summary = read_json(path)
+        if summary.get("status") == "complete":
+            run.evaluations.append((path.name.removesuffix(".summary.json"), summary))
+    return run
+
+
+def visits(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns where each visit of a problem begins in the log, and the end: [visits + 1]."""
+    step, question = scores["step"], scores["question_id"]
+    new = (step[1:] != step[:-1]) | (question[1:] != question[:-1])
+    return np.concatenate([[0], np.flatnonzero(new) + 1, [len(step)]])
+
+
+def effective_teachers(weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Returns exp(entropy of the weights) of each visit: 1 = one teacher, K = all alike."""
+    logs = np.where(weight > 0, weight * np.log(np.where(weight > 0, weight, 1.0)), 0.0)
+    return np.exp(-np.add.reduceat(logs, starts[:-1]))
+
+
+def logged(run: Run, name: str) -> list[tuple[float, float]]:
+    """Returns (step, value) of a quantity in the trainer's log, finite values only."""
+    found = [(float(e["step"]), e[name]) for e in run.logs if name in e and "step" in e]
+    return [(s, float(v)) for s, v in found if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
+    """Returns teacher -> weight and z-scores at a problem's last visit ({} if there was none)."""
+    scores = run.scores
+    if not scores:
+        return {}
+    mine = np.flatnonzero(scores["question_id"] == question_id)
+    if not len(mine):
+        return {}
+    mine = mine[scores["step"][mine] == scores["step"][mine].max()]
+    columns = ("weight", *(f"z_{axis}" for axis in AXES))
+    return {scores["teacher"][i]: {c: float(scores[c][i]) for c in columns} for i in mine}
+
+
+def choose_problems(run: Run, count: int) -> list[str]:
+    """Returns question ids, from the most decisive weights at the last visit to the most even."""
+    starts = visits(run.scores)
+    effective = effective_teachers(run.scores["weight"], starts)
+    last = {q: e for q, e in zip(run.scores["question_id"][starts[:-1]], effective, strict=True)}
+    ordered = sorted(last, key=lambda q: (last[q], q))
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round())
+    return [ordered[int(i)] for i in places]
+
+
+def student_folder(run: Path) -> Path | None:
+    """Returns where the run keeps a student: the folder itself, or its newest checkpoint."""
+    checkpoints = run.glob("checkpoint-*")
+    newest = sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2]))
+    for folder in (run, *newest):
+        if any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
+            return folder
+    return None
+
+
+def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedProblem]:
+    """Looks into problems with the run's student.
+
+    Raises:
+        ValueError: a question_id is not in the data, or the run has no student.
+    """
+    problems = {p.question_id: p for p in load_problems(data)}
+    absent = [q for q in question_ids if q not in problems]
+    if absent:
+        raise ValueError(f"{data}: holds no question_id {absent[0]!r}")
+    folder = student_folder(run.folder)
+    if folder is None:
+        raise ValueError(f"{run.folder}: holds no saved student to look into problems with")
+    model, processing_class = load_model(str(folder))
+    max_length = run.info.get("settings", {}).get("max_length", 2560)
+    student = Student.of(model)
+    layout = choose_layout(student, "auto", max_length)[0]
+    encoded = [
+        encode_problem(problems[q], processing_class, max_length=max_length) for q in question_ids
+    ]
+    bar = tqdm(encoded, desc="looking into problems", unit="problem")
+    return [explain_problem(student, processing_class, p, layout) for p in bar]
+
+
+def look_into(
+    run: Run, *, problems: int, question_ids: Sequence[str] | None = None, data: str | None = None
+) -> None:
+    """Explains the problems that are asked for, or notes on the page why it cannot.
+
+    Args:
+        run: what is found goes into its `explained` and `notes`.
+        problems: how many to choose where none are named.
+        question_ids: problems to look into.
+        data: their rationales; those of the run when None.
+
+    Raises:
+        ValueError: problems are asked for by name and cannot be looked into.
+    """
+    data = data or run.info.get("data")
+    if not question_ids and (problems == 0 or not run.scores):
+        return
+    if data is None:
+        obstacle = "the run does not say where its data lies; name it with --data"
+    elif not Path(data).exists():
+        obstacle = f"{data}: no such file; name the data with --data"
+    elif student_folder(run.folder) is None:
+        obstacle = "the run has not saved a student yet"
+    else:
+        chosen = question_ids or choose_problems(run, problems)
+        run.explained = explain(run, chosen, data)
+        return
+    if question_ids:
+        raise ValueError(f"{run.folder}: {obstacle}")
+    run.notes.append(f"No problems are shown: {obstacle}.")

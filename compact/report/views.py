@@ -1,0 +1,254 @@
+"""What the report's tables, tiles and problem pages show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compact.metrics import AXES
+from compact.report.charts import (
+    Interval,
+    Node,
+    Series,
+    consensus_chart,
+    interval_chart,
+    line_chart,
+)
+from compact.report.explain import ExplainedProblem, ExplainedRationale
+from compact.report.run import COLOURS, Run, effective_teachers, last_visit, logged, visits
+from compact.text.equations import equations
+
+
+def teacher_table(run: Run) -> list[dict[str, Any]]:
+    """Returns for each teacher its rationales, mean weight, wins and mean scores."""
+    scores = run.scores
+    starts = visits(scores)
+    best = np.zeros(len(scores["step"]))
+    for a, b in zip(starts[:-1], starts[1:], strict=True):
+        weight = scores["weight"][a:b]
+        best[a:b] = np.isclose(weight, weight.max(), rtol=1e-6)
+        best[a:b] /= best[a:b].sum()
+    rows = []
+    for colour, teacher in enumerate(run.teachers):
+        mine = scores["teacher"] == teacher
+        row = {
+            "teacher": teacher,
+            "colour": colour % COLOURS,
+            "rationales": len(set(scores["question_id"][mine].tolist())),
+            "tokens": float(scores["tokens"][mine].mean()),
+            "weight": float(scores["weight"][mine].mean()),
+            "first": float(best[mine].mean()),
+            "nll": float(np.nanmean(scores["nll"][mine])),
+        }
+        for axis in AXES:
+            values = scores[axis][mine]
+            row[axis] = float(np.nanmean(values)) if not np.isnan(values).all() else None
+        rows.append(row)
+    return rows
+
+
+def forgetting_rows(run: Run) -> list[dict[str, Any]]:
+    """Returns what each evaluation found forgotten, a row a text set or task."""
+    rows = []
+    for name, summary in run.evaluations:
+        found = summary.get("forgetting", {})
+        if "text" in found:
+            text = found["text"]
+            rows.append(
+                {
+                    "evaluation": name,
+                    "data": text["data"],
+                    "measure": "perplexity",
+                    "base": f"{text['base_perplexity']:.2f}",
+                    "student": f"{text['student_perplexity']:.2f}",
+                    "change": f"KL {text['kl']:.4f} nats a token",
+                }
+            )
+        for data, task in found.get("tasks", {}).items():
+            rows.append(
+                {
+                    "evaluation": name,
+                    "data": data,
+                    "measure": "accuracy",
+                    "base": f"{task['base_accuracy']:.3f}",
+                    "student": f"{task['student_accuracy']:.3f}",
+                    "change": f"drop {task['drop']:+.3f} "
+                    f"({task['drop_low']:+.3f} to {task['drop_high']:+.3f})",
+                }
+            )
+    return rows
+
+
+def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, Any]]:
+    """Groups tokens by step for the page.
+
+    Args:
+        rationale: with its tokens.
+        scale: nats of gain that take the full colour.
+
+    Returns:
+        Groups with `step` (index or None), `tokens` as (text, tint), tint in [-1, 1].
+    """
+    groups: list[dict[str, Any]] = []
+    for token in rationale.tokens:
+        step = token.step if token.step >= 0 else None
+        if not groups or groups[-1]["step"] != step:
+            groups.append({"step": step, "tokens": []})
+        tint = max(-1.0, min(1.0, token.gain / scale))
+        groups[-1]["tokens"].append((token.text, tint, token.gain))
+    return groups
+
+
+def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -> dict[str, Any]:
+    """Returns what the page shows of a problem."""
+    sizes = [abs(t.gain) for r in problem.rationales for t in r.tokens]
+    scale = float(np.quantile(sizes, 0.95)) or 1.0
+    visit = last_visit(run, problem.question_id)
+    lines, rationales = [], []
+    for rationale in problem.rationales:
+        colour = colours[rationale.teacher]
+        levels = [(0.0, problem.start)]
+        levels += [(i + 1.0, s.level) for i, s in enumerate(rationale.steps)]
+        lines.append(Series(rationale.teacher, colour, levels))
+        jumps = [(i + 1.0, s.level) for i, s in enumerate(rationale.steps) if s.epiphany]
+        if jumps:
+            lines.append(Series(f"{rationale.teacher}: epiphany", colour, jumps, "dots"))
+        rationales.append(
+            {
+                "teacher": rationale.teacher,
+                "colour": colour,
+                "answer": rationale.answer,
+                "right": rationale.answer == problem.gold,
+                "visit": visit.get(rationale.teacher),
+                "groups": token_spans(rationale, scale),
+                "steps": rationale.steps,
+            }
+        )
+    rationales.sort(key=lambda r: -(r["visit"] or {"weight": 0.0})["weight"])
+    path = line_chart(
+        "Log-likelihood of the gold answer after each step",
+        lines,
+        x_label="steps read",
+        height=220.0,
+    )
+    nodes = [
+        Node(row, column, s.support, s.mainstream, step_label(s.text), s.text, s.epiphany)
+        for row, rationale in enumerate(problem.rationales)
+        for column, s in enumerate(rationale.steps)
+    ]
+    graph = consensus_chart(
+        "Consensus graph of the steps",
+        [(r.teacher, colours[r.teacher]) for r in problem.rationales],
+        nodes,
+        problem.matches,
+    )
+    return {"problem": problem, "rationales": rationales, "path": path, "graph": graph}
+
+
+def step_label(text: str) -> str:
+    """Returns the name of a node in the graph: the step's last equation, else its first words."""
+    found = equations(text)
+    return found[-1].key if found else " ".join(text.split()[:3])
+
+
+def tiles(run: Run) -> list[tuple[str, str]]:
+    """Returns (value, what it is) of the figures at the head of the page."""
+    found = []
+    if run.scores:
+        scores = run.scores
+        starts = visits(scores)
+        found += [
+            (f"{int(scores['step'].max()):,}", "optimizer steps"),
+            (f"{len(set(scores['question_id'].tolist())):,}", "problems"),
+            (f"{len(run.teachers)}", "teachers"),
+            (
+                f"{float(effective_teachers(scores['weight'], starts).mean()):.2f}",
+                "effective teachers",
+            ),
+        ]
+    loss = logged(run, "loss")
+    if len(loss) > 1:
+        tenth = max(1, len(loss) // 10)
+        first = sum(v for _, v in loss[:tenth]) / tenth
+        last = sum(v for _, v in loss[-tenth:]) / tenth
+        found.append((f"{last:.3f}", f"loss at the end, {first:.3f} at first"))
+    if run.evaluations:
+        name, summary = run.evaluations[-1]
+        found.append((f"{summary['accuracy']:.1%}", f"accuracy ({name})"))
+    if run.arms.get("arms"):
+        arms = run.arms["arms"]
+        best = max(arms, key=lambda a: a["mean"])
+        found += [
+            (f"{len(arms)}", "arms"),
+            (f"{max(len(arm['seeds']) for arm in arms)}", "seeds an arm"),
+            (f"{best['mean']:.3f}", f"{run.arms.get('metric', 'accuracy')} of {best['name']}"),
+        ]
+    return found
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Returns (name, value) of what was run."""
+    info, settings = run.info, run.info.get("settings", {})
+    found = [
+        ("Student", info.get("student")),
+        ("Data", info.get("data")),
+        ("Weights", info.get("weigher")),
+        ("Learning rate", settings.get("learning_rate")),
+        ("Epochs", settings.get("num_train_epochs")),
+        ("Seed", settings.get("seed")),
+        ("Layout", info.get("layout", info.get("packing"))),
+        ("Started", info.get("started")),
+        ("Status", info.get("status")),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())),
+        ("Command", info.get("command")),
+        ("Compared on", run.arms.get("data")),
+        *(
+            (f"Compared with {name}", value)
+            for name, value in run.arms.get("settings", {}).items()
+            if "\n" not in str(value)
+        ),
+        ("Comparison", run.arms.get("command")),
+    ]
+    return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def arm_view(run: Run) -> dict[str, Any] | None:
+    """Returns table and charts of the arms of compare.json, None without one.
+
+    An arm of one seed has no interval: its ends are None.
+    """
+    if not run.arms.get("arms"):
+        return None
+    arms = []
+    for arm in run.arms["arms"]:
+        ends = [name for name in arm if name.endswith(("_low", "_high"))]
+        arms.append(arm | (dict.fromkeys(ends) if len(arm["seeds"]) == 1 else {}))
+    metric = run.arms.get("metric", "accuracy")
+
+    def row(arm: dict[str, Any], name: str, ends: tuple[str, str], colour: int) -> Interval:
+        low, high = (arm[name] if arm[end] is None else arm[end] for end in ends)
+        points = arm["values"] if name == "mean" else ()
+        return Interval(arm["name"], colour, arm[name], low, high, points=points)
+
+    return {
+        "arms": arms,
+        "chart": interval_chart(
+            f"{metric} of each arm",
+            [row(arm, "mean", ("ci_low", "ci_high"), 0) for arm in arms],
+            x_label=f"{metric}, 95% interval",
+        ),
+        "weights": interval_chart(
+            "Weight on right rationales",
+            [
+                row(arm, "right_weight", ("right_weight_low", "right_weight_high"), 2)
+                for arm in arms
+            ],
+            x_label="weight, 95% interval",
+            x_range=(0.0, 1.0),
+        ),
+        "teachers": sorted({teacher for arm in arms for teacher in arm.get("weights", {})}),
+        "metric": metric,
+        "best": max(arms, key=lambda a: a["mean"])["name"],
+        "about": run.arms,
+    }

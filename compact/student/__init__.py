@@ -1,0 +1,23 @@
+"""The student: loading it, and taking it apart into body and LM head."""
+
+from compact.student.adapters import peft_config
+from compact.student.loading import (
+    ADAPTER_FILE,
+    base_name,
+    holds_adapter,
+    load_model,
+    load_student,
+    smollm2_path,
+)
+from compact.student.student import Student
+
+__all__ = [
+    "ADAPTER_FILE",
+    "Student",
+    "base_name",
+    "holds_adapter",
+    "load_model",
+    "load_student",
+    "peft_config",
+    "smollm2_path",
+]

@@ -1,0 +1,199 @@
+"""A student as the body and the LM head that `compact_ops` computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Student:
+    """A causal LM as body and head: z = softcap(logit_scale * hidden @ weight.T + bias).
+
+    Attributes:
+        model: the whole, perhaps wrapped by peft.
+        body: what maps token ids to final hidden states (adapters of peft included).
+        head: the LM head's linear layer.
+        config: of the text model.
+        softcap: z = c tanh(z / c), None where the model has none.
+        logit_scale: factor on the product.
+        processing_class: its tokenizer, None where none was given; some metrics look up words.
+    """
+
+    model: nn.Module
+    body: nn.Module
+    head: nn.Module
+    config: Any
+    softcap: float | None
+    logit_scale: float
+    processing_class: PreTrainedTokenizerBase | None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, processing_class: PreTrainedTokenizerBase | None = None
+    ) -> Student:
+        """Takes a model apart, and checks on four tokens that its own logits are those of the head.
+
+        Args:
+            model: a causal LM of transformers, perhaps wrapped by peft.
+            processing_class: its tokenizer; the metrics `probe` and `probe-released` need it.
+
+        Raises:
+            TypeError: not a causal LM of transformers, or one wrapped by peft.
+            ValueError: the logits are not covered: an adapter on the head, prompt tuning, a head
+                that is not one linear layer, or a formula other than the above.
+        """
+        base = _unwrap(model)
+        config = base.config.get_text_config()
+        head = base.get_output_embeddings()
+        if head is None:
+            raise ValueError(
+                f"{type(base).__name__} has no LM head (get_output_embeddings is None)"
+            )
+        linear = _active(head)
+        if hasattr(linear, "lora_A") or not isinstance(linear, nn.Linear):
+            raise ValueError(
+                "the LM head must be one linear layer without adapter, got "
+                f"{type(linear).__name__}; take it out of target_modules"
+            )
+        body = base.get_decoder()
+        if body is None or body is base:
+            raise ValueError(f"{type(base).__name__} has no body beside its head (get_decoder)")
+        student = cls(
+            model=model,
+            body=body,
+            head=head,
+            config=config,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            logit_scale=_logit_scale(config),
+            processing_class=processing_class,
+        )
+        student._check_logits(base)
+        return student
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills rows: the tokenizer's, else its end token, else 0."""
+        own = self.processing_class
+        if own is None:
+            return 0
+        found = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
+        return int(found or 0)
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, H] of the head (the embedding itself where they are tied)."""
+        return _active(self.head).weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V] of the head, or None."""
+        return _active(self.head).bias
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weight takes a gradient."""
+        return self.weight.requires_grad
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether layers run a second time in backward (gradient checkpointing)."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.body.modules())
+
+    @property
+    def attention_window(self) -> int | None:
+        """The shortest reach of a layer in tokens (sliding window, chunk), None where unlimited."""
+        layer_types = getattr(self.config, "layer_types", None)
+        reach = []
+        window = getattr(self.config, "sliding_window", None)
+        slides = "sliding_attention" in layer_types if layer_types else True
+        if window is not None and slides and getattr(self.config, "use_sliding_window", True):
+            reach.append(int(window))
+        chunk = getattr(self.config, "attention_chunk_size", None)
+        if chunk is not None and (not layer_types or "chunked_attention" in layer_types):
+            reach.append(int(chunk))
+        return min(reach, default=None)
+
+    def last_attention(self) -> nn.Module:
+        """The last layer's attention module: the last one with q_proj and k_proj.
+
+        Raises:
+            ValueError: the model has no separate query and key projections.
+        """
+        found = [m for m in self.body.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
+        if not found:
+            raise ValueError(f"{type(self.body).__name__} has no q_proj and k_proj")
+        return found[-1]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] logits of hidden states [..., H]: the formula, for checks and small inputs."""
+        z = nn.functional.linear(hidden, self.weight) * self.logit_scale
+        if self.bias is not None:
+            z = z + self.bias
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _check_logits(self, base: nn.Module) -> None:
+        """Compares the model's logits with the formula's.
+
+        A scale or cap that this file does not know would train on a wrong loss without a word.
+        """
+        device = self.weight.device
+        ids = torch.arange(4, device=device)[None] % self.weight.shape[0]
+        seen: list[Tensor] = []
+        hook = self.body.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+        try:
+            want = base(input_ids=ids, use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        if not seen:
+            raise ValueError(
+                f"{type(base).__name__} does not run {type(self.body).__name__} for its logits"
+            )
+        got = self.logits(seen[0]).float()
+        error = (got - want).norm() / want.norm().clamp_min(1e-12)
+        tolerance = 1e-3 if seen[0].dtype == torch.float32 else 3e-2
+        if not error <= tolerance:
+            raise ValueError(
+                f"{type(base).__name__} computes its logits in a way that is not covered: "
+                f"softcap(logit_scale * hidden @ weight.T + bias) is off by {float(error):.2g} "
+                f"(softcap {self.softcap}, logit_scale {self.logit_scale})"
+            )
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside peft's wrapper (its adapters live in the layers themselves)."""
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        for name, peft_config in model.peft_config.items():
+            if getattr(peft_config, "is_prompt_learning", False):
+                raise ValueError(
+                    f"adapter {name!r} is prompt learning ({peft_config.peft_type}), which changes "
+                    "the tokens of a row; use LoRA or train the whole model"
+                )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    return model
+
+
+def _active(head: nn.Module) -> nn.Module:
+    """The linear layer in use inside peft's `modules_to_save`."""
+    if hasattr(head, "modules_to_save"):
+        for name in head.active_adapters:
+            if name in head.modules_to_save:
+                return head.modules_to_save[name]
+        return head.original_module
+    return head
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor on the logits: Cohere multiplies (logit_scale), Granite divides."""
+    scale = getattr(config, "logit_scale", None)
+    if scale is not None:
+        return float(scale)
+    scaling = getattr(config, "logits_scaling", None)
+    return 1.0 / float(scaling) if scaling is not None else 1.0

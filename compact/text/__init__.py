@@ -1,0 +1,1 @@
+"""Reading text without torch: reasoning steps, numbers, equations."""

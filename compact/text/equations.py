@@ -1,0 +1,312 @@
+"""Finds the mathematics of a step: its numbers, and its equations with a check of their arithmetic.
+
+"290 bananas / 2 groups = 145 bananas per group" becomes the equation 290/2=145, which holds. Units,
+currency and thousands separators are dropped; what has an unknown in it ("x + 4 = 7") is not
+checked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from compact.text.numbers import NUMBER, format_number, parse_number
+
+
+class Equation(NamedTuple):
+    """One side-by-side equality of a text.
+
+    Attributes:
+        key: the equation in one normal form; sums and products have their operands sorted.
+        operands: the numbers on the left, in order.
+        result: the number on the right.
+        holds: whether the arithmetic is right, up to the rounding that the result shows.
+        right: the numbers of the right side, without signs: what the equation makes known.
+    """
+
+    key: str
+    operands: tuple[str, ...]
+    result: str
+    holds: bool
+    right: tuple[str, ...]
+
+
+_SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
+_LATEX_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|[,;!() ])")
+_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # of Markdown; between digits it is a power
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space after it: no sign of a number
+_LIST_NUMBER = re.compile(r"^[\s#>]*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
+    r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b|_+|\?)"  # 2x, (1/2)x
+    r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?P<percent>\s?%)?"
+    r"|(?P<of>\bof\b)"
+    r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
+    r"|(?P<word>[A-Za-z][A-Za-z'’-]*)"
+    r"|(?P<sign>[-+*/=()])"
+    r"|(?P<stop>[^\s$])"
+)
+_MOST_UNIT_WORDS = 5
+
+
+class _Term(NamedTuple):
+    """A token of an expression: a sign, or a number with the value that "%" leaves it."""
+
+    text: str
+    value: float
+    percent: bool
+
+
+@lru_cache(maxsize=65536)
+def numbers(text: str) -> tuple[str, ...]:
+    """Returns the distinct numbers of a text in normal form, in order of appearance."""
+    found: dict[str, None] = {}
+    for match in _TOKEN.finditer(_plain(text)):
+        if match["number"] or match["unknown"]:
+            digits = NUMBER.search(match["number"] or match["unknown"])
+            number = parse_number(digits.group()) if digits else None
+            if number is not None:
+                found[format_number(number)] = None
+    return tuple(found)
+
+
+@lru_cache(maxsize=65536)
+def equations(text: str) -> tuple[Equation, ...]:
+    """Returns the equations of a text; "48 + 24 = 72 = 8 * 9" has two.
+
+    "3 * 12 = 36 + 6 = 42" runs on where it should begin anew: it is read as 3 * 12 = 36 and
+    36 + 6 = 42.
+    """
+    found: list[Equation] = []
+    for chain in _chains(_plain(text)):
+        for left, right in zip(chain[:-1], chain[1:], strict=True):
+            equation = _equation(left, right)
+            if equation is not None and not equation.holds:
+                ran_on = _equation(left, right[:1] if right else None)
+                equation = ran_on if ran_on is not None and ran_on.holds else equation
+            if equation is not None:
+                found.append(equation)
+    return tuple(found)
+
+
+def _plain(text: str) -> str:
+    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text)))
+    text = text.replace(r"\$", "$").replace(r"\%", "%").replace("&", " ")
+    text = text.replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/")
+    text = _LATEX_SIGNS.sub(" ", text)
+    for sign, plain in _SIGNS.items():
+        text = text.replace(sign, plain)
+    return _MIXED.sub(_as_sum, _LIST_NUMBER.sub("", _THOUSANDS.sub("", _BULLET.sub("", text))))
+
+
+def _as_sum(mixed: re.Match[str]) -> str:
+    """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is none."""
+    whole, above, below = mixed.groups()
+    return f"({whole}+{above}/{below})" if int(above) < int(below) else mixed.group()
+
+
+def _chains(plain: str) -> list[list[list[_Term] | None]]:
+    """Returns chains of expressions joined by "="; None stands for one that cannot be read."""
+    chains: list[list[list[_Term] | None]] = []
+    chain: list[list[_Term] | None] = []
+    terms: list[_Term] = []
+    words = 0  # words since the last number or sign
+    unknown = False
+
+    def close_side() -> None:
+        nonlocal terms, words, unknown
+        chain.append(None if unknown or not terms else terms)
+        terms, words, unknown = [], 0, False
+
+    def close_chain() -> None:
+        nonlocal chain
+        close_side()
+        if len(chain) > 1:
+            chains.append(chain)
+        chain = []
+
+    def open_sign() -> bool:
+        return bool(terms) and terms[-1].text in "+-*/("
+
+    for match in _TOKEN.finditer(plain):
+        kind, text = match.lastgroup, match.group()
+        if kind == "percent":
+            kind = "number"
+        if kind == "number":
+            if terms and terms[-1].text not in "+-*/(":  # two numbers without a sign between
+                close_chain()
+            if words and not terms and chain:  # "= she has 5": words between "=" and the number
+                close_chain()
+            value = float(match["number"])
+            terms.append(_Term(match["number"], value, bool(match["percent"])))
+            words = 0
+        elif kind == "word":
+            if open_sign():
+                if plain[match.start() - 1] in "/-" and text not in ("x", "y", "n"):
+                    terms.pop()  # "ounces/gallon": a unit, not a division
+                else:
+                    unknown = True  # "4 + x"
+            words += 1
+            if words > _MOST_UNIT_WORDS and terms:
+                close_chain()
+        elif kind == "unknown":
+            if text == "?" and not terms and chain:  # "25 * 14 = ?"
+                close_chain()
+            unknown = True
+        elif kind in ("times", "of"):
+            share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
+            if terms and terms[-1].text not in "+-*/(" and (kind == "times" or share):
+                terms.append(_Term("*", 0.0, False))
+                words = 0
+            elif kind == "of":
+                words += 1
+        elif kind == "sign" and text == "=":
+            if open_sign():
+                unknown = True
+            close_side()
+        elif kind == "sign":
+            if text == "(" and terms and terms[-1].text not in "+-*/(":
+                if words:  # a remark in brackets
+                    close_chain()
+                else:
+                    terms.append(_Term("*", 0.0, False))
+            if text in "+*/" and (not terms or terms[-1].text in "+-*/("):
+                unknown = words > 0 or unknown or bool(terms)  # "x + 4"
+                if not terms:
+                    continue
+            if text == "-" and not terms and words:
+                unknown = True
+            terms.append(_Term(text, 0.0, False))
+            words = 0
+        elif kind == "skip":
+            words += 1
+        else:
+            close_chain()
+    close_chain()
+    return chains
+
+
+def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Equation | None:
+    """Returns left = right where left computes something and right is one number."""
+    if left is None or right is None:
+        return None
+    left, right = _balanced(left), _balanced(right)
+    results = [t for t in right if t.text not in "+-*/()"]
+    operands = [t for t in left if t.text not in "+-*/()"]
+    if len(operands) < 2 or not results:
+        return None
+    if len(results) > 1 and _value(right, False) is None:
+        return None
+    # A percentage is a hundredth or a bare number, whichever makes sense of the equation.
+    holds = False
+    for percent in _readings(left):
+        for percent_right in _readings(right):
+            computed, said = _value(left, percent), _value(right, percent_right)
+            if computed is None or said is None:
+                return None
+            decimals = max(len(t.text.partition(".")[2]) for t in results) + 2 * percent_right
+            holds = holds or _close(computed, said, decimals)
+    names = tuple(_name(t) for t in operands)
+    result = _name(results[0]) if len(results) == 1 else _normal_form(right)
+    if len(results) == 1 and right[0].text == "-":
+        result = f"-{result}"
+    made = tuple(_name(t) for t in results)
+    return Equation(f"{_normal_form(left)}={result}", names, result, holds, made)
+
+
+def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
+    """Returns the ways to read the percentages of an expression: bare, and as hundredths."""
+    return (False, True) if any(term.percent for term in terms) else (False,)
+
+
+def _close(computed: float, said: float, decimals: int) -> bool:
+    """Whether the result is right: exactly, or rounded (to a whole number: up or down)."""
+    error = abs(computed - said)
+    if error <= 1e-6 * max(1.0, abs(computed)):
+        return True
+    if decimals == 0:
+        return abs(computed - round(computed)) > 1e-6 and error < 1.0
+    return error <= 1.01 * 10.0**-decimals
+
+
+def _name(term: _Term) -> str:
+    number = parse_number(term.text)
+    return term.text if number is None else format_number(number)
+
+
+def _balanced(terms: Sequence[_Term]) -> list[_Term]:
+    """Returns the terms without brackets that have no partner and without a sign at the end."""
+    kept = list(terms)
+    while kept and kept[-1].text in "+-*/(":
+        kept.pop()
+    excess = sum(t.text == "(" for t in kept) - sum(t.text == ")" for t in kept)
+    while excess > 0 and kept and kept[0].text == "(":
+        kept, excess = kept[1:], excess - 1
+    while excess < 0 and kept and kept[-1].text == ")":
+        kept, excess = kept[:-1], excess + 1
+    return kept
+
+
+def _normal_form(terms: Sequence[_Term]) -> str:
+    signs = {t.text for t in terms if t.text in "+-*/()"}
+    names = [t.text if t.text in "+-*/()" else _name(t) for t in terms]
+    if signs in ({"+"}, {"*"}):
+        sign = signs.pop()
+        return sign.join(sorted(n for n in names if n != sign))
+    return "".join(names)
+
+
+def _value(terms: Sequence[_Term], percent: bool) -> float | None:
+    """Returns the value of an expression by precedence climbing, None where it is malformed."""
+    place = 0
+
+    def peek() -> str:
+        return terms[place].text if place < len(terms) else ""
+
+    def factor() -> float:
+        nonlocal place
+        token = peek()
+        place += 1
+        if token == "-":
+            return -factor()
+        if token == "(":
+            value = total()
+            if peek() != ")":
+                raise ValueError
+            place += 1
+            return value
+        if not token or token in "+*/)":
+            raise ValueError
+        term = terms[place - 1]
+        return term.value / 100.0 if percent and term.percent else term.value
+
+    def product() -> float:
+        nonlocal place
+        value = factor()
+        while peek() and peek() in "*/":
+            sign = peek()
+            place += 1
+            value = value * factor() if sign == "*" else value / factor()
+        return value
+
+    def total() -> float:
+        nonlocal place
+        value = product()
+        while peek() and peek() in "+-":
+            sign = peek()
+            place += 1
+            value = value + product() if sign == "+" else value - product()
+        return value
+
+    try:
+        value = total()
+    except (ValueError, ZeroDivisionError, RecursionError):
+        return None
+    return value if place == len(terms) and math.isfinite(value) else None

@@ -1,0 +1,7 @@
+"""The training loop: transformers' Trainer on problems with K rationales."""
+
+from compact.trainer.records import NonFiniteError
+from compact.trainer.runlog import read_scores
+from compact.trainer.trainer import CompactTrainer
+
+__all__ = ["CompactTrainer", "NonFiniteError", "read_scores"]

@@ -1,0 +1,147 @@
+"""The loss of a micro-batch: pack, run the student, weigh, add the loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor, nn
+
+from compact.config import CompactConfig
+from compact.passes import EncodedProblem
+from compact.passes.forward import run_pass
+from compact.passes.packing import Layout, build_batch
+from compact.passes.segments import segment_mean
+from compact.strategies import LossTerm, Strategy
+from compact.student import Student
+from compact.trainer.batches import Item
+from compact.trainer.records import ProblemRecord, records_of, with_kept_levels
+from compact.trainer.step import OpenStep, named, not_finite_in
+from compact.weighting import Weigher
+
+
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch on its way through the model's forward: opaque to DDP and FSDP."""
+
+    items: Sequence[Item]
+
+
+@dataclass
+class MicroBatchLoss:
+    """Computes the loss of a micro-batch, summed over its counted problems.
+
+    Attributes:
+        student, weigher, strategy, layout, args, accelerator: as the trainer has them.
+        terms: what is added to the weighted likelihoods.
+        kept_levels: question_id -> leaf likelihoods of its last visit, used while leaf_every > 1.
+    """
+
+    student: Student
+    weigher: Weigher
+    strategy: Strategy
+    layout: Layout
+    args: CompactConfig
+    accelerator: Accelerator
+    terms: list[LossTerm] = field(init=False)
+    kept_levels: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = self.weigher.consistency
+        self.terms = [*([own] if own is not None else []), *self.strategy.loss_terms()]
+
+    def __call__(
+        self, items: Sequence[Item], step: OpenStep, number: int
+    ) -> tuple[Tensor, list[ProblemRecord]]:
+        """Runs in place of the model's own forward, so inside DDP, FSDP or DeepSpeed.
+
+        Args:
+            items: the problems of the micro-batch.
+            step: the optimizer step under way.
+            number: of optimizer steps before it.
+
+        Returns:
+            The loss (scalar), and a record of each problem; no record where a loss that is not
+            finite was noted for the end of the step.
+
+        Raises:
+            NonFiniteError: something that the loss is made of is not finite, in the only process.
+        """
+        training = self.student.model.training
+        alone = self.accelerator.num_processes == 1
+        problems: Sequence[EncodedProblem] = [item.problem for item in items]
+        if training:
+            problems = self.strategy.rollout(problems, self.student)
+        needs_leaves = self.weigher.needs_leaves
+        due = not training or number % self.args.leaf_every == 0
+        kept = [
+            self.kept_levels.get(p.question_id) if needs_leaves and not due else None
+            for p in problems
+        ]
+        batch = build_batch(
+            problems,
+            layout=self.layout,
+            leaves=needs_leaves and self._leaves_due(kept),
+            pad_token_id=self.student.pad_token_id,
+            row_capacity=self.args.max_length,
+        ).to(self.args.device)
+        with self.accelerator.autocast():
+            live, hidden, pass_ = run_pass(
+                self.student,
+                batch,
+                head_grad=self.args.head_grad,
+                filter_eps=self.args.filter_eps,
+            )
+            if needs_leaves:
+                pass_ = with_kept_levels(pass_, kept)
+            found = not_finite_in(pass_)
+            if found is not None:
+                step.meet_not_finite(found, alone=alone)
+                return live.nll.sum(), []
+            with torch.no_grad():
+                weights = self.weigher(pass_)
+            counted = torch.tensor([item.counted for item in items], device=hidden.device)
+            weight = weights.weight.detach() * counted[batch.problem]
+            nll = segment_mean(live.nll, batch.token_offsets)
+            loss = (weight * nll).sum()
+            for term in self.terms:
+                loss = loss + term(hidden, pass_, weight)
+        if not bool(torch.isfinite(loss)):
+            terms = " or ".join(term.name for term in self.terms)
+            what = f"{named(problems)}: the {terms} term is {float(loss)}"
+            step.meet_not_finite(what, alone=alone)
+        return loss, records_of(pass_, weights, nll.detach(), with_levels=needs_leaves)
+
+    def _leaves_due(self, kept: Sequence[list[float] | None]) -> bool:
+        """Whether the micro-batch runs answer leaves: some problem has kept none.
+
+        Where parameters are sharded every pass over the body gathers them, so all ranks run leaves
+        when one has to.
+        """
+        due = None in kept
+        sharded = self.accelerator.distributed_type in (
+            DistributedType.FSDP,
+            DistributedType.DEEPSPEED,
+        )
+        if sharded and self.args.leaf_every > 1:
+            due = any(gather_object([due]))
+        return due
+
+
+@contextmanager
+def routed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Lets `forward` answer a call of the module: hooks and wrappers around it stay in force."""
+    own = module.__dict__.get("forward")  # accelerate puts one there for mixed precision
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

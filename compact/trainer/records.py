@@ -1,0 +1,202 @@
+"""What a problem left in a step, as plain numbers: for the logs, the weigher and later steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from compact.metrics import AXES
+from compact.passes import Pass
+from compact.trainer.batches import Item
+from compact.weighting import Weights
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is not finite; the message names the problem and what it was."""
+
+
+@dataclass(frozen=True)
+class ProblemRecord:
+    """What a problem left in a step.
+
+    Attributes:
+        question_id: of the problem.
+        teachers, tokens: [K] who wrote each rationale, and the tokens of its completion.
+        weight, nll: [K].
+        scores, zscores: axis -> [K]; empty for plain policies.
+        levels: log-likelihood of the gold answer at each answer leaf, the bare question's last;
+            None without leaves.
+    """
+
+    question_id: str
+    teachers: list[str]
+    tokens: list[int]
+    weight: list[float]
+    nll: list[float]
+    scores: dict[str, list[float]]
+    zscores: dict[str, list[float]]
+    levels: list[float] | None
+
+    @property
+    def has_loss(self) -> bool:
+        """False where a policy gave every rationale weight 0."""
+        return any(weight > 0 for weight in self.weight)
+
+
+def records_of(
+    pass_: Pass, weights: Weights, nll: Tensor, *, with_levels: bool
+) -> list[ProblemRecord]:
+    """Turns the outcome of a pass into plain numbers, a record a problem."""
+    batch = pass_.batch
+    ends = batch.problem_offsets.tolist()
+    weight, losses = weights.weight.tolist(), nll.tolist()
+    tokens = batch.token_offsets.diff().tolist()
+    scores = {axis: s.tolist() for axis, s in weights.scores.items()}
+    zscores = {axis: z.tolist() for axis, z in weights.zscores.items()}
+    records = []
+    for p, problem in enumerate(batch.problems):
+        mine = slice(ends[p], ends[p + 1])
+        records.append(
+            ProblemRecord(
+                question_id=problem.question_id,
+                teachers=[r.teacher for r in problem.rationales],
+                tokens=tokens[mine],
+                weight=weight[mine],
+                nll=losses[mine],
+                scores={axis: s[mine] for axis, s in scores.items()},
+                zscores={axis: z[mine] for axis, z in zscores.items()},
+                levels=_levels(pass_, p).tolist() if with_levels else None,
+            )
+        )
+    return records
+
+
+def scores_of(records: Sequence[ProblemRecord]) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns axis -> [R] scores of all rationales, and [P + 1] offsets of the problems."""
+    offsets = torch.tensor([0, *(len(r.weight) for r in records)]).cumsum(0)
+    scores = {
+        axis: torch.tensor([s for r in records for s in r.scores[axis]])
+        for axis in records[0].scores
+    }
+    return scores, offsets
+
+
+def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> list[dict[str, Any]]:
+    """Returns rows of the score log (`runlog.SCHEMA`), a row a rationale."""
+    rows = []
+    for record in records:
+        axes = {**record.scores, **{f"z_{a}": z for a, z in record.zscores.items()}}
+        for k, teacher in enumerate(record.teachers):
+            rows.append(
+                {
+                    "step": step,
+                    "epoch": epoch,
+                    "question_id": record.question_id,
+                    "teacher": teacher,
+                    "tokens": record.tokens[k],
+                    "weight": record.weight[k],
+                    "nll": record.nll[k],
+                    **{axis: score[k] for axis, score in axes.items()},
+                }
+            )
+    return rows
+
+
+class TeacherMeans:
+    """Mean weight and scores of each teacher since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Takes in rows of the score log."""
+        for row in rows:
+            for name in ("weight", *(axis for axis in AXES if axis in row)):
+                total = self._sums[f"{name}/{row['teacher']}"]
+                total[0] += row[name]
+                total[1] += 1
+
+    def take(self) -> dict[str, float]:
+        """Returns "weight/TEACHER" and "AXIS/TEACHER" -> mean, and begins anew."""
+        means = {name: total / n for name, (total, n) in sorted(self._sums.items())}
+        self._sums.clear()
+        return means
+
+
+class EvaluationSums:
+    """Sums over the problems of an evaluation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+
+    def add(self, loss: float, records: Sequence[ProblemRecord], items: Sequence[Item]) -> None:
+        """Takes in a micro-batch; `loss` is the mean over its counted problems."""
+        counted = [r for r, item in zip(records, items, strict=True) if item.counted]
+        self._sums["loss"] += loss * len(counted)
+        self._sums["with_loss"] += sum(r.has_loss for r in counted)
+        self._sums["nll"] += sum(sum(r.nll) / len(r.nll) for r in counted)
+        if any(r.levels is not None for r in records):
+            self._sums["gold_logp"] += sum(r.levels[-1] for r in counted if r.levels is not None)
+
+    def means(self, count: int, not_finite: str | None, *, alone: bool) -> dict[str, float]:
+        """Returns the means over all ranks.
+
+        Args:
+            count: problems on all ranks.
+            not_finite: what was not finite on this rank.
+            alone: whether this is the only process.
+
+        Raises:
+            NonFiniteError: on every rank, when one of them met a loss that is not finite.
+        """
+        sums = dict(self._sums)
+        if not alone:
+            ranks = gather_object([(sums, not_finite)])
+            bad = [what for _, what in ranks if what is not None]
+            if bad:
+                raise NonFiniteError(bad[0])
+            sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
+        sums["loss"] *= count / max(sums.pop("with_loss"), 1)
+        return {name: total / count for name, total in sums.items()}
+
+
+def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
+    """Returns the pass with the leaf likelihoods of an earlier step where a problem has kept them.
+
+    Args:
+        pass_: a pass; without answer leaves when every problem has kept its own.
+        kept: for each problem its likelihoods, leaves in order and the bare question's last; None
+            takes those of the pass.
+    """
+    if all(levels is None for levels in kept):
+        return pass_
+    problems = pass_.batch.problems
+    counts = [len(r.steps) for p in problems for r in p.rationales]
+    of_steps, of_questions = [], []
+    for p, levels in enumerate(kept):
+        found = _levels(pass_, p) if levels is None else pass_.leaf_logp.new_tensor(levels)
+        of_steps.append(found[:-1])
+        of_questions.append(found[-1:])
+    device, total = pass_.leaf_logp.device, sum(counts)
+    steps = [i for count in counts for i in range(count)] + [-1] * len(problems)
+    batch = replace(
+        pass_.batch,
+        leaf_offsets=torch.tensor([0, *counts], device=device).cumsum(0),
+        leaf_step=torch.tensor(steps, device=device),
+        question_leaf=torch.arange(total, total + len(problems), device=device),
+    )
+    return replace(pass_, batch=batch, leaf_logp=torch.cat([*of_steps, *of_questions]))
+
+
+def _levels(pass_: Pass, problem: int) -> Tensor:
+    """[leaves + 1] likelihoods of a problem's leaves, the bare question's last."""
+    batch = pass_.batch
+    first, end = batch.leaf_offsets[batch.problem_offsets[problem : problem + 2]].tolist()
+    question = batch.question_leaf[problem]
+    return torch.cat([pass_.leaf_logp[first:end], pass_.leaf_logp[question][None]])

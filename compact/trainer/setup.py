@@ -1,0 +1,94 @@
+"""What the trainer settles before its first step: problems, adapters, layout, the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from compact.config import CompactConfig
+from compact.data import Problem, load_problems, of_teacher
+from compact.passes.layout import choose_layout
+from compact.passes.packing import Layout
+from compact.student import Student
+from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
+from compact.weighting import Weigher
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_zero3() -> None:
+    """Raises ValueError under DeepSpeed's ZeRO-3."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
+
+
+def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
+    """Returns the problems of a data set that the weigher can use.
+
+    Args:
+        weigher: one that uses a single teacher leaves out the problems without its rationale.
+        dataset: rows, a path, a datasets.Dataset or problems.
+    """
+    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Problem):
+        given = list(dataset)
+    else:
+        given = load_problems(dataset)
+    if weigher.teacher is None:
+        return given
+    problems = of_teacher(weigher.teacher, given)
+    if len(problems) < len(given):
+        left = f"{len(given) - len(problems)} of {len(given)}"
+        logger.warning("%s: %s problems have no rationale", weigher.name, left)
+    return problems
+
+
+def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
+    """Returns the model with new adapters.
+
+    Raises:
+        ValueError: it has adapters already.
+    """
+    from peft import get_peft_model
+
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "peft_config must be None with a model that has adapters, which are then "
+            "trained on; merge them (merge_and_unload) to train new ones"
+        )
+    set_seed(seed)  # LoRA matrices start at random
+    return get_peft_model(model, peft_config)
+
+
+def fit_machine(args: CompactConfig) -> None:
+    """Adjusts the settings to this machine, and warns of what will be slow."""
+    if args.n_gpu > 1:
+        logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
+        use_one_gpu(args)
+    if args.bf16 and args.device.type == "cpu" and not has_bf16_products():
+        logger.warning(
+            "bf16: this CPU has no instructions for it, and products take tens of times as "
+            "long as without"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        let_cpu_ranks_shard()
+
+
+def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layout:
+    """Returns the layout of the batches, and logs the reason.
+
+    Raises:
+        ValueError: `layout: tree` is asked for and cannot be had.
+    """
+    wanted = args.layout
+    if weigher.needs_padded:
+        if wanted == "tree":
+            raise ValueError(f"layout must be auto or padded with {args.preset}, got 'tree'")
+        wanted = "padded"
+    layout, reason = choose_layout(student, wanted, args.max_length)
+    logger.info("layout: %s (%s)", layout, reason)
+    return layout

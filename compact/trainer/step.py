@@ -1,0 +1,143 @@
+"""An optimizer step over its micro-batches: records, what is not finite, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from compact.passes import EncodedProblem, Pass
+from compact.student.internals import foreach_multiply, foreach_norm
+from compact.trainer.records import NonFiniteError, ProblemRecord
+
+Gradients = dict[nn.Parameter, Tensor | None]
+
+
+@dataclass
+class OpenStep:
+    """The optimizer step under way, as this rank sees it.
+
+    Attributes:
+        micros: records of the counted problems of each micro-batch so far.
+        not_finite: the first loss that was not finite on this rank.
+        loss: sum of the micro-batches' losses.
+    """
+
+    micros: list[list[ProblemRecord]] = field(default_factory=list)
+    not_finite: str | None = None
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def meet_not_finite(self, what: str, *, alone: bool) -> None:
+        """Notes a loss that is not finite.
+
+        Other ranks wait for this one, so with several of them the step goes on to its end, where
+        all of them learn of it.
+
+        Raises:
+            NonFiniteError: there is one process only.
+        """
+        if alone:
+            raise NonFiniteError(what)
+        self.not_finite = self.not_finite or what
+
+    def close(self, bad_gradient: str | None, *, alone: bool) -> ClosedStep:
+        """Gathers what all ranks saw, and begins a new step; the summed loss stays."""
+        ranks: list[Any] = [(self.micros, self.not_finite, bad_gradient)]
+        if not alone:
+            ranks = gather_object(ranks)
+        self.micros, self.not_finite = [], None
+        # Data order: micro-batch, then rank.
+        micros = zip(*(rank[0] for rank in ranks), strict=True)
+        records = [r for micro in micros for of_rank in micro for r in of_rank]
+        losses = [rank[1] for rank in ranks if rank[1] is not None]
+        gradients = [rank[2] for rank in ranks if rank[2] is not None]
+        if losses:
+            return ClosedStep(records, losses[0])
+        if gradients:
+            names = ", ".join(repr(r.question_id) for r in records)
+            return ClosedStep(records, f"one of question_ids {names}: {gradients[0]}")
+        return ClosedStep(records, None)
+
+    def take_loss(self) -> Tensor:
+        """Returns the summed loss and sets it to 0."""
+        loss, self.loss = self.loss, torch.zeros(())
+        return loss
+
+
+@dataclass(frozen=True)
+class ClosedStep:
+    """What all ranks saw in a step: records in data order, and what was not finite, if anything."""
+
+    records: list[ProblemRecord]
+    not_finite: str | None
+
+
+def bad_gradient(model: nn.Module) -> str | None:
+    """Returns which gradient of this rank is not finite, None where all are."""
+    named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+    if not named:
+        return None
+    norms = foreach_norm([_own_part(gradient) for _, gradient in named])
+    finite = torch.isfinite(torch.stack([norm.float() for norm in norms]))
+    if bool(finite.all()):
+        return None
+    return f"the gradient of {named[int((~finite).nonzero()[0])][0]} is not finite"
+
+
+def copy_gradients(model: nn.Module) -> Gradients:
+    """Returns a copy of every gradient, to go back to."""
+    return {
+        p: None if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad
+    }
+
+
+def restore_gradients(copies: Gradients) -> None:
+    """Goes back to what `copy_gradients` returned."""
+    for parameter, gradient in copies.items():
+        parameter.grad = gradient
+
+
+def clear_gradients(model: nn.Module) -> None:
+    """Removes the gradients, so that the optimizer leaves every parameter alone."""
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def scale_gradients(model: nn.Module, factor: float) -> None:
+    """Multiplies every gradient."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    foreach_multiply([_own_part(g) for g in gradients], factor)
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank holds; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def named(problems: Sequence[EncodedProblem]) -> str:
+    """Returns how an error names the problems of a micro-batch."""
+    names = ", ".join(repr(p.question_id) for p in problems)
+    return f"question_id {names}" if len(problems) == 1 else f"one of question_ids {names}"
+
+
+def not_finite_in(pass_: Pass) -> str | None:
+    """Returns the first statistic of the pass that is not finite, in words; None where all are."""
+    batch = pass_.batch
+    bad = ~torch.isfinite(pass_.stats.nll)
+    if bool(bad.any()):
+        token = int(bad.nonzero()[0])
+        rationale = int(batch.rationale[token])
+        problem = batch.problems[int(batch.problem[rationale])]
+        place = token - int(batch.token_offsets[rationale])
+        return (
+            f"question_id {problem.question_id!r}, teacher {batch.teachers[rationale]!r}: the loss "
+            f"of completion token {place} is {float(pass_.stats.nll[token])}"
+        )
+    if not bool(torch.isfinite(pass_.leaf_logp).all()):
+        return f"{named(batch.problems)}: the log-likelihood of the gold answer is not finite"
+    return None

@@ -1,0 +1,25 @@
+"""From scores to one weight a rationale: presets, policies, the weighers that apply them."""
+
+from compact.weighting.policies import POLICIES, register_policy
+from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
+from compact.weighting.weighers import (
+    PresetWeigher,
+    Weigher,
+    Weights,
+    make_weigher,
+    weigher_names,
+)
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "POLICIES",
+    "PRESETS",
+    "Preset",
+    "PresetWeigher",
+    "Weigher",
+    "Weights",
+    "make_weigher",
+    "register_policy",
+    "register_preset",
+    "weigher_names",
+]

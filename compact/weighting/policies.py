@@ -1,0 +1,167 @@
+"""Plain ways to weigh teachers, the baselines of COMPACT.
+
+A policy is a function of its settings that returns a function of the pass and the number of
+optimizer steps so far, which gives the weights [R]; `@register_policy(NAME)` makes it known. A
+policy that leaves a problem out (no rationale of the single teacher, none that is right) gives 0 to
+all of its rationales: the problem has no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from random import Random
+
+import torch
+from torch import Tensor
+
+from compact.answers import answers_match
+from compact.metrics.answer import answer_share
+from compact.passes import Pass
+from compact.passes.segments import segment_mean, segment_of, segment_sum
+from compact.registry import Registry
+
+Policy = Callable[[Pass, int], Tensor]
+POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
+register_policy = POLICIES.register
+SINGLE = "single"
+"""The policy that is written single:TEACHER."""
+
+
+def split_teacher(name: str) -> tuple[str, str | None]:
+    """Returns the policy in "single:TEACHER" and its teacher; `name` and None for any other."""
+    policy, colon, teacher = name.partition(":")
+    return (SINGLE, teacher) if policy == SINGLE and teacher else (name, None)
+
+
+def _share(mass: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [R] mass >= 0 divided by its sum over the problem; 0 where that is 0."""
+    total = segment_sum(mass, offsets)[segment_of(offsets)]
+    return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
+
+
+def _sizes(pass_: Pass) -> Tensor:
+    """Returns [R] float K, the number of rationales of each rationale's problem."""
+    offsets = pass_.batch.problem_offsets
+    return offsets.diff()[segment_of(offsets)].float()
+
+
+@register_policy("uniform")
+def uniform() -> Policy:
+    """Weights 1 / K."""
+    return lambda pass_, _: 1.0 / _sizes(pass_)
+
+
+@register_policy("random")
+def random(seed: int = 0) -> Policy:
+    """Weights drawn evenly from the simplex: normalised Exp(1) draws.
+
+    Drawn from (seed, step, question, rationale), so neither the split into micro-batches nor the
+    rank nor the order of the teachers matters.
+    """
+
+    def policy(pass_: Pass, steps: int) -> Tensor:
+        draws = [
+            Random(f"{seed}/{steps}/{problem.question_id}/{rationale.ids}").expovariate(1.0)
+            for problem in pass_.batch.problems
+            for rationale in problem.rationales
+        ]
+        offsets = pass_.batch.problem_offsets
+        return _share(torch.tensor(draws, device=offsets.device).clamp(min=1e-6), offsets)
+
+    return policy
+
+
+@register_policy(SINGLE)
+def single(teacher: str) -> Policy:
+    """Weights 1 for the rationale of one teacher: plain distillation from it."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        mine = [float(name == teacher) for name in pass_.batch.teachers]
+        return _share(torch.tensor(mine, device=offsets.device), offsets)
+
+    return policy
+
+
+@register_policy("answer-vote")
+def answer_vote() -> Policy:
+    """Weights even over the rationales whose final answer has the most votes (ties share)."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        share = answer_share(pass_.batch)
+        best = torch.stack([part.max() for part in share.split(offsets.diff().tolist())])
+        return _share((share == best[segment_of(offsets)]).float(), offsets)
+
+    return policy
+
+
+@register_policy("softmax-nll")
+def softmax_nll(tau: float = 1.0) -> Policy:
+    """Weights softmax_k(-NLL_k / tau), NLL_k the mean over the rationale's tokens."""
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        score = -_mean_nll(pass_) / tau
+        return torch.cat([part.softmax(0) for part in score.split(offsets.diff().tolist())])
+
+    return policy
+
+
+@register_policy("ca-mkd")
+def ca_mkd() -> Policy:
+    """Weights (1 - softmax_k CE_k) / (K - 1).
+
+    Source: CA-MKD (Zhang et al., arXiv 2201.00007), with the student's cross-entropy on the
+    rationale in place of a teacher's on the label: a text teacher has no logits. K = 1 gives 1.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        parts = _mean_nll(pass_).split(offsets.diff().tolist())
+        return _complement(torch.cat([part.softmax(0) for part in parts]), pass_)
+
+    return policy
+
+
+@register_policy("ebkd")
+def ebkd() -> Policy:
+    """Weights (1 - H_k / sum H) / (K - 1), H_k the student's mean entropy along the rationale.
+
+    Source: entropy-based weighting (Kwon et al., 2020), with the student's entropy, as above.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        entropy = segment_mean(pass_.stats.entropy.detach(), pass_.batch.token_offsets).float()
+        return _complement(_share(entropy, pass_.batch.problem_offsets), pass_)
+
+    return policy
+
+
+@register_policy("oracle")
+def oracle(teachers: Collection[str] = ()) -> Policy:
+    """Weights even over the right rationales: those whose final answer is the gold one.
+
+    Where the truth is known otherwise (the teacher zoo), `teachers` names who is right.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        right = [
+            float(r.teacher in teachers if teachers else answers_match(r.answer, problem.gold))
+            for problem in pass_.batch.problems
+            for r in problem.rationales
+        ]
+        offsets = pass_.batch.problem_offsets
+        return _share(torch.tensor(right, device=offsets.device), offsets)
+
+    return policy
+
+
+def _mean_nll(pass_: Pass) -> Tensor:
+    return segment_mean(pass_.stats.nll.detach(), pass_.batch.token_offsets).float()
+
+
+def _complement(share: Tensor, pass_: Pass) -> Tensor:
+    """Returns (1 - share) / (K - 1), and 1 where K = 1."""
+    sizes = _sizes(pass_)
+    return torch.where(sizes > 1, (1.0 - share) / (sizes - 1.0).clamp(min=1.0), 1.0)

@@ -1,0 +1,121 @@
+"""Presets: ways to weigh teachers, as data.
+
+A preset of your own is a function without arguments that returns a `Preset`:
+
+    @register_preset("mine")
+    def mine() -> Preset:
+        return Preset("gain", "answer", "nll", tau=0.5)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compact.registry import Registry
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A way to weigh, as data; every field can be overridden by name.
+
+    Attributes:
+        adaptability, consensus, difficulty: the metric of each axis, or "none".
+        beta: factors (adaptability, consensus, difficulty); the last enters with a minus sign.
+        ddof: degrees of freedom taken off in the variance over K.
+        eps: added to the standard deviation in place of s0 where it is > 0.
+        shrink: s0 in units of the running within-problem standard deviation.
+        reliable: whether u is multiplied by its running reliability r. Needs two axes.
+        tau: temperature of the softmax.
+        floor: share of the weight spread evenly over the K rationales.
+        warmup: problems over which the weights move from uniform to alpha.
+        consistency: kind of the consistency term, "positions", "answer" or "none".
+        consistency_weight: its factor lambda.
+    """
+
+    adaptability: str
+    consensus: str
+    difficulty: str
+    beta: tuple[float, float, float] = (1.0, 1.0, 0.5)
+    ddof: int = 0
+    eps: float = 0.0
+    shrink: float = 0.0
+    reliable: bool = False
+    tau: float = 1.0
+    floor: float = 0.0
+    warmup: int = 0
+    consistency: str = "none"
+    consistency_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the values, which may come from a recipe.
+
+        Raises:
+            ValueError: names the field, what was expected and what was found.
+        """
+        if not isinstance(self.beta, Sequence) or [_is_number(b) for b in self.beta] != [True] * 3:
+            raise ValueError(f"beta must be three numbers, got {self.beta!r}")
+        object.__setattr__(self, "beta", tuple(self.beta))
+        for name, least, most in (
+            ("ddof", 0, 1),
+            ("eps", 0, math.inf),
+            ("shrink", 0, math.inf),
+            ("tau", 1e-6, math.inf),
+            ("floor", 0, 1),
+            ("warmup", 0, math.inf),
+            ("consistency_weight", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not _is_number(value) or not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"{name} must be a number {limits}, got {value!r}")
+        if not isinstance(self.reliable, bool):
+            raise ValueError(f"reliable must be true or false, got {self.reliable!r}")
+        kinds = ("positions", "answer", "none")
+        if self.consistency not in kinds:
+            raise ValueError(
+                f"consistency must be one of {', '.join(kinds)}, got {self.consistency!r}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+PRESETS: Registry[Preset] = Registry("preset")
+DEFAULT_PRESET = "robust"
+
+
+def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], Preset]]:
+    """Returns a decorator that makes the preset a function returns known as `name`.
+
+    Raises:
+        ValueError: when it is applied: the name is taken, or a value of the preset cannot be used.
+    """
+
+    def add(make: Callable[[], Preset]) -> Callable[[], Preset]:
+        PRESETS.add(name, make(), make)
+        return make
+
+    return add
+
+
+@register_preset("released")
+def released() -> Preset:
+    """What the public training code computes."""
+    return Preset("probe-released", "attention", "nll", ddof=1, eps=1e-4, consistency="positions")
+
+
+@register_preset("paper")
+def paper() -> Preset:
+    """The abstract and the published figure."""
+    return Preset("probe", "step-graph", "nll", ddof=1, eps=1e-4, consistency="answer")
+
+
+@register_preset("robust")
+def robust() -> Preset:
+    """What measures best; see docs/results/zoo.md."""
+    return Preset(
+        "gain", "agreement", "nll", beta=(0.5, 1.0, 0.0), shrink=0.5, reliable=True, tau=0.3
+    )

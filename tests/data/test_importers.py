@@ -1,0 +1,225 @@
+"""`compact import`: every format, problems joined by prompt, and errors with file and line."""
+
+import functools
+import json
+
+import pytest
+
+from compact.data import importers, load_problems
+from helpers.commands import run
+
+command = functools.partial(run, "import")
+
+
+def write(path, rows, *, array=False):
+    text = json.dumps(rows, indent=1) if array else "".join(json.dumps(r) + "\n" for r in rows)
+    path.write_text(text)
+    return path
+
+
+def rows_of(*paths, gold=None):
+    return importers.import_files([(None, path) for path in paths], gold)[0]
+
+
+def test_alpaca_with_input_label_system_and_history(tmp_path):
+    rows = [
+        {
+            "instruction": "Add.",
+            "input": "2 and 3",
+            "output": "2 + 3 = 5. The answer is 5",
+            "label": 5,
+        },
+        {
+            "instruction": "And 4?",
+            "output": "The answer is 9",
+            "system": "Be brief.",
+            "history": [["2 + 3?", "5"]],
+            "answer": "9",
+        },
+    ]
+    first, second = rows_of(write(tmp_path / "gpt-4o.json", rows, array=True))
+    assert first == {
+        "question_id": "problem-00000",
+        "prompt": "Add.\n2 and 3",
+        "teacher": "gpt-4o",
+        "completion": "2 + 3 = 5. The answer is 5",
+        "answer": "5",
+    }
+    assert [(m["role"], m["content"]) for m in second["prompt"]] == [
+        ("system", "Be brief."),
+        ("user", "2 + 3?"),
+        ("assistant", "5"),
+        ("user", "And 4?"),
+    ]
+
+
+def test_sharegpt_and_openai_messages(tmp_path):
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": "2 + 3?"},
+                {"from": "gpt", "value": "The answer is 5"},
+            ],
+            "answer": "5",
+        }
+    ]
+    chat = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "2 + 4?"},
+                {"role": "assistant", "content": "6"},
+            ],
+            "label": "6",
+        }
+    ]
+    first, second = rows_of(write(tmp_path / "a.json", rows), write(tmp_path / "b.json", chat))
+    assert (first["prompt"], first["completion"]) == ("2 + 3?", "The answer is 5")
+    assert [m["role"] for m in second["prompt"]] == ["system", "user"]
+    assert second["completion"] == "6"
+
+
+def test_mcc_kd_gives_every_rationale_a_teacher(tmp_path):
+    rows = [{"instruction": "2 + 3?", "output": ["It is 5.", "2 and 3 make 5."], "label": "5"}]
+    got = rows_of(write(tmp_path / "chatgpt.json", rows, array=True))
+    assert [r["teacher"] for r in got] == ["chatgpt-1", "chatgpt-2"]
+    assert {r["question_id"] for r in got} == {"problem-00000"}
+
+
+def test_question_cot_answer_states_the_answer(tmp_path):
+    rows = [
+        {"Question": "2 + 3?", "CoT": "2 + 3 = 5", "Answer": "5"},
+        {"Question": "2 + 4?", "CoT": "2 + 4 = 6. The answer is 6", "Answer": "6"},
+    ]
+    got = rows_of(write(tmp_path / "x.jsonl", rows))
+    assert got[0]["completion"] == "2 + 3 = 5\nThe answer is 5"
+    assert got[1]["completion"] == "2 + 4 = 6. The answer is 6"
+
+
+def test_teachers_of_several_files_meet_at_the_prompt(tmp_path, capsys):
+    human = [
+        {"instruction": "2 + 3?", "output": "#### 5"},
+        {"instruction": "2 + 4?", "output": "#### 6"},
+    ]
+    other = [
+        {"instruction": "2 + 4? ", "output": "2 + 4 = 6. The answer is 6"},
+        {"instruction": "2 + 3?", "output": "2 + 3 = 4. The answer is 4"},
+        {"instruction": "2 + 3?", "output": "The answer is 7"},
+    ]
+    human, other = write(tmp_path / "h.json", human), write(tmp_path / "o.json", other)
+    out = tmp_path / "new" / "train.jsonl"
+    assert command(f"human={human}", f"big={other}", "--gold", human, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 problems, 4 rationales of 2 teachers (human 2, big 2), 1 repeated")
+    problems = load_problems(out)
+    assert [p.question_id for p in problems] == ["train-00000", "train-00001"]
+    assert [p.answer for p in problems] == ["5", "6"]
+    assert [r.teacher for r in problems[0].rationales] == ["human", "big"]
+    assert problems[0].rationales[1].completion == "2 + 3 = 4. The answer is 4"
+    # Our own rows read back as they are.
+    assert rows_of(out) == [
+        {**json.loads(x), "question_id": f"problem-0000{i // 2}"}
+        for i, x in enumerate(out.read_text().splitlines())
+    ]
+
+
+ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "x.json: holds no rows"),
+        ("[]", "x.json: holds no rows"),
+        ('{"a": 1', "x.json:1: expected a JSON object"),
+        (ALPACA + "\n\n{oops}\n", "x.json:4: expected a JSON object, got Expecting property name"),
+        (ALPACA + "5\n", "x.json:2: expected a JSON object, got int"),
+        ("[\n" + ALPACA + ",\n3]", "x.json:4: expected a JSON object, got int"),
+        ("[\n" + ALPACA + ALPACA, "x.json:3: expected ',' or ']' after a row, got '{\"instruction"),
+        ("[\n" + ALPACA, "x.json:3: expected ',' or ']' after a row, got the end of the file"),
+        ('{"text": "hello"}', "x.json:1: expected the fields of alpaca .* got text"),
+        (ALPACA + '{"instruction": "1?", "output": ""}', "x.json:2: field 'output' must hold text"),
+        (
+            ALPACA + '{"instruction": "1?"}',
+            "x.json:2: field 'output' must hold text, got fields inst",
+        ),
+        ('{"instruction": "1?", "output": "1"}', "x.json:1: the row has no gold answer .* --gold"),
+        (
+            '{"instruction": "1?", "output": [], "label": "1"}',
+            "x.json:1: output must list at least",
+        ),
+        (
+            '{"conversations": [{"from": "human", "value": "1"}]}',
+            "x.json:1: .* at least two messages",
+        ),
+        (
+            '{"conversations": [{"from": "human", "value": "1"}, {"from": "tool", "value": "2"}]}',
+            r"x.json:1: conversations\[1\] must come from human, .* got 'tool'",
+        ),
+        (
+            '{"conversations": [{"from": "gpt", "value": "1"}, {"from": "human", "value": "2"}]}',
+            "x.json:1: conversations must end with the assistant, got 'user'",
+        ),
+        ('{"instruction": "1?", "output": "1", "history": ["a"]}', "x.json:1: history must hold"),
+        ('{"question": "1?", "cot": "1"}', "x.json:1: field 'answer' must hold text"),
+        ('{"instruction": "1?", "output": "1", "history": true}', "x.json:1: history must hold"),
+        ('{"instruction": "1?", "output": [3], "label": "1"}', r"x.json:1: output\[0\] must hold"),
+        ('{"instruction": "1?", "output": "1", "label": NaN}', "x.json:1: .*'label' .* got float"),
+        ('{"instruction": "\\ud800", "output": "1"}', "x.json:1: .*'instruction' .* surrogate"),
+        ("[" * 3000, "x.json:1: expected a JSON object, got one too deep"),
+        ('{"a": ' * 3000, "x.json:1: expected a JSON object, got one too deep"),
+        (
+            '{"question_id": "a", "prompt": [[]], "answer": "1"}',
+            r"x.json:1: prompt\[0\] must be an object, got list",
+        ),
+        (
+            '{"question_id": "a", "prompt": "1?", "answer": "1"}',
+            "x.json: holds questions, but no rationale",
+        ),
+        (
+            ALPACA + '{"instruction": "2  + 3?", "output": "6", "label": "6"}',
+            "x.json:2: answer '6' disagrees with '5' of the same prompt at .*x.json:1; .* --gold",
+        ),
+    ],
+)
+def test_bad_files_name_the_line(text, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        command(path, "--out", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_our_own_chat_rows_and_prompts_that_differ_in_white_space_merge(tmp_path):
+    chat = [{"role": "user", "content": "2 + 3?"}]
+    said = [{"role": "assistant", "content": "The answer is 5"}]
+    row = {"question_id": "q", "prompt": chat, "teacher": "a", "completion": said, "answer": "5"}
+    mine = write(tmp_path / "mine.json", [row, row | {"teacher": "b"}])
+    rows = [{"instruction": "1?", "output": "The answer is 1", "label": "1"}]
+    rows.append({"instruction": "1?\n", "output": "so 1", "label": "1.0"})
+    one, two = write(tmp_path / "c.json", rows[:1]), write(tmp_path / "d.json", rows[1:])
+    assert command(mine, one, two, "--out", tmp_path / "out.jsonl") == 0
+    problems = load_problems(tmp_path / "out.jsonl")
+    assert [p.prompt for p in problems] == [chat, "1?"]
+    assert [[r.teacher for r in p.rationales] for p in problems] == [["a", "b"], ["c", "d"]]
+    assert problems[0].rationales[0].completion == said
+
+
+def test_bytes_that_are_no_text_and_absent_files(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="x.json: expected UTF-8 text"):
+        command(tmp_path / "x.json", "--out", tmp_path / "out.jsonl")
+    with pytest.raises(FileNotFoundError, match="absent.json"):
+        command(tmp_path / "absent.json", "--out", tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match=r"must be \[TEACHER=\]FILE, got '=x.json'"):
+        command("=x.json", "--out", tmp_path / "out.jsonl")
+
+
+def test_a_prompt_that_the_gold_file_lacks(tmp_path):
+    gold = write(tmp_path / "gold.json", [{"instruction": "1?", "output": "1"}])
+    path = write(tmp_path / "x.json", [{"instruction": "2?", "output": "2"}])
+    with pytest.raises(ValueError, match="x.json:1: .*gold.json has no such prompt"):
+        command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
+    gold = write(tmp_path / "gold.json", [{"instruction": "1?", "output": "word " * 20}])
+    with pytest.raises(ValueError, match="gold.json:1: no final answer in"):
+        command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")

@@ -1,0 +1,144 @@
+"""compare and score from end to end with an untrained tiny student."""
+
+import json
+
+import pytest
+
+from compact.commands.recipe import read_settings
+from compact.data import load_problems
+from compact.evaluation import compare, score
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.student import Student
+from compact.weighting import make_weigher
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    tokenizer = build_tokenizer()
+    return lambda: (build_model(tokenizer, 0, hidden=16, layers=1), tokenizer)
+
+
+@pytest.fixture
+def task(tiny, tmp_path, monkeypatch):
+    """Zoo B in small, with an untrained student."""
+    monkeypatch.setattr(compare, "load_zoo_student", lambda *a, **k: tiny())
+    return compare.zoo_task(
+        "b", problems=8, questions=4, epochs=1, stage="early", cache=tmp_path / "none"
+    )
+
+
+def test_every_word_of_the_zoo_has_a_token(tiny):
+    _, tokenizer = tiny()
+    for row in zoo.make_rows(tuple(zoo.TEACHERS), 60, seed=9):
+        text = row["prompt"] + "\n" + row["completion"]
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_compare_writes_tables_and_never_repeats_a_run(task, tmp_path, monkeypatch):
+    arms = [compare.parse_arm(text) for text in ("uniform", "single:honest", "oracle")]
+    summary = compare.compare(task, arms, [0, 1], tmp_path)
+    by_name = {arm["name"]: arm for arm in summary}
+    assert by_name["uniform"]["right_weight"] == pytest.approx(1 / 3, abs=1e-5)
+    assert by_name["oracle"]["right_weight"] == pytest.approx(1.0)
+    assert by_name["single:honest"]["tokens"] == pytest.approx(
+        by_name["uniform"]["tokens"], rel=0.2
+    )
+    assert by_name["single:honest"]["steps"] > by_name["uniform"]["steps"]
+    for suffix in ("md", "csv", "json", "png"):
+        assert (tmp_path / f"compare.{suffix}").stat().st_size > 0
+    assert len((tmp_path / "compare.csv").read_text().splitlines()) == 7
+    monkeypatch.setattr(compare, "CompactTrainer", None)  # a second training would fail
+    again = compare.compare(task, arms, [0, 1], tmp_path)
+    assert [arm["values"] for arm in again] == [arm["values"] for arm in summary]
+    with pytest.raises(ValueError, match="other settings"):
+        compare.compare(task, arms, [0], tmp_path, tokens=100)
+
+
+def test_arms_of_like_names_are_runs_of_their_own(task, tmp_path):
+    arms = [compare.parse_arm(f"random,seed={seed}") for seed in (1, 2)]
+    arms += [compare.Arm(name, "uniform", {}) for name in ("甲", "乙")]
+    summary = compare.compare(task, arms, [0], tmp_path)
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+    assert summary[0]["weights"] != summary[1]["weights"]
+
+
+def test_changed_data_is_not_given_the_old_result(tmp_path):
+    rows = zoo.make_rows(("good", "verbose"), 2, seed=1)
+    data, test, recipe = (tmp_path / name for name in ("data.jsonl", "test.jsonl", "recipe.yaml"))
+    for file in (data, test):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(f"model: {tmp_path}\n")
+
+    def about():
+        settings = read_settings(recipe, [])
+        task = compare.file_task(str(data), str(test), recipe, *settings, model=None, limit=None)
+        return task.about
+
+    before = about()
+    assert about() == before
+    for file in (data, test):
+        file.write_text(file.read_text() + "\n")
+        assert about() != before
+        before = about()
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    assert about() != before
+
+
+def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path, monkeypatch):
+    """Where no rationale is right, `oracle` has nothing to train on."""
+    monkeypatch.setattr(compare.zoo, "RIGHT", frozenset({"nobody"}))
+    (found,) = compare.compare(task, [compare.parse_arm("oracle")], [0], tmp_path)
+    assert found["right_weight"] == 0.0
+
+
+def test_arm_settings_are_read_and_checked():
+    arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
+    assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
+    with pytest.raises(ValueError, match="NAME,key=value"):
+        compare.parse_arm("robust,tau")
+    with pytest.raises(ValueError, match="tua"):
+        compare.parse_arm("robust,tua=1")
+
+
+def test_interval_is_students():
+    mean, low, high = compare.interval([0.0, 1.0, 2.0])
+    assert mean == 1.0
+    assert high - mean == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert mean - low == pytest.approx(high - mean)
+
+
+@pytest.mark.parametrize("preset", ["robust", "uniform", "released"])
+def test_score_gives_a_row_a_rationale_and_goes_on_where_it_was(tiny, tmp_path, preset):
+    model, tokenizer = tiny()
+    student = Student.of(model, tokenizer)
+    problems = load_problems(zoo.make_rows(("good", "wrong-step", "filler"), 6, seed=1))
+    partial = tmp_path / "scores.partial"
+
+    def rows():
+        return score.score_problems(
+            student, tokenizer, problems, make_weigher(preset), partial=partial, settings={"a": 1}
+        )
+
+    first = rows()
+    assert len(first) == 18
+    for problem in problems:
+        mine = [row for row in first if row["question_id"] == problem.question_id]
+        assert [row["teacher"] for row in mine] == ["good", "wrong-step", "filler"]
+        assert sum(row["weight"] for row in mine) == pytest.approx(1.0, abs=1e-5)
+        assert all(row["steps"] for row in mine)
+    lines = partial.read_text().splitlines(keepends=True)
+    partial.write_text("".join(lines[:4]) + lines[4][:20])  # killed within a line
+    again = rows()
+    assert [row["teacher"] for row in again] == [row["teacher"] for row in first]
+    for a, b in zip(again, first, strict=True):
+        assert a["weight"] == pytest.approx(b["weight"], abs=1e-4)
+    assert all(json.loads(line) for line in partial.read_text().splitlines())
+
+
+def test_metric_overrides_are_read():
+    assert score.parse_metrics(["consensus=answer"]) == {"consensus": "answer"}
+    with pytest.raises(ValueError, match="AXIS=NAME"):
+        score.parse_metrics(["vote=answer"])

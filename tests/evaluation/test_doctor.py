@@ -1,0 +1,55 @@
+"""What `compact doctor` promises is what a pass then needs, and its advice can be followed."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoModelForCausalLM, Gemma2Config
+
+from compact.evaluation.doctor import _bytes, describe, kept_bytes, needs
+from compact.passes.layout import choose_layout
+from compact.student import Student
+from helpers.toy import _SIZES, CONFIGS, make_model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_kept_bytes_grow_with_the_tokens(kind: str) -> None:
+    """So a figure for many tokens may be drawn from two short passes."""
+    student = Student.of(make_model(kind).train())
+    short, middle, long = (kept_bytes(student, n) for n in (32, 96, 224))
+    assert 0 < short < middle
+    assert long == pytest.approx(middle + 2 * (middle - short), rel=0.15)
+
+
+def test_what_lora_needs_is_less_than_what_full_training_needs() -> None:
+    lora = Student.of(make_model("llama").train())
+    text = needs(lora, 64)
+    trained = sum(p.numel() for p in lora.model.parameters() if p.requires_grad)
+    assert text.startswith(f"{trained:,} weights, {_bytes(12 * trained)} for")
+    assert "head: frozen, 2 matrix products" in text
+    full = Student.of(AutoModelForCausalLM.from_config(CONFIGS["llama"]).train())
+    assert "head: stash, 3 matrix products" in needs(full, 64)
+    # At least what each layer's attention reads and gives, and gate and up: all float32.
+    config = lora.config
+    attention = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    a_token = attention * config.head_dim + 2 * config.intermediate_size
+    least = 4 * (64 - 32) * config.num_hidden_layers * a_token
+    assert least < kept_bytes(lora, 64) - kept_bytes(lora, 32)
+    assert kept_bytes(lora, 64) < kept_bytes(full, 64)
+    eager = "eager attention its scores"
+    assert eager not in text and eager in needs(Student.of(make_model("gemma").train()), 64)
+
+
+def test_advice_about_the_window_leads_to_a_tree() -> None:
+    config = Gemma2Config(**_SIZES, head_dim=8, sliding_window=100)
+    student = Student.of(AutoModelForCausalLM.from_config(config).eval())
+    lines = list(describe(student, 200))
+    assert any(line.startswith("layout        padded") for line in lines)
+    (advice,) = (line for line in lines if "--max_length" in line)
+    assert "--max_length 68 or less" in advice
+    assert choose_layout(student, "auto", 68)[0] == "tree"
+    assert choose_layout(student, "auto", 69)[0] == "padded"
+
+
+def test_bytes_in_words() -> None:
+    found = [_bytes(n) for n in (12, 1500, 537_600_000, 1_610_000_000)]
+    assert found == ["12 bytes", "1.5 kB", "538 MB", "1.61 GB"]

@@ -1,0 +1,338 @@
+"""`compact evaluate`: generation, the item file of a killed run, forgetting, bad inputs."""
+
+import functools
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compact.data import load_questions
+from compact.evaluation import evaluate as module
+from compact.evaluation import forgetting
+from compact.lab.zoo import make_questions
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes.encode import encode_prompt
+from helpers.commands import run
+
+ROWS = make_questions(7, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return build_model(tokenizer, seed=0, layers=2).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+command = functools.partial(run, "evaluate")
+
+
+def read_items(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_batched_generation_equals_one_prompt_at_a_time(model, tokenizer):
+    prompts = [encode_prompt(row["prompt"], tokenizer) for row in ROWS]
+    assert len({len(p) for p in prompts}) > 1, "the prompts must differ in length to need padding"
+    together = module.generate(model, tokenizer, prompts, 12)
+    assert together == [module.generate(model, tokenizer, [p], 12)[0] for p in prompts]
+    # Against a greedy loop without cache or padding.
+    ids = list(prompts[0])
+    for _ in range(12):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = ids[len(prompts[0]) :]
+    if tokenizer.eos_token_id in expected:
+        expected = expected[: expected.index(tokenizer.eos_token_id)]
+    assert together[0] == expected
+
+
+def scripted(answers):
+    """Stands in for `generate`: says what the script has for each prompt."""
+    calls = []
+
+    def generate(model, tokenizer, prompts, max_new_tokens):
+        calls.append(len(prompts))
+        return [tokenizer(answers[tuple(p)])["input_ids"] for p in prompts]
+
+    return generate, calls
+
+
+@pytest.fixture
+def script(monkeypatch, tokenizer):
+    """Right answers but for the first question; the second has none."""
+    said = {}
+    for i, row in enumerate(ROWS):
+        answer = int(row["answer"]) + (i == 0)
+        text = f"0 + 4 = 4.\nThe answer is {answer}" if i != 1 else " so"
+        said[tuple(encode_prompt(row["prompt"], tokenizer))] = text
+    generate, calls = scripted(said)
+    monkeypatch.setattr(module, "generate", generate)
+    return calls
+
+
+def test_counts_and_item_lines(model, tokenizer, data, tmp_path, script):
+    out = tmp_path / "deep" / "items.jsonl"
+    summary = module.evaluate(
+        model, tokenizer, load_questions(data), out, batch_size=3, progress=False
+    )
+    assert script == [3, 3, 1]
+    assert (summary["items"], summary["correct"], summary["unparsed"]) == (7, 5, 1)
+    assert summary["accuracy"] == pytest.approx(5 / 7)
+    assert summary["ci_low"] < 5 / 7 < summary["ci_high"]
+    items = {item["question_id"]: item for item in read_items(out)}
+    assert items.keys() == {row["question_id"] for row in ROWS}
+    first = items[ROWS[0]["question_id"]]
+    assert first["gold"] == ROWS[0]["answer"] and not first["correct"]
+    assert first["completion"].startswith("0 + 4 = 4.") and first["tokens"] > 5
+    stored = json.loads((tmp_path / "deep" / "items.summary.json").read_text())
+    assert stored["status"] == "complete" and stored["accuracy"] == summary["accuracy"]
+
+
+def test_killed_run_continues_and_a_half_line_is_dropped(
+    model, tokenizer, data, tmp_path, script, monkeypatch
+):
+    out, problems = tmp_path / "items.jsonl", load_questions(data)
+    generate, left = module.generate, [2]
+
+    def killed(*args):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return generate(*args)
+
+    monkeypatch.setattr(module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.evaluate(model, tokenizer, problems, out, batch_size=2, progress=False)
+    assert len(read_items(out)) == 4
+    with out.open("a") as file:
+        file.write('{"question_id": "zoo-te')  # the kill hit in the middle of a write
+    monkeypatch.setattr(module, "generate", generate)
+    script.clear()
+    summary = module.evaluate(model, tokenizer, problems, out, batch_size=2, progress=False)
+    assert script == [2, 1], "only what was missing is generated"
+    assert summary["items"] == len(read_items(out)) == 7 and summary["correct"] == 5
+
+
+def test_sigkill_then_the_same_command_gives_the_items_of_an_undisturbed_run(saved, tmp_path):
+    data = tmp_path / "many.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_questions(40, seed=5)))
+
+    def words(out):
+        one_by_one = ["--max_new_tokens", 24, "--batch_size", 1]
+        return ["--model", saved, "--data", data, *one_by_one, "--out", out]
+
+    killed = tmp_path / "killed.jsonl"
+    line = [sys.executable, "-m", "compact", "evaluate", *map(str, words(killed))]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (killed.exists() and killed.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline, "no items were written"
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = killed.read_bytes()
+    assert 3 <= before.count(b"\n") < 40
+    assert json.loads(module.summary_path(killed).read_text())["status"] == "running"
+    assert command(*words(killed)) == 0
+    assert killed.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    assert command(*words(undisturbed)) == 0
+    assert read_items(killed) == read_items(undisturbed)
+
+
+def test_item_file_of_other_settings_is_refused(model, tokenizer, data, tmp_path, script):
+    out, problems = tmp_path / "items.jsonl", load_questions(data)
+    module.evaluate(model, tokenizer, problems, out, progress=False)
+    with pytest.raises(ValueError, match="max_new_tokens was 256, now 99"):
+        module.evaluate(model, tokenizer, problems, out, max_new_tokens=99, progress=False)
+    (tmp_path / "items.summary.json").unlink()
+    with pytest.raises(ValueError, match="exists, but not its items.summary.json"):
+        module.evaluate(model, tokenizer, problems, out, progress=False)
+    with pytest.raises(ValueError, match="at least one problem"):
+        module.evaluate(model, tokenizer, [], progress=False)
+
+
+def test_mode_and_default_judge_are_put_back(tokenizer, data, script):
+    model = build_model(tokenizer, seed=1, layers=1).train()
+    module.evaluate(model, tokenizer, load_questions(data), progress=False)
+    assert model.training
+
+
+def test_wilson_interval():
+    assert module.wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = module.wilson_interval(37, 300)
+    # Wilson (1927), computed by hand: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    assert (low, high) == (pytest.approx(0.09089, abs=1e-4), pytest.approx(0.16534, abs=1e-4))
+
+
+@torch.no_grad()
+def test_drift_is_zero_against_itself_and_matches_a_plain_computation(model, tokenizer):
+    texts = [row["prompt"] for row in ROWS]
+    same = forgetting.text_drift(model, model_twin(model, tokenizer), tokenizer, texts)
+    assert same["kl"] == pytest.approx(0, abs=1e-6)
+    assert same["base_perplexity"] == pytest.approx(same["student_perplexity"])
+    other = build_model(tokenizer, seed=5, layers=2).eval()
+    drift = forgetting.text_drift(other, model, tokenizer, texts)
+    nll = base_nll = kl = count = 0.0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        q = torch.log_softmax(other(ids).logits[0, :-1].double(), -1)
+        p = torch.log_softmax(model(ids).logits[0, :-1].double(), -1)
+        nll -= float(q[range(len(q)), ids[0, 1:]].sum())
+        base_nll -= float(p[range(len(p)), ids[0, 1:]].sum())
+        kl += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
+        count += len(q)
+    assert drift["tokens"] == count
+    assert drift["kl"] == pytest.approx(kl / count, rel=1e-4)
+    assert drift["student_perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-4)
+    assert drift["base_perplexity"] == pytest.approx(math.exp(base_nll / count), rel=1e-4)
+
+
+def model_twin(model, tokenizer):
+    twin = build_model(tokenizer, seed=9, layers=2)
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def save_adapter(model, folder):
+    """A LoRA adapter that changes the model."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+    wrapped = peft.get_peft_model(model, config)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    wrapped.save_pretrained(folder)
+
+
+def test_command_measures_forgetting_of_an_adapter(saved, data, tmp_path, tokenizer, capsys):
+    save_adapter(build_model(tokenizer, seed=0, layers=2), tmp_path / "adapter")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": row["prompt"]}) + "\n" for row in ROWS))
+    task = tmp_path / "old.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in make_questions(3, seed=8)))
+    out = tmp_path / "run" / "items.jsonl"
+    words = ["--model", saved, "--adapter", tmp_path / "adapter", "--data", data, "--out", out]
+    words += ["--max_new_tokens", 4, "--retained", texts, "--retained_task", task, "--limit", 5]
+    assert command(*words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"{data}: accuracy 0.") and "(0/5," in printed[0]
+    stored = json.loads((tmp_path / "run" / "items.summary.json").read_text())
+    text = stored["forgetting"]["text"]
+    assert text["kl"] > 1e-3 and text["student_perplexity"] != text["base_perplexity"]
+    drop = stored["forgetting"]["tasks"][str(task)]
+    assert drop["items"] == 3
+    assert drop["drop"] == pytest.approx(drop["base_accuracy"] - drop["student_accuracy"])
+    assert (tmp_path / "run" / "items.old.base.jsonl").exists()
+    assert "KL 0." in printed[-1]
+
+
+def test_paired_drop_counts_lost_questions(tmp_path):
+    for name, rights in (("base", [1, 1, 1, 0]), ("student", [1, 0, 0, 1])):
+        lines = [{"question_id": str(i), "correct": bool(r)} for i, r in enumerate(rights)]
+        (tmp_path / name).write_text("".join(json.dumps(x) + "\n" for x in lines))
+    drop = forgetting.paired_drop(tmp_path / "base", tmp_path / "student")
+    assert (drop["base_accuracy"], drop["student_accuracy"], drop["drop"]) == (0.75, 0.5, 0.25)
+    # Differences 0, 1, 1, -1: variance 0.9167, standard error sqrt(0.9167 / 4).
+    assert drop["drop_high"] - drop["drop"] == pytest.approx(1.96 * 0.4787, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--limit": 0}, "--limit must be at least 1, got 0"),
+        ({"--batch_size": -1}, "--batch_size must be at least 1, got -1"),
+        ({"--data": "absent.jsonl"}, "absent.jsonl"),
+        ({"--model": "absent.gguf"}, "absent.gguf: no such file"),
+        ({"--retained": "absent.txt"}, "absent.txt"),
+    ],
+)
+def test_bad_input_is_one_clear_error(change, message, saved, data, tmp_path):
+    options = {"--model": saved, "--data": data, "--out": tmp_path / "items.jsonl"} | change
+    with pytest.raises((ValueError, OSError), match=message):
+        command(*[word for pair in options.items() for word in pair])
+    assert not (tmp_path / "items.jsonl").exists()
+
+
+def test_forgetting_without_a_base_is_refused(saved, data, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("One text.\nIts second line.\n\nAnother text.\n")
+    assert forgetting.read_texts(texts) == ["One text.\nIts second line.", "Another text."]
+    with pytest.raises(ValueError, match="--base must name the model it came from"):
+        command(
+            "--model", saved, "--data", data, "--out", tmp_path / "x.jsonl", "--retained", texts
+        )
+
+
+def test_retained_texts_name_the_bad_line(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "fine"}\n{"content": "no"}\n')
+    with pytest.raises(ValueError, match=r"texts.jsonl:2: expected"):
+        forgetting.read_texts(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        forgetting.read_texts(path)
+
+
+def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp_path):
+    """The names stay the same; what stands behind them does not."""
+    student, questions = tmp_path / "student", tmp_path / "questions.jsonl"
+    shutil.copytree(saved, student)
+    shutil.copy(data, questions)
+    words = ["--model", student, "--data", questions, "--out", tmp_path / "items.jsonl"]
+    words += ["--max_new_tokens", 2, "--limit", 2]
+    assert command(*words) == 0 and command(*words) == 0
+    weights = load_file(student / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, student / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds items of other settings \(weights was"):
+        command(*words)
+    shutil.copy(saved / "model.safetensors", student)
+    assert command(*words) == 0
+    questions.write_text(questions.read_text() + "\n")
+    with pytest.raises(ValueError, match=r"holds items of other settings \(content was"):
+        command(*words)
+
+
+def test_retained_tasks_need_names_of_their_own(saved, data, tmp_path):
+    words = ["--model", saved, "--data", data, "--out", tmp_path / "x.jsonl"]
+    for folder in ("a", "b"):
+        words += ["--retained_task", tmp_path / folder / "test.jsonl"]
+    with pytest.raises(ValueError, match="--retained_task must be files of different names"):
+        command(*words)
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
+    """JSON leaves U+2028 as it is, and str.splitlines cuts there."""
+    out = tmp_path / "items.jsonl"
+    item = {"question_id": "q", "completion": "one\u2028two"}
+    out.write_text(json.dumps(item, ensure_ascii=False) + "\n")
+    module.summary_path(out).write_text('{"settings": {}}')
+    assert module.read_done(out, {}) == {"q": item}
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": item["completion"]}, ensure_ascii=False) + "\n")
+    assert forgetting.read_texts(texts) == [item["completion"]]

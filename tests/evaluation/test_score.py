@@ -1,0 +1,152 @@
+"""`compact score` as a user meets it: the rows, the guide docs/auditing.md, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import compact.evaluation.score
+from compact.commands.cli import main
+from compact.lab.zoo import make_rows
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import Batch
+
+GUIDE = Path(__file__).parents[2] / "docs/auditing.md"
+Score = Callable[..., int]
+
+
+@pytest.fixture
+def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
+    """Runs `compact score` on six problems in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0, layers=1).save_pretrained("student")
+    tokenizer.save_pretrained("student")
+    rows = make_rows(("good", "wrong-step", "unrelated"), 6, seed=1)
+    Path("rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*options: str, data: str = "rationales.jsonl") -> int:
+        return main(["score", data, "--model", "student", "--out", "scores.jsonl", *options])
+
+    return run
+
+
+def test_the_guide_filters(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its two programs run on what `score` writes; the filtered file is scored in its turn."""
+    find, keep = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert score("--preset", "paper") == 0
+    rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    fields = {
+        field
+        for line in re.findall(r"^\| (`.*?) \|", GUIDE.read_text(), re.MULTILINE)
+        for field in re.findall(r"`(\w+)`", line)
+    }
+    assert fields == rows[0].keys()
+    low = {(row["question_id"], row["teacher"]) for row in rows if row["weight"] < 0.5 / 3}
+    assert 0 < len(low) < len(rows)
+    capsys.readouterr()
+    exec(find, {})
+    assert set(re.findall(r"^(\S+) (\S+) 0\.", capsys.readouterr().out, re.MULTILINE)) <= low
+    exec(keep, {})
+    kept = [json.loads(line) for line in Path("filtered.jsonl").read_text().splitlines()]
+    assert len(kept) == len(rows) - len(low)
+    assert not {(row["question_id"], row["teacher"]) for row in kept} & low
+    assert score(data="filtered.jsonl") == 0
+
+
+def test_another_metric_for_an_axis(score: Score) -> None:
+    """The vote in place of the preset's consensus."""
+    assert score("--metric", "consensus=answer", "--metric", "adaptability=hsic-linear") == 0
+    rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    assert {round(3 * row["consensus"]) / 3 for row in rows} <= {1 / 3, 2 / 3, 1.0}
+    assert all(abs(3 * row["consensus"] - round(3 * row["consensus"])) < 1e-5 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metric", "consensus"], "--metric must be AXIS=NAME"),
+        (["--metric", "consensus=nll"], "metric of consensus must be one of .*, got 'nll'"),
+        (["--metric", "vote=answer"], "--metric must be AXIS=NAME"),
+        (["--preset", "robst"], "weigher must be one of released, paper, robust"),
+        (["--preset", "uniform", "--metric", "consensus=answer"], "override of uniform"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--max_length", "10"], "prompt has .* leaves no room .* max_length = 10"),
+        (["--max_length", "0"], "max_length"),
+        (["--graphs", "rationales.jsonl"], "rationales.jsonl"),
+    ],
+)
+def test_errors_are_one_line(
+    score: Score, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    """The line names the option; nothing is left behind."""
+    assert score(*options) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(f"^compact: error: .*{message}", error), error
+    assert not Path("scores.jsonl").exists()
+
+
+def test_a_run_with_other_options_begins_anew(score: Score) -> None:
+    """What another preset left half done is no part of the result."""
+    assert score("--limit", "2") == 0
+    limited = Path("scores.jsonl").read_text()
+    rows = [{"question_id": "x", "rows": []}]
+    lines = [json.dumps({"settings": {"preset": "paper"}}), *map(json.dumps, rows)]
+    Path("scores.jsonl.partial").write_text("\n".join(lines) + "\n")
+    assert score("--limit", "2") == 0
+    assert Path("scores.jsonl").read_text() == limited
+    assert not Path("scores.jsonl.partial").exists()
+
+
+def test_a_killed_run_goes_on(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after two problems it scores the other four, and ends as if never stopped."""
+    whole = Path("whole.jsonl")
+    assert score() == 0
+    whole.write_text(Path("scores.jsonl").read_text())
+    Path("scores.jsonl").unlink()
+    run_pass, scored = compact.evaluation.score.run_pass, []
+
+    def counted(student: object, batch: Batch) -> object:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.extend(batch.problems)
+        return run_pass(student, batch)
+
+    monkeypatch.setattr(compact.evaluation.score, "_TOKENS_A_PASS", 1)  # a problem a pass
+    with monkeypatch.context() as patch:
+        patch.setattr(compact.evaluation.score, "run_pass", counted)
+        assert score() == 130
+    assert not Path("scores.jsonl").exists()
+    done = {problem.question_id for problem in scored}
+
+    def rest(student: object, batch: Batch) -> object:
+        assert not done & {problem.question_id for problem in batch.problems}
+        return run_pass(student, batch)
+
+    monkeypatch.setattr(compact.evaluation.score, "run_pass", rest)
+    assert score() == 0
+    lines = Path("scores.jsonl").read_text().splitlines()
+    for line, wanted in zip(lines, whole.read_text().splitlines(), strict=True):
+        a, b = json.loads(line), json.loads(wanted)
+        assert (a["question_id"], a["teacher"]) == (b["question_id"], b["teacher"])
+        assert a["weight"] == pytest.approx(b["weight"], abs=1e-4)
+
+
+def test_kept_scores_that_are_damaged(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names file and line."""
+    partial = Path("scores.jsonl.partial")
+
+    def interrupted(*_: object) -> None:
+        partial.write_text(partial.read_text() + "{}\n{}\n")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compact.evaluation.score, "run_pass", interrupted)
+        assert score() == 130
+    assert score() == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "scores.jsonl.partial:2: expected the scores of a problem; delete the file" in error

@@ -1,0 +1,93 @@
+"""Planted errors are where they should be, and the AUC counts what it says."""
+
+import json
+import random
+import types
+
+import pytest
+import torch
+
+from compact.answers import extract_answer
+from compact.commands.cli import main
+from compact.evaluation.discrimination import as_markdown, auc
+from compact.lab.planted import PLANTS
+from helpers.commands import fails
+
+TEXT = "8 people + 12 people = 20 people. Then 20 people - 3 people = 17 people. The answer is 17"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hidden_keeps_the_answer_and_changes_a_number_everywhere(seed):
+    spoilt = PLANTS["hidden"](TEXT, "17", random.Random(seed))
+    assert spoilt != TEXT
+    assert extract_answer(spoilt) == "17"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_carried_reaches_the_answer(seed):
+    spoilt = PLANTS["carried"](TEXT, "17", random.Random(seed))
+    assert extract_answer(spoilt) != "17"
+    assert spoilt.rsplit(" = ", 1)[1].split()[0] == extract_answer(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("right", "gold", "wrong"),
+    [
+        (TEXT, "17", None),  # 12 - 8 would do, but 8 - 12 comes first
+        (
+            "12 people + 8 people = 20 people. Then 20 people - 3 people = 17. The answer is 17",
+            "17",
+            "12 people - 8 people = 4 people. Then 4 people + 3 people = 7. The answer is 7",
+        ),
+        ("7 − 4 = ? The answer is 3", "3", "7 + 4 = ? The answer is 11"),
+        ("( 9.0 - 2.0 ) * 3.0 = 21. The answer is 21.0", "21", None),  # not read as one equation
+        ("8 - 4 = 4. The answer is 4", "4", None),  # which 4 is the result?
+        ("6 * 7 = 42. The answer is 42", "42", None),
+    ],
+)
+def test_operation_swaps_sums_and_differences(right, gold, wrong):
+    assert PLANTS["operation"](right, gold, random.Random(0)) == wrong
+
+
+def test_nothing_to_change_is_none():
+    assert PLANTS["hidden"]("No number here. The answer is 17", "17", random.Random(0)) is None
+    assert PLANTS["carried"]("The answer is 17", "17", random.Random(0)) is None
+
+
+def problem(name, teachers):
+    rationales = [types.SimpleNamespace(teacher=t) for t in teachers]
+    return types.SimpleNamespace(question_id=name, rationales=rationales)
+
+
+def test_auc_is_within_problems_and_counts_ties_half():
+    problems = [problem("p", "abc"), problem("q", "abc")]
+    labels = {(q, t): "right" if t != "c" else "bad" for q in "pq" for t in "abc"}
+    scores = torch.tensor([2.0, 1.0, 1.0, 10.0, 11.0, 12.0])
+    assert auc(scores, problems, labels, "bad", "right")[0] == pytest.approx((0.75 + 0.0) / 2)
+    with pytest.raises(ValueError, match="'worse'"):
+        auc(scores, problems, labels, "worse", "right")
+
+
+def test_table_has_a_row_a_score():
+    assert as_markdown({"m": {"bad": (0.9, 0.05)}}).splitlines()[-1] == "| m | 0.90 ± 0.05 |"
+
+
+def test_a_file_whose_teacher_misleads(tmp_path, capsys):
+    """Every rationale of that teacher that can be is changed, and nothing else."""
+    rows = [
+        {"question_id": "q", "prompt": "How many?", "teacher": t, "completion": c, "answer": "17"}
+        for t, c in (("a", TEXT), ("b", TEXT), ("c", "The answer is 17"))
+    ]
+    file, out = tmp_path / "rows.jsonl", tmp_path / "misled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["planted", str(file), "--teachers", "b", "c", "--out", str(out)]
+    assert main(argv) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["completion"] != TEXT for row in found] == [False, True, True]
+    assert found[0] == rows[0] and found[2] == rows[2]
+    assert found[1] == rows[1] | {"completion": found[1]["completion"]}
+    assert "an error in 1 of 2 rationales of b, c" in capsys.readouterr().out
+    line = fails(capsys, "planted", str(file), "--teachers", "d", "--out", str(out))
+    assert "teachers must be of a, b, c, got 'd'" in line
+    line = fails(capsys, "planted", str(file), "--teachers", "b", "--out", str(file))
+    assert "--out must be another file" in line

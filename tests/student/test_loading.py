@@ -1,0 +1,108 @@
+"""A model that cannot be loaded is refused at once, in one line that names it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from compact.lab.zoo_student import build_tokenizer
+from compact.student import load_student, smollm2_path
+from helpers.toy import CONFIGS
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete model."""
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refusal(path: str | Path) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        load_student(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 400
+    return message
+
+
+def test_a_complete_model_loads(folder: Path) -> None:
+    model, tokenizer = load_student(folder)
+    assert not model.training and tokenizer.pad_token_id is not None
+
+
+def test_truncated_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:900])
+    assert "cannot be read as a model: SafetensorError" in refusal(folder)
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    edit(folder, hidden_size=64)
+    assert "cannot be read as a model: RuntimeError" in refusal(folder)
+
+
+def test_missing_weights_are_not_made_up(folder: Path) -> None:
+    edit(folder, num_hidden_layers=3)
+    assert "tensors are missing, such as model.layers.2" in refusal(folder)
+    (folder / "model.safetensors").unlink()
+    assert "cannot be read as a model: OSError" in refusal(folder)
+
+
+def test_config_that_is_no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{not json")
+    assert "cannot be read as a tokenizer: OSError" in refusal(folder)
+
+
+def test_missing_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "cannot be read as a tokenizer" in refusal(folder)
+
+
+def test_what_is_no_model_at_all(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "cannot be read as a tokenizer" in refusal(tmp_path / "empty")
+    (tmp_path / "text.gguf").write_text("not a model")
+    assert "GGUF" in refusal(tmp_path / "text.gguf")
+    (tmp_path / "text.txt").write_text("not a model")
+    assert "expected a folder, a .gguf file" in refusal(tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/x", "./x", "x.gguf", "runs/a/b", "runs/x"])
+def test_a_path_that_is_not_there_fails_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    start = time.monotonic()
+    assert refusal(name) == f"{name}: no such file or folder"
+    assert time.monotonic() - start < 1
+
+
+def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model_info(self: object, name: str, timeout: float) -> None:
+        raise ConnectionError("no route\nsecond line")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    assert refusal("some/name").endswith("no model of that name could be loaded (no route)")
+
+
+def edit(folder: Path, **changes: int) -> None:
+    """Changes the model's config."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_gguf_model_names_its_file() -> None:
+    """So that a run that was given the loaded model says what its adapter belongs to."""
+    path = smollm2_path()
+    model, _ = load_student(path)
+    assert model.config.name_or_path == str(path)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert adapted.peft_config["default"].base_model_name_or_path == str(path)

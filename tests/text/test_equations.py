@@ -1,0 +1,128 @@
+"""Equations and numbers of a step: normal forms, checked arithmetic, what is not mathematics."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from compact.text.equations import equations, numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "holds"),
+    [
+        ("3 + 4 = 7", "3+4=7", True),
+        ("4 + 3 = 7", "3+4=7", True),
+        ("3 + 4 = 8", "3+4=8", False),
+        ("so 7 - 2 = 5 apples", "7-2=5", True),
+        ("2 - 7 = -5", "2-7=-5", True),
+        ("290 bananas / 2 groups = 145 bananas per group", "290/2=145", True),
+        ("$1,200 + $34.50 = $1,234.50", "1200+34.5=1234.5", True),
+        ("6 × 7 = 42", "6*7=42", True),
+        ("6 x 7 = 42", "6*7=42", True),
+        (r"$6 \times 7 = 42$", "6*7=42", True),
+        ("So **3 + 5 = 9**", "3+5=9", False),
+        ("- 5 * 4 = 20", "4*5=20", True),
+        ("- 3 apples + 4 apples = 7 apples", "3+4=7", True),
+        ("-14 + 20 = 6", "-14+20=6", True),
+        ("### Step 1: 3 + 4 = 7", "3+4=7", True),
+        ("6/24 = 75%", "6/24=75", False),
+        ("6/24 = 25%", "6/24=25", True),
+        ("8/24 = 33%", "8/24=33", True),
+        ("3 + 5 = **8**", "3+5=8", True),
+        (r"\$3 + \$5 = \$9", "3+5=9", False),
+        (r"5 \text{ apples} + 3 \text{ apples} &= 9", "3+5=9", False),
+        (r"\frac{6}{3} = 2", "(6)/(3)=2", True),
+        ("6 times 7 = 42", "6*7=42", True),
+        ("10 * 1 1/2 = 15 cones", "10*(1+1/2)=15", True),
+        ("36 / 9 * 1 1/4 = 5", "36/9*(1+1/4)=5", True),
+        ("1/4 of 20 = 5", "1/4*20=5", True),
+        ("12 ounces/gallon * 2 = 24", "12*2=24", True),
+        ("20% of 50 = 10", "20*50=10", True),
+        ("(3 + 4) * 2 = 14", "(3+4)*2=14", True),
+        ("3 + 4 * 2 = 11", "3+4*2=11", True),
+        ("3 + 4 * 2 = 14", "3+4*2=14", False),
+        ("10 / 3 = 3.33", "10/3=3.33", True),
+        ("10 / 3 = 3.4", "10/3=3.4", True),  # rounded up
+        ("10 / 3 = 3.5", "10/3=3.5", False),
+        ("5 ÷ 0 = 5", None, False),
+        ("Step 2. 3 + 4 = 7", "3+4=7", True),
+    ],
+)
+def test_equation(text: str, key: str | None, holds: bool) -> None:
+    """Units, currency, separators and signs drop out; the arithmetic is checked."""
+    found = equations(text)
+    assert [e.key for e in found] == ([] if key is None else [key])
+    assert all(e.holds is holds for e in found)
+
+
+def test_chain_has_every_neighbouring_pair() -> None:
+    """a = b = c is two equalities when the middle computes nothing but a number."""
+    found = equations("48 + 24 = 72 = 8 * 9")
+    assert [e.key for e in found][0] == "24+48=72"
+    assert all(e.holds for e in found)
+
+
+def test_running_on_is_read_as_beginning_anew() -> None:
+    """Sloppy, but no error; a wrong number in it is one."""
+    right, wrong = (
+        equations("3 * 12 = 36 months + 6 months = 42"),
+        equations("3 * 12 = 35 + 6 = 41"),
+    )
+    assert [(e.key, e.holds) for e in right] == [("12*3=36", True), ("36+6=42", True)]
+    assert [e.holds for e in wrong] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x + 4 = 7",
+        "(8/3)M + 20 = 1000",
+        "5/3 = 25/x",
+        "1/3 of the men = 5",
+        "25 * 14 = ?",
+        f"0 * {'9' * 400} = 0",
+        "at 10:30 he left",
+        "a 5-year plan",
+        "the 3rd of 7",
+        "no numbers",
+    ],
+)
+def test_no_equation(text: str) -> None:
+    """What has an unknown, or only looks like mathematics, is not checked."""
+    assert equations(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("3 apples and 4.50 dollars, 3 again", ("3", "4.5")),
+        ("1,450 of them", ("1450",)),
+        ("1. Take 7", ("7",)),
+        ("Step 2: take 7", ("7",)),
+        ("at 10:30 the 3rd took 20%", ("20",)),
+        ("none", ()),
+    ],
+)
+def test_numbers(text: str, found: tuple[str, ...]) -> None:
+    """Distinct, in order, in normal form; times, ordinals and list numbers are not counted."""
+    assert numbers(text) == found
+
+
+@given(st.integers(1, 999), st.integers(1, 999), st.sampled_from("+-*/"), st.integers(-3, 3))
+def test_arithmetic_is_checked(a: int, b: int, sign: str, error: int) -> None:
+    """An equation of whole numbers holds exactly when Python says so (a quotient: to rounding)."""
+    exact = {"+": a + b, "-": a - b, "*": a * b, "/": a / b}[sign]
+    said = round(exact) + error
+    (found,) = equations(f"{a} {sign} {b} = {said}")
+    assert found.operands == (str(a), str(b))
+    assert found.result == str(said)
+    assert found.holds == (said == exact if float(exact).is_integer() else abs(said - exact) < 1)
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_read(text: str) -> None:
+    """No input breaks the reader."""
+    equations(text)
+    numbers(text)
