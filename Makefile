@@ -57,9 +57,10 @@ bench-gate: native  ## ratios against the committed bounds, in under 3 minutes
 docs: native  ## guides and API reference as HTML, in site/
 	$(PY) docs/build.py site
 
-lint: native  ## ruff, mypy and clang-format, all without changing a file
+lint: native  ## ruff, mypy, import-linter and clang-format, all without changing a file
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' | grep -E '\.(cpp|cu|cuh|h|inl)$$')
 
 format: native  ## rewrite in the project's format
