@@ -52,6 +52,11 @@ class CompactConfig(TrainingArguments):
     leaf_every: int = _option(
         1, "answer leaves run every n-th step; in between, a problem keeps its last ones"
     )
+    leaf_budget: float = _option(
+        0.25,
+        "most tokens of answer leaves, as a share of a row's; where all steps would take more, "
+        "fewer are asked about",
+    )
     head_grad: Literal["auto", "frozen", "stash", "recompute"] = _option(
         "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
     )
@@ -99,6 +104,8 @@ class CompactConfig(TrainingArguments):
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if not self.leaf_budget > 0.0:
+            raise ValueError(f"leaf_budget must be above 0, got {self.leaf_budget}")
         if not 0.0 <= self.filter_eps < 1.0:
             raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
         for name, allowed in (

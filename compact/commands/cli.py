@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from compact.registry import import_modules, unknown
+
 # Subcommand -> (module, what it does). A module is imported when its command is used.
 COMMANDS = {
     "train": ("compact.commands.train", "train a student on the rationales of several teachers"),
@@ -30,29 +32,31 @@ COMMANDS = {
         "compact.commands.discrimination",
         "which scores tell right rationales from wrong ones",
     ),
+    "metrics": ("compact.commands.metrics", "list metrics, presets, policies and answer domains"),
+    "strategies": ("compact.commands.strategies", "list distillation methods and what they need"),
     "demo": ("compact.commands.demo", "four teachers, one of which misleads, in 5 minutes"),
     "doctor": ("compact.commands.doctor", "what layout, attention and memory a model gets"),
     "env": ("compact.commands.env", "versions and machine, for a bug report"),
 }
 _INTERRUPTED = 130
-# Set for the processes that `compact train --num_processes` starts: it tells of their errors.
+# Set for the processes that `compact train --num_processes` starts, which prints their errors.
 REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
 
 
 def ignore_library_warnings() -> None:
-    """Keeps from the user what libraries tell themselves and what is no news."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, to itself
+    """Silences library warnings that users cannot act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # about transformers' own code
     warnings.filterwarnings("ignore", message="Could not find a config file")  # a GGUF has none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `compact` command line; returns its exit status.
 
-    0 success, 1 an error that the user can mend (told in one line), 2 a command line that cannot be
-    read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
+    0 success, 1 an error that the user can mend (one line on standard error), 2 a command line that
+    cannot be read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Of several processes the first one speaks.
+    # Only the first of several processes prints.
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         format="compact: %(message)s", level=logging.WARNING if first else logging.ERROR
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ignore_library_warnings()
     try:
         status = _run(arguments)
-        sys.stdout.flush()  # what the disk does not take is told here, not by Python at its end
+        sys.stdout.flush()  # a full disk is reported here, not by Python at its end
         return status
     except KeyboardInterrupt as interrupt:
         return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", _INTERRUPTED)
@@ -80,10 +84,12 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
+    arguments, modules = _without_imports(arguments)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        return _fail(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}", 2)
+        return _fail(unknown("command", command, list(COMMANDS)), 2)
     module_name, what = COMMANDS[command]
+    import_modules(modules)
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
     module.add_arguments(parser)
@@ -93,6 +99,24 @@ def _run(arguments: list[str]) -> int:
     elif options:
         parser.error(f"unknown argument {options[0]!r}")
     return int(module.run(args))
+
+
+def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--import MODULE`, which every command takes, and the modules."""
+    rest, modules = [], []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        if name == "--import":
+            value = value if equals else next(left, "")
+            if not value or value.startswith("-"):
+                raise ValueError("--import must name a module, as in --import my_module")
+            modules.append(value)
+        else:
+            rest.append(argument)
+    if not rest:
+        raise ValueError("--import must stand with a command")
+    return rest, modules
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,6 +141,9 @@ def _overview() -> str:
             "example:",
             "  compact train --config recipes/svamp.yaml",
             "  compact COMMAND --help",
+            "",
+            "every command: --import MODULE makes your own metrics, policies, presets, strategies",
+            "and answer domains known (a module on the Python path or in this folder)",
         ]
     )
 
@@ -131,7 +158,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _drop_output() -> None:
-    """Lets go of printed text that cannot be written, or Python would try once more at its end."""
+    """Discards unwritable standard output, which Python would try to write again at its end."""
     try:
         sys.stdout.flush()
     except OSError:

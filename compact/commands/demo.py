@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -26,9 +25,8 @@ from compact.data import load_problems
 from compact.lab import zoo
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
+from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
-from compact.passes.packing import build_batch
 from compact.student import Student, load_student, smollm2_path
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
@@ -41,10 +39,7 @@ SEED = 0
 PROBLEMS, HELD_OUT = 48, 16
 
 
-@torch.no_grad()
-def gold_logp(
-    student: Student, problems: Sequence[EncodedProblem], pad: int
-) -> tuple[float, float]:
+def gold_logp(student: Student, problems: Sequence[EncodedProblem]) -> tuple[float, float]:
     """Returns the mean log-likelihood (nats a token) of the gold answer, asked in two places.
 
     The places are right after the question, and after all steps of the first teacher, who is right.
@@ -52,10 +47,9 @@ def gold_logp(
     layout, _ = choose_layout(student, "auto", max_length=512)
     question = reasoned = 0.0
     for problem in problems:
-        batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=pad)
-        _, _, pass_ = run_pass(student, batch)
-        question += float(pass_.leaf_logp[batch.question_leaf[0]])
-        reasoned += float(pass_.leaf_logp[batch.leaf_offsets[1] - 1])
+        pass_ = observe(student, [problem], layout=layout)
+        question += float(pass_.leaf_logp[pass_.batch.question_leaf[0]])
+        reasoned += float(pass_.leaf_logp[pass_.batch.leaf_offsets[1] - 1])
     return question / len(problems), reasoned / len(problems)
 
 
@@ -108,11 +102,10 @@ def run(args: argparse.Namespace) -> int:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     model, processing_class = load_student(path)
-    pad = processing_class.pad_token_id
     held_out = [
         encode_problem(problem, processing_class, max_length=512) for problem in problems[PROBLEMS:]
     ]
-    before = gold_logp(Student.of(model, processing_class), held_out, pad)
+    before = gold_logp(Student.of(model, processing_class), held_out)
     trainer = CompactTrainer(
         model,
         CompactConfig(
@@ -137,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     trainer.train()
     trainer.save_model()
     trainer.model.eval()
-    after = gold_logp(trainer.student, held_out, pad)
+    after = gold_logp(trainer.student, held_out)
 
     scores = read_scores(RUN).to_pylist()
     draw_weights(scores, RUN / "weights.png")

@@ -13,9 +13,10 @@ import torch
 
 from compact.checkers import KINDS, Judge
 from compact.data import Problem, load_questions
-from compact.evaluation.evaluate import describe, evaluate, summary_path
+from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
 from compact.files import content_of, content_of_student, write_json
+from compact.resumable import summary_path
 from compact.student import base_name, load_model
 
 EPILOG = """example:

@@ -9,6 +9,8 @@ from pathlib import Path
 from compact.data import load_problems, of_teacher
 from compact.evaluation.score import parse_metrics, score_problems
 from compact.files import check_output, content_of, content_of_student, write_whole
+from compact.passes.encode import LEAF_BUDGET
+from compact.resumable import summary_path
 from compact.student import Student, load_model
 from compact.weighting import DEFAULT_PRESET, PresetWeigher, make_weigher
 
@@ -42,17 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="tokens [2560]")
+    parser.add_argument(
+        "--leaf_budget",
+        type=float,
+        default=LEAF_BUDGET,
+        metavar="X",
+        help=f"most tokens of answer leaves, as a share of a row's [{LEAF_BUDGET}]",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact score`; returns the exit status."""
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
+    if not args.leaf_budget > 0:
+        raise ValueError(f"--leaf_budget must be above 0, got {args.leaf_budget}")
     overrides = parse_metrics(args.metric)
     weigher = make_weigher(args.preset, **overrides)
     problems = load_problems(args.data)[: args.limit]
-    if args.preset.startswith("single:"):
-        of_teacher(args.preset.partition(":")[2], problems)  # raises for one that is not there
+    if weigher.teacher is not None:
+        of_teacher(weigher.teacher, problems)  # raises for one that is not there
     out = Path(args.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: expected a file, got a directory")
@@ -69,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "preset": args.preset,
         "metrics": overrides,
         "max_length": args.max_length,
+        "leaf_budget": args.leaf_budget,
         "graphs": args.graphs,
     }
     partial = out.with_name(f"{out.name}.partial")
@@ -78,12 +90,14 @@ def run(args: argparse.Namespace) -> int:
         problems,
         weigher,
         max_length=args.max_length,
+        leaf_budget=args.leaf_budget,
         partial=partial,
         settings=settings,
         graphs=graphs,
     )
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    partial.unlink()
+    for kept in (partial, summary_path(partial)):
+        kept.unlink(missing_ok=True)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     if isinstance(weigher, PresetWeigher) and weigher.preset.reliable:
         print(f"reliability of the weights: {weigher.reliability:.2f} of 1 (see docs/method.md)")

@@ -4,7 +4,8 @@ An arm is a preset or policy, with settings changed after commas ("robust,tau=0.
 trains on the same number of completion tokens, from the same student, on the same problems; an arm
 with one teacher sees fewer tokens a problem and so passes over them more often. OUT holds a folder
 a run (arm and seed), and compare.md, .csv, .json and .png; `compact report OUT` shows them too. A
-run that is finished is never done again, so a killed comparison goes on where it was.
+run that is finished (a row of OUT/runs.jsonl) is never done again, so a killed comparison goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from compact.files import content_of, content_of_student, write_whole
 from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
+from compact.resumable import ResumableRows
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
@@ -47,16 +49,26 @@ DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
 # Student t, 97.5%, by degrees of freedom 1..20; beyond, the normal value is within 4%.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
 _T += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
-_FINISHED = "result.json"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to weigh under comparison: what the user wrote, preset or policy, changed settings."""
+    """A way to weigh under comparison.
+
+    Attributes:
+        name: what the user wrote.
+        preset: preset or policy.
+        overrides: settings of it that are changed.
+    """
 
     name: str
     preset: str
     overrides: dict[str, Any]
+
+    @property
+    def teacher(self) -> str | None:
+        """The only teacher that the arm trains on; None where it uses all."""
+        return make_weigher(self.preset, **self.overrides).teacher
 
 
 @dataclass(frozen=True)
@@ -211,29 +223,19 @@ def _text(completion: Any) -> str:
 
 
 def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -> dict[str, Any]:
-    """Trains and tests one arm with one seed, unless `folder` holds the result already.
+    """Trains and tests one arm with one seed.
 
     Args:
         task: what is compared on.
         arm: how to weigh.
         seed: of everything random.
-        folder: where the run is kept.
+        folder: where the run is kept; an unfinished run in it is removed.
         tokens: completion tokens to train on; None: the task's epochs over all rationales.
 
     Returns:
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share on right rationales).
-
-    Raises:
-        ValueError: `folder` holds a result found with other settings.
     """
-    asked = {"task": task.name, "arm": arm.name, "about": task.about, "tokens_asked": tokens}
-    finished = folder / _FINISHED
-    if finished.exists():
-        result = json.loads(finished.read_text(encoding="utf-8"))
-        if result["asked"] != asked:
-            raise ValueError(f"{folder}: holds a run with other settings; choose another --out")
-        return result
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     model, processing_class, problems, questions = task.start(seed)
@@ -273,8 +275,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         batch_size=128,
         progress=False,
     )
-    result = {
-        "asked": asked,
+    return {
         "arm": arm.name,
         "seed": seed,
         "accuracy": summary["accuracy"],
@@ -282,8 +283,6 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         "seconds": time.monotonic() - began,
         **_weights(folder, task.right(problems)),
     }
-    write_whole(finished, json.dumps(result, indent=1) + "\n")
-    return result
 
 
 def _steps(
@@ -291,7 +290,7 @@ def _steps(
 ) -> int:
     """Optimizer steps that bring the arm to the token budget."""
     config = task.config
-    mine = arm.preset.partition(":")[2]
+    mine = arm.teacher
     lengths = [
         [(r.teacher, len(r.ids)) for r in encoded.rationales]
         for encoded in (
@@ -300,7 +299,7 @@ def _steps(
     ]
     everything = sum(n for problem in lengths for _, n in problem)
     budget = tokens or math.ceil(everything * config.num_train_epochs)
-    seen = [[n for teacher, n in problem if mine in ("", teacher)] for problem in lengths]
+    seen = [[n for teacher, n in problem if mine in (None, teacher)] for problem in lengths]
     seen = [problem for problem in seen if problem]
     if not seen:
         raise ValueError(f"--arms: no rationale of teacher {mine!r} in {task.name}")
@@ -465,20 +464,29 @@ def compare(
 
     Returns:
         A summary of each arm, see `summarise`.
+
+    Raises:
+        ValueError: `out` holds runs of other settings.
     """
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
-    for seed in seeds:
-        for arm in arms:
-            folder = out / "runs" / f"{quote(arm.name, safe='=,:')}-{seed}"
-            result = run_arm(task, arm, seed, folder, tokens)
-            results[arm.name].append(result)
-            done += 1
-            print(
-                f"[{done}/{total}] {arm.name} seed {seed}: accuracy {result['accuracy']:.3f}, "
-                f"weight on right {result['right_weight']:.2f}, {result['seconds']:.0f} s",
-                flush=True,
-            )
+    asked = {"task": task.name, **task.about, "tokens_asked": tokens}
+    with ResumableRows(out / "runs.jsonl", asked, key="run") as finished:
+        for seed in seeds:
+            for arm in arms:
+                run = f"{quote(arm.name, safe='=,:')}-{seed}"
+                if run not in finished.done:
+                    result = run_arm(task, arm, seed, out / "runs" / run, tokens)
+                    finished.append({"run": run} | result)
+                result = finished.done[run]
+                results[arm.name].append(result)
+                done += 1
+                print(
+                    f"[{done}/{total}] {arm.name} seed {seed}: accuracy {result['accuracy']:.3f}, "
+                    f"weight on right {result['right_weight']:.2f}, {result['seconds']:.0f} s",
+                    flush=True,
+                )
+        finished.complete({})
     summary = summarise(results)
     about = {
         "data": task.name,

@@ -24,10 +24,9 @@ from compact.lab import zoo
 from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
 from compact.metrics import get_metric, metric_names
-from compact.passes import EncodedProblem, Pass
+from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
-from compact.passes.packing import build_batch
+from compact.passes.forward import observe
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, make_weigher
 
@@ -40,7 +39,6 @@ Labels = Mapping[tuple[str, str], str]
 def score_everything(
     student: Student,
     problems: Sequence[EncodedProblem],
-    pad_token_id: int,
     *,
     batch_problems: int,
     progress: str,
@@ -50,7 +48,6 @@ def score_everything(
     Args:
         student: the student.
         problems: P encoded problems with R rationales in all.
-        pad_token_id: fills rows.
         batch_problems: problems a pass.
         progress: what the progress bar says.
 
@@ -68,7 +65,8 @@ def score_everything(
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
         chunk = problems[start : start + batch_problems]
         passes = {
-            padded: _pass(student, chunk, pad_token_id, padded=padded) for padded in (False, True)
+            False: observe(student, chunk, layout="tree"),
+            True: observe(student, chunk, layout="padded", leaves=False),
         }
         for name in metric_names():
             metric = get_metric(name)
@@ -90,15 +88,6 @@ def score_everything(
         weigh = weighers[name].weigh(scores, offsets)
         found[f"weight of {name}"] = weigh.weight.log()
     return found
-
-
-@torch.no_grad()
-def _pass(
-    student: Student, problems: Sequence[EncodedProblem], pad_token_id: int, *, padded: bool
-) -> Pass:
-    layout = "padded" if padded else "tree"
-    batch = build_batch(problems, layout=layout, leaves=not padded, pad_token_id=pad_token_id)
-    return run_pass(student, batch)[2]
 
 
 def auc(
@@ -210,7 +199,6 @@ def study(
     scores = score_everything(
         student,
         encoded,
-        processing_class.pad_token_id,
         batch_problems=batch_problems,
         progress=progress,
     )
@@ -263,9 +251,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
             ]
             encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
             progress = f"zoo {the_zoo.name}, {stage}"
-            scores = score_everything(
-                student, encoded, tokenizer.pad_token_id, batch_problems=16, progress=progress
-            )
+            scores = score_everything(student, encoded, batch_problems=16, progress=progress)
             right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()
             for name, values in scores.items():
                 if name.startswith("weight of "):

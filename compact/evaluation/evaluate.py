@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from compact.checkers import Judge
 from compact.data import Problem
-from compact.files import write_json
 from compact.passes.encode import encode_prompt
+from compact.resumable import ResumableRows
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
@@ -79,48 +79,6 @@ def generate(
         end = next((i for i, token in enumerate(row) if token in ends), len(row))
         texts.append(row[:end])
     return texts
-
-
-def summary_path(out: Path) -> Path:
-    """Returns where the summary of an item file lies: items.jsonl -> items.summary.json."""
-    return out.with_name(out.stem + ".summary.json")
-
-
-def read_done(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the items that an earlier, interrupted run with the same settings has written.
-
-    A half-written last line is cut off the file.
-
-    Raises:
-        ValueError: the file belongs to a run with other settings, or a line is not JSON.
-    """
-    if not out.exists() or out.stat().st_size == 0:
-        return {}
-    side = summary_path(out)
-    if not side.exists():
-        raise ValueError(
-            f"{out}: exists, but not its {side.name}; choose another --out or delete it"
-        )
-    before = json.loads(side.read_text(encoding="utf-8"))["settings"]
-    changed = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
-    if changed:
-        what = ", ".join(f"{k} was {before.get(k)!r}, now {settings.get(k)!r}" for k in changed)
-        raise ValueError(f"{out}: holds items of other settings ({what}); choose another --out")
-    raw = out.read_bytes()
-    whole = raw.rfind(b"\n") + 1
-    if whole < len(raw):
-        with out.open("r+b") as file:
-            file.truncate(whole)
-    done = {}
-    for number, line in enumerate(raw[:whole].decode("utf-8").split("\n")[:-1], 1):
-        try:
-            item = json.loads(line)
-            done[item["question_id"]] = item
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{out}:{number}: expected one item as JSON, got {line[:60]!r}"
-            ) from error
-    return done
 
 
 def summarise(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -189,14 +147,8 @@ def evaluate(
         raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    done: dict[str, dict[str, Any]] = {}
-    file = None
-    if out is not None:
-        out = Path(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        done = read_done(out, settings)
-        write_json(summary_path(out), {"settings": settings, "status": "running"})
-        file = out.open("a", encoding="utf-8")
+    rows = None if out is None else ResumableRows(out, settings, key="question_id")
+    done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
     todo = [
         (encode_prompt(p.prompt, processing_class), p)
         for p in problems
@@ -209,29 +161,32 @@ def evaluate(
     own_judge = judge is None
     judge = judge or Judge()
     try:
-        with tqdm(
-            total=len(problems),
-            initial=len(problems) - len(todo),
-            unit="item",
-            disable=not progress,
-        ) as bar:
+        with (
+            rows or nullcontext(),
+            tqdm(
+                total=len(problems),
+                initial=len(problems) - len(todo),
+                unit="item",
+                disable=not progress,
+            ) as bar,
+        ):
             for first in range(0, len(todo), batch_size):
                 part = todo[first : first + batch_size]
                 answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
                 verdicts = judge([(x, p.answer) for x, (_, p) in zip(texts, part, strict=True)])
                 for i, (_, problem) in enumerate(part):
-                    done[problem.question_id] = item = {
+                    item = {
                         "question_id": problem.question_id,
                         "completion": texts[i].strip(),
                         "gold": problem.answer,
                         **asdict(verdicts[i]),
                         "tokens": len(answers[i]),
                     }
-                    if file:
-                        file.write(json.dumps(item, ensure_ascii=False) + "\n")
-                if file:
-                    file.flush()
+                    if rows is None:
+                        done[problem.question_id] = item
+                    else:
+                        rows.append(item)
                 bar.update(len(part))
                 right = sum(item["correct"] for item in done.values())
                 bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
@@ -239,9 +194,7 @@ def evaluate(
         model.train(training)
         if own_judge:
             judge.close()
-        if file:
-            file.close()
     summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}
-    if out is not None:
-        write_json(summary_path(out), {"settings": settings, "status": "complete", **summary})
+    if rows is not None:
+        rows.complete(summary)
     return summary

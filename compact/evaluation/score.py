@@ -9,8 +9,8 @@ consensus graph of every problem is saved too; `compact graph` draws one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,16 +20,16 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem
-from compact.files import write_whole
 from compact.graphs.step_graphs import as_rustworkx, save_graph
 from compact.metrics import AXES
 from compact.metrics.gain import step_gains
 from compact.metrics.step_graph import step_graphs, step_texts
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
+from compact.passes.encode import LEAF_BUDGET, encode_problem
+from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
-from compact.passes.packing import build_batch, tree_length
+from compact.passes.packing import tree_length
+from compact.resumable import ResumableRows
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
 
@@ -44,6 +44,7 @@ def score_problems(
     weigher: Weigher,
     *,
     max_length: int = 2560,
+    leaf_budget: float = LEAF_BUDGET,
     partial: Path | None = None,
     settings: dict[str, Any] | None = None,
     graphs: Path | None = None,
@@ -56,46 +57,43 @@ def score_problems(
         problems: problems with their rationales.
         weigher: a preset or policy, new: its statistics become those of `problems`.
         max_length: most tokens of prompt and one rationale.
+        leaf_budget: as in `encode_problem`; steps without an answer leaf have no gain.
         partial: file to keep what is found in, and to go on from; None keeps nothing.
-        settings: what the kept scores depend on; kept ones with other settings are not used.
+        settings: what the kept scores depend on; kept ones with other settings are refused.
         graphs: folder for the consensus graphs, one file a problem; None saves none.
 
     Returns:
         One row a rationale, in the order of the data.
 
     Raises:
-        ValueError: a problem that cannot be encoded, a metric that cannot be used.
+        ValueError: a problem that cannot be encoded, a metric that cannot be used, `partial` of
+            other settings.
     """
-    done = _read_partial(partial, settings or {}) if partial else {}
+    store = ResumableRows(partial, settings or {}, key="question_id") if partial else None
+    found = {} if store is None else store.done
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
-    left = [p for p in problems if p.question_id not in done]
-    encoded = [encode_problem(p, processing_class, max_length=max_length) for p in left]
-    bar = tqdm(total=len(problems), initial=len(done), desc="score", unit="problem")
-    file = partial.open("a", encoding="utf-8") if partial else None
-    try:
+    left = [p for p in problems if p.question_id not in found]
+    encoded = [
+        encode_problem(p, processing_class, max_length=max_length, leaf_budget=leaf_budget)
+        for p in left
+    ]
+    bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
+    with store or nullcontext(), bar:
         for chunk in _chunks(encoded):
-            batch = build_batch(
-                chunk, layout=layout, leaves=True, pad_token_id=processing_class.pad_token_id
-            )
-            with torch.no_grad():
-                pass_ = run_pass(student, batch.to(student.weight.device))[2]
+            pass_ = observe(student, chunk, layout=layout)
             if graphs:
                 _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):
-                done[question_id] = rows
-                if file:
-                    file.write(json.dumps({"question_id": question_id, "rows": rows}) + "\n")
-            if file:
-                file.flush()
+                row = {"question_id": question_id, "rows": rows}
+                if store is None:
+                    found[question_id] = row
+                else:
+                    store.append(row)
             bar.update(len(chunk))
-    finally:
-        bar.close()
-        if file:
-            file.close()
-    rows = [done[problem.question_id] for problem in problems]
+    scored: list[list[dict[str, Any]]] = [found[p.question_id]["rows"] for p in problems]
     if isinstance(weigher, PresetWeigher):
-        _weigh(rows, weigher)
-    return [row for problem in rows for row in problem]
+        _weigh(scored, weigher)
+    return [row for problem in scored for row in problem]
 
 
 def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
@@ -123,10 +121,10 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
     for problem in pass_.batch.problems:
         rows = []
         for rationale in problem.rationales:
-            first = offsets[r]
+            first, asked = offsets[r], rationale.asked_steps
+            gain = {i: round(gains[first + n], 5) for n, i in enumerate(asked)}
             steps = [
-                {"text": text, "gain": round(gains[first + i], 5)}
-                for i, text in enumerate(rationale.step_texts)
+                {"text": text, "gain": gain.get(i)} for i, text in enumerate(rationale.step_texts)
             ]
             rows.append(
                 {
@@ -136,7 +134,7 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
                     **{axis: listed[axis][r] if axis in listed else None for axis in AXES},
                     "weight": weight[r] if weight else None,
                     "steps": steps,
-                    "epiphanies": [i for i in range(len(steps)) if epiphanies[first + i]],
+                    "epiphanies": [i for n, i in enumerate(asked) if epiphanies[first + n]],
                 }
             )
             r += 1
@@ -160,32 +158,6 @@ def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None
     weigher.update(scores, offsets)
     for row, weight in zip(flat, weigher.weigh(scores, offsets).weight.tolist(), strict=True):
         row["weight"] = weight
-
-
-def _read_partial(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows kept by a run with the same settings; any other file is begun anew.
-
-    Raises:
-        ValueError: a line before the last that no run has written.
-    """
-    head = json.dumps({"settings": settings})
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    done = {}
-    kept = [head]
-    if lines and lines[0] == head:
-        # What follows the last newline is a line cut short.
-        for number, line in enumerate(lines[1:-1], start=2):
-            try:
-                row = json.loads(line)
-                done[row["question_id"]] = row["rows"]
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(
-                    f"{path}:{number}: expected the scores of a problem; delete the file to begin "
-                    "anew"
-                ) from None
-            kept.append(line)
-    write_whole(path, "\n".join(kept) + "\n")
-    return done
 
 
 def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,8 @@ and appended; the answer leaf of a step continues the text at the end of that st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compact.answers import extract_answer, normalise_answer
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from compact.data import Message, Problem, Text
 
 CUE = "The answer is "
+LEAF_BUDGET = 0.25
+"""Default share of a row's tokens that its answer leaves may add."""
 
 
 def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -41,6 +45,7 @@ def encode_problem(
     processing_class: PreTrainedTokenizerBase,
     *,
     max_length: int,
+    leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
 ) -> EncodedProblem:
     """Encodes one problem.
@@ -51,6 +56,8 @@ def encode_problem(
         problem: question, gold answer and K >= 1 rationales.
         processing_class: a fast tokenizer (its character offsets place the steps).
         max_length: most tokens of prompt + one rationale.
+        leaf_budget: most tokens of answer leaves, as a share of those of prompt and rationales; see
+            `choose_leaf_steps`.
         cue: what an answer leaf says before the gold answer.
 
     Returns:
@@ -91,16 +98,49 @@ def encode_problem(
             f"{where}: the tokenizer reads the gold answer {gold!r} differently when a space "
             f"stands before the cue {cue!r}; give a longer cue"
         )
+    steps = choose_leaf_steps(
+        [len(r.steps) for r in rationales],
+        row=len(prompt_ids) + sum(len(r.ids) for r in rationales),
+        leaf=len(cue_ids) + len(gold_ids) - 1,
+        budget=leaf_budget,
+    )
     return EncodedProblem(
         question_id=problem.question_id,
         prompt=_prompt_text(problem.prompt),
         prompt_ids=prompt_ids,
-        rationales=tuple(rationales),
+        rationales=tuple(
+            replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
+        ),
         gold=gold,
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
     )
+
+
+def choose_leaf_steps(
+    counts: Sequence[int], *, row: int, leaf: int, budget: float
+) -> list[tuple[int, ...]]:
+    """Returns after which steps of each rationale an answer leaf stands.
+
+    All of them where the budget allows. Otherwise each rationale gets the same share of its steps,
+    at least one: its last step, and others at even distances before it.
+
+    Args:
+        counts: [K] steps of each rationale.
+        row: tokens of prompt and rationales.
+        leaf: tokens of one leaf.
+        budget: most tokens of all leaves, the bare question's included, as a share of `row`.
+    """
+    total = sum(counts)
+    if leaf * (total + 1) <= budget * row:
+        return [tuple(range(n)) for n in counts]
+    allowed = max(int(budget * row / leaf) - 1, 0)
+    chosen = []
+    for n in counts:
+        mine = max(n * allowed // total, 1)
+        chosen.append(tuple(-(-(i + 1) * n // mine) - 1 for i in range(mine)))
+    return chosen
 
 
 def _encode_rationale(

@@ -94,8 +94,9 @@ class _Leaf:
 
 
 def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
-    """The answer leaves of one rationale, a leaf a step."""
-    for i, (_, end) in enumerate(rationale.steps):
+    """The answer leaves of one rationale, one after each step that is asked about."""
+    for i in rationale.asked_steps:
+        end = rationale.steps[i][1]
         cue = problem.spaced_cue_ids if rationale.spaced[i] else problem.cue_ids
         yield _Leaf(rationale, i, end, cue, problem.gold_ids)
 

@@ -36,6 +36,7 @@ class EncodedRationale:
         marker: index into `ids` of the first token of the answer marker ("The answer is"), T if
             none.
         answer: the final answer as normalised text, or None where none was found.
+        leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
     """
 
     teacher: str
@@ -46,6 +47,12 @@ class EncodedRationale:
     spaced: tuple[bool, ...]
     marker: int
     answer: str | None
+    leaf_steps: tuple[int, ...] | None = None
+
+    @property
+    def asked_steps(self) -> tuple[int, ...]:
+        """Indices of the steps after which the gold answer is asked for, the last one included."""
+        return tuple(range(len(self.steps))) if self.leaf_steps is None else self.leaf_steps
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from compact.metrics.gain import step_gains
 from compact.metrics.step_graph import step_graphs
 from compact.passes import EncodedProblem, EncodedRationale, Pass
-from compact.passes.forward import run_pass
-from compact.passes.packing import Layout, build_batch
+from compact.passes.forward import observe
+from compact.passes.packing import Layout
 from compact.student import Student
 
 
@@ -37,16 +35,16 @@ class ExplainedStep:
 
     Attributes:
         text: as it reads.
-        level: I_i, nats.
-        gain: I_i - I_{i-1}, nats.
+        level: I_i, nats; None where the leaf budget left no answer leaf after the step.
+        gain: I_i - I of the leaf before it, nats; None without a leaf.
         epiphany: whether that is one.
         support: share of the problem's rationales that have a step of its class.
         mainstream: whether its class lies on the mainstream path.
     """
 
     text: str
-    level: float
-    gain: float
+    level: float | None
+    gain: float | None
     epiphany: bool
     support: float
     mainstream: bool
@@ -94,7 +92,6 @@ def token_texts(ids: tuple[int, ...], processing_class: Any) -> list[str]:
     return texts
 
 
-@torch.no_grad()
 def explain_problem(
     student: Student, processing_class: Any, problem: EncodedProblem, layout: Layout
 ) -> ExplainedProblem:
@@ -106,10 +103,7 @@ def explain_problem(
         problem: K rationales.
         layout: of the batch.
     """
-    batch = build_batch(
-        [problem], layout=layout, leaves=True, pad_token_id=processing_class.pad_token_id
-    )
-    pass_ = run_pass(student, batch.to(student.weight.device))[2]
+    pass_ = observe(student, [problem], layout=layout)
     return ExplainedProblem(
         question_id=problem.question_id,
         prompt=problem.prompt,
@@ -133,9 +127,17 @@ def _explain_rationale(
     gain = [*level.diff().tolist(), 0.0]
     texts = token_texts(rationale.ids, processing_class)
     found = step_gains(pass_)
-    steps = slice(*found.offsets[r : r + 2].tolist())
-    graphs = step_graphs(pass_)[1]
-    classes = graphs.step_class[steps]
+    leaves = slice(*found.offsets[r : r + 2].tolist())
+    columns = (found.level, found.gain, found.epiphany)
+    asked = dict(
+        zip(
+            rationale.asked_steps,
+            zip(*(column[leaves].tolist() for column in columns), strict=True),
+            strict=True,
+        )
+    )
+    described, graphs = step_graphs(pass_)
+    classes = graphs.step_class[slice(*described.step_offsets[r : r + 2])]
     return ExplainedRationale(
         teacher=rationale.teacher,
         answer=rationale.answer,
@@ -144,15 +146,14 @@ def _explain_rationale(
             for values in zip(texts, gain, pass_.batch.step[span].tolist(), strict=True)
         ),
         steps=tuple(
-            ExplainedStep(*values)
-            for values in zip(
-                rationale.step_texts,
-                found.level[steps].tolist(),
-                found.gain[steps].tolist(),
-                found.epiphany[steps].tolist(),
-                graphs.support[classes].tolist(),
-                graphs.mainstream[classes].tolist(),
-                strict=True,
+            ExplainedStep(text, *asked.get(i, (None, None, False)), support, mainstream)
+            for i, (text, support, mainstream) in enumerate(
+                zip(
+                    rationale.step_texts,
+                    graphs.support[classes].tolist(),
+                    graphs.mainstream[classes].tolist(),
+                    strict=True,
+                )
             )
         ),
     )

@@ -94,7 +94,7 @@ def read_run(folder: str | Path) -> Run:
     run.logs = read_json(state)["log_history"] if state else []
     for path in sorted(folder.glob("*.summary.json"), key=lambda p: p.stat().st_mtime):
         summary = read_json(path)
-        if summary.get("status") == "complete":
+        if summary.get("status") == "complete" and "accuracy" in summary:
             run.evaluations.append((path.name.removesuffix(".summary.json"), summary))
     return run
 

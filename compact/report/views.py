@@ -109,9 +109,9 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
     for rationale in problem.rationales:
         colour = colours[rationale.teacher]
         levels = [(0.0, problem.start)]
-        levels += [(i + 1.0, s.level) for i, s in enumerate(rationale.steps)]
+        levels += [(i + 1.0, s.level) for i, s in enumerate(rationale.steps) if s.level is not None]
         lines.append(Series(rationale.teacher, colour, levels))
-        jumps = [(i + 1.0, s.level) for i, s in enumerate(rationale.steps) if s.epiphany]
+        jumps = [(i + 1.0, s.level or 0.0) for i, s in enumerate(rationale.steps) if s.epiphany]
         if jumps:
             lines.append(Series(f"{rationale.teacher}: epiphany", colour, jumps, "dots"))
         rationales.append(

@@ -79,10 +79,7 @@ class MicroBatchLoss:
             problems = self.strategy.rollout(problems, self.student)
         needs_leaves = self.weigher.needs_leaves
         due = not training or number % self.args.leaf_every == 0
-        kept = [
-            self.kept_levels.get(p.question_id) if needs_leaves and not due else None
-            for p in problems
-        ]
+        kept = [self._kept(p) if needs_leaves and not due else None for p in problems]
         batch = build_batch(
             problems,
             layout=self.layout,
@@ -116,6 +113,12 @@ class MicroBatchLoss:
             what = f"{named(problems)}: the {terms} term is {float(loss)}"
             step.meet_not_finite(what, alone=alone)
         return loss, records_of(pass_, weights, nll.detach(), with_levels=needs_leaves)
+
+    def _kept(self, problem: EncodedProblem) -> list[float] | None:
+        """The leaf likelihoods of the problem's last visit; None where they are of other leaves."""
+        levels = self.kept_levels.get(problem.question_id)
+        asked = sum(len(r.asked_steps) for r in problem.rationales)
+        return levels if levels is not None and len(levels) == asked + 1 else None
 
     def _leaves_due(self, kept: Sequence[list[float] | None]) -> bool:
         """Whether the micro-batch runs answer leaves: some problem has kept none.

@@ -177,14 +177,15 @@ def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
     if all(levels is None for levels in kept):
         return pass_
     problems = pass_.batch.problems
-    counts = [len(r.steps) for p in problems for r in p.rationales]
+    asked = [r.asked_steps for p in problems for r in p.rationales]
+    counts = [len(steps) for steps in asked]
     of_steps, of_questions = [], []
     for p, levels in enumerate(kept):
         found = _levels(pass_, p) if levels is None else pass_.leaf_logp.new_tensor(levels)
         of_steps.append(found[:-1])
         of_questions.append(found[-1:])
     device, total = pass_.leaf_logp.device, sum(counts)
-    steps = [i for count in counts for i in range(count)] + [-1] * len(problems)
+    steps = [i for mine in asked for i in mine] + [-1] * len(problems)
     batch = replace(
         pass_.batch,
         leaf_offsets=torch.tensor([0, *counts], device=device).cumsum(0),

@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
+from compact.passes import EncodedProblem
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.student import Student
@@ -92,3 +93,12 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     layout, reason = choose_layout(student, wanted, args.max_length)
     logger.info("layout: %s (%s)", layout, reason)
     return layout
+
+
+def log_leaves(problems: Sequence[EncodedProblem], budget: float) -> None:
+    """Logs how many steps the leaf budget leaves out, if any."""
+    rationales = [r for p in problems for r in p.rationales]
+    steps = sum(len(r.steps) for r in rationales)
+    asked = sum(len(r.asked_steps) for r in rationales)
+    if asked < steps:
+        logger.info("answer leaves: after %d of %d steps (leaf_budget %g)", asked, steps, budget)

@@ -63,7 +63,14 @@ from compact.trainer.saving import (
     read_state,
     write_run_file,
 )
-from compact.trainer.setup import fit_machine, layout_for, problems_of, refuse_zero3, with_adapters
+from compact.trainer.setup import (
+    fit_machine,
+    layout_for,
+    log_leaves,
+    problems_of,
+    refuse_zero3,
+    with_adapters,
+)
 from compact.trainer.step import (
     OpenStep,
     bad_gradient,
@@ -145,7 +152,15 @@ class CompactTrainer(Trainer):
         def encode(dataset: Any) -> ProblemDataset:
             problems = problems_of(self.weigher, dataset)
             return ProblemDataset(
-                [encode_problem(p, processing_class, max_length=args.max_length) for p in problems]
+                [
+                    encode_problem(
+                        p,
+                        processing_class,
+                        max_length=args.max_length,
+                        leaf_budget=args.leaf_budget,
+                    )
+                    for p in problems
+                ]
             )
 
         if isinstance(eval_dataset, Mapping):
@@ -167,6 +182,8 @@ class CompactTrainer(Trainer):
         )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("fsdp_version must be 2, got 1: its wrapper hides the LM head")
+        if self.weigher.needs_leaves and self.train_dataset is not None:
+            log_leaves(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step; transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)

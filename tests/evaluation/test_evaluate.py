@@ -20,6 +20,7 @@ from compact.evaluation import forgetting
 from compact.lab.zoo import make_questions
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_prompt
+from compact.resumable import ResumableRows, summary_path
 from helpers.commands import run
 
 ROWS = make_questions(7, seed=3)
@@ -158,7 +159,7 @@ def test_sigkill_then_the_same_command_gives_the_items_of_an_undisturbed_run(sav
     assert process.wait() == -signal.SIGKILL
     before = killed.read_bytes()
     assert 3 <= before.count(b"\n") < 40
-    assert json.loads(module.summary_path(killed).read_text())["status"] == "running"
+    assert json.loads(summary_path(killed).read_text())["status"] == "running"
     assert command(*words(killed)) == 0
     assert killed.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     undisturbed = tmp_path / "undisturbed.jsonl"
@@ -309,12 +310,12 @@ def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp
     assert command(*words) == 0 and command(*words) == 0
     weights = load_file(student / "model.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, student / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds items of other settings \(weights was"):
+    with pytest.raises(ValueError, match=r"holds rows of other settings \(weights was"):
         command(*words)
     shutil.copy(saved / "model.safetensors", student)
     assert command(*words) == 0
     questions.write_text(questions.read_text() + "\n")
-    with pytest.raises(ValueError, match=r"holds items of other settings \(content was"):
+    with pytest.raises(ValueError, match=r"holds rows of other settings \(content was"):
         command(*words)
 
 
@@ -331,8 +332,9 @@ def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
     out = tmp_path / "items.jsonl"
     item = {"question_id": "q", "completion": "one\u2028two"}
     out.write_text(json.dumps(item, ensure_ascii=False) + "\n")
-    module.summary_path(out).write_text('{"settings": {}}')
-    assert module.read_done(out, {}) == {"q": item}
+    summary_path(out).write_text('{"settings": {}}')
+    with ResumableRows(out, {}, key="question_id") as rows:
+        assert rows.done == {"q": item}
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": item["completion"]}, ensure_ascii=False) + "\n")
     assert forgetting.read_texts(texts) == [item["completion"]]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ import compact.evaluation.score
 from compact.commands.cli import main
 from compact.lab.zoo import make_rows
 from compact.lab.zoo_student import build_model, build_tokenizer
-from compact.passes import Batch
+from compact.passes import EncodedProblem
 
 GUIDE = Path(__file__).parents[2] / "docs/auditing.md"
 Score = Callable[..., int]
@@ -90,16 +91,22 @@ def test_errors_are_one_line(
     assert not Path("scores.jsonl").exists()
 
 
-def test_a_run_with_other_options_begins_anew(score: Score) -> None:
-    """What another preset left half done is no part of the result."""
+def test_scores_of_other_options_are_refused(
+    score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another preset left half done is neither used nor lost."""
     assert score("--limit", "2") == 0
     limited = Path("scores.jsonl").read_text()
     rows = [{"question_id": "x", "rows": []}]
-    lines = [json.dumps({"settings": {"preset": "paper"}}), *map(json.dumps, rows)]
-    Path("scores.jsonl.partial").write_text("\n".join(lines) + "\n")
-    assert score("--limit", "2") == 0
+    Path("scores.jsonl.partial").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    side = Path("scores.jsonl.summary.json")
+    side.write_text(json.dumps({"settings": {"preset": "paper"}}))
+    assert score("--limit", "2") == 1
+    assert "holds rows of other settings (data was None" in capsys.readouterr().err
     assert Path("scores.jsonl").read_text() == limited
-    assert not Path("scores.jsonl.partial").exists()
+    Path("scores.jsonl.partial").unlink()
+    assert score("--limit", "2") == 0
+    assert not Path("scores.jsonl.partial").exists() and not side.exists()
 
 
 def test_a_killed_run_goes_on(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,26 +115,26 @@ def test_a_killed_run_goes_on(score: Score, monkeypatch: pytest.MonkeyPatch) -> 
     assert score() == 0
     whole.write_text(Path("scores.jsonl").read_text())
     Path("scores.jsonl").unlink()
-    run_pass, scored = compact.evaluation.score.run_pass, []
+    observe, scored = compact.evaluation.score.observe, []
 
-    def counted(student: object, batch: Batch) -> object:
+    def counted(student: object, problems: list[EncodedProblem], **settings: Any) -> object:
         if len(scored) == 2:
             raise KeyboardInterrupt
-        scored.extend(batch.problems)
-        return run_pass(student, batch)
+        scored.extend(problems)
+        return observe(student, problems, **settings)
 
     monkeypatch.setattr(compact.evaluation.score, "_TOKENS_A_PASS", 1)  # a problem a pass
     with monkeypatch.context() as patch:
-        patch.setattr(compact.evaluation.score, "run_pass", counted)
+        patch.setattr(compact.evaluation.score, "observe", counted)
         assert score() == 130
     assert not Path("scores.jsonl").exists()
     done = {problem.question_id for problem in scored}
 
-    def rest(student: object, batch: Batch) -> object:
-        assert not done & {problem.question_id for problem in batch.problems}
-        return run_pass(student, batch)
+    def rest(student: object, problems: list[EncodedProblem], **settings: Any) -> object:
+        assert not done & {problem.question_id for problem in problems}
+        return observe(student, problems, **settings)
 
-    monkeypatch.setattr(compact.evaluation.score, "run_pass", rest)
+    monkeypatch.setattr(compact.evaluation.score, "observe", rest)
     assert score() == 0
     lines = Path("scores.jsonl").read_text().splitlines()
     for line, wanted in zip(lines, whole.read_text().splitlines(), strict=True):
@@ -140,13 +147,13 @@ def test_kept_scores_that_are_damaged(score: Score, capsys: pytest.CaptureFixtur
     """The message names file and line."""
     partial = Path("scores.jsonl.partial")
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         partial.write_text(partial.read_text() + "{}\n{}\n")
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compact.evaluation.score, "run_pass", interrupted)
+        patch.setattr(compact.evaluation.score, "observe", interrupted)
         assert score() == 130
     assert score() == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "scores.jsonl.partial:2: expected the scores of a problem; delete the file" in error
+    assert "scores.jsonl.partial:1: expected a JSON object with 'question_id', got '{}'" in error

@@ -1,0 +1,26 @@
+"""`compact strategies`: lists the distillation methods besides weighting, and what each needs."""
+
+from __future__ import annotations
+
+import argparse
+
+from compact.commands.metrics import first_line, print_table
+from compact.strategies import STRATEGIES
+
+EPILOG = """example:
+  compact strategies
+  compact strategies --import my_module
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`compact strategies` takes no options of its own."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the registry of strategies."""
+    rows = [(n, ", ".join(s.needs) or "nothing", first_line(s)) for n, s in STRATEGIES.items()]
+    print_table("strategies", rows)
+    return 0

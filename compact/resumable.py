@@ -1,0 +1,134 @@
+"""Rows of a long run as JSON lines, one a result: a run that is killed continues from them.
+
+Beside NAME.jsonl lies NAME.summary.json, which holds the settings of the run and, once it is
+complete, what came out. Rows of other settings are never mixed in: they are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from compact.files import write_json
+
+Row = dict[str, Any]
+
+
+def summary_path(rows: Path) -> Path:
+    """Returns where settings and summary of a file of rows lie: x.jsonl -> x.summary.json."""
+    return rows.with_name(rows.stem + ".summary.json")
+
+
+class ResumableRows:
+    """Appends rows to a file, and knows those that an earlier, interrupted run has written.
+
+    Attributes:
+        done: key -> row, of this run and of those before it.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], *, key: str) -> None:
+        """Opens the file, which may hold rows of an interrupted run; folders are made.
+
+        Args:
+            path: the file of rows. A half-written last line is cut off it.
+            settings: what the rows depend on, as JSON values.
+            key: the field that tells rows apart.
+
+        Raises:
+            ValueError: the file belongs to a run with other settings, it has no summary beside it,
+                or a line is no row.
+            OSError: a file cannot be read or written.
+        """
+        self.path, self.settings, self.key = Path(path), settings, key
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.done = self._read()
+        write_json(summary_path(self.path), {"settings": settings, "status": "running"})
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def append(self, row: Row) -> None:
+        """Adds a row to the file and to `done`.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.done[str(row[self.key])] = row
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Marks the run as complete, with what came out of it."""
+        about = {"settings": self.settings, "status": "complete", **summary}
+        write_json(summary_path(self.path), about)
+
+    def discard(self) -> None:
+        """Removes the file and its summary: another file holds what they were for."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+        summary_path(self.path).unlink(missing_ok=True)
+
+    def __enter__(self) -> ResumableRows:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _read(self) -> dict[str, Row]:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return {}
+        side = summary_path(self.path)
+        if not side.exists():
+            raise ValueError(
+                f"{self.path}: exists, but not its {side.name}; choose another --out or delete it"
+            )
+        before = _settings_in(side)
+        changed = sorted(
+            name
+            for name in self.settings.keys() | before.keys()
+            if self.settings.get(name) != before.get(name)
+        )
+        if changed:
+            what = ", ".join(
+                f"{name} was {before.get(name)!r}, now {self.settings.get(name)!r}"
+                for name in changed
+            )
+            raise ValueError(
+                f"{self.path}: holds rows of other settings ({what}); delete it or choose another "
+                "--out"
+            )
+        raw = self.path.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        if whole < len(raw):
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        done: dict[str, Row] = {}
+        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+            try:
+                row = json.loads(line)
+                done[str(row[self.key])] = row
+            except (ValueError, KeyError, TypeError) as error:
+                shown = line[:60].decode("utf-8", "replace")
+                raise ValueError(
+                    f"{self.path}:{number}: expected a JSON object with {self.key!r}, got "
+                    f"{shown!r}; delete the file to begin anew"
+                ) from error
+        return done
+
+
+def _settings_in(side: Path) -> dict[str, Any]:
+    """The settings of an earlier run, as its summary has them."""
+    try:
+        found = json.loads(side.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{side}: expected a JSON object with 'settings'; delete it and its rows"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{side}: settings must be an object, got {type(found).__name__}")
+    return found
