@@ -44,9 +44,9 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             ValueError: the name is empty or taken by another function or class.
         """
-        if not name or not isinstance(name, str):
-            raise ValueError(f"name of a {self.kind} must be text, got {name!r}")
-        origin = getattr(source, "__qualname__", repr(source))
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{self.kind}: name must be text, got {name!r}")
+        origin = f"{source.__module__}.{getattr(source, '__qualname__', source)}"
         if self._sources.setdefault(name, origin) != origin:
             raise ValueError(f"{self.kind} {name!r} is already taken by {self._sources[name]}")
         self._entries[name] = entry

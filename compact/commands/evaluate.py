@@ -6,12 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compact.checkers import KINDS, Judge
+from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
 from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="FILE", help="item file, JSON lines, appended"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
-    parser.add_argument("--checker", choices=KINDS, default="auto", help="how answers are compared")
+    parser.add_argument(
+        "--answer_type",
+        choices=domain_names(),
+        help="kind of every answer [found for each question; see compact metrics]",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
     group = parser.add_argument_group("forgetting, against the base student")
@@ -60,8 +65,17 @@ def run(args: argparse.Namespace) -> int:
     stems = [Path(path).stem for path in args.retained_task]
     if len(set(stems)) < len(stems):
         raise ValueError(f"--retained_task must be files of different names, got {stems}")
-    problems = load_questions(args.data)[: args.limit]
-    tasks = {path: load_questions(path)[: args.limit] for path in args.retained_task}
+
+    def questions(path: str) -> list[Problem]:
+        found = load_questions(path)[: args.limit]
+        if args.answer_type is not None:
+            found = [replace(p, answer_type=args.answer_type) for p in found]
+        for problem in found:
+            _ = problem.domain  # an answer that cannot be read is told before the model loads
+        return found
+
+    problems = questions(args.data)
+    tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
     model, processing_class = load_model(args.model, args.adapter)
     base = model
@@ -69,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         base, _ = load_model(args.base)
     elif forgetting and not hasattr(model, "disable_adapter"):
         raise ValueError(f"{args.model}: is no adapter, so --base must name the model it came from")
-    judge = Judge(args.checker)
+    judge = Judge()
 
     own = content_of_student(args.model, args.adapter)
     before = content_of_student(
@@ -86,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             processing_class,
             items,
             out,
-            settings=settings | {"checker": args.checker},
+            settings=settings | {"answer_type": args.answer_type},
             judge=judge,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,

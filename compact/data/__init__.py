@@ -8,6 +8,7 @@ from compact.data.problems import (
     load_problems,
     load_questions,
     of_teacher,
+    text_of,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "load_problems",
     "load_questions",
     "of_teacher",
+    "text_of",
 ]

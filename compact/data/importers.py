@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.answers import extract_answer, normalise_answer
-from compact.data.problems import Text
+from compact.answers import find_domain
+from compact.data.problems import Text, text_of
 from compact.text.steps import find_marker
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -35,12 +35,14 @@ class Sample:
         completions: the rationales of the row, each as text or chat messages.
         answer: the gold answer, None where the format has none.
         teacher: the teacher the row names, None where the format has none.
+        answer_type: the domain of answers that the row names, None where it names none.
     """
 
     prompt: Text
     completions: tuple[Text, ...]
     answer: str | None
     teacher: str | None = None
+    answer_type: str | None = None
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -203,6 +205,7 @@ def from_compact(row: dict[str, Any], where: str) -> Sample:
         () if row.get("completion") in (None, "", []) else (content("completion"),),
         _field(row, "answer", where),
         _optional(row, where, "teacher"),
+        _optional(row, where, "answer_type"),
     )
 
 
@@ -257,7 +260,8 @@ def gold_answers(path: Path) -> dict[str, str]:
         if answer is None:
             # Only formats whose completions are text have rows without an answer.
             text = str(sample.completions[0])
-            answer = extract_answer(text) or (normalise_answer(text) if len(text) <= 40 else None)
+            domain = find_domain(None, text_of(sample.prompt))
+            answer = domain.extract(text) or (domain.normalise(text) if len(text) <= 40 else None)
             if not answer:
                 raise ValueError(f"{where}: no final answer in {text[-60:]!r}")
         answers[prompt_key(sample.prompt)] = answer
@@ -295,7 +299,8 @@ def import_files(
                 raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
             fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
             first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
-            if normalise_answer(answer) != normalise_answer(agreed):
+            domain = find_domain(agreed, text_of(prompt), sample.answer_type)
+            if answer != agreed and not domain.matches(answer, agreed):
                 raise ValueError(
                     f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
                     f"{first}; say with --gold which is right"
@@ -314,6 +319,8 @@ def import_files(
                     "completion": completion,
                     "answer": agreed,
                 }
+                if sample.answer_type is not None:
+                    rows[teacher]["answer_type"] = sample.answer_type
     found = [row for rows in problems.values() for row in rows.values()]
     if not found:
         raise ValueError(f"{sources[0][1]}: holds questions, but no rationale (completion)")

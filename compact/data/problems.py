@@ -1,7 +1,8 @@
 """Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
 
-A row is one rationale: question_id, prompt, teacher, completion, answer. Prompt and completion are
-text or chat messages. Test files have neither teacher nor completion: `load_questions` reads them.
+A row is one rationale: question_id, prompt, teacher, completion, answer and, where wanted,
+answer_type (a domain of `compact.answers`). Prompt and completion are text or chat messages. Test
+files have neither teacher nor completion: `load_questions` reads them.
 Every error names the file and line (or the row of the data set), the field, and what is wrong.
 """
 
@@ -11,10 +12,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.answers import normalise_answer
+from compact.answers import Domain, find_domain
 
 if TYPE_CHECKING:
     import datasets
@@ -46,6 +48,21 @@ class Problem:
     prompt: Text
     answer: str
     rationales: tuple[Rationale, ...]
+    answer_type: str | None = None
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The kind of answer: found once, from gold answer, options in the prompt, answer_type.
+
+        Raises:
+            ValueError: the gold answer is none of `answer_type`.
+        """
+        return find_domain(self.answer, text_of(self.prompt), self.answer_type)
+
+
+def text_of(content: Text) -> str:
+    """Returns a prompt or completion as one text, chat messages on lines of their own."""
+    return content if isinstance(content, str) else "\n".join(m["content"] for m in content)
 
 
 def load_problems(
@@ -112,17 +129,21 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
 
 def _group(source: Any, with_rationales: bool) -> list[Problem]:
     """Checks every row of `source` and gathers those of one question_id."""
-    first: dict[str, tuple[str, Text, str]] = {}
+    first: dict[str, tuple[str, Problem]] = {}
     rationales: dict[str, list[Rationale]] = {}
     for where, line, row in _rows(source):
         question_id = _text(row, "question_id", where)
         prompt = _content(row, "prompt", where)
         answer = _text(row, "answer", where)
+        answer_type = None if row.get("answer_type") is None else _text(row, "answer_type", where)
+        problem = Problem(question_id, prompt, answer, (), answer_type)
         if question_id not in first:
-            first[question_id] = (where, prompt, answer)
+            if answer_type is not None:
+                _check_domain(problem, where)
+            first[question_id] = (where, problem)
             rationales[question_id] = []
         else:
-            _check_agreement(question_id, where, prompt, answer, *first[question_id])
+            _check_agreement(problem, where, *first[question_id])
         if not with_rationales:
             continue
         teacher = _text(row, "teacher", where)
@@ -142,30 +163,37 @@ def _group(source: Any, with_rationales: bool) -> list[Problem]:
     if not first:
         raise ValueError(f"{_name(source)}: no rows; expected at least one JSON object a line")
     return [
-        Problem(question_id, prompt, answer, tuple(rationales[question_id]))
-        for question_id, (_, prompt, answer) in first.items()
+        replace(problem, rationales=tuple(rationales[question_id]))
+        for question_id, (_, problem) in first.items()
     ]
 
 
-def _check_agreement(
-    question_id: str,
-    where: str,
-    prompt: Text,
-    answer: str,
-    first_where: str,
-    first_prompt: Text,
-    first_answer: str,
-) -> None:
+def _check_domain(problem: Problem, where: str) -> None:
+    """Raises ValueError unless the gold answer is one of its answer_type."""
+    try:
+        _ = problem.domain
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_agreement(problem: Problem, where: str, first_where: str, first: Problem) -> None:
     """Raises ValueError unless a later row of a problem repeats its prompt and its answer."""
-    if prompt != first_prompt:
+    name = f"question_id {problem.question_id!r}"
+    if problem.prompt != first.prompt:
         raise ValueError(
-            f"{where}: prompt of question_id {question_id!r} differs from the one at "
-            f"{first_where}; the rationales of a problem must share one prompt"
+            f"{where}: prompt of {name} differs from the one at {first_where}; the rationales of a "
+            "problem must share one prompt"
         )
-    if normalise_answer(answer) != normalise_answer(first_answer):
+    if problem.answer_type != first.answer_type:
         raise ValueError(
-            f"{where}: answer {answer!r} of question_id {question_id!r} disagrees with "
-            f"{first_answer!r} at {first_where}"
+            f"{where}: answer_type of {name} must be {first.answer_type!r} as at {first_where}, "
+            f"got {problem.answer_type!r}"
+        )
+    same = problem.answer == first.answer
+    if not same and not first.domain.matches(problem.answer, first.answer):
+        raise ValueError(
+            f"{where}: answer {problem.answer!r} of {name} disagrees with {first.answer!r} at "
+            f"{first_where}"
         )
 
 

@@ -28,9 +28,8 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import yaml
 
-from compact.answers import answers_match, extract_answer
 from compact.config import CompactConfig, RecipeConfig
-from compact.data import Problem, load_problems, load_questions
+from compact.data import Problem, load_problems, load_questions, text_of
 from compact.evaluation.evaluate import evaluate
 from compact.files import content_of, content_of_student, write_whole
 from compact.lab import zoo
@@ -203,7 +202,7 @@ def file_task(
             (p.question_id, r.teacher)
             for p in problems
             for r in p.rationales
-            if answers_match(extract_answer(_text(r.completion)), p.answer)
+            if p.domain.matches(p.domain.extract(text_of(r.completion)), p.answer)
         },
         about={
             "model": name,
@@ -216,10 +215,6 @@ def file_task(
         },
         max_new_tokens=256,
     )
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from compact.answers import extract_answer, normalise_answer
 from compact.data import Problem, load_problems
 from compact.lab import zoo
 from compact.lab.planted import PLANTS
@@ -156,8 +155,10 @@ def plant(
     labels: dict[tuple[str, str], str] = {}
     for problem in rng.sample(list(problems), len(problems)):
         texts = [str(r.completion) for r in problem.rationales]
-        gold = normalise_answer(problem.answer)
-        if len(texts) < 3 or any(extract_answer(text) != gold for text in texts):
+        domain = problem.domain
+        if len(texts) < 3 or not all(
+            domain.matches(domain.extract(text), problem.answer) for text in texts
+        ):
             continue
         where = rng.randrange(len(texts))
         spoilt = PLANTS[kind](texts[where], problem.answer, rng)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from compact.checkers import Judge
+from compact.answers import Judge
 from compact.data import Problem
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
@@ -128,7 +128,7 @@ def evaluate(
         problems: the questions; only question_id, prompt and answer are read.
         out: item file (JSON lines, appended batch by batch); items that it holds already are kept.
         settings: what identifies the run; kept beside `out` and compared when a run continues.
-        judge: judges the completions; None decides by each gold answer how (numbers, letters, ...).
+        judge: judges completions, each in its problem's answer domain; a new one when None.
         max_new_tokens: upper limit of an answer.
         batch_size: answers generated at once; results do not depend on it but for rounding.
         progress: whether to draw a progress bar.
@@ -174,7 +174,9 @@ def evaluate(
                 part = todo[first : first + batch_size]
                 answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
-                verdicts = judge([(x, p.answer) for x, (_, p) in zip(texts, part, strict=True)])
+                verdicts = judge.judge(
+                    [(p.domain, x, p.answer) for x, (_, p) in zip(texts, part, strict=True)]
+                )
                 for i, (_, problem) in enumerate(part):
                     item = {
                         "question_id": problem.question_id,

@@ -17,8 +17,9 @@ from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from typing import Any
 
-from compact.answers import normalise_answer, parse_number
+from compact.answers import normalise_answer
 from compact.data import Problem
+from compact.text.numbers import parse_number
 from compact.text.steps import find_marker
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")

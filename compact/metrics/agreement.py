@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compact.answers import answers_match
 from compact.metrics import register
 from compact.metrics.gain import final_level
 from compact.passes import EncodedProblem, Pass
@@ -61,7 +60,7 @@ def _trust(problem: EncodedProblem, level: Tensor) -> Tensor:
     """Returns [K] t_j; `level` [K] is I_n, nats."""
     trust = torch.tensor(
         [
-            float(likelihood if r.answer is None else answers_match(r.answer, problem.gold))
+            float(likelihood if r.answer is None else r.answer == problem.gold)
             for r, likelihood in zip(problem.rationales, level.exp(), strict=True)
         ]
     )

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compact.answers import extract_answer, normalise_answer
-from compact.passes import EncodedProblem, EncodedRationale
+from compact.answers import Domain
+from compact.data import text_of
+from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
 
 if TYPE_CHECKING:
@@ -89,8 +90,11 @@ def encode_problem(
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
         text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
-        rationales.append(_encode_rationale(rationale.teacher, text, ids, ends, room))
-    gold = normalise_answer(problem.answer)
+        rationales.append(
+            _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
+        )
+    rationales = _with_one_name_an_answer(rationales, problem)
+    gold = problem.answer.strip()
     cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
     spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
     if spaced_gold_ids != gold_ids:
@@ -106,12 +110,12 @@ def encode_problem(
     )
     return EncodedProblem(
         question_id=problem.question_id,
-        prompt=_prompt_text(problem.prompt),
+        prompt=text_of(problem.prompt),
         prompt_ids=prompt_ids,
         rationales=tuple(
             replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
         ),
-        gold=gold,
+        gold=problem.domain.normalise(problem.answer),
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
@@ -143,8 +147,28 @@ def choose_leaf_steps(
     return chosen
 
 
+def _with_one_name_an_answer(
+    rationales: Sequence[EncodedRationale], problem: Problem
+) -> list[EncodedRationale]:
+    """Gives answers that match one text: that of the gold answer where they match it.
+
+    From here on two answers of the problem are the same when their texts are.
+    """
+    domain = problem.domain
+    names = [domain.normalise(problem.answer)]
+    found = []
+    for rationale in rationales:
+        answer = rationale.answer
+        if answer is not None:
+            known = (name for name in names if name == answer or domain.matches(name, answer))
+            answer = next(known, answer)
+            names.append(answer)
+        found.append(replace(rationale, answer=answer))
+    return found
+
+
 def _encode_rationale(
-    teacher: str, text: str, ids: list[int], ends: list[int], room: int
+    teacher: str, text: str, ids: list[int], ends: list[int], room: int, domain: Domain
 ) -> EncodedRationale:
     """Places steps and marker on the tokens.
 
@@ -154,6 +178,7 @@ def _encode_rationale(
         ids: its tokens, with what the chat template puts around it.
         ends: for each token the end of its characters in `text`; <= 0 before it, > len(text) after.
         room: most tokens to keep.
+        domain: reads the final answer.
     """
     kept = ids[:room]
     steps, texts, spaced = [], [], []
@@ -175,7 +200,7 @@ def _encode_rationale(
     if not steps:  # cut off within the first words: what is left is the one step
         steps, texts, spaced = [(0, len(kept))], [text], [True]
     marker = find_marker(text)
-    answer = extract_answer(text) if len(kept) == len(ids) else None
+    answer = domain.extract(text) if len(kept) == len(ids) else None
     return EncodedRationale(
         teacher=teacher,
         text=text,
@@ -283,7 +308,3 @@ def _plain_text(content: Text, what: str) -> str:
     raise ValueError(
         f"{what} holds {len(content)} chat messages, but the tokenizer has no chat template"
     )
-
-
-def _prompt_text(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

@@ -35,7 +35,9 @@ class EncodedRationale:
         spaced: for each step, whether the text up to its end asks for a space before the cue.
         marker: index into `ids` of the first token of the answer marker ("The answer is"), T if
             none.
-        answer: the final answer as normalised text, or None where none was found.
+        answer: the final answer in the normal form of the problem's answer domain, or None where
+            none was found. Within a problem, answers that match have one text: the gold answer's
+            where they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
     """
 
@@ -64,8 +66,8 @@ class EncodedProblem:
         prompt: the question as text.
         prompt_ids: [T] ids of the prompt, chat template applied.
         rationales: K >= 1 of them.
-        gold: the gold answer as normalised text.
-        gold_ids: [m] ids of the gold answer as it reads after the cue.
+        gold: the gold answer in normal form; a rationale whose `answer` is this text is right.
+        gold_ids: [m] ids of the gold answer, as the data write it, after the cue.
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
         spaced_cue_ids: the same with a leading space, for steps that are `spaced`.
     """

@@ -1,35 +1,107 @@
-"""Numbers in text: finding, parsing and writing them, exactly."""
+"""Numbers as they stand in English text: where they are, their exact value, their one form."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-# A number: optional sign, thousands separators, decimals, or a plain fraction such as 3/4.
-NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)(?![\d])")
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+
+# A number: optional sign, thousands separators, decimals, a fraction (3/4), a mixed number
+# (1 1/2), an exponent (1.5e-3). No part of a date (05/01/2020), a time or a ratio (3:30) is one,
+# and no part of a version or a section (1.2.3).
+NUMBER = re.compile(
+    r"(?<![\w.])(?<!\d[:/])[-−]?"
+    r"(?:\d{1,6}[ ]\d{1,6}/\d{1,6}"
+    rf"|{_WHOLE}?(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)"
+    r"(?<=\d)(?!\d)(?![:/.]\d)"
+)
+
+_PARTS = re.compile(
+    rf"(?P<sign>[-+−]?)(?:(?P<whole>{_WHOLE}) +(?=\d+/\d))?"
+    rf"(?P<top>{_WHOLE}?(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{{1,4}}))?"
+    r"(?:/(?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
+)
+MAX_DIGITS = 1000
+"""The longest text that is read as a number."""
+MAX_EXPONENT = 400
+"""The largest exponent, of either sign, that is read: "1e9999999999" is text, not a number."""
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Returns the number that `text` is ("1,450.0", "-3", "3/4"), exactly, or None."""
-    plain = text.strip().replace(",", "").replace("−", "-")
-    try:
-        return Fraction(*(Fraction(part) for part in plain.split("/", 1)))
-    except (ValueError, ZeroDivisionError):
+    """Returns the number that `text` is, exactly, or None.
+
+    Read are "1,450.0", "-3", "3/4", "1 1/2" and "1.5e-3". More than `MAX_DIGITS` characters or an
+    exponent beyond `MAX_EXPONENT` are no number, so that the value stays small.
+    """
+    plain = text.strip()
+    found = _PARTS.fullmatch(plain) if len(plain) <= MAX_DIGITS else None
+    if not found or not any(digit.isdigit() for digit in found["top"]):
         return None
+    exponent = int(found["exponent"] or 0)
+    if abs(exponent) > MAX_EXPONENT:
+        return None
+    value = Fraction(found["top"].replace(",", "")) * Fraction(10) ** exponent
+    if found["bottom"]:
+        bottom = Fraction(found["bottom"])
+        if bottom == 0:
+            return None
+        value /= bottom
+    if found["whole"]:
+        value += int(found["whole"].replace(",", ""))
+    return -value if found["sign"] in ("-", "−") else value
 
 
 def format_number(number: Fraction) -> str:
     """Returns the one text of a number: 1450, 0.25, or 1/3 where no decimal is exact."""
     if number.denominator == 1:
         return str(number.numerator)
-    rest = number.denominator
+    rest, digits = number.denominator, 0
     for prime in (2, 5):
+        power = 0
         while rest % prime == 0:
             rest //= prime
+            power += 1
+        digits = max(digits, power)
     if rest != 1:
         return f"{number.numerator}/{number.denominator}"
-    digits = 1
-    while (number * 10**digits).denominator != 1:
-        digits += 1
     scaled = str(abs(int(number * 10**digits))).zfill(digits + 1)
     return f"{'-' if number < 0 else ''}{scaled[:-digits]}.{scaled[-digits:]}"
+
+
+_SMALL = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_VALUES = {word: i for i, word in enumerate(_SMALL)}
+_VALUES |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
+
+NUMBER_WORDS = re.compile(
+    rf"\b(?:{_WORD})(?:(?:[ -]|[ ]and[ ])(?:{_WORD})){{0,12}}\b", re.IGNORECASE
+)
+"""A number in words: "six", "twenty-five", "three hundred and two"."""
+
+
+def parse_number_words(text: str) -> Fraction | None:
+    """Returns the number that is written in words, or None: "one hundred and five" is 105."""
+    words = text.lower().replace("-", " ").split()
+    if not words or len(words) > 20:
+        return None
+    total = part = 0
+    for word in words:
+        if word == "and":
+            continue
+        if word in _VALUES:
+            part += _VALUES[word]
+        elif word == "hundred":
+            part = max(part, 1) * 100
+        elif word in _SCALES:
+            total += max(part, 1) * _SCALES[word]
+            part = 0
+        else:
+            return None
+    return Fraction(total + part)

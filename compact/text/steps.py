@@ -14,26 +14,42 @@ class Step(NamedTuple):
     text: str
 
 
-# "The answer is 7", "So the final answer is: 7", "Answer: 7", "#### 7", "\boxed{7}". A connective
-# in front belongs to the answer part: "Therefore," alone would be an empty step.
+# What announces the answer. A connective in front belongs to the answer part: "Therefore," alone
+# would be an empty step. So do the signs of a Markdown heading or of bold type.
+_KIND = (
+    r"(?:(?:most\s+|more\s+)?(?:final|correct|right|best|likely|probable|appropriate|accurate"
+    r"|suitable|reasonable|logical|plausible|closest|overall|short)\s+)"
+)
+_NOUN = rf"(?:{_KIND}{{0,2}}answer(?:\s+choice)?|{_KIND}{{1,2}}(?:option|choice))"
+_TOPIC = r"(?:\s+to\s+(?:the|this|your)\s+(?:\w{1,20}\s+)?(?:question|problem|puzzle|riddle))?"
+_VERB = r"(?:is|would\s+be|must\s+be|should\s+be|will\s+be)\b"
+_SIGNS = r"[*_#>\s:$({\[\\]"  # what may stand between "The answer is" and "\boxed"
 _MARKER = re.compile(
-    r"(?:\b(?:so|therefore|thus|hence|finally|consequently),?\s+)?"
-    r"(?:\bthe\s+)?\b(?:final\s+)?answer\s+is\b"
-    r"|(?:\bfinal\s+)?\banswer\s*:"
-    r"|####"
-    r"|\\boxed\b",
+    # "The answer is 7", "So the most likely answer is: **7", "The answer is $\boxed{7}$"
+    r"(?P<direct>(?:\b(?:so|therefore|thus|hence|finally|consequently),?\s+)?"
+    rf"(?:\bthe\s+)?\b{_NOUN}{_TOPIC}\s+{_VERB}(?:{_SIGNS}{{1,20}}boxed\b)?"
+    r"|theansweris"
+    # "\boxed{7}"
+    r"|\\boxed\b"
+    # "#### 7", but not "#### 2. Add them" or "#### Step 2", which are headings
+    r"|####(?![ \t]*\d{1,2}[.)][ \t])"
+    r"(?=[ \t]*[-−+$\\(]{0,3}[\d.]|[ \t]{0,9}[^\s#][^\n#]{0,60}\n?\Z|[ \t]{0,9}\Z))"
+    # "Answer: 7", "**Final Answer:** 7", "**Answer**: 7"
+    rf"|[*_#]{{0,6}}[ \t]?\b(?:the\s+)?{_NOUN}{_TOPIC}[*_]{{0,3}}\s?:"
+    # "### Answer" and "**Final answer**" on a line of their own
+    rf"|(?m:^)[*_#]{{0,6}}[ \t]?{_NOUN}[*_]{{0,3}}[ \t]{{0,3}}(?m:$)",
     re.IGNORECASE,
 )
 
 # Spans in which nothing is cut. A single $...$ is LaTeX only when its inside looks like it, since
 # rationales are full of dollar amounts ("$7 + $17 = $24").
 _LATEX = re.compile(
-    r"\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
+    r"\\\((?:[^\\]|\\[^()])*\\\)|\\\[(?:[^\\]|\\[^\[\]])*\\\]|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
     r"|\$(?=[^$\n]*[\\^_])[^$\n]*\$",
     re.DOTALL,
 )
 
-_ABBREVIATION = re.compile(
+ABBREVIATION = re.compile(
     r"(?:\b(?:mr|mrs|ms|dr|st|jr|sr|vs|approx|fig|eq|e\.g|i\.e|[ap]\.m))$", re.IGNORECASE
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
@@ -49,15 +65,30 @@ _CUT = re.compile(
 _CONTENT = re.compile(r"\w")
 
 
+class Marker(NamedTuple):
+    """An answer marker text[start:end].
+
+    `direct` markers ("The answer is", a box, "####") are followed by the answer itself; after the
+    others ("Answer:", a heading) a sentence or a whole paragraph may come first.
+    """
+
+    start: int
+    end: int
+    direct: bool
+
+
+def find_markers(text: str) -> list[Marker]:
+    """Returns every answer marker of a text, in order."""
+    return [Marker(*match.span(), match["direct"] is not None) for match in _MARKER.finditer(text)]
+
+
 def find_marker(text: str) -> int:
     r"""Returns the character offset of the last answer marker, len(text) where there is none.
 
     The last one, because a rationale may say "The answer is 25 x 14 = ? The answer is 350".
     """
-    start = len(text)
-    for match in _MARKER.finditer(text):
-        start = match.start()
-    return start
+    markers = find_markers(text)
+    return markers[-1].start if markers else len(text)
 
 
 def split_steps(text: str) -> list[Step]:
@@ -92,8 +123,10 @@ def _is_no_sentence_end(text: str, start: int, match: re.Match[str]) -> bool:
     """Whether the cut is only the full stop of an abbreviation or of a list number."""
     if match.group()[0] != ".":
         return False
-    before = text[start : match.start()]
-    return bool(_ABBREVIATION.search(before) or _LIST_NUMBER.search(before))
+    # The last characters are enough; "x" stands for what is cut off, so that no line begins there.
+    near = max(start, match.start() - 40)
+    before = ("x" if near > start else "") + text[near : match.start()]
+    return bool(ABBREVIATION.search(before) or _LIST_NUMBER.search(before))
 
 
 def _trim(text: str, start: int, end: int) -> Step:

@@ -14,7 +14,6 @@ from random import Random
 import torch
 from torch import Tensor
 
-from compact.answers import answers_match
 from compact.metrics.answer import answer_share
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
@@ -147,7 +146,7 @@ def oracle(teachers: Collection[str] = ()) -> Policy:
 
     def policy(pass_: Pass, _: int) -> Tensor:
         right = [
-            float(r.teacher in teachers if teachers else answers_match(r.answer, problem.gold))
+            float(r.teacher in teachers if teachers else r.answer == problem.gold)
             for problem in pass_.batch.problems
             for r in problem.rationales
         ]

@@ -90,7 +90,11 @@ BAD = [
     ("evaluate --model student --data bad.jsonl --out OUT", "bad.jsonl:1: question_id must be"),
     ("evaluate --model student --data questions.jsonl --limit -1 --out OUT", "--limit"),
     ("evaluate --model student --data questions.jsonl --limit x --out OUT", "invalid int"),
-    ("evaluate --model student --data questions.jsonl --checker x --out OUT", "choose from"),
+    ("evaluate --model student --data questions.jsonl --answer_type x --out OUT", "choose from"),
+    (
+        "evaluate --model student --data questions.jsonl --answer_type date --out OUT",
+        "expected an answer of the domain 'date'",
+    ),
     ("score bad.jsonl --model student --out OUT", "bad.jsonl:1: question_id must be text"),
     ("score data.jsonl --model student --max_length 3 --out OUT", "max_length = 3"),
     ("score data.jsonl --model student --metric consensus=x --out OUT", "agreement"),

@@ -37,10 +37,32 @@ def test_steps_marker_and_gold_read_as_in_the_text() -> None:
     assert pieces == list(rationale.step_texts) and len(pieces) >= 2
     assert tokenizer.decode(rationale.ids[rationale.marker : -1]).strip() == "The answer is 12"
     assert rationale.ids[-1] == tokenizer.eos_token_id and rationale.answer == found.gold == "12"
-    running = tokenizer("The answer is 12", add_special_tokens=False)["input_ids"]
+    # The leaf asks for the gold answer as the data write it.
+    running = tokenizer("The answer is 12.0", add_special_tokens=False)["input_ids"]
     assert list(found.cue_ids + found.gold_ids) == running
-    spaced = tokenizer(" The answer is 12", add_special_tokens=False)["input_ids"]
+    spaced = tokenizer(" The answer is 12.0", add_special_tokens=False)["input_ids"]
     assert list(found.spaced_cue_ids + found.gold_ids) == spaced
+
+
+def test_answers_that_match_have_one_text() -> None:
+    """Within a problem, equality of texts is equality of answers, in the problem's domain."""
+    texts = ("The answer is 1/2", "The answer is 0.5.", "So it is 50%. The answer is 3", "Hm.")
+    rationales = tuple(Rationale(str(i), text, i) for i, text in enumerate(texts))
+    of_numbers = Problem("q", "Which share?", "0.5", rationales)
+    found = encode_problem(of_numbers, build_tokenizer(), max_length=200)
+    assert [r.answer for r in found.rationales] == ["0.5", "0.5", "3", None]
+    texts = (
+        "The answer is (B)",
+        "The answer is b) red.",
+        "The best answer is:\n\nA) blue",
+        "So red.",
+    )
+    rationales = tuple(Rationale(str(i), text, i) for i, text in enumerate(texts))
+    choice = Problem("q", "Which colour?\n(A) blue\n(B) red", "(B)", rationales)
+    found = encode_problem(choice, build_tokenizer(), max_length=200)
+    assert [r.answer for r in found.rationales] == ["B", "B", "A", "B"] and found.gold == "B"
+    as_text = replace(choice, answer="red", answer_type="text")
+    assert as_text.domain.name == "text" and choice.domain.name == "choice"
 
 
 def test_chat_template_ends_the_turn_and_drops_what_follows() -> None:

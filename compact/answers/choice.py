@@ -1,0 +1,219 @@
+"""One of several options: "(B)", "B) field", "option B", or the option's own text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from compact.answers.base import Domain, register_domain
+from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+
+LETTERS = "ABCDEFGHIJ"
+# The ways of labelling options in a prompt, the surest first: "(A) x", "A) x", "A. x" or "A: x".
+_LABELS = tuple(
+    re.compile(form.format(letters), re.MULTILINE)
+    for form in (
+        r"^[ \t]*\(([{}])\)",
+        r"^[ \t]*([{}])\)",
+        r"^[ \t]*([{}])[.:](?=\s)",
+        r"\(([{}])\)",
+        r"(?<![\w(])([{}])\)",
+        r"(?<![\w(.])([{}])[.:](?=\s)",
+    )
+    for letters in ("A-J", "a-j")
+)
+_GOLD = re.compile(r"\W*(?:(?:option|choice)\W+)?([A-Ja-j])\W*", re.IGNORECASE)
+
+
+class Mention(NamedTuple):
+    """A place where a sentence names an option."""
+
+    start: int
+    end: int
+    letter: str
+
+
+# A letter with brackets or with "option" in front is a label wherever it stands.
+_LABEL = re.compile(
+    r"\(([A-Ja-j])\)|(?<![\w'(/-])([A-Ja-j])\)|\b(?i:option|choice)s?:?\s\(?([A-J])\b\)?"
+)
+# A capital alone is one too, but for the words "A" and "I" and for names ("vitamin C", "A.J.").
+_CAPITAL = re.compile(r"(?<![\w'./-])([A-J])(?![\w'/-]|\.\w)")
+_NOT = re.compile(r"\W*not\b", re.IGNORECASE)
+_A_WORD = re.compile(r"\s+[a-z]")
+# In front of the answer a letter needs nothing but an end: "B", "B.", "b", "C: 55%".
+_IN_FRONT = re.compile(
+    r"[^\w(]*(?:\(([A-Ja-j])\)|(?:(?i:option|choice)\W{1,3})?"
+    r"(?:([A-J])(?![\w'/-]|\.\w)|([a-j])(?=[).:]|\W*$)))\)?"
+)
+_OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
+
+
+def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
+    """Returns the options of a prompt as (letter, text), () where it has none.
+
+    They are the last run of labels from A on, of one form: at the beginnings of lines if there is
+    such a run, so that "(A) (a) 5 volts, (b) 3 volts" is option A.
+    """
+    for label in _LABELS:
+        best: list[re.Match[str]] = []
+        run: list[re.Match[str]] = []
+        for found in label.finditer(prompt):
+            if found[1] in "Aa":
+                run = [found]
+            elif run and ord(found[1]) == ord(run[-1][1]) + 1:
+                run.append(found)
+                best = run
+        if best:
+            ends = [found.start() for found in best[1:]] + [len(prompt)]
+            return tuple(
+                (found[1].upper(), _option_text(prompt[found.end() : end]))
+                for found, end in zip(best, ends, strict=True)
+            )
+    return ()
+
+
+def _option_text(text: str) -> str:
+    """Returns an option's text in plain form: its first line with anything on it."""
+    return plain_text(text.strip().split("\n", 1)[0])
+
+
+@register_domain("choice")
+@dataclass(frozen=True)
+class Choice(Domain):
+    """One of several options; the normal form is the letter.
+
+    A letter goes before a text: "C) 55%" is C whatever option says 55%. Where a completion names
+    several options in turn, the last one it commits itself to counts; a statement that joins two of
+    them ("B or E") commits itself to none.
+
+    Attributes:
+        options: (letter, plain text) of every option, () if the prompt does not show them.
+    """
+
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> Choice | None:
+        """Accepts the letter or the text of an option; a letter alone if the prompt has none."""
+        domain = cls(read_options(prompt))
+        if gold is None:
+            return domain if domain.options else None
+        if not _GOLD.fullmatch(unwrap(gold)):
+            # A text that only begins with a letter ("J. K. Rowling") has to be that option's.
+            front = domain._in_front(unwrap(gold))
+            texts = dict(domain.options)
+            shown = plain_text(unwrap(gold)[front.end :]) if front else plain_text(gold)
+            if shown not in ([texts.get(front.letter)] if front else texts.values()):
+                return None
+        return domain if domain.normalise(gold) in domain.letters else None
+
+    @property
+    def letters(self) -> str:
+        """The letters that can be chosen."""
+        return "".join(letter for letter, _ in self.options) or LETTERS
+
+    def normalise(self, answer: str) -> str:
+        """Returns the letter ("(b)." -> "B", "the field" -> "B"), plain text for others."""
+        text = unwrap(answer[:LONGEST_ANSWER])
+        plain = plain_text(text)
+        found = _GOLD.fullmatch(text) or _GOLD.fullmatch(plain)
+        if found and found[1].upper() in self.letters:
+            return found[1].upper()
+        for letter, option in self.options:
+            if plain == option:
+                return letter
+        front = self._in_front(text) or self._in_front(plain)
+        return front.letter if front else plain
+
+    def extract(self, completion: str) -> str | None:
+        """Returns the option behind the last answer marker, else the last one that is named."""
+        return read(self, completion)
+
+    def stated(self, sentence: str) -> str | None:
+        """Returns the first option, "" where the sentence joins it to another or denies it."""
+        if _NOT.match(sentence):
+            return ""
+        mention = self._stated(sentence)
+        return mention.letter if mention else None
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the option whose label or whose whole text a sentence begins with."""
+        front = self._in_front(sentence)
+        if front:
+            return self.stated(sentence)
+        texts = self._texts(sentence)
+        return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
+
+    def final(self, sentence: str) -> str | None:
+        """Returns the last option, by letter before text."""
+        mentions = list(self._labels(sentence, _LABEL))
+        front = self._in_front(sentence)
+        mentions = mentions or ([front] if front else []) or self._texts(sentence)
+        mentions = mentions or list(self._labels(sentence, _CAPITAL))
+        return max(mentions, key=lambda mention: mention.start).letter if mentions else None
+
+    def _in_front(self, sentence: str) -> Mention | None:
+        """Returns the label that a sentence begins with, None if it begins with a word."""
+        found = _IN_FRONT.match(sentence)
+        if not found:
+            return None
+        letter = (found[1] or found[2] or found[3]).upper()
+        if letter not in self.letters:
+            return None
+        # "A dog", "I think"
+        if letter in "AI" and found[2] and _A_WORD.match(sentence, found.end()):
+            return None
+        return Mention(found.start(), found.end(), letter)
+
+    def _labels(self, sentence: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
+        for found in pattern.finditer(sentence):
+            letter = next(group for group in found.groups() if group).upper()
+            word = pattern is _CAPITAL and letter in "AI" and _A_WORD.match(sentence, found.end())
+            if letter in self.letters and not word:
+                yield Mention(found.start(), found.end(), letter)
+
+    def _texts(self, sentence: str) -> list[Mention]:
+        """Returns where a sentence holds options' texts, in order, none inside a longer one."""
+        plain = " ".join(sentence.lower().split())
+        found: list[Mention] = []
+        for letter, option in sorted(self.options, key=lambda pair: -len(pair[1])):
+            start = plain.find(option) if option else -1
+            while start >= 0:
+                end = start + len(option)
+                whole = not (plain[start - 1 : start].isalnum() or plain[end : end + 1].isalnum())
+                if whole and not any(m.start <= start and end <= m.end for m in found):
+                    found.append(Mention(start, end, letter))
+                    break
+                start = plain.find(option, end)
+        return sorted(found)
+
+    def _stated(self, sentence: str) -> Mention | None:
+        """Returns the option that the sentence behind a marker commits itself to.
+
+        The letter of the result is "" where the sentence joins two options.
+        """
+        front = self._in_front(sentence)
+        labels = [front] if front else list(self._labels(sentence, _LABEL))
+        texts = [] if labels else self._texts(sentence)
+        mentions = labels or texts or list(self._labels(sentence, _CAPITAL))
+        if not mentions:
+            return None
+        first = mentions[0]
+        if not texts:
+            joined = _OR.match(sentence, self._end_of_option(sentence, first))
+            other = self._in_front(sentence[joined.end() :][:40]) if joined else None
+            if other and other.letter != first.letter:
+                return Mention(first.start, first.end, "")
+        return first
+
+    def _end_of_option(self, sentence: str, mention: Mention) -> int:
+        """Returns where a label ends, together with the option's text behind it."""
+        text = dict(self.options).get(mention.letter, "")
+        rest = sentence[mention.end :]
+        behind = rest.lstrip(" :.-")
+        if text and behind.lower().startswith(text):
+            return mention.end + len(rest) - len(behind) + len(text)
+        return mention.end

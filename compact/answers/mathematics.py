@@ -1,0 +1,158 @@
+r"""Mathematical objects: "6\sqrt{2}", intervals, tuples, expressions, matrices (math-verify)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from compact.answers import number
+from compact.answers.base import Domain, register_domain
+from compact.answers.number import bare_number, same_number
+from compact.answers.reading import (
+    LONGEST_ANSWER,
+    Part,
+    braced,
+    parts,
+    plain_text,
+    sentences,
+    statements,
+    visible,
+)
+
+# What makes a text mathematics: an operator, a command, a bracket with a digit, an unknown (2x).
+_SYMBOLS = re.compile(r"[\\^_=+*/$√π∞<>≤≥|]|[(\[{][^)\]}]{0,200}\d|\d[a-zA-Z]\b|[a-z]\s?-\s?\d")
+_FORMULA = re.compile(
+    r"\$\$?[^$]{1,1000}\$\$?|\\\((?:[^\\]|\\[^()]){1,1000}\\\)|\\\[(?:[^\\]|\\[^\[\]]){1,1000}\\\]"
+)
+_WRAPPED = re.compile(
+    r"\s*(?:\$\$(?P<two>[^$]+)\$\$|\$(?P<one>[^$]+)\$|\\\((?P<round>.+?)\\\)"
+    r"|\\\[(?P<square>.+?)\\\])\s*[.,;]?\s*",
+    re.DOTALL,
+)
+_SPACING = re.compile(
+    r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![a-z])|(?<!\\)\\[,;:! ]|~|\\q?quad\b"
+)
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s?\{\s?([^{}]*?)\s?\}")
+_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s?\d)|`")
+
+
+def tidy(expression: str) -> str:
+    r"""Returns an expression without what only sets it: "$\dfrac12\,$." -> "\frac{1}{2}"."""
+    text = _BOLD.sub("", expression[:LONGEST_ANSWER]).strip().strip("*_ ")
+    for _ in range(3):  # dollars around a box around a text
+        before = text
+        whole = _WRAPPED.fullmatch(text)
+        if whole:
+            text = next(group for group in whole.groups() if group is not None).strip()
+        if text.startswith("\\boxed"):
+            inside = braced(text, len("\\boxed"))
+            text = inside if inside is not None else text
+        if text == before:
+            break
+    text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = re.sub(r"\\frac\s?(\w)\s?(\w)(?!\w)", r"\\frac{\1}{\2}", text)
+    text = _TEXT.sub(r"\1", text).replace("$", "").replace("−", "-")
+    return " ".join(text.split()).rstrip(".,;:! ").lstrip(":;,= ")
+
+
+def check(a: str, b: str) -> bool:
+    """Whether math-verify finds two expressions the same, whichever of them is the gold one.
+
+    It may hang on a hostile expression, and its own time limit is a SIGALRM that neither works
+    outside the main thread nor stops compiled code: it runs in a process of `CheckerPool`.
+    """
+    from math_verify import parse, verify
+
+    x, y = (parse(f"${text}$", parsing_timeout=None) for text in (a, b))
+    if not x or not y:
+        return False
+    return bool(verify(x, y, timeout_seconds=None) or verify(y, x, timeout_seconds=None))
+
+
+@register_domain("math")
+@dataclass(frozen=True)
+class Mathematics(Domain):
+    """Mathematical objects, the same where math-verify says so in either order.
+
+    What two texts or two numbers decide is decided at once; the rest is asked of a process, which
+    is killed after ten seconds: then the answers do not match.
+    """
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> Mathematics | None:
+        """Accepts an expression: something with digits, operators, brackets or commands."""
+        if gold is None or len(gold) > LONGEST_ANSWER:
+            return None
+        return cls() if _SYMBOLS.search(gold) or bare_number(gold) is not None else None
+
+    def normalise(self, answer: str) -> str:
+        """Returns a number in normal form, another expression without what only sets it."""
+        text = tidy(answer)
+        symbols = _SYMBOLS.search(text.replace("\\frac", ""))
+        return (None if symbols else bare_number(text)) or text
+
+    def extract(self, completion: str) -> str | None:
+        """Returns the expression behind the last answer marker, else the last formula or number."""
+        text = visible(completion)
+        for part in parts(text):
+            stated = _stated(part)
+            if stated:
+                return self.normalise(stated) or None
+        formulas = list(_FORMULA.finditer(text))
+        if formulas:
+            return self.normalise(formulas[-1].group().rpartition("=")[2]) or None
+        numbers = [found for s in statements(text) if (found := number.final(s)) is not None]
+        return (numbers[-1] or None) if numbers else None
+
+    def decide(self, a: str | None, b: str | None) -> bool | None:
+        """Returns what `matches` does, or None where only math-verify can tell."""
+        if a is None or b is None:
+            return False
+        x, y = self.normalise(a), self.normalise(b)
+        if not x or not y:
+            return False
+        if x == y or x.replace(" ", "") == y.replace(" ", ""):
+            return True
+        same = same_number(x, y)
+        if same is not None:
+            return same
+        if _is_words(x) or _is_words(y):
+            return plain_text(x) == plain_text(y)
+        return None
+
+    def matches(self, a: str | None, b: str | None) -> bool:
+        """Compares as mathematical objects.
+
+        Raises:
+            RuntimeError: the checker process could not be started.
+        """
+        decided = self.decide(a, b)
+        if decided is not None or a is None or b is None:
+            return bool(decided)
+        from compact.answers.judge import verify_mathematics  # it imports the domains
+
+        return verify_mathematics(self.normalise(a), self.normalise(b))
+
+
+def _is_words(text: str) -> bool:
+    """Whether a text is prose ("does not exist"): math-verify would multiply its letters."""
+    return not _SYMBOLS.search(text) and bool(re.search(r"[a-z]{3,}", text, re.IGNORECASE))
+
+
+def _stated(part: Part) -> str:
+    """Returns the expression that a part states: its box, its first formula, or its first line."""
+    if part.boxed:
+        return part.text
+    line = next((s for s in part.text.split("\n") if re.search(r"[\w\\]", s)), "")
+    formula = _FORMULA.search(part.text if line.strip() in ("\\[", "$$") else line)
+    if formula:
+        expression = formula.group()
+        return expression if _is_relation(expression) else expression.rpartition("=")[2]
+    sentence = next(sentences(line), line)
+    return sentence if _is_relation(sentence) else sentence.rpartition("=")[2]
+
+
+def _is_relation(text: str) -> bool:
+    """Whether "=" is part of the answer: an equation such as y = 2x + 3, or none at all."""
+    left, equals, right = text.strip("$\\()[] ").partition("=")
+    return not equals or ("=" not in right and bool(re.search(r"[a-zA-Z]", right)))

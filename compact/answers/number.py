@@ -1,0 +1,185 @@
+"""Numbers: "$1,450.00", "7 apples", "3/4", "1 1/2", "1.5e3", "six"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from compact.answers.base import Domain, register_domain
+from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+from compact.text.numbers import (
+    NUMBER,
+    NUMBER_WORDS,
+    format_number,
+    parse_number,
+    parse_number_words,
+)
+
+_EQUALS = re.compile(r"=|≈|\\approx\b")
+# A number next to an operator, a root or an unknown is a part of an expression: the 6 of
+# "6*sqrt(2)" and the 3 of "3 + 4" state nothing.
+_GOES_ON = re.compile(
+    r"\s?(?:[*×^÷√·!]|[-+/–]\s?(?:[\d.(\\√]|sqrt|pi\b|[xyz]\b)|x\s?\d|\\?sqrt|\\?pi\b|π"
+    r"|\\(?:times|cdot|div|frac|log|ln|pm)|[xyzn]\b)|\((?=[\d\\])"
+)
+_COMES_FROM = re.compile(r"(?:[\d)}]\s?[-+*/×÷x–]|[*^×√÷]|sqrt|\b[a-z]\s?[-+/])\s?[({]?$|[\w)}]\($")
+# "2, -1" and "3 or 4" are several answers, not one.
+_SEVERAL = re.compile(r"\W*[-−]?\d[\d./]*(?:,?\s+(?:(?:and|or)\s+)?[-−]?\d[\d.,/]*)+\W*")
+_NOT = re.compile(r"\W*not\b", re.IGNORECASE)
+_OPENING = re.compile(r"\W*(?:\w+\W+)?(?:\W*(?:=|≈)\W*)?")
+# Where the answer is a number, a time on the full hour is one: "2:00 pm" is 2.
+_FULL_HOUR = re.compile(r"(?<![\d:.,])(\d{1,2}):00(?![\d:])")
+_UNIT_WORDS = 4
+_SHORT = 2  # words of a sentence that is an answer by itself: "Seven apples."
+
+
+def same_number(a: str, b: str) -> bool | None:
+    """Whether two texts are the same number up to a millionth of its size; None if one is none."""
+    x, y = parse_number(a), parse_number(b)
+    if x is None or y is None:
+        return None
+    size = max(abs(x), abs(y), Fraction(1))
+    return abs(x - y) <= size / 10**6
+
+
+def free_numbers(text: str) -> Iterator[re.Match[str]]:
+    """Yields the numbers of an unwrapped text that are no part of an expression."""
+    for found in NUMBER.finditer(text):
+        before = text[max(0, found.start() - 6) : found.start()]
+        if _GOES_ON.match(text, found.end()) or _COMES_FROM.search(before):
+            continue
+        if parse_number(found.group()) is not None:
+            yield found
+
+
+def stated_number(sentence: str, *, last: bool) -> str | None:
+    """Returns the number that a sentence states, in normal form.
+
+    That is the first number behind its last "=" if any stands there, else the first or the last of
+    the sentence.
+    """
+    if _SEVERAL.fullmatch(sentence) and parse_number(sentence.strip(" .")) is None:
+        return None
+    equals = [found.end() for found in _EQUALS.finditer(sentence)]
+    tail = sentence[equals[-1] :] if equals else ""
+    if re.search(r"\d", tail):
+        found = next(free_numbers(tail), None)
+    else:
+        numbers = list(free_numbers(sentence))
+        found = numbers[-1 if last else 0] if numbers else None
+    return _form(found.group()) if found else None
+
+
+def _form(text: str) -> str | None:
+    number = parse_number(text)
+    return None if number is None else format_number(number)
+
+
+def bare_number(answer: str) -> str | None:
+    """Returns the normal form of a text with exactly one number or number in words, else None."""
+    text = unwrap(answer[:LONGEST_ANSWER]).strip()
+    if _NOT.match(text):
+        return None
+    number = _form(text.strip(" ,:;!?()[]{}\"'").rstrip("."))
+    if number is not None:
+        return number
+    text = _EQUALS.split(text)[-1] if re.search(r"[\d\w]\s*$", text) else text
+    every = NUMBER.findall(text)
+    if every:
+        return stated_number(text, last=False) if len(every) == 1 else None
+    words = NUMBER_WORDS.match(text)
+    if words and not re.search(r"\d", text):
+        value = parse_number_words(words.group())
+        return None if value is None else format_number(value)
+    return None
+
+
+def stated(sentence: str) -> str | None:
+    """Returns the number that a sentence states, in digits or in words; "" behind "not"."""
+    if _NOT.match(sentence):
+        return ""
+    return stated_number(sentence, last=False) or _in_words(sentence)
+
+
+def opening(sentence: str) -> str | None:
+    """Returns the number that a sentence begins with, but for one word or an unknown ("x = 7")."""
+    first = next(free_numbers(sentence), None)
+    if first:
+        opens = first.start() < 60 and _OPENING.fullmatch(sentence[: first.start()])
+        return stated(sentence) if opens else None
+    return _in_words(sentence)
+
+
+def final(sentence: str) -> str | None:
+    """Returns the last number of a sentence, "" where all are parts of an expression."""
+    if NUMBER.search(sentence):
+        return stated_number(sentence, last=True) or ""
+    return _in_words(sentence) if len(sentence.split()) <= _SHORT else None
+
+
+def _in_words(sentence: str) -> str | None:
+    """Returns the first number in words; "one" counts only in front, elsewhere it is a pronoun."""
+    if re.search(r"\d", sentence):
+        return None
+    for words in NUMBER_WORDS.finditer(sentence):
+        if words.group().lower() != "one" or not re.search(r"\w", sentence[: words.start()]):
+            value = parse_number_words(words.group())
+            if value is not None:
+                return format_number(value)
+    return None
+
+
+@register_domain("number")
+@dataclass(frozen=True)
+class Number(Domain):
+    """Numbers, compared by value up to a millionth of their size; units and currency are dropped.
+
+    "50%" is 50. A number in words counts, a part of an expression ("6*sqrt(2)") does not.
+    """
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> Number | None:
+        """Accepts one number, alone or with a unit of a few words: "7 square feet", "$18"."""
+        if gold is None or bare_number(gold) is None:
+            return None
+        text = unwrap(gold)
+        found = NUMBER.search(text) or NUMBER_WORDS.search(text)
+        if found is None or re.search(r"\w", text[: found.start()].rpartition("=")[2]):
+            return None
+        return cls() if len(text[found.end() :].split()) <= _UNIT_WORDS else None
+
+    def normalise(self, answer: str) -> str:
+        """Returns the number ("$1,450.0" -> "1450"), plain text where there is not just one."""
+        text = _FULL_HOUR.sub(r"\1", answer[:LONGEST_ANSWER])
+        plain = plain_text(text)
+        return bare_number(text) or bare_number(plain) or plain
+
+    def extract(self, completion: str) -> str | None:
+        """Returns the number behind the last answer marker, else the last number.
+
+        A stated answer that is an expression or a word is returned as plain text, which no number
+        matches.
+        """
+        return read(self, completion)
+
+    def stated(self, sentence: str) -> str | None:
+        """Returns the first number, or the first behind the last "="."""
+        return stated(_FULL_HOUR.sub(r"\1", sentence))
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the number that a sentence begins with."""
+        return opening(_FULL_HOUR.sub(r"\1", sentence))
+
+    def final(self, sentence: str) -> str | None:
+        """Returns the last number, or the first behind the last "="."""
+        return final(_FULL_HOUR.sub(r"\1", sentence))
+
+    def matches(self, a: str | None, b: str | None) -> bool:
+        """Compares as numbers where both are, else as plain text."""
+        if a is None or b is None:
+            return False
+        x, y = self.normalise(a), self.normalise(b)
+        same = same_number(x, y)
+        return x == y if same is None else same

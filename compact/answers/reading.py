@@ -1,0 +1,218 @@
+"""What all domains share: where a completion states its answer, and that text in plain form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from compact.text.steps import ABBREVIATION, find_markers
+
+_THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|[^|<>\n]{0,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|<\|")
+_WORD = re.compile(r"[^\W_]")
+MOST_MARKERS = 5
+"""How many answer markers are tried, from the last one on."""
+LONGEST_ANSWER = 2000
+"""Characters of an answer, bare or behind a marker, that are looked at."""
+
+_FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}|(\d)(\d))")
+_POWER_OF_TEN = re.compile(
+    r"(?<=\d)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?(?:\^|\*\*)\s?\{?\s?([-+−]?)(\d{1,12})\s?\}?"
+)
+_WRAP = re.compile(
+    r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|emph|operatorname)"
+    r"\s?\{([^{}]*)\}"
+)
+_DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ\b)")
+_SPACE = re.compile(r"\\(?:quad|qquad|[,;: ])|~|\xa0")
+_DROPPED = re.compile(
+    r"\\(?:left|right|displaystyle|[!()\[\]])(?![a-z])"
+    r"|(?<!\d)\*\*+|\*\*+(?!\s?\d)|__+|`|(?m:^)[ \t]*(?:#{1,6}|>)[ \t]*"
+)
+_CURRENCY = re.compile(r"\\?[$€£¥]")
+_EMPHASIS = re.compile(r"(?<![\w*)}])\*(?=\w)|(?<=[\w.!?)])\*(?![\w*({\\ ])")
+
+# A sentence ends at a new line or at ".!?;" before a space; not inside decimals, "A.J." or "3! * 2"
+_END = re.compile(r"\n|(?:[.?;]|!(?!\s{0,3}[-+*/=×)^])){1,9}[\"'”’)\]*_]{0,9}(?=\s|$)")
+_INITIAL = re.compile(r"(?:^|[\s.(])[A-Z]$")
+
+
+class Part(NamedTuple):
+    """What stands behind an answer marker.
+
+    Attributes:
+        text: the rest of the completion, or what a box holds.
+        direct: whether the answer itself comes first ("The answer is"), see `Marker`.
+        boxed: whether it is what a box holds.
+    """
+
+    text: str
+    direct: bool
+    boxed: bool
+
+
+def visible(completion: str) -> str:
+    """Returns the part of a completion that can state the answer.
+
+    That is what follows the last `</think>`, unless nothing does; special tokens become new lines.
+    """
+    ends = list(_THINK_END.finditer(completion))
+    if ends and _WORD.search(completion, ends[-1].end()):
+        completion = completion[ends[-1].end() :]
+    return _SPECIAL.sub("\n", completion)
+
+
+def parts(text: str) -> Iterator[Part]:
+    """Yields what stands behind each answer marker, the last one first, `MOST_MARKERS` at most."""
+    for marker in islice(reversed(find_markers(text)), MOST_MARKERS):
+        boxed = text.endswith("boxed", marker.start, marker.end)
+        inside = braced(text, marker.end) if boxed else None
+        rest = inside if inside is not None else text[marker.end : marker.end + LONGEST_ANSWER]
+        if _WORD.search(rest):
+            yield Part(rest, marker.direct, boxed)
+
+
+class Reader(Protocol):
+    """What a domain reads in a sentence: its answer, None where it names none.
+
+    "" says that it names one that does not count ("B or E"): then nothing is looked for elsewhere.
+    """
+
+    def normalise(self, answer: str) -> str:
+        """Returns the comparable form of an answer, plain text for others."""
+
+    def stated(self, sentence: str) -> str | None:
+        """Returns the answer of a sentence that states it, as behind "The answer is"."""
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the answer that a sentence begins with."""
+
+    def final(self, sentence: str) -> str | None:
+        """Returns the last answer that a sentence of a rationale names."""
+
+
+def read(reader: Reader, completion: str) -> str | None:
+    """Returns the final answer of a completion as a domain reads it, None where there is none.
+
+    The last marker decides. Behind "The answer is" the next sentence states the answer; if it does
+    not name one ("The correct answer is the following:"), a sentence below may be one. Behind
+    "Answer:" the answer may come at once, or at the end of a paragraph of reasoning. Where a marker
+    is followed by something else, that text is the answer. Without a marker it is the last answer
+    that is named. Questions state nothing.
+    """
+    text = visible(completion)
+    said = ""
+    for part in parts(text):
+        lines = [statements(line) for line in part.text.split("\n")]
+        lines = [line for line in lines if line]
+        if not lines:
+            continue
+        first = lines[0][0]
+        if part.direct:
+            answer = reader.stated(first)
+            following = [sentence for line in lines for sentence in line][1:]
+        else:
+            answer = reader.opening(first)
+            following = []
+            for line in lines:
+                answer = _last(reader, line) if answer is None else answer
+        for sentence in following:
+            answer = reader.opening(sentence) if answer is None else answer
+        if answer is not None:
+            return answer or None
+        said = said or first
+        if part.direct:
+            break
+    if said:
+        return reader.normalise(said) or None
+    return _last(reader, statements(text)) or None
+
+
+def _last(reader: Reader, sentences: list[str]) -> str | None:
+    """Returns the answer of the last sentence that names one."""
+    return next((a for s in reversed(sentences) if (a := reader.final(s)) is not None), None)
+
+
+def statements(text: str) -> list[str]:
+    """Returns the sentences of a text, unwrapped, that are no questions."""
+    return [sentence for sentence in sentences(unwrap(text)) if not is_question(sentence)]
+
+
+def braced(text: str, start: int) -> str | None:
+    """Returns what the braces that open at `start` hold, None if none open or they do not close."""
+    depth = 0
+    opened = re.compile(r"\s?\{").match(text, start)
+    if not opened:
+        return None
+    for brace in re.compile(r"\\[{}]|[{}]").finditer(
+        text, opened.end() - 1, opened.end() + LONGEST_ANSWER
+    ):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return text[opened.end() : brace.start()]
+    return None
+
+
+def unwrap(text: str) -> str:
+    """Returns a text without LaTeX and Markdown around its words and numbers.
+
+    A fraction of LaTeX becomes a/b, a power of ten an exponent, and signs of currency go: a number
+    of the result can be read as it stands. Mathematics otherwise keeps its commands.
+    """
+    if "\\" in text or "^" in text or "×" in text or "·" in text:
+        text = text.replace("{,}", ",").replace("\\%", "%").replace("\\!", "")
+        text = _POWER_OF_TEN.sub(r"e\1\2", _DEGREES.sub("°", text)).replace("e−", "e-")
+        for _ in range(3):  # a box around text around a fraction
+            text = _WRAP.sub(r"\1", _FRACTION.sub(_as_ratio, text))
+    text = _EMPHASIS.sub("", _DROPPED.sub("", _CURRENCY.sub("", _SPACE.sub(" ", text))))
+    return text.replace("\\{", "{").replace("\\}", "}")
+
+
+def _as_ratio(found: re.Match[str]) -> str:
+    """Returns a LaTeX fraction as a/b, set off from a whole number before it (1 1/2)."""
+    top, bottom = found[1] or found[3], found[2] or found[4]
+    simple = top.strip().isdigit() and bottom.strip().isdigit()
+    if not simple:
+        return f"({top})/({bottom})"
+    before = found.string[found.start() - 1 : found.start()] if found.start() else ""
+    return f"{' ' if before.isdigit() else ''}{top.strip()}/{bottom.strip()}"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yields the sentences of a text that have a letter or a digit, in order, without space around.
+
+    A new line ends a sentence; the full stop of an abbreviation or of an initial does not.
+    """
+    start = 0
+    for end in _END.finditer(text):
+        before = text[max(start, end.start() - 12) : end.start()]
+        if end.group()[0] == "." and (ABBREVIATION.search(before) or _INITIAL.search(before)):
+            rest = text[end.end() : end.end() + 2].strip()
+            if rest:
+                continue
+        sentence = text[start : end.end()].strip()
+        start = end.end()
+        if _WORD.search(sentence):
+            yield sentence
+    if _WORD.search(last := text[start:].strip()):
+        yield last
+
+
+def is_question(sentence: str) -> bool:
+    """Whether a sentence asks ("25 x 14 = ?"), so that it states nothing."""
+    return sentence.rstrip("\"'”’)]*_ ").endswith("?")
+
+
+_FRONT = re.compile(r"^(?:[\s.,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[^\s.,:;!?]))+")
+
+
+def plain_text(text: str) -> str:
+    """Returns a text in lower case, without wrappers, articles in front, or signs around it."""
+    words = " ".join(unwrap(text[:LONGEST_ANSWER]).lower().split())
+    return _FRONT.sub("", words.translate(_QUOTES)).rstrip(_AROUND)
+
+
+_QUOTES = str.maketrans("“”‘’", "\"\"''")
+_AROUND = " .,:;!?()[]{}\"'`*_\\#"

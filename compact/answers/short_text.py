@@ -1,0 +1,135 @@
+"""Short texts ("nephew", names, sequences), and the reading of answers of unknown kind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from compact.answers import number
+from compact.answers.base import Domain, register_domain
+from compact.answers.date import Date
+from compact.answers.number import bare_number, same_number
+from compact.answers.reading import (
+    LONGEST_ANSWER,
+    parts,
+    plain_text,
+    read,
+    statements,
+    unwrap,
+    visible,
+)
+from compact.text.steps import find_markers
+
+_VERB = re.compile(r"\b(?:is|are|was|were)\s+")
+_OWNER = re.compile(r"^.*?\w\]?'s?\s+")
+_OF = re.compile(r"\s+of\s.*$", re.DOTALL)
+_LABEL = re.compile(r"\W*\(?([A-Ja-j])\)(?=\W|$)")
+_MOST_WORDS = 2
+
+
+_ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
+
+
+def _text(answer: str) -> str:
+    """Returns plain text without articles and the brackets that a prompt sets around names."""
+    return _ARTICLE.sub("", plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer)))
+
+
+def _cores(text: str) -> list[str]:
+    """Returns a statement and what it says: "bob is al's nephew", "al's nephew", "nephew"."""
+    clauses = _VERB.split(text)
+    said = (
+        clauses[-1] if len(clauses) <= 2 else text
+    )  # "Al is a sage and Bo is a fool" is all of it
+    owned = _OWNER.sub("", said)
+    return [text] + [plain_text(core) for core in (said, owned, _OF.sub("", owned))]
+
+
+@register_domain("text")
+@dataclass(frozen=True)
+class ShortText(Domain):
+    """Short texts, compared without case, articles in front, quotes and signs around them.
+
+    A statement matches what it says: "Bob is Alice's nephew." and "nephew" are the same answer.
+    """
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> ShortText | None:
+        """Accepts every text."""
+        return None if gold is None else cls()
+
+    def normalise(self, answer: str) -> str:
+        """Returns the plain text."""
+        return _text(answer)
+
+    def extract(self, completion: str) -> str | None:
+        """Returns the sentence behind the last answer marker, else the last sentence."""
+        text = visible(completion)
+        for part in parts(text):
+            for sentence in statements(part.text):
+                return _text(sentence) or None
+        found = statements(text)
+        return (_text(found[-1]) or None) if found else None
+
+    def matches(self, a: str | None, b: str | None) -> bool:
+        """Compares the texts, or one text with what the other states."""
+        if a is None or b is None:
+            return False
+        x, y = _text(a), _text(b)
+        return bool(x and y) and (x == y or (y in _cores(x)) or (x in _cores(y)))
+
+
+@register_domain("general")
+@dataclass(frozen=True)
+class General(Domain):
+    """Answers of unknown kind: numbers and dates by value, anything else as plain text."""
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> General | None:
+        """Accepts everything."""
+        return cls()
+
+    def normalise(self, answer: str) -> str:
+        """Returns the date, the number, the letter of a choice, or else plain text."""
+        plain = plain_text(answer)
+        label = _LABEL.match(unwrap(answer[:LONGEST_ANSWER])) or _LABEL.match(plain)
+        if label:
+            return label[1].lower()
+        every = (kind(text) for text in (answer, plain) for kind in (Date().bare, bare_number))
+        return next((found for found in every if found), plain)
+
+    def extract(self, completion: str) -> str | None:
+        """Returns what stands behind the last answer marker, else the last number or date.
+
+        A completion of one or two words is the answer itself.
+        """
+        text = visible(completion)
+        found = [] if find_markers(text) else statements(text)
+        if len(found) == 1 and len(found[0].split()) <= _MOST_WORDS:
+            return self.normalise(found[0]) or None
+        return read(self, completion)
+
+    def stated(self, sentence: str) -> str | None:
+        """Returns the label of an option in front, a bare date, a number or a date."""
+        label = _LABEL.match(sentence)
+        if label:
+            return label[1].lower()
+        return Date().bare(sentence) or number.stated(sentence) or Date().stated(sentence) or None
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the label, date or number that a sentence begins with."""
+        begins = _LABEL.match(sentence) or number.opening(sentence) or Date().bare(sentence)
+        return self.stated(sentence) if begins else None
+
+    def final(self, sentence: str) -> str | None:
+        """Returns the last number of a sentence, the last date where it has none."""
+        last = number.final(sentence)
+        return last or Date().final(sentence) or last
+
+    def matches(self, a: str | None, b: str | None) -> bool:
+        """Compares as numbers where both are, else in normal form."""
+        if a is None or b is None:
+            return False
+        x, y = self.normalise(a), self.normalise(b)
+        same = same_number(x, y)
+        return x == y if same is None else same

@@ -1,0 +1,67 @@
+"""Yes or no, true or false."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from compact.answers.base import Domain, register_domain
+from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+
+_WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
+# In front, behind the label of an option at most: "Yes, it is", "B) False".
+_IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
+# Inside a sentence "no" is a word like any other ("there is no evidence"), so it does not count.
+_INSIDE = re.compile(r"\b(?P<negated>not\s+)?(?P<word>yes|true|false)\b", re.IGNORECASE)
+
+
+def _value(found: re.Match[str]) -> str:
+    positive = found["word"].lower() in ("yes", "true")
+    return "yes" if positive != bool(found["negated"]) else "no"
+
+
+def _stated(sentence: str) -> str | None:
+    """Returns the value in front of a sentence, else the last one inside it."""
+    front = _IN_FRONT.match(sentence)
+    if front:
+        return _value(front)
+    inside = list(_INSIDE.finditer(sentence))
+    return _value(inside[-1]) if inside else None
+
+
+@register_domain("yes_no")
+@dataclass(frozen=True)
+class YesNo(Domain):
+    """Yes and true are one answer ("yes"), no and false the other ("no")."""
+
+    @classmethod
+    def recognise(cls, gold: str | None, prompt: str) -> YesNo | None:
+        """Accepts yes, no, true or false alone, in any case."""
+        known = gold is not None and plain_text(gold) in ("yes", "no", "true", "false")
+        return cls() if known else None
+
+    def normalise(self, answer: str) -> str:
+        """Returns "yes" or "no" for a text that begins so, plain text for others."""
+        text = plain_text(answer)
+        found = _IN_FRONT.match(unwrap(answer[:LONGEST_ANSWER]))
+        return _value(found) if found else text
+
+    def extract(self, completion: str) -> str | None:
+        """Returns the value behind the last answer marker.
+
+        Without a marker it is that of the last sentence that begins with one or says true or false.
+        """
+        return read(self, completion)
+
+    def stated(self, sentence: str) -> str | None:
+        """Returns the value in front of a sentence, else the last one inside it."""
+        return _stated(sentence)
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the value that a sentence begins with."""
+        front = _IN_FRONT.match(sentence)
+        return _value(front) if front else None
+
+    def final(self, sentence: str) -> str | None:
+        """Returns the value in front of a sentence, else the last one inside it."""
+        return _stated(sentence)

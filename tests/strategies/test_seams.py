@@ -1,0 +1,136 @@
+"""The seams of the trainer: each hook is called where it says, and its state is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compact.passes import EncodedProblem, Pass
+from compact.strategies import STRATEGIES, LossTerm, Strategy, make_strategy, register_strategy
+from compact.weighting.consistency import ConsistencyTerm
+from helpers.trajectories import TEACHERS, rows_of, train
+
+
+class Ridge:
+    """A loss term: the squared size of the hidden states."""
+
+    name: ClassVar[str] = "ridge"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        assert hidden.requires_grad == torch.is_grad_enabled() and not weight.requires_grad
+        return self.factor * hidden.square().mean() * len(pass_.batch.problems)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Registers a strategy with every hook; what it saw."""
+    seen: list[str] = []
+    for name in ("_entries", "_sources"):
+        monkeypatch.setattr(STRATEGIES, name, dict(getattr(STRATEGIES, name)))
+
+    @register_strategy("every-hook")
+    class EveryHook(Strategy):
+        """Trains on the first half of the problems and the first two rationales."""
+
+        def __init__(self, factor: float = 0.0) -> None:
+            self.factor, self.steps = factor, 0
+
+        def prepare(self, problems: Sequence[Any], model: nn.Module, processing_class: Any) -> Any:
+            seen.append(f"prepare {len(problems)}")
+            return problems[: len(problems) // 2]
+
+        def rollout(self, problems: Sequence[EncodedProblem], student: Any) -> Any:
+            seen.append("rollout")
+            return [replace(p, rationales=p.rationales[:2]) for p in problems]
+
+        def loss_terms(self) -> Sequence[LossTerm]:
+            return [Ridge(self.factor)]
+
+        def after_step(self, model: nn.Module, step: int) -> None:
+            self.steps += 1
+            seen.append(f"step {step}")
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self.steps = state["steps"]
+            seen.append(f"resumed at {self.steps}")
+
+    return seen
+
+
+def test_hooks_are_called_in_order(tmp_path: Path, registered: list[str]) -> None:
+    """Two steps over two of the four problems, each with two of its three rationales."""
+    settings = {"strategy": "every-hook", "per_device_train_batch_size": 2}
+    ours = train(tmp_path / "ours", rows_of(*TEACHERS), **settings)
+    assert registered == ["prepare 4", "rollout", "step 1", "rollout", "step 2"]
+    half = rows_of(*TEACHERS, problems=2)
+    first_two = [row for row in half if row["teacher"] != "wrong-step-2"]
+    plain = train(tmp_path / "plain", first_two, per_device_train_batch_size=2)
+    assert ours[0] == pytest.approx(plain[0], abs=1e-5)
+    torch.testing.assert_close(ours[1], plain[1], rtol=0, atol=2e-5)
+
+
+def test_a_loss_term_adds_to_the_loss_and_its_gradient(tmp_path: Path) -> None:
+    """With factor 0 nothing changes; with another the loss grows and the parameters differ."""
+    rows = rows_of(*TEACHERS)
+    settings = {"strategy": "every-hook", "per_device_train_batch_size": 2}
+    without, zero, ridge = (
+        train(tmp_path / str(factor), rows, **settings, strategy_options={"factor": factor})
+        for factor in (0.0, 0.0, 10.0)
+    )
+    assert torch.equal(without[1], zero[1])
+    assert ridge[0][0] > without[0][0] + 0.1
+    assert not torch.allclose(ridge[1], without[1], atol=1e-4)
+
+
+def test_state_is_kept_and_resumed(tmp_path: Path, registered: list[str]) -> None:
+    settings = {
+        "strategy": "every-hook",
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    rows = rows_of(*TEACHERS)
+    train(tmp_path / "run", rows, **settings, max_steps=1)
+    state = json.loads((tmp_path / "run/checkpoint-1/compact_state.json").read_text())
+    assert state["strategy"] == {"steps": 1}
+    whole = train(tmp_path / "whole", rows, **settings)
+    registered.clear()
+    resumed = train(
+        tmp_path / "run",
+        rows,
+        **settings,
+        resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"),
+    )
+    assert "resumed at 1" in registered and "step 2" in registered and "step 1" not in registered
+    assert torch.equal(resumed[1], whole[1])
+
+
+def test_the_consistency_term_is_a_loss_term() -> None:
+    term: LossTerm = ConsistencyTerm(0.1, "answer")
+    assert term.name == "consistency"
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("no-such", {}, "strategy must be one of .*every-hook.*got 'no-such'"),
+        (None, {"factor": 1}, "strategy_options need a strategy"),
+        ("every-hook", {"rate": 1}, "strategy_options of every-hook: .*rate"),
+    ],
+)
+def test_bad_strategies(name: str | None, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_strategy(name, options)

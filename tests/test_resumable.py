@@ -1,0 +1,79 @@
+"""The store of rows that a killed run continues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compact.resumable import ResumableRows, summary_path
+
+SETTINGS = {"model": "m", "limit": None}
+
+
+def write(path: Path, *keys: str) -> None:
+    with ResumableRows(path, SETTINGS, key="id") as rows:
+        for key in keys:
+            rows.append({"id": key, "text": "one\u2028two"})
+
+
+@given(cut=st.integers(0, 200))
+def test_cut_anywhere_it_continues(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    """A kill may end the file at any byte: whole rows are kept, and the rest is written again."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write(path, "a", "b", "c")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    with ResumableRows(path, SETTINGS, key="id") as rows:
+        kept = list(rows.done)
+        assert kept == ["a", "b", "c"][: len(kept)]
+        for key in "abc"[len(kept) :]:
+            rows.append({"id": key, "text": "one\u2028two"})
+    assert path.read_bytes() == whole
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write(path, "a")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"rows of other settings \(limit was None, now 3\)"):
+        ResumableRows(path, SETTINGS | {"limit": 3}, key="id")
+    assert path.read_bytes() == before
+    summary_path(path).unlink()
+    with pytest.raises(ValueError, match="exists, but not its rows.summary.json"):
+        ResumableRows(path, SETTINGS, key="id")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("side", ["", "[]", "{}", "null", '{"settings": 3}', "\x00"])
+def test_a_damaged_summary_is_named(tmp_path: Path, side: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    write(path, "a")
+    summary_path(path).write_text(side)
+    with pytest.raises(ValueError, match="rows.summary.json: .*settings"):
+        ResumableRows(path, SETTINGS, key="id")
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[1]", b"null", b"3", b"{", b"\xff", b'{"key": 1}'])
+def test_a_damaged_row_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    write(path, "a")
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ValueError, match="rows.jsonl:2: expected a JSON object with 'id'"):
+        ResumableRows(path, SETTINGS, key="id")
+
+
+def test_summary_and_removal(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.jsonl"
+    with ResumableRows(path, SETTINGS, key="id") as rows:
+        assert json.loads(summary_path(path).read_text())["status"] == "running"
+        rows.append({"id": "a"})
+        rows.complete({"items": 1})
+    found = json.loads(summary_path(path).read_text())
+    assert found == {"settings": SETTINGS, "status": "complete", "items": 1}
+    with ResumableRows(path, SETTINGS, key="id") as rows:
+        rows.discard()
+    assert list(path.parent.iterdir()) == []
