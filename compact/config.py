@@ -78,7 +78,7 @@ class CompactConfig(TrainingArguments):
     per_device_eval_batch_size: int = _option(1, "problems a micro-batch and rank in evaluation")
     gradient_accumulation_steps: int = _option(4, "micro-batches an optimizer step")
     logging_steps: float = _option(1, "steps between lines of the log")
-    resume_from_checkpoint: str | bool | None = _option(
+    resume_from_checkpoint: str | bool | None = _option(  # type: ignore[assignment]
         None, "a checkpoint to go on from; true takes the newest of output_dir that is whole"
     )
 
@@ -118,7 +118,7 @@ class CompactConfig(TrainingArguments):
         ):
             if getattr(self, name):
                 raise ValueError(f"{name} is not supported here, got {getattr(self, name)!r}")
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("overrides", "strategy_options", "model_init_kwargs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

@@ -65,7 +65,9 @@ def content_of_student(*names: str | Path | None) -> str:
         names: folders or files, of a model and its adapter; a name on a hub stands for itself.
     """
     found = hashlib.sha256()
-    for name in filter(None, names):
+    for name in names:
+        if not name:
+            continue
         path = Path(name)
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:

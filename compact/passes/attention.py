@@ -78,15 +78,16 @@ class _TreeAttention:
                     # As SDPA does under autocast, where rotary embedding has left float32.
                     cast = torch.is_autocast_enabled("cpu")
                     dtype = torch.get_autocast_dtype("cpu") if cast else query.dtype
-                    by_token = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
-                    return tree_attention(*by_token, self.parts, scaling), None
+                    q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
+                    return tree_attention(q, k, v, self.parts, scaling), None
                 attention_mask = self.whole()
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
         if attention is None:  # "eager" is a function of the model's own file
             attention = sys.modules[type(module).__module__].eager_attention_forward
-        return attention(
+        output: tuple[Tensor, Tensor | None] = attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+        return output
 
 
 def _attend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,8 +71,13 @@ def run_pass(
         else:
             hidden, leaf_hidden = _run_padded(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
-    head = {"bias": student.bias, "softcap": student.softcap, "logit_scale": student.logit_scale}
-    live = linear_token_stats(
+    stats_of = partial(
+        linear_token_stats,
+        bias=student.bias,
+        softcap=student.softcap,
+        logit_scale=student.logit_scale,
+    )
+    live = stats_of(
         hidden.flatten(0, 1),
         student.weight,
         batch.target,
@@ -79,21 +85,19 @@ def run_pass(
         gold=gold,
         head_grad=head_grad,
         filter_eps=filter_eps,
-        **head,
     )
     leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
     if leaf_hidden is not None:
         with torch.no_grad():
-            asked = linear_token_stats(
+            asked = stats_of(
                 leaf_hidden.flatten(0, 1),
                 student.weight,
                 batch.leaf_target,
                 rows=batch.leaf_rows,
-                **head,
             )
             counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
             leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
-    stats = TokenStats(*(x.detach() if isinstance(x, Tensor) else x for x in live))
+    stats = live.map(Tensor.detach)
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
 
 

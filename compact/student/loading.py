@@ -74,9 +74,10 @@ def load_student(
         processing_class.pad_token = processing_class.eos_token
     kwargs.setdefault("dtype", torch.float32)
     with _readable(name_or_path, "model"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source, **where, **kwargs, output_loading_info=True
         )
+    model, loaded = found  # a pair, although it is annotated as a model
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(loaded["missing_keys"])
         raise ValueError(
@@ -119,11 +120,13 @@ def base_name(name: str) -> str:
     folder = Path(name)
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
-            return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    if not base.get("base_model_name_or_path"):
+            student: str = json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+            return student
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base: str | None = config.get("base_model_name_or_path")
+    if not base:
         raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
-    return base["base_model_name_or_path"]
+    return base
 
 
 @contextmanager

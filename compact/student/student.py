@@ -47,7 +47,7 @@ class Student:
             ValueError: the logits are not covered: an adapter on the head, prompt tuning, a head
                 that is not one linear layer, or a formula other than the above.
         """
-        base = _unwrap(model)
+        base: Any = _unwrap(model)  # transformers leaves the methods used below without types
         config = base.config.get_text_config()
         head = base.get_output_embeddings()
         if head is None:
@@ -87,12 +87,14 @@ class Student:
     @property
     def weight(self) -> Tensor:
         """[V, H] of the head (the embedding itself where they are tied)."""
-        return _active(self.head).weight
+        weight: Tensor = _active(self.head).weight
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
         """[V] of the head, or None."""
-        return _active(self.head).bias
+        bias: Tensor | None = _active(self.head).bias
+        return bias
 
     @property
     def trains_head(self) -> bool:
@@ -137,7 +139,7 @@ class Student:
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
     @torch.no_grad()
-    def _check_logits(self, base: nn.Module) -> None:
+    def _check_logits(self, base: Any) -> None:
         """Compares the model's logits with the formula's.
 
         A scale or cap that this file does not know would train on a wrong loss without a word.
@@ -165,7 +167,7 @@ class Student:
             )
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap(model: Any) -> PreTrainedModel:
     """The transformers model inside peft's wrapper (its adapters live in the layers themselves)."""
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
         for name, peft_config in model.peft_config.items():
@@ -180,7 +182,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _active(head: nn.Module) -> nn.Module:
+def _active(head: Any) -> Any:
     """The linear layer in use inside peft's `modules_to_save`."""
     if hasattr(head, "modules_to_save"):
         for name in head.active_adapters:

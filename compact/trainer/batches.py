@@ -73,8 +73,10 @@ class ProblemBatches(Sampler[list[int]]):
             yield mine or [-1 - order[first % self.count]]
 
 
-class ProblemLoader(DataLoader[list[Item]]):
+class ProblemLoader(DataLoader[Item]):
     """Loads micro-batches as lists of items; the trainer packs them when it knows the step."""
+
+    dataset: ProblemDataset
 
     def __init__(self, dataset: ProblemDataset, batches: ProblemBatches) -> None:
         # A generator of its own: a loader must not draw from the random state that dropout uses,

@@ -77,7 +77,7 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     Returns:
         Its folder, or None when there is none, and a line for each newer one that is damaged.
     """
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in sorted(run.glob("checkpoint-*"), key=_step, reverse=True):
         if _NAME.fullmatch(checkpoint.name) is None or not checkpoint.is_dir():
             continue

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -56,7 +56,7 @@ def read_state(checkpoint: Path, preset: str) -> tuple[dict[str, Any], int]:
     return state, int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 
 
-def checkpoint_to_resume(run: Path, wanted: str | Path | bool) -> Path:
+def checkpoint_to_resume(run: Path, wanted: str | Path | Literal[True]) -> Path:
     """Returns the checkpoint to go on from, checked to be whole.
 
     Args:
@@ -117,5 +117,6 @@ def keep_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if isinstance(callback, ExportableState):
             states[type(callback).__name__].append(callback.state())
+    kept: Any = state.stateful_callbacks  # a dict by name, although it is annotated as a list
     for name, several in states.items():
-        state.stateful_callbacks[name] = several if len(several) > 1 else several[0]
+        kept[name] = several if len(several) > 1 else several[0]

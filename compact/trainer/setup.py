@@ -7,23 +7,31 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
+from compact.passes.encode import encode_problem
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
+from compact.trainer.batches import ProblemDataset
 from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
 
 
+def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Returns a setting that `CompactConfig` has checked to be a mapping; {} for None."""
+    assert not isinstance(setting, str)
+    return setting or {}
+
+
 def refuse_zero3() -> None:
     """Raises ValueError under DeepSpeed's ZeRO-3."""
-    if is_deepspeed_zero3_enabled():
+    if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
 
 
@@ -45,6 +53,16 @@ def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
         left = f"{len(given) - len(problems)} of {len(given)}"
         logger.warning("%s: %s problems have no rationale", weigher.name, left)
     return problems
+
+
+def encoded(
+    weigher: Weigher, processing_class: PreTrainedTokenizerBase, max_length: int, dataset: Any
+) -> ProblemDataset:
+    """Returns the problems that `problems_of` gives, as token ids."""
+    problems = problems_of(weigher, dataset)
+    return ProblemDataset(
+        [encode_problem(p, processing_class, max_length=max_length) for p in problems]
+    )
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:

@@ -10,10 +10,24 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from compact.passes import EncodedProblem, Pass
+from compact.strategies import Strategy
 from compact.student.internals import foreach_multiply, foreach_norm
 from compact.trainer.records import NonFiniteError, ProblemRecord
+
+
+class AfterStep(TrainerCallback):
+    """Calls the strategy after every optimizer step."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """`state.global_step` already counts the step that has ended."""
+        self.strategy.after_step(model, state.global_step)
+
 
 Gradients = dict[nn.Parameter, Tensor | None]
 

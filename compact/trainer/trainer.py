@@ -33,9 +33,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
-from compact.passes.encode import encode_problem
+from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student
+from compact.trainer import setup
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.trainer.checkpoints import (
     UNFINISHED_MODEL,
@@ -63,8 +64,8 @@ from compact.trainer.saving import (
     read_state,
     write_run_file,
 )
-from compact.trainer.setup import fit_machine, layout_for, problems_of, refuse_zero3, with_adapters
 from compact.trainer.step import (
+    AfterStep,
     OpenStep,
     bad_gradient,
     clear_gradients,
@@ -79,6 +80,8 @@ if TYPE_CHECKING:
     import datasets
     from peft import PeftConfig
 
+    from compact.data import Problem
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +91,11 @@ class CompactTrainer(Trainer):
     Takes those arguments of TRL's SFTTrainer that apply here, with the same meaning.
     """
 
+    # Narrower than in transformers.
     args: CompactConfig
+    model: nn.Module
+    train_dataset: ProblemDataset | None
+    eval_dataset: ProblemDataset | dict[str, ProblemDataset] | None
 
     def __init__(
         self,
@@ -122,43 +129,42 @@ class CompactTrainer(Trainer):
         args = args if args is not None else CompactConfig()
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
-        refuse_zero3()
-        self.weigher: Weigher = make_weigher(args.preset, **(args.overrides or {}))
-        self.strategy: Strategy = make_strategy(args.strategy, args.strategy_options)
+        setup.refuse_zero3()
+        self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
+        self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         if args.leaf_every > 1 and self.weigher.leaf_hidden_readers:
             raise ValueError(
                 f"leaf_every must be 1 with {self.weigher.leaf_hidden_readers[0]}, which reads "
                 f"the hidden states of fresh answer leaves, got {args.leaf_every}"
             )
-        problems = None if train_dataset is None else problems_of(self.weigher, train_dataset)
+        problems: Sequence[Problem] | None = None
+        if train_dataset is not None:
+            problems = setup.problems_of(self.weigher, train_dataset)
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
-            model, own = load_student(model, is_trainable=True, **(args.model_init_kwargs or {}))
+            options = setup.mapping(args.model_init_kwargs)
+            student, own = load_student(model, is_trainable=True, **options)
             processing_class = processing_class if processing_class is not None else own
         else:
+            student = model
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
             raise ValueError("processing_class must be given where model is no name, got None")
         if peft_config is not None:
-            model = with_adapters(model, peft_config, args.seed)
+            student = setup.with_adapters(student, peft_config, args.seed)
 
-        def encode(dataset: Any) -> ProblemDataset:
-            problems = problems_of(self.weigher, dataset)
-            return ProblemDataset(
-                [encode_problem(p, processing_class, max_length=args.max_length) for p in problems]
-            )
-
+        encode = functools.partial(setup.encoded, self.weigher, processing_class, args.max_length)
         if isinstance(eval_dataset, Mapping):
             evals: Any = {name: encode(e) for name, e in eval_dataset.items()}
         else:
             evals = None if eval_dataset is None else encode(eval_dataset)
-        fit_machine(args)
+        setup.fit_machine(args)
         if problems is not None:
-            problems = self.strategy.prepare(problems, model, processing_class)
+            problems = self.strategy.prepare(problems, student, processing_class)
         super().__init__(
-            model=model,
+            model=student,
             args=args,
-            data_collator=list,
+            data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of items
             train_dataset=None if problems is None else encode(problems),
             eval_dataset=evals,
             processing_class=processing_class,
@@ -170,11 +176,11 @@ class CompactTrainer(Trainer):
         # compute_loss divides by the problems of the step; transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
-        self.layout = layout_for(self.student, self.weigher, args)
+        self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
-        self.add_callback(_AfterStep(self.strategy))
+        self.add_callback(AfterStep(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._step = OpenStep()
         self._means = TeacherMeans()
@@ -193,7 +199,7 @@ class CompactTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Sequence[Item],
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -237,7 +243,7 @@ class CompactTrainer(Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: Sequence[Item],
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Runs forward and backward of a micro-batch, and closes the step after its last one.
@@ -253,7 +259,8 @@ class CompactTrainer(Trainer):
             self.student.head.set_reshard_after_backward(last, recurse=False)
         done = len(self._step.micros)
         try:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            batch: Any = inputs  # transformers: a dict of tensors
+            loss: Tensor = super().training_step(model, batch, num_items_in_batch)
             found = self._bad_gradient() if self._alone else None
             if found is not None:
                 raise NonFiniteError(f"{named([item.problem for item in inputs])}: {found}")
@@ -369,7 +376,10 @@ class CompactTrainer(Trainer):
             ValueError: there is no such evaluation data.
         """
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if eval_dataset not in several:
+                raise ValueError(unknown("eval_dataset", eval_dataset, list(several)))
+            eval_dataset = several[eval_dataset]
         eval_dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if not isinstance(eval_dataset, ProblemDataset):
             raise ValueError(f"eval_dataset must be given to CompactTrainer, got {eval_dataset!r}")
@@ -383,7 +393,10 @@ class CompactTrainer(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
 
-    def floating_point_ops(self, inputs: Sequence[Item]) -> int:
+    def floating_point_ops(
+        self,
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
+    ) -> int:
         """Returns 6 x parameters x tokens, the usual estimate for forward and backward."""
         tokens = sum(
             len(item.problem.prompt_ids) + sum(len(r.ids) for r in item.problem.rationales)
@@ -393,7 +406,7 @@ class CompactTrainer(Trainer):
 
     def evaluation_loop(
         self,
-        dataloader: ProblemLoader,
+        dataloader: ProblemLoader,  # type: ignore[override]  # transformers: any DataLoader
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -421,7 +434,12 @@ class CompactTrainer(Trainer):
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(
+            predictions=None,  # type: ignore[arg-type]  # as transformers does without predictions
+            label_ids=None,
+            metrics=metrics,
+            num_samples=count,
+        )
 
     # A run and its checkpoints.
 
@@ -539,7 +557,9 @@ class CompactTrainer(Trainer):
             OSError: the disk does not take it; what was there before is untouched.
             ValueError: sharded parameters, set up to be saved as shards only.
         """
-        final = Path(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        assert folder is not None  # transformers fills it in
+        final = Path(folder)
         staged = final / UNFINISHED_MODEL
         with cleared_up(staged, final):
             if self.args.should_save:
@@ -572,7 +592,7 @@ class CompactTrainer(Trainer):
     def _note_run(self, run: Path, started: str, status: str) -> None:
         """Writes run.json: what is trained how, and how it ended."""
         about = {
-            "settings": json.loads(self.args.to_json_string()),
+            "settings": json.loads(self.args.to_json_string()),  # type: ignore[no-untyped-call]
             "student": self._student_name,
             "data": self.data_name,
             "weigher": self.weigher.name,
@@ -582,14 +602,3 @@ class CompactTrainer(Trainer):
             "started": started,
         }
         write_run_file(run, about)
-
-
-class _AfterStep(TrainerCallback):
-    """Calls the strategy after every optimizer step."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """`state.global_step` already counts the step that has ended."""
-        self.strategy.after_step(model, state.global_step)

@@ -81,8 +81,9 @@ def _replacements(
             gate, up, down = (
                 _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
             )
-            activation = module.act_fn
-            if gate and up and down and _untouched(module) and _is_gated(type(module), activation):
+            kind: Any = type(module)  # mypy takes no class for hashable
+            activation: Any = module.act_fn
+            if gate and up and down and _untouched(module) and _is_gated(kind, activation):
                 inside.update(module.modules())
                 yield module, partial(_gated, gate, up, down, activation)
         elif (at := _adapted(module)) is not None:
@@ -109,7 +110,7 @@ def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
     )
     x = torch.linspace(-2, 2, 9)
     try:
-        found = kind.forward(parts, x)  # type: ignore[arg-type]
+        found = kind.forward(parts, x)
     except Exception:  # it needs more than its four parts, so it does something else
         return False
     return isinstance(found, Tensor) and torch.equal(found, activation(x * 2) * (x + 3) - 5)
@@ -202,13 +203,17 @@ def _unread(
 
 
 def _line(at: _Adapted, x: Tensor) -> Tensor:
-    return _Line.apply(x, at.a, at.b, at)
+    y: Tensor = _Line.apply(x, at.a, at.b, at)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _gated(
     gate: _Adapted, up: _Adapted, down: _Adapted, activation: Activation, x: Tensor
 ) -> Tensor:
-    return _Gated.apply(x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation)
+    y: Tensor = _Gated.apply(  # type: ignore[no-untyped-call]
+        x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation
+    )
+    return y
 
 
 class _Line(torch.autograd.Function):
@@ -271,7 +276,7 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, gate, up, *rest = ctx.saved_tensors
-        kept, tensors = rest[:6], rest[6:]
+        gate_inner, gate_kept, up_inner, up_kept, down_inner, down_kept, *tensors = rest
         gate_at, up_at, down_at = (
             _Adapted(tensors[3 * i], None, *tensors[3 * i + 1 : 3 * i + 3], *ctx.numbers[i])
             for i in range(3)
@@ -282,13 +287,13 @@ class _Gated(torch.autograd.Function):
             active = ctx.activation(gate)
         seen = active.detach()
         grad_product, *grad_down = _unread(
-            grad.flatten(0, -2), seen * up, *kept[4:], down_at, None, True
+            grad.flatten(0, -2), seen * up, down_inner, down_kept, down_at, None, True
         )
         assert grad_product is not None
         grad_up = grad_product * seen
         (grad_gate,) = torch.autograd.grad(active, gate, grad_product.mul_(up))
         need_x = ctx.needs_input_grad[0]
-        grad_x, *from_gate = _unread(grad_gate, flat, *kept[:2], gate_at, None, need_x)
-        grad_x, *from_up = _unread(grad_up, flat, *kept[2:4], up_at, grad_x, need_x)
+        grad_x, *from_gate = _unread(grad_gate, flat, gate_inner, gate_kept, gate_at, None, need_x)
+        grad_x, *from_up = _unread(grad_up, flat, up_inner, up_kept, up_at, grad_x, need_x)
         grad_x = None if grad_x is None else grad_x.view_as(x)
         return grad_x, *from_gate, *from_up, *grad_down, None, None, None, None

@@ -123,7 +123,8 @@ def epsilon(module: nn.Module) -> float | None:
     found = getattr(module, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or found is None or weight.requires_grad or weight.dim() != 1:
         return None
-    return found if _is_rms_norm(type(module)) else None
+    kind: Any = type(module)  # mypy takes no class for hashable
+    return found if _is_rms_norm(kind) else None
 
 
 def takes_one(kind: type[nn.Module]) -> bool:
@@ -139,7 +140,7 @@ def _is_rms_norm(kind: type[nn.Module]) -> bool:
     x = torch.linspace(-2, 3, 16).view(2, 8)
     weight = torch.linspace(0.5, 2, 8)
     try:
-        found = kind.forward(SimpleNamespace(weight=weight, variance_epsilon=0.5), x)  # type: ignore[arg-type]
+        found = kind.forward(SimpleNamespace(weight=weight, variance_epsilon=0.5), x)
     except Exception:  # it needs more than that, so it does something else
         return False
     wanted = weight * x * (x.square().mean(dim=-1, keepdim=True) + 0.5).rsqrt()
@@ -152,7 +153,8 @@ def norm(recipes: Recipes, module: nn.Module, eps: float, x: Tensor) -> Tensor:
     if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
         plain: Tensor = type(module).forward(module, x)
         return plain
-    output, scale = _Norm.apply(x, weight, eps)
+    made: tuple[Tensor, Tensor] = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    output, scale = made
     if torch.is_grad_enabled():
         recipes.note(x, scale, weight, output)
     return output
