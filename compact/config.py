@@ -1,4 +1,4 @@
-"""Settings: `CompactConfig` for the trainer, `RecipeConfig` for the model, data and LoRA keys."""
+"""Settings: `CompactConfig` for the trainer, `RecipeConfig` for model, data and LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 
 
 def _option(default: Any, text: str) -> Any:
-    """A dataclass field with a line of help; mutable defaults are copied."""
+    """Returns a dataclass field with a line of help; a list as default is copied."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -17,14 +17,14 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class CompactConfig(TrainingArguments):
-    """Training settings. A batch counts problems, each with all its rationales.
+    """Training settings. Batch sizes count problems; a problem brings all its rationales.
 
-    Defaults that differ from transformers' are those of the method's published training run: a
-    learning rate of 1e-5 held constant, one problem a micro-batch, four micro-batches a step, five
-    epochs.
+    Some defaults differ from those of transformers. They are the settings of the method's published
+    training run: a constant learning rate of 1e-5, one problem per micro-batch, four micro-batches
+    per step, five epochs.
     """
 
-    # `overrides` may be JSON on the command line, like transformers' own dict fields.
+    # transformers reads these fields as JSON if they are strings, as on its own command line.
     _VALID_DICT_FIELDS = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "overrides",
@@ -34,7 +34,7 @@ class CompactConfig(TrainingArguments):
 
     preset: str = _option(
         "robust",
-        "how teachers are weighed: a preset (released, paper, robust) or a policy "
+        "how teachers are weighted: a preset (released, paper, robust) or a policy "
         "(uniform, random, single:TEACHER, answer-vote, softmax-nll, ca-mkd, ebkd, oracle)",
     )
     overrides: dict[str, Any] | str | None = _option(
@@ -42,15 +42,15 @@ class CompactConfig(TrainingArguments):
     )
     max_length: int = _option(2560, "longest prompt plus completion, in tokens")
     strategy: str | None = _option(
-        None, "distillation method besides the weighting, see `compact strategies`"
+        None, "distillation method besides the weighting: the name of a registered strategy"
     )
     strategy_options: dict[str, Any] | str | None = _option(None, "arguments of the strategy")
     layout: Literal["auto", "tree", "padded"] = _option(
         "auto",
-        "tree: a problem is one row and its rationales are branches; padded: a row a rationale",
+        "tree: a problem is one row, its rationales are branches; padded: each rationale is a row",
     )
     leaf_every: int = _option(
-        1, "answer leaves run every n-th step; in between, a problem keeps its last ones"
+        1, "run answer leaves every n-th step; in between, a problem keeps its last levels"
     )
     leaf_budget: float = _option(
         0.25,
@@ -58,33 +58,33 @@ class CompactConfig(TrainingArguments):
         "fewer are asked about",
     )
     head_grad: Literal["auto", "frozen", "stash", "recompute"] = _option(
-        "auto", "how the LM head's gradient is found; see compact_ops.linear_token_stats"
+        "auto", "how the gradient of the LM head is computed; see compact_ops.linear_token_stats"
     )
     filter_eps: float = _option(
         0.0,
-        "softmax entries below this are rounded to 0 or to it, at random and without bias, in the "
-        "head's gradient product; 0 is exact",
+        "in the gradient product of the head, softmax entries below this value are rounded to 0 "
+        "or to this value, at random and without bias; 0 is exact",
     )
     on_nonfinite: Literal["stop", "skip"] = _option(
         "stop",
-        "what a loss or gradient that is not finite does: stop the run, or skip the micro-batch "
-        "(with several processes: the step)",
+        "if a loss or gradient is not finite: stop the run, or skip the micro-batch (with "
+        "several processes, the whole step)",
     )
     model_init_kwargs: dict[str, Any] | str | None = _option(
-        None, "arguments of from_pretrained where the model is given by name"
+        None, "arguments of from_pretrained, if the model is given by name"
     )
 
-    # Changed defaults; the meaning is transformers'.
-    output_dir: str | None = _option("runs/compact", "where checkpoints, scores and the model go")
+    # The defaults differ from transformers, the meaning does not.
+    output_dir: str | None = _option("runs/compact", "folder for checkpoints, scores and the model")
     learning_rate: float = _option(1e-5, "peak learning rate")
     lr_scheduler_type: SchedulerType | str = _option("constant", "learning-rate schedule")
     num_train_epochs: float = _option(5.0, "passes over the problems")
-    per_device_train_batch_size: int = _option(1, "problems a micro-batch and rank")
-    per_device_eval_batch_size: int = _option(1, "problems a micro-batch and rank in evaluation")
-    gradient_accumulation_steps: int = _option(4, "micro-batches an optimizer step")
-    logging_steps: float = _option(1, "steps between lines of the log")
-    resume_from_checkpoint: str | bool | None = _option(
-        None, "a checkpoint to go on from; true takes the newest of output_dir that is whole"
+    per_device_train_batch_size: int = _option(1, "problems per micro-batch and rank")
+    per_device_eval_batch_size: int = _option(1, "the same, in evaluation")
+    gradient_accumulation_steps: int = _option(4, "micro-batches per optimizer step")
+    logging_steps: float = _option(1, "steps between two lines of the log")
+    resume_from_checkpoint: str | bool | None = _option(  # type: ignore[assignment]  # bool is missing
+        None, "checkpoint to resume from; true takes the newest undamaged one of output_dir"
     )
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class CompactConfig(TrainingArguments):
         ):
             if getattr(self, name):
                 raise ValueError(f"{name} is not supported here, got {getattr(self, name)!r}")
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("overrides", "strategy_options", "model_init_kwargs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
@@ -134,21 +134,23 @@ class CompactConfig(TrainingArguments):
 
 @dataclass
 class RecipeConfig:
-    """The keys of a recipe that are not settings of the trainer: which model, which data, LoRA."""
+    """The keys of a recipe that are not settings of the trainer: model, data and LoRA."""
 
-    model: str | None = _option(None, "name, folder (a run's too) or .gguf file of the student")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = _option(
-        "float32", "number format of the student's weights; auto is that of its files"
+    model: str | None = _option(
+        None, "the student: a name on the hub, a folder (also of a run) or a .gguf file"
     )
-    data: str | None = _option(None, "rationales to train on: a file of JSON lines")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = _option(
+        "float32", "dtype of the student's weights; auto takes the dtype of its files"
+    )
+    data: str | None = _option(None, "rationales to train on: a file with JSON lines")
     eval_data: str | None = _option(
         None,
-        "rationales to report the loss on, after each epoch unless eval_strategy says otherwise",
+        "rationales to compute the eval loss on, after each epoch unless eval_strategy is set",
     )
     max_problems: int | None = _option(None, "train on the first n problems only")
-    use_peft: bool = _option(True, "train LoRA matrices; false trains every weight")
+    use_peft: bool = _option(True, "true trains LoRA matrices, false trains every weight")
     lora_r: int = _option(16, "rank of the LoRA matrices")
-    lora_alpha: int = _option(32, "LoRA scale: the update counts alpha / r")
+    lora_alpha: int = _option(32, "LoRA scale: the update is multiplied by alpha / r")
     lora_dropout: float = _option(0.1, "dropout before the LoRA matrices")
     lora_target_modules: list[str] = _option(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

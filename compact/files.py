@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and tells by their content whether files are the same."""
+"""Writes files completely or not at all, and hashes files so that contents can be compared."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ _END = 1 << 20  # bytes
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8 text beside `path` and gives it the name in one step.
+    """Writes UTF-8 text to a file beside `path`, then renames that file to `path`.
 
-    Devices and pipes (/dev/stdout) are written to as they are: a name in their place would hide
-    them.
+    Devices and pipes (/dev/stdout) are written directly, because renaming would replace them.
 
     Raises:
-        OSError: the text could not be written; what was at `path` is untouched.
+        OSError: the text could not be written; the old file at `path` is unchanged.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file, got a directory")
@@ -37,35 +36,39 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes a value as JSON, completely or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_output(out: Path, *inputs: str | Path) -> None:
-    """Refuses to write over what is read.
+    """Checks that an output file is not one of the input files.
 
     Raises:
         ValueError: `out` is one of the inputs.
     """
     if out.exists() and any(Path(path).exists() and out.samefile(path) for path in inputs):
-        raise ValueError(f"--out must be another file than those that are read, got {out}")
+        raise ValueError(f"--out must be another file than the input files, got {out}")
 
 
 def content_of(data: str | Path) -> str:
-    """Returns what tells the content of a file from any other: its SHA-256."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(data).read_bytes()).hexdigest()
 
 
 def content_of_student(*names: str | Path | None) -> str:
-    """Returns what tells a student's weights from those of another student, or of another day.
+    """Returns a SHA-256, in hexadecimal, that changes when the weights of a student change.
 
-    Sizes and both ends of the files: training moves every weight, and gigabytes take a while.
+    It covers the name, the size and the first and last MiB of each file of weights. Training
+    changes every weight, so this is enough, and gigabytes need not be read.
 
     Args:
-        names: folders or files, of a model and its adapter; a name on a hub stands for itself.
+        names: folders or files of a model and its adapter. None and names of models on the hub
+            add nothing to the hash.
     """
     found = hashlib.sha256()
-    for name in filter(None, names):
+    for name in names:
+        if not name:
+            continue
         path = Path(name)
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:

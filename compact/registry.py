@@ -1,7 +1,8 @@
-"""One registry for all that users may add: metrics, policies, presets, strategies, answer domains.
+"""The registry of all that users may add: metrics, policies, presets, strategies, answer domains.
 
-A module that registers something has to be imported before it is used by name. The commands do it
-with `--import MODULE`; COMPACT_IMPORT carries the list to every process that a command starts.
+A module that registers something must be imported before the name is used. Commands import the
+modules of `--import MODULE`. The environment variable COMPACT_IMPORT passes the list of modules to
+every process that a command starts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Named entries of one kind, in order of registration.
 
     Args:
-        kind: what an entry is, in the words of an error: "metric".
+        kind: what error messages call an entry, such as "metric".
     """
 
     def __init__(self, kind: str) -> None:
@@ -33,26 +34,26 @@ class Registry(Mapping[str, T], Generic[T]):
         self._sources: dict[str, str] = {}
 
     def add(self, name: str, entry: T, source: object) -> None:
-        """Enters `entry` under `name`.
+        """Adds `entry` under `name`.
 
         Args:
-            name: what users write.
-            entry: what is looked up.
-            source: the function or class that the entry comes from. A module that is run again
-                replaces its own entries.
+            name: the name that users write.
+            entry: the object that the name stands for.
+            source: the function or class that the entry comes from. The same source may add an
+                entry again, as when its module is run again; the new entry replaces the old one.
 
         Raises:
-            ValueError: the name is empty or taken by another function or class.
+            ValueError: the name is empty, or another function or class has it.
         """
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{self.kind}: name must be text, got {name!r}")
+            raise ValueError(f"{self.kind}: name must be text that is not empty, got {name!r}")
         origin = f"{source.__module__}.{getattr(source, '__qualname__', source)}"
         if self._sources.setdefault(name, origin) != origin:
             raise ValueError(f"{self.kind} {name!r} is already taken by {self._sources[name]}")
         self._entries[name] = entry
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Returns a decorator that enters a function or class as it is."""
+        """Returns a decorator that adds a function or class and returns it unchanged."""
 
         def add(entry: F) -> F:
             self.add(name, entry, entry)  # type: ignore[arg-type]
@@ -64,11 +65,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """Returns the entry `name`.
 
         Args:
-            name: what is looked up.
-            among: the names that may be used here; all when None.
+            name: the name that the user wrote.
+            among: the names that are allowed here; all names if None.
 
         Raises:
-            ValueError: there is none; the message lists what there is.
+            ValueError: the name is unknown or not allowed; the message lists the allowed names.
         """
         allowed = list(self) if among is None else list(among)
         if name not in allowed:
@@ -86,7 +87,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def unknown(kind: str, name: str, names: Sequence[str]) -> str:
-    """Returns the message for a name that is not among `names`, with the nearest that is."""
+    """Returns the message for a name that is not among `names`; it suggests the closest one."""
     close = difflib.get_close_matches(str(name), names, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(names) or "nothing (none is registered)"
@@ -94,11 +95,11 @@ def unknown(kind: str, name: str, names: Sequence[str]) -> str:
 
 
 def import_modules(names: Sequence[str] = ()) -> None:
-    """Imports modules of the user's, found from the current folder too.
+    """Imports modules of the user; they may lie in the current folder.
 
     Args:
-        names: modules to import besides those of COMPACT_IMPORT, and to add to it, so that the
-            processes that this one starts import them too.
+        names: modules to import after those of COMPACT_IMPORT. They are added to COMPACT_IMPORT, so
+            that the processes which this one starts import them too.
 
     Raises:
         ImportError: a module cannot be imported; the message names it.
@@ -112,7 +113,7 @@ def import_modules(names: Sequence[str] = ()) -> None:
     for name in wanted:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever the module's own code raises
+        except Exception as error:  # the module's code may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ImportError(f"--import {name}: {reason}") from error
     os.environ[IMPORT_VARIABLE] = ",".join(wanted)

@@ -1,7 +1,7 @@
-"""The attention of a tree: who sees whom, and how answer leaves see what stands before them.
+"""Attention over a tree, for its main block and for its answer leaves.
 
 The answer leaves are a second block of the same pass. Their queries attend to the keys and values
-that the main block left in every layer, so no token is computed twice.
+that were stored in every layer for the main block, so no token is computed twice.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from compact.student import Student
 from compact.student.internals import attention_implementation, attention_set_to
 from compact_ops import tree_attention
 
-# Tokens of a row on CUDA from which FlexAttention is used; below, a dense mask is small.
+# On CUDA, rows with more tokens use FlexAttention. For shorter rows a dense mask is small.
 FLEX_FROM = 1024
 _IMPLEMENTATION = "compact_tree"
-# What a layer may ask of its attention that tree_attention does not have.
+# Arguments that a layer may pass to its attention and that tree_attention does not support.
 _NOT_PLAIN = ("softcap", "position_bias", "s_aux")
 
 
 class _TreeAttention:
-    """The attention of one pass over a tree: it keeps keys and values of the main block by layer.
+    """The attention of one pass over a tree. It stores keys and values of the main block by layer.
 
     Attributes:
-        implementation: transformers' name of the attention.
-        kept: by attention module, key and value [B, heads, L, D].
-        mode: "keep" while the main block runs and leaves will follow, "read" while they run, "pass"
+        implementation: the name of the attention in transformers.
+        kept: attention module -> key and value of the main block, each [B, heads, L, D].
+        mode: "keep" while the main block runs if leaves follow, "read" while the leaves run, "pass"
             without leaves.
-        parts: of the main block, for tree_attention; None where the mask given to the model rules.
-        whole: makes the mask over whole rows, for layers that tree_attention does not cover.
+        parts: parts of the main block for tree_attention; None if the model's mask is used.
+        whole: builds the mask over whole rows, for layers that tree_attention does not support.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class _TreeAttention:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention, with the main block's keys in front while leaves run."""
+        """Runs the model's own attention; leaves also attend to the keys of the main block."""
         if self.mode == "read":
             kept_key, kept_value = self.kept.pop(module)
             key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
@@ -75,31 +75,36 @@ class _TreeAttention:
             if self.parts is not None:
                 plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
                 if plain and query.shape[-1] == value.shape[-1]:
-                    # As SDPA does under autocast, where rotary embedding has left float32.
+                    # As SDPA does under autocast: the rotary embedding returns float32.
                     cast = torch.is_autocast_enabled("cpu")
                     dtype = torch.get_autocast_dtype("cpu") if cast else query.dtype
-                    by_token = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
-                    return tree_attention(*by_token, self.parts, scaling), None
+                    q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
+                    return tree_attention(q, k, v, self.parts, scaling), None
                 attention_mask = self.whole()
         attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
-        if attention is None:  # "eager" is a function of the model's own file
+        if attention is None:  # "eager" is a function in the file of the model
             attention = sys.modules[type(module).__module__].eager_attention_forward
-        return attention(
+        output: tuple[Tensor, Tensor | None] = attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+        return output
 
 
 def _attend(
     module: nn.Module, *args: Any, tree: _TreeAttention | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls in each layer; `tree` is the keyword that `run_tree` gave the body.
+    """Attends in one layer, for transformers; `run_tree` passes `tree` to the body as a keyword.
 
-    Of 37 decoder architectures of transformers 5.17 that could be tried, two do not hand keyword
-    arguments down to their attention (stablelm, nemotron): they get padded rows.
+    Of 37 decoder architectures of transformers 5.17 that could be tested, two do not pass keyword
+    arguments on to their attention (stablelm, nemotron). They use padded rows.
+
+    Raises:
+        RuntimeError: the model did not pass `tree` on.
     """
     if tree is None:
         raise RuntimeError(
-            f"{type(module).__name__} does not receive the keyword arguments of the model"
+            f"tree must reach the attention: {type(module).__name__} does not receive the keyword "
+            "arguments of the model"
         )
     return tree.attend(module, *args, **kwargs)
 
@@ -110,14 +115,14 @@ Body = Callable[..., Tensor]
 
 
 def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor | None]:
-    """Runs the body over the blocks of a tree.
+    """Runs the body over the main block and the leaf block of a tree.
 
-    A checkpointed layer that runs again in backward finds the model's own attention, which gives
-    the same result from the mask that the model was given.
+    With gradient checkpointing, a layer that runs again in the backward uses the model's own
+    attention. It gives the same result, because the model was given the mask of the tree.
 
     Args:
         student: the student.
-        batch: with layout "tree".
+        batch: a batch with layout "tree".
         body: (student, block, mask, **kwargs) -> final hidden states.
 
     Returns:
@@ -129,7 +134,7 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
     whole = partial(_mask, implementation, student, batch, leaves=False)
     tree = _TreeAttention(implementation, mode, parts, whole)
     with attention_set_to(student.config, _IMPLEMENTATION):
-        # Four dimensions also where none is needed, so that the model makes none of its own.
+        # tree_attention needs no mask, but without one of 4 dimensions the model builds its own.
         mask = tree.whole() if parts is None else student.weight.new_zeros(1, 1, 1, 1)
         hidden = body(student, batch.main, mask, tree=tree)
         if batch.leaves is None:
@@ -142,10 +147,10 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
 
 
 def _attention_of(student: Student, batch: Batch) -> str:
-    """The attention for a tree: the student's own, or FlexAttention for long rows on CUDA.
+    """Returns the attention for a tree: the student's own, or FlexAttention for long rows on CUDA.
 
-    A checkpointed layer runs its second time with the student's own attention, which could not
-    take the mask of FlexAttention: such a student has to be loaded with
+    A checkpointed layer runs again with the student's own attention, which may not accept the mask
+    of FlexAttention. To use FlexAttention there, load the student with
     attn_implementation="flex_attention".
     """
     own = attention_implementation(student.config)
@@ -156,10 +161,11 @@ def _attention_of(student: Student, batch: Batch) -> str:
 
 
 def _parts(student: Student, batch: Batch) -> Tensor | None:
-    """Prompts and rationales as `tree_attention` takes them, None where a mask has to do.
+    """Returns prompts and rationales as parts [P + R, 5] for `tree_attention`; None to use a mask.
 
-    On a CPU a masked pair costs as much as any other, and most pairs of a tree are masked: tokens
-    of different rationales. A checkpointed layer runs its second time with the whole mask.
+    On a CPU a masked pair of tokens costs as much as any other, and most pairs of a tree are masked
+    (tokens of different rationales). A mask is used on other devices, and with gradient
+    checkpointing, where a layer runs again with the model's own attention.
     """
     if student.checkpoints or batch.main.input_ids.device.type != "cpu":
         return None
@@ -180,7 +186,7 @@ def _parts(student: Student, batch: Batch) -> Tensor | None:
 
 
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:
-    """The tree's mask in the form that the attention takes."""
+    """Returns the mask of the tree in the form that the attention takes."""
     if attention == "flex_attention":
         rule, queries, keys = tree_rule(batch, leaves=leaves)
         return create_block_mask(
@@ -191,7 +197,7 @@ def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Te
             keys,
             device=batch.main.input_ids.device,
         )
-    # As numbers: from a bool mask every layer would make its own.
+    # Additive: every layer would convert a bool mask again.
     mask = tree_mask(batch, leaves=leaves)
     dtype = student.weight.dtype
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,16 +25,16 @@ def observe(
     layout: Layout = "tree",
     leaves: bool = True,
 ) -> Pass:
-    """Runs the student over problems without gradient: the one way to look at it outside training.
+    """Runs the student over problems without gradients, as all code outside training does.
 
     Args:
-        student: the student; its mode (train or eval) is left as it is.
+        student: the student; its mode (train or eval) is not changed.
         problems: P >= 1 encoded problems.
         layout: "tree" or "padded", see `compact.passes.layout.choose_layout`.
-        leaves: whether the gold answer is asked for after the steps.
+        leaves: whether to run answer leaves, which give the level I_i after each step.
 
     Returns:
-        What the forward left behind, on the student's device.
+        The results of the forward, on the device of the student.
     """
     batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
     return run_pass(student, batch.to(student.weight.device))[2]
@@ -49,18 +50,18 @@ def run_pass(
     """Runs body and head over a batch.
 
     Args:
-        student: the student; whether anything is differentiated follows from torch.is_grad_enabled
-            and its parameters.
-        batch: from `build_batch`, on the student's device.
+        student: the student; gradients follow from torch.is_grad_enabled() and requires_grad of its
+            parameters.
+        batch: from `build_batch`, on the device of the student.
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
 
     Returns:
-        The token statistics with a differentiable nll, the final hidden states [B, L, H] with
-        their graph, and the same, detached, as a Pass.
+        The token statistics, whose nll is differentiable; the final hidden states [B, L, H] with
+        their graph; and a Pass with both, detached.
 
     Raises:
-        ValueError: a tree that reaches further than the student's attention.
+        ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
     if batch.layout == "tree":
         _check_reach(student, batch)
@@ -70,8 +71,13 @@ def run_pass(
         else:
             hidden, leaf_hidden = _run_padded(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
-    head = {"bias": student.bias, "softcap": student.softcap, "logit_scale": student.logit_scale}
-    live = linear_token_stats(
+    stats_of = partial(
+        linear_token_stats,
+        bias=student.bias,
+        softcap=student.softcap,
+        logit_scale=student.logit_scale,
+    )
+    live = stats_of(
         hidden.flatten(0, 1),
         student.weight,
         batch.target,
@@ -79,26 +85,24 @@ def run_pass(
         gold=gold,
         head_grad=head_grad,
         filter_eps=filter_eps,
-        **head,
     )
     leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
     if leaf_hidden is not None:
         with torch.no_grad():
-            asked = linear_token_stats(
+            asked = stats_of(
                 leaf_hidden.flatten(0, 1),
                 student.weight,
                 batch.leaf_target,
                 rows=batch.leaf_rows,
-                **head,
             )
             counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
             leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
-    stats = TokenStats(*(x.detach() if isinstance(x, Tensor) else x for x in live))
+    stats = live.map(Tensor.detach)
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:
-    """A tree's mask takes the place of a sliding window or chunk, so no row may reach beyond it."""
+    """Checks that no path of a tree is longer than the window, which the tree's mask replaces."""
     window = student.attention_window
     if window is None:
         return
@@ -106,13 +110,13 @@ def _check_reach(student: Student, batch: Batch) -> None:
     reach = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
     if reach > window:
         raise ValueError(
-            f"batch has a tree that reaches over {reach} tokens, but this student's attention "
-            f"reaches over {window}; build it with layout='padded'"
+            f"batch must have trees with paths of at most {window} tokens, the reach of this "
+            f"student's attention, got {reach}; build it with layout='padded'"
         )
 
 
 def _body(student: Student, block: Block, mask: Any, **kwargs: Any) -> Tensor:
-    """Final hidden states [B, L, H] of a block."""
+    """Returns the final hidden states [B, L, H] of a block."""
     output = student.body(
         input_ids=block.input_ids,
         position_ids=block.position_ids,

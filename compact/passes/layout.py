@@ -1,4 +1,4 @@
-"""Decides how a student's rationales are laid out, as trees or as padded rows, and says why."""
+"""Chooses the layout of a student's batches, trees or padded rows, and gives the reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from compact.passes.packing import Layout, build_batch
 from compact.student import Student
 from compact.student.internals import attention_implementation
 
-# Layers that attend to a set of keys that a mask can name. Linear attention, state spaces and
-# convolutions read the tokens before them in the row, whoever they belong to.
+# Layers whose keys a mask can select. Linear attention, state-space layers and convolutions read
+# all earlier tokens of the row, also those of other rationales.
 _MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _MASKED_ATTENTION = {"sdpa", "eager", "flex_attention"}
 LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length
-# Tree against padded hidden states of the trial below. A branch that sees another differs by tens
-# of per cent; float32 differs by 1e-6, bfloat16 by under 1e-2.
+# Largest relative difference of hidden states between tree and padded rows in the trial below. If a
+# branch sees another branch, they differ by tens of per cent. Rounding alone gives 1e-6 in float32
+# and less than 1e-2 in bfloat16.
 _TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 
@@ -25,15 +26,15 @@ def choose_layout(student: Student, requested: str, max_length: int) -> tuple[La
     """Chooses the layout of a student's batches.
 
     Args:
-        student: the student, in place and on its device.
+        student: the student, on the device where it will run.
         requested: "auto", "tree" or "padded".
-        max_length: most tokens of prompt + one rationale.
+        max_length: the largest number of tokens of a prompt plus one rationale.
 
     Returns:
-        The layout, and the reason in words for the log.
+        The layout, and the reason as text for the log.
 
     Raises:
-        ValueError: "tree" is asked for and this student cannot take it; or an unknown request.
+        ValueError: `requested` is "tree" and this student cannot use trees, or is unknown.
     """
     if requested not in ("auto", "tree", "padded"):
         raise ValueError(f"layout must be 'auto', 'tree' or 'padded', got {requested!r}")
@@ -43,15 +44,17 @@ def choose_layout(student: Student, requested: str, max_length: int) -> tuple[La
     if obstacle is None:
         return "tree", "the prompt is read once; on a trial the tree equals padded rows"
     if requested == "tree":
-        raise ValueError(f"layout='tree' is not possible for this student: {obstacle}")
+        raise ValueError(
+            f"layout must be 'auto' or 'padded' for this student, got 'tree': {obstacle}"
+        )
     return "padded", obstacle
 
 
 def tree_obstacle(student: Student, max_length: int) -> str | None:
-    """Why a student cannot take trees, None where it can.
+    """Returns why a student cannot use trees; None if it can.
 
-    The config is asked first, then a trial of few tokens compares tree and padded rows, which also
-    catches what no config tells.
+    First the config is checked. Then a trial on a few tokens compares tree and padded rows. It also
+    catches what the config does not say.
     """
     config = student.config
     attention = attention_implementation(config)
@@ -69,7 +72,7 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
         )
     try:
         error = _trial(student)
-    except Exception as failure:  # any failure of a foreign model here means: not this way
+    except Exception as failure:  # the model's code may raise anything; padded rows are used then
         return f"a trial with a tree mask failed: {type(failure).__name__}: {failure}"
     tolerance = _TRIAL_TOLERANCE.get(student.weight.dtype, 3e-2)
     if not error <= tolerance:
@@ -79,7 +82,7 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
 
 @torch.no_grad()
 def _trial(student: Student) -> float:
-    """Relative difference of hidden states between tree and padded rows on two short rationales."""
+    """Returns the relative difference of hidden states, tree to padded, on two short rationales."""
     vocabulary = student.weight.shape[0]
     ids = [(7 * i + 3) % vocabulary for i in range(24)]
 
@@ -109,11 +112,11 @@ def _trial(student: Student) -> float:
 
 
 def _hidden(student: Student, problem: EncodedProblem, layout: Layout) -> Tensor:
-    """[T + Q, H] float32: what the student makes of every rationale token and every probe token."""
+    """Returns [T + Q, H] float32 hidden states of every rationale token and every leaf token."""
     batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=0)
     batch = batch.to(student.weight.device)
     pass_ = run_pass(student, batch)[2]
     assert pass_.leaf_hidden is not None
-    read = pass_.hidden.flatten(0, 1)[batch.token_rows]
-    probed = pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows]
-    return torch.cat([read, probed]).float()
+    tokens = pass_.hidden.flatten(0, 1)[batch.token_rows]
+    leaves = pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows]
+    return torch.cat([tokens, leaves]).float()

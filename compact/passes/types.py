@@ -1,11 +1,11 @@
-"""What one forward pass is given (`Batch`) and leaves behind (`Pass`): all that a metric may see.
+"""The input (`Batch`) and the results (`Pass`) of one forward: all that a metric may read.
 
-Indexing. A batch holds P problems, R rationales, M completion tokens, A answer leaves and Q gold
-tokens in them. The tables are ordered: rationales by problem, tokens by rationale, leaves by
-rationale and step, so that an offsets vector of size n + 1 is enough to slice any of them. A *row*
-is an index into the hidden states flattened to [B * L, H]. The row that predicts a completion token
-is that of the token before it, so the first tokens of the K rationales of a packed problem share
-one row: the last of the prompt.
+Indexing. A batch holds P problems, R rationales, M completion tokens and A answer leaves, and the
+leaves hold Q gold tokens. The tables are ordered: rationales by problem, tokens by rationale,
+leaves by rationale and step. So an offsets vector of size n + 1 is enough to slice any of them. A
+*row* is an index into the hidden states flattened to [B * L, H]. A completion token is predicted by
+the row of the token before it. In a tree, the first tokens of all K rationales of a problem are
+therefore predicted by the same row, that of the last prompt token.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ class EncodedRationale:
     """One rationale as token ids.
 
     Attributes:
-        teacher: who wrote it.
+        teacher: the name of the teacher that wrote it.
         text: the completion as text.
         ids: [T] token ids, the end-of-turn token included.
-        steps: (start, end) token spans of the reasoning steps, end exclusive, in order, at least
-            one.
+        steps: one or more (start, end) token spans of the reasoning steps, in order, end exclusive.
         step_texts: the text of each step, aligned with `steps`.
-        spaced: for each step, whether the text up to its end asks for a space before the cue.
-        marker: index into `ids` of the first token of the answer marker ("The answer is"), T if
-            none.
-        answer: the final answer in the normal form of the problem's answer domain, or None where
-            none was found. Within a problem, answers that match have one text: the gold answer's
-            where they match it.
+        spaced: for each step, whether a space must stand between the end of the step and the cue.
+        marker: index into `ids` of the first token of the answer marker ("The answer is"); T if
+            there is no marker.
+        answer: the final answer in the normal form of the problem's answer domain; None if none
+            was found. Within a problem, answers that match have the same text: that of the gold
+            answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
     """
 
@@ -59,17 +58,18 @@ class EncodedRationale:
 
 @dataclass(frozen=True)
 class EncodedProblem:
-    """One problem as token ids: the atom of a batch.
+    """One problem as token ids. A batch holds whole problems.
 
     Attributes:
-        question_id: as in the data file.
+        question_id: the id in the data file.
         prompt: the question as text.
         prompt_ids: [T] ids of the prompt, chat template applied.
-        rationales: K >= 1 of them.
+        rationales: its K >= 1 rationales.
         gold: the gold answer in normal form; a rationale whose `answer` is this text is right.
-        gold_ids: [m] ids of the gold answer, as the data write it, after the cue.
+        gold_ids: [m] ids of the gold answer as the data write it, tokenised as the text that
+            follows the cue.
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
-        spaced_cue_ids: the same with a leading space, for steps that are `spaced`.
+        spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
     """
 
     question_id: str
@@ -89,9 +89,10 @@ class Block:
     Attributes:
         input_ids: [B, L] int64.
         position_ids: [B, L] int64; in a tree they restart at each branch point.
-        attention_mask: [B, L] int64, 1 where there is a token. Who sees whom in a tree: `segments`.
-        segments: tree only, [B, L] int64 node of the tree of each token, numbered through main and
-            leaf block; None when padded.
+        attention_mask: [B, L] int64, 1 for a token and 0 for padding. In a tree, `segments` decides
+            which tokens attend to which.
+        segments: tree only, [B, L] int64 index of the node of each token; the indices continue from
+            the main block to the leaf block. None when padded.
     """
 
     input_ids: Tensor
@@ -109,37 +110,39 @@ class Batch:
     """Tensors of one forward pass.
 
     The main block [B, L] holds prompts and rationales. The leaf block [B2, L2] holds the answer
-    leaves: cue and gold answer, the last gold token left out since nothing is predicted from it.
-    In a tree B2 = B and leaf row b attends to the main row b as well; padded, a leaf row repeats
-    its whole prefix.
+    leaves: the cue and the gold answer without its last token, which predicts nothing. In a tree
+    B2 = B, and row b of the leaf block also attends to row b of the main block. When padded, each
+    leaf is a row that repeats its whole prefix.
 
     Attributes:
-        layout: "tree" (a problem lies in one row, rationales are branches) or "padded" (a row a
-            rationale).
+        layout: "tree" (each problem lies in one row and its rationales are branches) or "padded"
+            (each rationale is a row).
         main: the main block.
         leaves: the leaf block; None without leaves.
-        visible: tree only, [B, S, S] bool, which node (query, key) sees which; None when padded. A
-            token sees another when its node sees the other's and its position is not smaller.
+        visible: tree only, [B, S, S] bool, whether node (query) sees node (key). None when padded.
+            A token attends to another if its node sees the node of the other and its position is
+            not smaller.
         problems: P encoded problems.
-        problem_offsets: [P + 1], rationales of problem p are those from problem_offsets[p] up to
-            problem_offsets[p + 1].
+        problem_offsets: [P + 1], problem p has the rationales from problem_offsets[p] up to, but
+            not including, problem_offsets[p + 1].
         problem: [R] the problem of each rationale.
-        token_offsets: [R + 1], completion tokens of rationale r.
-        rows: [M] hidden row that predicts token m.
-        target: [M] the token.
+        token_offsets: [R + 1], the same for the completion tokens of each rationale.
+        rows: [M] the row that predicts completion token m.
+        target: [M] the id of token m.
         rationale: [M] the rationale of token m.
         step: [M] the step that token m belongs to, -1 outside every step (the answer part).
-        token_rows: [M] hidden row of token m itself (where the model has read it).
-        prompt_rows: [P] or [R] (padded) hidden row of the last prompt token.
-        gold_ids: [G] ids of all gold answers, gold_offsets: [P + 1].
-        leaf_offsets: [R + 1], answer leaves of rationale r; the leaf after the bare question is
-            `question_leaf`. All offsets are 0 without leaves.
-        leaf_step: [A] the step after which the leaf stands (its index; -1 for the bare question).
-            The P leaves of the bare questions come last.
-        question_leaf: [P] index of the leaf after the bare question, -1 if none.
-        leaf_rows, leaf_target, leaf_index: [Q] for every gold token that a leaf asks for: the row
-            that predicts it in the leaf block's hidden states flattened to [B2 * L2, H], the token,
-            and its leaf.
+        token_rows: [M] the row of token m itself.
+        prompt_rows: [P], or [R] when padded: the row of the last prompt token.
+        gold_ids: [G] ids of all gold answers.
+        gold_offsets: [P + 1], the same for the gold ids of each problem.
+        leaf_offsets: [R + 1], the same for the answer leaves of each rationale, without the leaf
+            after the bare question. All offsets are 0 without leaves.
+        leaf_step: [A] index of the step that the leaf follows; -1 for the bare question. The P
+            leaves of the bare questions come last.
+        question_leaf: [P] index of the leaf after the bare question; -1 without leaves.
+        leaf_rows, leaf_target, leaf_index: [Q] for each gold token of a leaf: the row that predicts
+            it in the hidden states of the leaf block flattened to [B2 * L2, H], its id, and the
+            index of its leaf.
     """
 
     layout: Literal["tree", "padded"]
@@ -171,17 +174,17 @@ class Batch:
 
     @property
     def num_rationales(self) -> int:
-        """R, the rationales in the batch."""
+        """R, the number of rationales in the batch."""
         return int(self.problem.numel())
 
     @property
     def teachers(self) -> list[str]:
-        """[R] the teacher of each rationale."""
+        """[R] the name of the teacher of each rationale."""
         return [r.teacher for p in self.problems for r in p.rationales]
 
 
 def _moved(part: Block | Batch, device: torch.device | str) -> dict[str, Any]:
-    """Its fields, with tensors and blocks on `device`."""
+    """Returns the fields by name, with tensors and blocks on `device`."""
     return {
         name: value.to(device) if isinstance(value, Tensor | Block) else value
         for name, value in vars(part).items()
@@ -190,18 +193,18 @@ def _moved(part: Block | Batch, device: torch.device | str) -> dict[str, Any]:
 
 @dataclass
 class Pass:
-    """What the one forward left behind, detached: all that a metric may read.
+    """The results of one forward, detached: all that a metric may read.
 
     Attributes:
-        batch: what went in.
-        student: body and head; a metric may read its weights but not run it.
-        hidden: [B, L, H] final hidden states of the main block (what the LM head reads).
-        leaf_hidden: [B2, L2, H] those of the leaf block; None without leaves, and where every leaf
-            was kept from an earlier step (leaf_every > 1).
+        batch: the input.
+        student: body and head. A metric may read its weights but must not run it.
+        hidden: [B, L, H] final hidden states of the main block (the input of the LM head).
+        leaf_hidden: [B2, L2, H] those of the leaf block. None without leaves, and if every level
+            comes from an earlier step (leaf_every > 1).
         stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp.
-        leaf_logp: [A] mean log-likelihood (nats) of the gold answer's tokens at each answer leaf:
-            I_i of docs/method.md. Empty without leaves.
-        cache: scratch that metrics share within the pass (step graphs, hidden at the marker).
+        leaf_logp: [A] the level I_i of docs/method.md at each answer leaf: the mean log-likelihood
+            of the tokens of the gold answer, in nats. Empty without leaves.
+        cache: values that metrics share within the pass (step graphs, hidden at the marker).
     """
 
     batch: Batch

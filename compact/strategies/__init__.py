@@ -1,4 +1,4 @@
-"""Seams of the trainer that other distillation methods plug into, and the methods themselves."""
+"""Strategies: other distillation methods, as hooks that the trainer calls."""
 
 from compact.strategies.base import (
     STRATEGIES,

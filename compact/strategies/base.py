@@ -1,6 +1,6 @@
-"""The seams of the trainer: a strategy is a distillation method as hooks of one training run.
+"""A strategy is a distillation method, written as hooks that the trainer calls in a run.
 
-A strategy of your own is one class with the hooks that it needs:
+To add a strategy, write one class with the hooks that it needs:
 
     @register_strategy("mine")
     class Mine(Strategy):
@@ -9,8 +9,8 @@ A strategy of your own is one class with the hooks that it needs:
         def loss_terms(self):
             return [my_term]
 
-`strategy: mine` in a recipe uses it; `strategy_options` are the arguments of its constructor. How
-teachers are weighed is a separate choice (`preset`).
+`strategy: mine` in a recipe selects it. `strategy_options` are the arguments of its constructor.
+The weights of the teachers are a separate choice (`preset`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,26 @@ if TYPE_CHECKING:
 
 
 class LossTerm(Protocol):
-    """Something that adds to the loss of a micro-batch."""
+    """A term that is added to the loss of a micro-batch."""
 
     name: ClassVar[str]
 
     def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        """Returns the term summed over the problems of the pass, a float32 scalar.
+        """Returns the sum of the term over the problems of the pass, a float32 scalar.
 
         Args:
             hidden: [B, L, H] final hidden states of the main block, with their graph.
-            pass_: what the forward left behind, detached.
+            pass_: the results of the forward, detached.
             weight: [R] weights of the rationales, without gradient; 0 for problems that are not
                 counted.
         """
 
 
 class Strategy:
-    """A distillation method; each hook does nothing unless a subclass says otherwise.
+    """A distillation method. The hooks of this class do nothing; a subclass overrides some.
 
     Attributes:
-        needs: what the method needs, for `compact strategies`: "gold", "rollouts",
-            "white-box teacher", "endpoint".
+        needs: what the method needs: "gold", "rollouts", "white-box teacher", "endpoint".
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -57,10 +56,10 @@ class Strategy:
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
-        """Returns the problems to train on, once, before the first step.
+        """Returns the problems to train on. Called once, before the first step.
 
         Args:
-            problems: as given to the trainer.
+            problems: the problems that the trainer was given.
             model: the student, with its adapters.
             processing_class: its tokenizer.
         """
@@ -69,25 +68,25 @@ class Strategy:
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
     ) -> Sequence[EncodedProblem]:
-        """Returns the problems of a micro-batch as they are packed: as many, with the same ids.
+        """Returns the problems that replace those of a micro-batch: as many, with the same ids.
 
-        Not called in evaluation.
+        Called for each micro-batch in training, not in evaluation.
         """
         return problems
 
     def loss_terms(self) -> Sequence[LossTerm]:
-        """Returns the terms that are added to the loss of every micro-batch."""
+        """Returns the terms to add to the loss of every micro-batch. Called once."""
         return ()
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Runs after the optimizer step number `step`, counted from 1."""
+        """Called after each optimizer step; `step` is its number, counted from 1."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, as JSON values."""
+        """Returns the state that a resumed run needs, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores a state that `state_dict` returned."""
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")
@@ -95,14 +94,16 @@ register_strategy = STRATEGIES.register
 
 
 def make_strategy(name: str | None, options: Mapping[str, Any] | None = None) -> Strategy:
-    """Returns the strategy `name`; the one that does nothing for None.
+    """Returns the strategy `name`; for None, one whose hooks do nothing.
 
     Raises:
-        ValueError: an unknown name, or options that it does not take.
+        ValueError: the name is unknown, or the strategy does not take the options.
     """
     if name is None:
         if options:
-            raise ValueError(f"strategy_options need a strategy, got {dict(options)!r}")
+            raise ValueError(
+                f"strategy must be given with strategy_options, got None with {dict(options)!r}"
+            )
         return Strategy()
     try:
         return STRATEGIES.get_or_raise(name)(**(options or {}))

@@ -1,4 +1,4 @@
-"""The student: loading it, and taking it apart into body and LM head."""
+"""Loads a student and splits it into its body and its LM head."""
 
 from compact.student.adapters import peft_config
 from compact.student.loading import (

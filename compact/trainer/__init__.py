@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer on problems with K rationales."""
+"""The training loop: the Trainer of transformers, on problems with K rationales each."""
 
 from compact.trainer.records import NonFiniteError
 from compact.trainer.runlog import read_scores

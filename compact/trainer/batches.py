@@ -1,4 +1,4 @@
-"""Which problems make up a micro-batch of a rank: the same step for any number of ranks."""
+"""Assigns problems to micro-batches and ranks, so that steps do not depend on the ranks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from compact.passes import EncodedProblem
 
 
 class Item(NamedTuple):
-    """A problem of a micro-batch; one that is not counted only fills up the last round of ranks."""
+    """A problem of a micro-batch. One that is not counted fills a place that would be empty."""
 
     problem: EncodedProblem
     counted: bool
 
 
 class ProblemDataset(Dataset[Item]):
-    """Encoded problems. Index -1 - i gives problem i, not counted."""
+    """Encoded problems. Index -1 - i returns problem i as an item that is not counted."""
 
     def __init__(self, problems: Sequence[EncodedProblem]) -> None:
         self.problems = tuple(problems)
@@ -34,10 +34,11 @@ class ProblemDataset(Dataset[Item]):
 class ProblemBatches(Sampler[list[int]]):
     """The micro-batches of one rank.
 
-    Consecutive problems of one order, which depends on seed and epoch alone, go to (micro-batch,
-    rank, place) in that sequence, so a step of world x accumulation x batch problems is the same
-    set however the product is made up. Every rank gets the same number of micro-batches; a rank
-    that has no problem left in the last one gets a problem that is not counted.
+    The order of the problems depends only on seed and epoch. Consecutive problems fill the places
+    of rank 0, then those of rank 1 and so on, then the next micro-batch. A step of (ranks x
+    accumulation x batch size) problems is therefore the same set for any such factors of the same
+    product. Every rank gets the same number of micro-batches. A rank without a problem in the last
+    one gets a problem that is not counted.
     """
 
     def __init__(
@@ -50,12 +51,21 @@ class ProblemBatches(Sampler[list[int]]):
         seed: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """Args: number of problems; problems a micro-batch; seed None keeps the problems' order."""
+        """Sets up the batches of epoch 0.
+
+        Args:
+            count: number of problems.
+            batch_size: problems per micro-batch and rank.
+            rank: this rank, from 0.
+            world: number of ranks.
+            seed: seed of the order; None keeps the order of the problems.
+            drop_last: whether to drop the last micro-batch if some place in it would be empty.
+        """
         self.count, self.batch_size, self.rank, self.world = count, batch_size, rank, world
         self.seed, self.drop_last, self.epoch = seed, drop_last, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch."""
+        """Sets the epoch, which determines the order of the problems."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -73,15 +83,17 @@ class ProblemBatches(Sampler[list[int]]):
             yield mine or [-1 - order[first % self.count]]
 
 
-class ProblemLoader(DataLoader[list[Item]]):
-    """Loads micro-batches as lists of items; the trainer packs them when it knows the step."""
+class ProblemLoader(DataLoader[Item]):
+    """Loads micro-batches as lists of items; `MicroBatchLoss` builds the tensors."""
+
+    dataset: ProblemDataset
 
     def __init__(self, dataset: ProblemDataset, batches: ProblemBatches) -> None:
-        # A generator of its own: a loader must not draw from the random state that dropout uses,
-        # or a resumed run would no longer be the run it continues.
+        # Its own generator: if the loader used the global random state, as dropout does, a resumed
+        # run would differ from one that was not interrupted.
         generator = torch.Generator()
         super().__init__(dataset, batch_sampler=batches, collate_fn=list, generator=generator)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch."""
+        """Sets the epoch, which determines the order of the problems."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

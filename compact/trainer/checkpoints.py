@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: staged, listed with sizes and checksums, then renamed."""
+"""Writes checkpoints completely or not at all: staged, listed with checksums, then renamed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def staging_folder(final: Path) -> Path:
-    """Where a checkpoint is written before it is whole; transformers does not take it for one."""
+    """Returns the folder to write a checkpoint in; its name is not one of a checkpoint."""
     return final.with_name(f"unfinished-{final.name}")
 
 
 def clear_unfinished(run: Path) -> None:
-    """Removes what a killed run left half-written."""
+    """Removes unfinished checkpoints and models of a run that was killed."""
     for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Lists the files of a staged checkpoint, forces them to disk and gives the folder its name."""
+    """Writes the manifest of a staged checkpoint, syncs all files to disk, renames the folder."""
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     listing = {str(p.relative_to(staged)): [p.stat().st_size, _checksum(p)] for p in files}
     (staged / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
@@ -39,7 +39,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def move_whole(staged: Path, final: Path) -> None:
-    """Forces the files of a staged folder to disk and moves them into `final`, the weights last."""
+    """Syncs the files of a staged folder to disk and moves them to `final`, weights last."""
     files = [path for path in staged.rglob("*") if path.is_file()]
     files.sort(key=lambda path: (path.suffix == ".safetensors", path.name))
     for path in files:
@@ -53,7 +53,7 @@ def move_whole(staged: Path, final: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, or None when each file is as it was written."""
+    """Returns what is damaged in a checkpoint; None if every file is as it was written."""
     try:
         listing = json.loads((checkpoint / MANIFEST).read_text())["files"]
         for name, (size, checksum) in listing.items():
@@ -72,12 +72,12 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """Finds the newest checkpoint of a run that is whole.
+    """Finds the newest undamaged checkpoint of a run.
 
     Returns:
-        Its folder, or None when there is none, and a line for each newer one that is damaged.
+        Its folder, or None if there is none; and one line of text for each newer, damaged one.
     """
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in sorted(run.glob("checkpoint-*"), key=_step, reverse=True):
         if _NAME.fullmatch(checkpoint.name) is None or not checkpoint.is_dir():
             continue

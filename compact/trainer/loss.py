@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: pack, run the student, weigh, add the loss terms."""
+"""The loss of a micro-batch: build tensors, run the student, weight, add the loss terms."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from compact.weighting import Weigher
 
 @dataclass(frozen=True)
 class Work:
-    """A micro-batch on its way through the model's forward: opaque to DDP and FSDP."""
+    """A micro-batch as the argument of the model's forward; DDP and FSDP do not look inside."""
 
     items: Sequence[Item]
 
 
 @dataclass
 class MicroBatchLoss:
-    """Computes the loss of a micro-batch, summed over its counted problems.
+    """Computes the loss of a micro-batch: the sum over its counted problems.
 
     Attributes:
-        student, weigher, strategy, layout, args, accelerator: as the trainer has them.
-        terms: what is added to the weighted likelihoods.
-        kept_levels: question_id -> leaf likelihoods of its last visit, used while leaf_every > 1.
+        student, weigher, strategy, layout, args, accelerator: those of the trainer.
+        terms: the terms that are added to the weighted negative log-likelihoods.
+        kept_levels: question_id -> the levels of its last visit, leaves in order and the bare
+            question's last. Used if leaf_every > 1.
     """
 
     student: Student
@@ -58,25 +59,31 @@ class MicroBatchLoss:
     def __call__(
         self, items: Sequence[Item], step: OpenStep, number: int
     ) -> tuple[Tensor, list[ProblemRecord]]:
-        """Runs in place of the model's own forward, so inside DDP, FSDP or DeepSpeed.
+        """Computes loss and records. Replaces the model's forward inside DDP, FSDP or DeepSpeed.
 
         Args:
             items: the problems of the micro-batch.
-            step: the optimizer step under way.
-            number: of optimizer steps before it.
+            step: the current optimizer step.
+            number: the number of optimizer steps before it.
 
         Returns:
-            The loss (scalar), and a record of each problem; no record where a loss that is not
-            finite was noted for the end of the step.
+            The loss (scalar), and one record per problem. No records if a token statistic is not
+            finite and there are several processes: the error is raised at the end of the step.
 
         Raises:
-            NonFiniteError: something that the loss is made of is not finite, in the only process.
+            NonFiniteError: a token statistic, a level or the loss is not finite, and there is only
+                one process.
         """
         training = self.student.model.training
         alone = self.accelerator.num_processes == 1
         problems: Sequence[EncodedProblem] = [item.problem for item in items]
         if training:
             problems = self.strategy.rollout(problems, self.student)
+            if len(problems) != len(items):
+                raise ValueError(
+                    f"rollout of {type(self.strategy).__name__} must return {len(items)} problems, "
+                    f"got {len(problems)}"
+                )
         needs_leaves = self.weigher.needs_leaves
         due = not training or number % self.args.leaf_every == 0
         kept = [self._kept(p) if needs_leaves and not due else None for p in problems]
@@ -121,10 +128,10 @@ class MicroBatchLoss:
         return levels if levels is not None and len(levels) == asked + 1 else None
 
     def _leaves_due(self, kept: Sequence[list[float] | None]) -> bool:
-        """Whether the micro-batch runs answer leaves: some problem has kept none.
+        """Whether the micro-batch runs answer leaves: it does if some problem has no kept levels.
 
-        Where parameters are sharded every pass over the body gathers them, so all ranks run leaves
-        when one has to.
+        If parameters are sharded, every run of the body gathers them from all ranks. So all ranks
+        run leaves if one rank has to.
         """
         due = None in kept
         sharded = self.accelerator.distributed_type in (
@@ -138,8 +145,8 @@ class MicroBatchLoss:
 
 @contextmanager
 def routed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets `forward` answer a call of the module: hooks and wrappers around it stay in force."""
-    own = module.__dict__.get("forward")  # accelerate puts one there for mixed precision
+    """Within the context, `forward` replaces that of the module; hooks and wrappers still run."""
+    own = module.__dict__.get("forward")  # accelerate sets one for mixed precision
     module.forward = forward
     try:
         yield

@@ -1,4 +1,4 @@
-"""Lines of progress for a person: step, loss, the mean weight of each teacher, time left."""
+"""Prints lines of progress: step, loss, mean weight of each teacher, time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressLines(TrainerCallback):
-    """Prints a line every few seconds, with means over the steps since the last one."""
+    """Prints a line every few seconds, with means over the steps since the last line."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -25,7 +25,7 @@ class ProgressLines(TrainerCallback):
         self._first_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Takes in what was logged, and prints when it is time."""
+        """Adds the logged values to the means, and prints a line if enough time has passed."""
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
@@ -62,7 +62,7 @@ def _measures(name: str) -> bool:
 
 
 def show_progress(trainer: Trainer) -> None:
-    """Puts these lines in place of transformers' bar and dictionaries."""
+    """Replaces the progress bar and the printed dictionaries of transformers by these lines."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLines())

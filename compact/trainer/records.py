@@ -1,4 +1,4 @@
-"""What a problem left in a step, as plain numbers: for the logs, the weigher and later steps."""
+"""The results of a problem in a step as plain numbers: for logs, weigher and later steps."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from compact.weighting import Weights
 
 
 class NonFiniteError(ValueError):
-    """A loss or gradient that is not finite; the message names the problem and what it was."""
+    """A loss or gradient is not finite; the message names the problem and the value."""
 
 
 @dataclass(frozen=True)
 class ProblemRecord:
-    """What a problem left in a step.
+    """The results of a problem in a step, for its K rationales.
 
     Attributes:
-        question_id: of the problem.
-        teachers, tokens: [K] who wrote each rationale, and the tokens of its completion.
-        weight, nll: [K].
-        scores, zscores: axis -> [K]; empty for plain policies.
-        levels: log-likelihood of the gold answer at each answer leaf, the bare question's last;
-            None without leaves.
+        question_id: the id of the problem.
+        teachers: [K] the name of each teacher.
+        tokens: [K] the number of tokens of each completion.
+        weight: [K] weights.
+        nll: [K] mean negative log-likelihood of each completion, in nats per token.
+        scores, zscores: axis -> [K]; empty for policies without scores.
+        levels: the level (nats per token) at each answer leaf, the bare question's last; None
+            without leaves.
     """
 
     question_id: str
@@ -45,14 +47,14 @@ class ProblemRecord:
 
     @property
     def has_loss(self) -> bool:
-        """False where a policy gave every rationale weight 0."""
+        """False if the policy gave every rationale weight 0."""
         return any(weight > 0 for weight in self.weight)
 
 
 def records_of(
     pass_: Pass, weights: Weights, nll: Tensor, *, with_levels: bool
 ) -> list[ProblemRecord]:
-    """Turns the outcome of a pass into plain numbers, a record a problem."""
+    """Returns the results of a pass as plain numbers, one record per problem."""
     batch = pass_.batch
     ends = batch.problem_offsets.tolist()
     weight, losses = weights.weight.tolist(), nll.tolist()
@@ -78,7 +80,7 @@ def records_of(
 
 
 def scores_of(records: Sequence[ProblemRecord]) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns axis -> [R] scores of all rationales, and [P + 1] offsets of the problems."""
+    """Returns scores, axis -> [R] of all rationales, and offsets [P + 1] of the problems."""
     offsets = torch.tensor([0, *(len(r.weight) for r in records)]).cumsum(0)
     scores = {
         axis: torch.tensor([s for r in records for s in r.scores[axis]])
@@ -88,7 +90,7 @@ def scores_of(records: Sequence[ProblemRecord]) -> tuple[dict[str, Tensor], Tens
 
 
 def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> list[dict[str, Any]]:
-    """Returns rows of the score log (`runlog.SCHEMA`), a row a rationale."""
+    """Returns rows of the score log (`runlog.SCHEMA`), one per rationale."""
     rows = []
     for record in records:
         axes = {**record.scores, **{f"z_{a}": z for a, z in record.zscores.items()}}
@@ -109,13 +111,13 @@ def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> lis
 
 
 class TeacherMeans:
-    """Mean weight and scores of each teacher since the last line of the log."""
+    """Means of weight and scores of each teacher since the last line of the log."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Takes in rows of the score log."""
+        """Adds rows of the score log."""
         for row in rows:
             for name in ("weight", *(axis for axis in AXES if axis in row)):
                 total = self._sums[f"{name}/{row['teacher']}"]
@@ -123,7 +125,7 @@ class TeacherMeans:
                 total[1] += 1
 
     def take(self) -> dict[str, float]:
-        """Returns "weight/TEACHER" and "AXIS/TEACHER" -> mean, and begins anew."""
+        """Returns "weight/TEACHER" and "AXIS/TEACHER" -> mean, and clears the sums."""
         means = {name: total / n for name, (total, n) in sorted(self._sums.items())}
         self._sums.clear()
         return means
@@ -136,7 +138,7 @@ class EvaluationSums:
         self._sums: dict[str, float] = defaultdict(float)
 
     def add(self, loss: float, records: Sequence[ProblemRecord], items: Sequence[Item]) -> None:
-        """Takes in a micro-batch; `loss` is the mean over its counted problems."""
+        """Adds a micro-batch; `loss` is the mean over its counted problems."""
         counted = [r for r, item in zip(records, items, strict=True) if item.counted]
         self._sums["loss"] += loss * len(counted)
         self._sums["with_loss"] += sum(r.has_loss for r in counted)
@@ -148,12 +150,12 @@ class EvaluationSums:
         """Returns the means over all ranks.
 
         Args:
-            count: problems on all ranks.
-            not_finite: what was not finite on this rank.
+            count: number of problems on all ranks.
+            not_finite: the error of this rank if a loss was not finite, or None.
             alone: whether this is the only process.
 
         Raises:
-            NonFiniteError: on every rank, when one of them met a loss that is not finite.
+            NonFiniteError: a loss was not finite on some rank; raised on every rank.
         """
         sums = dict(self._sums)
         if not alone:
@@ -167,12 +169,12 @@ class EvaluationSums:
 
 
 def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
-    """Returns the pass with the leaf likelihoods of an earlier step where a problem has kept them.
+    """Returns the pass, with the levels of an earlier step for the problems that have kept them.
 
     Args:
-        pass_: a pass; without answer leaves when every problem has kept its own.
-        kept: for each problem its likelihoods, leaves in order and the bare question's last; None
-            takes those of the pass.
+        pass_: a pass. It has no answer leaves if every problem has kept its levels.
+        kept: for each problem its levels, leaves in order and the bare question's last; None takes
+            the levels of the pass.
     """
     if all(levels is None for levels in kept):
         return pass_
@@ -196,7 +198,7 @@ def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
 
 
 def _levels(pass_: Pass, problem: int) -> Tensor:
-    """[leaves + 1] likelihoods of a problem's leaves, the bare question's last."""
+    """Returns the levels [leaves + 1] of a problem, the bare question's last."""
     batch = pass_.batch
     first, end = batch.leaf_offsets[batch.problem_offsets[problem : problem + 2]].tolist()
     question = batch.question_leaf[problem]

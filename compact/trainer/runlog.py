@@ -1,10 +1,11 @@
-"""The log of scores: each step's per-rationale scores and weights, as Parquet, safe against a kill.
+"""The log of scores: scores and weights of each rationale in each step, as Parquet.
 
-A step is appended to a journal (an Arrow stream, flushed at once). Every few hundred steps and at
-each checkpoint the journal becomes a Parquet part, written whole or not at all:
+A step is appended to a journal (an Arrow stream) and flushed at once, so a killed run loses no
+step. Every 400 steps and at each checkpoint the journal becomes a Parquet part, which is written
+completely or not at all:
 
     RUN/scores/part-00000001-00000400.parquet    steps 1 to 400
-    RUN/scores/journal.arrows                    the steps since
+    RUN/scores/journal.arrows                    the steps after them
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ SCHEMA = pa.schema(
 
 
 def read_scores(run: str | Path) -> pa.Table:
-    """Returns the log of a run folder in order of steps, a row a rationale and step (`SCHEMA`).
+    """Returns the log of a run folder in order of steps, one row per step and rationale (`SCHEMA`).
 
     Raises:
         FileNotFoundError: the run has no log of scores.
     """
     folder = Path(run) / FOLDER
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no log of scores here")
+        raise FileNotFoundError(f"{folder}: no such folder; the run has no log of scores")
     return _join(_read_parts(folder), _read_journal(folder / _JOURNAL))
 
 
 class ScoreLog:
-    """Appends steps to the log of a run. One process writes."""
+    """Appends steps to the log of a run. Only one process may write."""
 
     def __init__(self, run: str | Path, last_step: int = 0) -> None:
-        """Opens the log after `last_step`: later steps, of a run that was killed, are dropped."""
+        """Opens the log after `last_step`; steps of a killed run after it are removed."""
         self.folder = Path(run) / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         table = read_scores(run)
@@ -70,10 +71,10 @@ class ScoreLog:
         self._open_journal()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends the rows of one step; what is missing in a row is null.
+        """Appends the rows of one step; a key that a row lacks is null.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the rows could not be written.
         """
         batch = pa.RecordBatch.from_pylist(list(rows), schema=SCHEMA)
         self._writer.write_batch(batch)
@@ -117,7 +118,7 @@ class ScoreLog:
 
 
 def _steps(part: Path) -> tuple[int, int]:
-    """First and last step of a part, from its name."""
+    """Returns the first and last step of a part, from its name."""
     _, first, last = part.stem.split("-")
     return int(first), int(last)
 
@@ -130,13 +131,13 @@ def _read_parts(folder: Path) -> pa.Table:
 
 
 def _join(table: pa.Table, more: pa.Table) -> pa.Table:
-    """Appends the steps of `more` that `table` lacks: after a kill, some may be in both."""
+    """Appends the steps of `more` that `table` lacks; after a kill, both may hold a step."""
     last = pc.max(table["step"]).as_py() or 0
     return pa.concat_tables([table, more.filter(pc.field("step") > last)])
 
 
 def _read_journal(path: Path) -> pa.Table:
-    """The whole batches of a journal; one that a kill cut short ends where it was cut."""
+    """Returns the complete batches of a journal; after a kill the last one may be incomplete."""
     if not path.exists():
         return SCHEMA.empty_table()
     with pa.memory_map(str(path)) as file:

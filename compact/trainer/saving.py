@@ -1,4 +1,4 @@
-"""Saving and resuming: run.json, the state beside a checkpoint, what a full disk looks like."""
+"""Saving and resuming: run.json, COMPACT's own state in a checkpoint, errors of a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -25,12 +25,12 @@ from compact.trainer.checkpoints import damage, newest_whole
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "compact_state.json"
-_TOKEN = re.compile(r"(--\w*token[ =])\S+")  # a secret on the command line
+_TOKEN = re.compile(r"(--\w*token[ =])\S+")  # hides tokens that were given on the command line
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
 
 def write_run_file(run: Path, about: dict[str, Any]) -> None:
-    """Writes run.json: what was trained how, with versions and the command line."""
+    """Writes run.json: `about`, the versions of the packages and the command line."""
     more = {
         "versions": {name: version(name) for name in _PACKAGES},
         "command": _TOKEN.sub(r"\1<hidden>", " ".join(sys.argv)),
@@ -39,32 +39,32 @@ def write_run_file(run: Path, about: dict[str, Any]) -> None:
 
 
 def read_state(checkpoint: Path, preset: str) -> tuple[dict[str, Any], int]:
-    """Reads what COMPACT keeps in a checkpoint.
+    """Reads COMPACT's own state from a checkpoint.
 
     Returns:
         The state (keys weigher, gains, strategy), and the checkpoint's step.
 
     Raises:
-        ValueError: the checkpoint is of another preset than `preset`.
+        ValueError: the checkpoint was written with another preset.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
     if state.get("preset", preset) != preset:
         raise ValueError(
-            f"preset must be {state['preset']!r} to go on from {checkpoint}, whose running "
-            f"statistics are its own, got {preset!r}"
+            f"preset must be {state['preset']!r} to resume from {checkpoint}, which holds the "
+            f"running statistics of that preset, got {preset!r}"
         )
     return state, int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 
 
-def checkpoint_to_resume(run: Path, wanted: str | Path | bool) -> Path:
-    """Returns the checkpoint to go on from, checked to be whole.
+def checkpoint_to_resume(run: Path, wanted: str | Path | Literal[True]) -> Path:
+    """Returns the checkpoint to resume from, after checking that it is not damaged.
 
     Args:
-        run: the run's folder.
-        wanted: a checkpoint, or True for the newest of the run that is whole.
+        run: the folder of the run.
+        wanted: a checkpoint, or True for the newest undamaged one of the run.
 
     Raises:
-        ValueError: there is none, it is damaged, or it holds no optimizer.
+        ValueError: there is no such checkpoint, it is damaged, or it holds no optimizer.
     """
     if wanted is not True:
         problem = damage(Path(wanted))
@@ -73,27 +73,27 @@ def checkpoint_to_resume(run: Path, wanted: str | Path | bool) -> Path:
         return _with_optimizer(Path(wanted))
     checkpoint, damaged = newest_whole(run)
     if checkpoint is None:
-        raise ValueError("; ".join([f"output_dir {run} holds no whole checkpoint", *damaged]))
+        raise ValueError("; ".join([f"output_dir {run} holds no undamaged checkpoint", *damaged]))
     for line in damaged:
-        logger.warning("%s; going on from %s", line, checkpoint.name)
+        logger.warning("%s; resuming from %s", line, checkpoint.name)
     return _with_optimizer(checkpoint)
 
 
 def _with_optimizer(checkpoint: Path) -> Path:
-    """The checkpoint; transformers would go on without optimizer and schedule, and not say so."""
+    """Checks for an optimizer: without one, transformers would silently start a new one."""
     if any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*")):
         return checkpoint
     raise ValueError(
         f"resume_from_checkpoint {checkpoint} cannot be used: it was saved with save_only_model, "
-        "without optimizer and schedule; give it as model to start anew from its weights"
+        "without optimizer and schedule; to start a new run from its weights, give it as model"
     )
 
 
 @contextmanager
 def cleared_up(staged: Path, final: Path) -> Iterator[None]:
-    """Removes a half-written folder, and raises an OSError for a full disk.
+    """On a write error, removes the unfinished folder and raises an OSError that names `final`.
 
-    torch and safetensors report a full disk each in an error of their own.
+    torch and safetensors report a full disk with errors of other types.
     """
     try:
         yield
@@ -112,10 +112,11 @@ def cleared_up(staged: Path, final: Path) -> Iterator[None]:
 
 
 def keep_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
-    """Enters the state of the callbacks that have one into the trainer's state."""
+    """Writes the state of the callbacks that have one into the trainer's state."""
     states: dict[str, list[Any]] = defaultdict(list)
     for callback in callbacks:
         if isinstance(callback, ExportableState):
             states[type(callback).__name__].append(callback.state())
+    kept: Any = state.stateful_callbacks  # a dict, but annotated as a list
     for name, several in states.items():
-        state.stateful_callbacks[name] = several if len(several) > 1 else several[0]
+        kept[name] = several if len(several) > 1 else several[0]

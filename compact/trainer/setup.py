@@ -1,4 +1,4 @@
-"""What the trainer settles before its first step: problems, adapters, layout, the machine."""
+"""Prepares the trainer before its first step: problems, adapters, layout, machine."""
 
 from __future__ import annotations
 
@@ -7,33 +7,51 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
 from compact.passes import EncodedProblem
+from compact.passes.encode import encode_problem
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
+from compact.trainer.batches import ProblemDataset
 from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
 
 
+def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Returns a setting that `CompactConfig` has checked to be a mapping; {} for None."""
+    assert not isinstance(setting, str)
+    return setting or {}
+
+
 def refuse_zero3() -> None:
-    """Raises ValueError under DeepSpeed's ZeRO-3."""
-    if is_deepspeed_zero3_enabled():
+    """Raises ValueError if DeepSpeed runs with ZeRO-3."""
+    if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
 
 
+def check_leaf_every(weigher: Weigher, args: CompactConfig) -> None:
+    """Raises ValueError if `leaf_every` > 1 but a metric needs the leaves of every step."""
+    if args.leaf_every > 1 and weigher.leaf_hidden_readers:
+        raise ValueError(
+            f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
+            f"states of fresh answer leaves, got {args.leaf_every}"
+        )
+
+
 def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
-    """Returns the problems of a data set that the weigher can use.
+    """Returns the problems of a dataset that the weigher can use.
 
     Args:
-        weigher: one that uses a single teacher leaves out the problems without its rationale.
-        dataset: rows, a path, a datasets.Dataset or problems.
+        weigher: the weigher. If it uses a single teacher, problems without a rationale of that
+            teacher are left out, with a warning.
+        dataset: rows, a path, a datasets.Dataset or a list of problems.
     """
     if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Problem):
         given = list(dataset)
@@ -48,32 +66,45 @@ def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
     return problems
 
 
+def encoded(
+    weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
+) -> ProblemDataset:
+    """Returns the problems of `problems_of` as token ids."""
+    limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    problems = problems_of(weigher, dataset)
+    return ProblemDataset([encode_problem(p, processing_class, **limits) for p in problems])
+
+
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
     """Returns the model with new adapters.
 
     Raises:
-        ValueError: it has adapters already.
+        ValueError: the model already has adapters.
     """
     from peft import get_peft_model
 
     if hasattr(model, "peft_config"):
         raise ValueError(
-            "peft_config must be None with a model that has adapters, which are then "
-            "trained on; merge them (merge_and_unload) to train new ones"
+            "peft_config must be None with a model that has adapters, because their training "
+            f"continues, got {type(peft_config).__name__}; to train new adapters, merge the old "
+            "ones first (merge_and_unload)"
         )
-    set_seed(seed)  # LoRA matrices start at random
+    set_seed(seed)  # LoRA matrices are initialised at random
     return get_peft_model(model, peft_config)
 
 
 def fit_machine(args: CompactConfig) -> None:
-    """Adjusts the settings to this machine, and warns of what will be slow."""
+    """Adapts the settings to this machine, and warns if a setting will be slow."""
     if args.n_gpu > 1:
-        logger.warning("one process uses one GPU; start %d with accelerate", args.n_gpu)
+        logger.warning(
+            "this process uses one GPU; to use all %d, start one process per GPU with accelerate",
+            args.n_gpu,
+        )
         use_one_gpu(args)
     if args.bf16 and args.device.type == "cpu" and not has_bf16_products():
         logger.warning(
-            "bf16: this CPU has no instructions for it, and products take tens of times as "
-            "long as without"
+            "bf16: this CPU has no instructions for it; matrix products take tens of times as "
+            "long as in float32"
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         let_cpu_ranks_shard()
@@ -83,7 +114,7 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     """Returns the layout of the batches, and logs the reason.
 
     Raises:
-        ValueError: `layout: tree` is asked for and cannot be had.
+        ValueError: the layout must be "tree", but the student or the weigher does not support it.
     """
     wanted = args.layout
     if weigher.needs_padded:

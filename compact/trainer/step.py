@@ -1,4 +1,4 @@
-"""An optimizer step over its micro-batches: records, what is not finite, gradients."""
+"""An optimizer step over its micro-batches: records, non-finite values, gradients."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from compact.passes import EncodedProblem, Pass
+from compact.strategies import Strategy
 from compact.student.internals import foreach_multiply, foreach_norm
 from compact.trainer.records import NonFiniteError, ProblemRecord
+
+
+class AfterStep(TrainerCallback):
+    """Calls the strategy after every optimizer step."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Calls the strategy; `state.global_step` includes the step that has just ended."""
+        self.strategy.after_step(model, state.global_step)
+
 
 Gradients = dict[nn.Parameter, Tensor | None]
 
 
 @dataclass
 class OpenStep:
-    """The optimizer step under way, as this rank sees it.
+    """The current optimizer step on this rank.
 
     Attributes:
         micros: records of the counted problems of each micro-batch so far.
-        not_finite: the first loss that was not finite on this rank.
-        loss: sum of the micro-batches' losses.
+        not_finite: a message about the first loss that was not finite on this rank, or None.
+        loss: the sum of the losses of the micro-batches so far, a scalar.
     """
 
     micros: list[list[ProblemRecord]] = field(default_factory=list)
@@ -35,23 +49,27 @@ class OpenStep:
     def meet_not_finite(self, what: str, *, alone: bool) -> None:
         """Notes a loss that is not finite.
 
-        Other ranks wait for this one, so with several of them the step goes on to its end, where
-        all of them learn of it.
+        With several processes the other ranks wait for this one, so the step continues. At its end
+        `close` tells all ranks.
+
+        Args:
+            what: the message.
+            alone: whether this is the only process.
 
         Raises:
-            NonFiniteError: there is one process only.
+            NonFiniteError: this is the only process.
         """
         if alone:
             raise NonFiniteError(what)
         self.not_finite = self.not_finite or what
 
     def close(self, bad_gradient: str | None, *, alone: bool) -> ClosedStep:
-        """Gathers what all ranks saw, and begins a new step; the summed loss stays."""
+        """Gathers the results of all ranks and starts a new step. The summed loss is kept."""
         ranks: list[Any] = [(self.micros, self.not_finite, bad_gradient)]
         if not alone:
             ranks = gather_object(ranks)
         self.micros, self.not_finite = [], None
-        # Data order: micro-batch, then rank.
+        # In data order: by micro-batch, then by rank.
         micros = zip(*(rank[0] for rank in ranks), strict=True)
         records = [r for micro in micros for of_rank in micro for r in of_rank]
         losses = [rank[1] for rank in ranks if rank[1] is not None]
@@ -64,21 +82,21 @@ class OpenStep:
         return ClosedStep(records, None)
 
     def take_loss(self) -> Tensor:
-        """Returns the summed loss and sets it to 0."""
+        """Returns the summed loss and resets it to 0."""
         loss, self.loss = self.loss, torch.zeros(())
         return loss
 
 
 @dataclass(frozen=True)
 class ClosedStep:
-    """What all ranks saw in a step: records in data order, and what was not finite, if anything."""
+    """The results of all ranks in a step: records in data order, and a non-finite value if any."""
 
     records: list[ProblemRecord]
     not_finite: str | None
 
 
 def bad_gradient(model: nn.Module) -> str | None:
-    """Returns which gradient of this rank is not finite, None where all are."""
+    """Returns a message about a gradient of this rank that is not finite; None if all are."""
     named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
     if not named:
         return None
@@ -90,43 +108,43 @@ def bad_gradient(model: nn.Module) -> str | None:
 
 
 def copy_gradients(model: nn.Module) -> Gradients:
-    """Returns a copy of every gradient, to go back to."""
+    """Returns a copy of every gradient, for `restore_gradients`."""
     return {
         p: None if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad
     }
 
 
 def restore_gradients(copies: Gradients) -> None:
-    """Goes back to what `copy_gradients` returned."""
+    """Sets the gradients to copies from `copy_gradients`."""
     for parameter, gradient in copies.items():
         parameter.grad = gradient
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """Removes the gradients, so that the optimizer leaves every parameter alone."""
+    """Removes the gradients, so that the optimizer changes no parameter."""
     for parameter in model.parameters():
         parameter.grad = None
 
 
 def scale_gradients(model: nn.Module, factor: float) -> None:
-    """Multiplies every gradient."""
+    """Multiplies every gradient by `factor`, in place."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     foreach_multiply([_own_part(g) for g in gradients], factor)
 
 
 def _own_part(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that this rank holds; any other as it is."""
+    """Returns the part of a sharded tensor that this rank holds; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def named(problems: Sequence[EncodedProblem]) -> str:
-    """Returns how an error names the problems of a micro-batch."""
+    """Returns the text by which an error names the problems of a micro-batch."""
     names = ", ".join(repr(p.question_id) for p in problems)
     return f"question_id {names}" if len(problems) == 1 else f"one of question_ids {names}"
 
 
 def not_finite_in(pass_: Pass) -> str | None:
-    """Returns the first statistic of the pass that is not finite, in words; None where all are."""
+    """Returns a message about the first statistic that is not finite; None if all are."""
     batch = pass_.batch
     bad = ~torch.isfinite(pass_.stats.nll)
     if bool(bad.any()):

@@ -1,17 +1,17 @@
-"""`CompactTrainer`: transformers' Trainer on problems with K rationales, weighed as it trains.
+"""`CompactTrainer`: transformers' Trainer on problems with K rationales, weighted during training.
 
-A micro-batch is a list of problems. Its one forward gives token statistics without ever holding
-full logits; the weigher turns them into a weight a rationale; the loss of a step is
+A micro-batch is a list of problems. One forward gives token statistics and never stores full
+logits. From them the weigher computes a weight for each rationale. The loss of a step is
 
     L = (1 / N) sum_p [ sum_k alpha_k D_k + lambda sum_{i<j} alpha_i alpha_j symKL(P_i, P_j) ]
 
-over the N problems of the whole optimizer step (D_k: mean over the tokens of rationale k), whatever
-the micro-batches, the accumulation and the ranks. Weights carry no gradient. The second term is
-that of the preset (weighting/consistency.py); a strategy may add others (strategies/base.py).
+over the N problems of the whole optimizer step (D_k: mean loss over the tokens of rationale k). It
+is the same for any split into micro-batches, accumulation and ranks. Weights carry no gradient. The
+second term belongs to the preset (weighting/consistency.py); a strategy may add other terms.
 
-This file holds the hooks of transformers' loop, in the order in which they run. What they call:
-step.py (a step, what is not finite), records.py (plain numbers), batches.py (which problems make up
-a micro-batch), saving.py and checkpoints.py (files), runlog.py (the log of scores).
+This file holds the hooks of transformers' loop, in the order in which they run. They use setup.py
+(before the first step), step.py (a step, non-finite values), records.py (plain numbers), batches.py
+(problems of a micro-batch), saving.py and checkpoints.py (files), runlog.py (log of scores).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
-from compact.passes.encode import encode_problem
+from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student
+from compact.trainer import setup
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.trainer.checkpoints import (
     UNFINISHED_MODEL,
@@ -63,15 +64,8 @@ from compact.trainer.saving import (
     read_state,
     write_run_file,
 )
-from compact.trainer.setup import (
-    fit_machine,
-    layout_for,
-    log_leaves,
-    problems_of,
-    refuse_zero3,
-    with_adapters,
-)
 from compact.trainer.step import (
+    AfterStep,
     OpenStep,
     bad_gradient,
     clear_gradients,
@@ -86,16 +80,22 @@ if TYPE_CHECKING:
     import datasets
     from peft import PeftConfig
 
+    from compact.data import Problem
+
 logger = logging.getLogger(__name__)
 
 
 class CompactTrainer(Trainer):
     """Trains a student on the rationales of several teachers.
 
-    Takes those arguments of TRL's SFTTrainer that apply here, with the same meaning.
+    It takes the arguments of TRL's SFTTrainer that apply here, with the same meaning.
     """
 
+    # The types are narrower than in transformers.
     args: CompactConfig
+    model: nn.Module
+    train_dataset: ProblemDataset | None
+    eval_dataset: ProblemDataset | dict[str, ProblemDataset] | None
 
     def __init__(
         self,
@@ -111,69 +111,57 @@ class CompactTrainer(Trainer):
         """Loads and checks everything before the first step.
 
         Args:
-            model: a causal LM, its name or folder, or a .gguf file. A folder with an adapter, as a
-                run leaves it: the adapter is trained on.
-            args: settings; the defaults of `CompactConfig` when None.
+            model: a causal LM, its name or folder, or a .gguf file. If it is a folder with an
+                adapter, as a run writes it, training of that adapter continues.
+            args: settings; the defaults of `CompactConfig` if None.
             train_dataset: rationales as rows, a path or a datasets.Dataset (see
                 `compact.data.load_problems`), or a list of problems.
-            eval_dataset: the same, or a mapping of names to them.
-            processing_class: the tokenizer; the model's own where the model is given by name.
-            callbacks: besides transformers' own.
-            optimizers: optimizer and schedule, made from `args` where None.
-            peft_config: adapters to train instead of every weight; None where model has some.
+            eval_dataset: the same, or a mapping from names to such datasets.
+            processing_class: the tokenizer. May be None if the model is given by name.
+            callbacks: callbacks besides those of transformers.
+            optimizers: optimizer and schedule; built from `args` if None.
+            peft_config: adapters to train instead of every weight. Must be None if the model has
+                adapters.
 
         Raises:
-            ValueError, TypeError: an argument, a row of the data or a setting that cannot be used.
-            OSError: a file that cannot be read.
+            ValueError, TypeError: an argument, a row of the data or a setting is invalid.
+            OSError: a file cannot be read.
         """
         args = args if args is not None else CompactConfig()
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
-        refuse_zero3()
-        self.weigher: Weigher = make_weigher(args.preset, **(args.overrides or {}))
-        self.strategy: Strategy = make_strategy(args.strategy, args.strategy_options)
-        if args.leaf_every > 1 and self.weigher.leaf_hidden_readers:
-            raise ValueError(
-                f"leaf_every must be 1 with {self.weigher.leaf_hidden_readers[0]}, which reads "
-                f"the hidden states of fresh answer leaves, got {args.leaf_every}"
-            )
-        problems = None if train_dataset is None else problems_of(self.weigher, train_dataset)
+        setup.refuse_zero3()
+        self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
+        self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
+        setup.check_leaf_every(self.weigher, args)
+        problems: Sequence[Problem] | None = None
+        if train_dataset is not None:
+            problems = setup.problems_of(self.weigher, train_dataset)
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
-            model, own = load_student(model, is_trainable=True, **(args.model_init_kwargs or {}))
+            options = setup.mapping(args.model_init_kwargs)
+            student, own = load_student(model, is_trainable=True, **options)
             processing_class = processing_class if processing_class is not None else own
         else:
+            student = model
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
-            raise ValueError("processing_class must be given where model is no name, got None")
+            raise ValueError("processing_class must be given if model is not a name, got None")
         if peft_config is not None:
-            model = with_adapters(model, peft_config, args.seed)
+            student = setup.with_adapters(student, peft_config, args.seed)
 
-        def encode(dataset: Any) -> ProblemDataset:
-            problems = problems_of(self.weigher, dataset)
-            return ProblemDataset(
-                [
-                    encode_problem(
-                        p,
-                        processing_class,
-                        max_length=args.max_length,
-                        leaf_budget=args.leaf_budget,
-                    )
-                    for p in problems
-                ]
-            )
-
+        encode = functools.partial(setup.encoded, self.weigher, processing_class, args)
         if isinstance(eval_dataset, Mapping):
             evals: Any = {name: encode(e) for name, e in eval_dataset.items()}
         else:
             evals = None if eval_dataset is None else encode(eval_dataset)
-        fit_machine(args)
+        setup.fit_machine(args)
         if problems is not None:
-            problems = self.strategy.prepare(problems, model, processing_class)
+            problems = self.strategy.prepare(problems, student, processing_class)
         super().__init__(
-            model=model,
+            model=student,
             args=args,
-            data_collator=list,
+            data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of items
             train_dataset=None if problems is None else encode(problems),
             eval_dataset=evals,
             processing_class=processing_class,
@@ -181,17 +169,19 @@ class CompactTrainer(Trainer):
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise ValueError("fsdp_version must be 2, got 1: its wrapper hides the LM head")
+            raise ValueError(
+                "fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head"
+            )
         if self.weigher.needs_leaves and self.train_dataset is not None:
-            log_leaves(self.train_dataset.problems, args.leaf_budget)
-        # compute_loss divides by the problems of the step; transformers must not divide again.
+            setup.log_leaves(self.train_dataset.problems, args.leaf_budget)
+        # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
-        self.layout = layout_for(self.student, self.weigher, args)
+        self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
-        self.add_callback(_AfterStep(self.strategy))
+        self.add_callback(AfterStep(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._step = OpenStep()
         self._means = TeacherMeans()
@@ -210,21 +200,21 @@ class CompactTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Sequence[Item],
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Returns the micro-batch's share of the step's loss: its sum over problems / N.
+        """Returns this micro-batch's part of the loss of the step: its sum over problems / N.
 
         Args:
             model: the wrapped student.
             inputs: the problems of the micro-batch.
-            return_outputs: whether to return the records of the problems too.
-            num_items_in_batch: N, the problems of the step on all ranks; those of this micro-batch
-                when None.
+            return_outputs: whether to also return the records of the problems.
+            num_items_in_batch: N, the number of problems of the step on all ranks. If None, the
+                number of problems of this micro-batch.
 
         Raises:
-            NonFiniteError: the loss is not finite.
+            NonFiniteError: the loss is not finite, and there is only one process.
         """
         with routed(self.model, self._forward):
             loss, records = model(Work(inputs))
@@ -254,10 +244,10 @@ class CompactTrainer(Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: Sequence[Item],
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Runs forward and backward of a micro-batch, and closes the step after its last one.
+        """Runs forward and backward of a micro-batch; after the last of a step, closes the step.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is "stop".
@@ -265,12 +255,13 @@ class CompactTrainer(Trainer):
         skip = self.args.on_nonfinite == "skip"
         before = copy_gradients(self.model) if skip and self._alone else None
         if isinstance(self.student.head, FSDPModule):
-            # Gathered in the first micro-batch of the step, given up in backward of the last.
+            # The head is gathered in the first micro-batch of a step, and freed after the last.
             last = self.accelerator.sync_gradients
             self.student.head.set_reshard_after_backward(last, recurse=False)
         done = len(self._step.micros)
         try:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            batch: Any = inputs  # transformers: a dict of tensors
+            loss: Tensor = super().training_step(model, batch, num_items_in_batch)
             found = self._bad_gradient() if self._alone else None
             if found is not None:
                 raise NonFiniteError(f"{named([item.problem for item in inputs])}: {found}")
@@ -289,23 +280,23 @@ class CompactTrainer(Trainer):
         return loss
 
     def _bad_gradient(self) -> str | None:
-        """Which gradient of this rank is not finite. A loss scaler looks itself, for fp16."""
+        """Returns a message about a non-finite gradient of this rank; fp16 has its loss scaler."""
         if getattr(self.accelerator, "scaler", None) is not None:
             return None
         return bad_gradient(self.model)
 
     def _close_step(self, expected: int) -> Tensor:
-        """Gathers what all ranks saw in the step and acts on it.
+        """Gathers the results of all ranks in the step, updates the weigher and writes the log.
 
         Args:
             expected: the number of problems that the loss was divided by.
 
         Returns:
-            Correction to this rank's logged loss, whose mean is over problems that have one.
+            Correction to this rank's logged loss, which is a mean over problems with a loss.
 
         Raises:
-            NonFiniteError: on every rank, when one of several met a loss or gradient that is not
-                finite and `on_nonfinite` is "stop".
+            NonFiniteError: some of several ranks found a loss or gradient that is not finite, and
+                `on_nonfinite` is "stop"; raised on every rank.
         """
         closed = self._step.close(None if self._alone else self._bad_gradient(), alone=self._alone)
         if closed.not_finite is not None:
@@ -326,7 +317,7 @@ class CompactTrainer(Trainer):
         return correction
 
     def _drop_step(self, found: str) -> Tensor:
-        """Leaves a step out that was not finite on one of several ranks, or stops."""
+        """Skips a step that was not finite on one of several ranks, or raises NonFiniteError."""
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.args.on_nonfinite == "stop" or deepspeed:
             raise NonFiniteError(found)
@@ -336,7 +327,7 @@ class CompactTrainer(Trainer):
         return -self._step.take_loss()
 
     def _renormalise(self, expected: int, effective: int) -> Tensor:
-        """Makes the step a mean over the problems that have a loss, where some have none."""
+        """Rescales the gradients, so that the step is a mean over the problems that have a loss."""
         loss = self._step.take_loss()
         if effective == expected:
             return torch.zeros_like(loss)
@@ -352,20 +343,20 @@ class CompactTrainer(Trainer):
         return loss * (expected / effective - 1.0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs as transformers does, and for training each teacher's mean weight and scores."""
+        """Logs like transformers; lines of training also get means per teacher."""
         if "loss" in logs:
             logs = logs | self._means.take()
             if isinstance(self.weigher, PresetWeigher) and self.weigher.preset.reliable:
                 logs["reliability"] = self.weigher.reliability
         super().log(logs, start_time)
 
-    # Data: problems stay what they are until `_forward` packs them.
+    # Data: `_forward` turns problems into tensors.
 
     def get_train_dataloader(self) -> ProblemLoader:
         """Returns the micro-batches of this rank.
 
         Raises:
-            ValueError: there is no training data.
+            ValueError: the trainer has no training data.
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset must be given for training, got None")
@@ -383,10 +374,13 @@ class CompactTrainer(Trainer):
         """Returns the micro-batches of an evaluation on this rank.
 
         Raises:
-            ValueError: there is no such evaluation data.
+            ValueError: the trainer has no such evaluation data.
         """
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if eval_dataset not in several:
+                raise ValueError(unknown("eval_dataset", eval_dataset, list(several)))
+            eval_dataset = several[eval_dataset]
         eval_dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if not isinstance(eval_dataset, ProblemDataset):
             raise ValueError(f"eval_dataset must be given to CompactTrainer, got {eval_dataset!r}")
@@ -400,8 +394,11 @@ class CompactTrainer(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
 
-    def floating_point_ops(self, inputs: Sequence[Item]) -> int:
-        """Returns 6 x parameters x tokens, the usual estimate for forward and backward."""
+    def floating_point_ops(
+        self,
+        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
+    ) -> int:
+        """Returns 6 x parameters x tokens, the usual estimate of forward plus backward."""
         tokens = sum(
             len(item.problem.prompt_ids) + sum(len(r.ids) for r in item.problem.rationales)
             for item in inputs
@@ -410,35 +407,36 @@ class CompactTrainer(Trainer):
 
     def evaluation_loop(
         self,
-        dataloader: ProblemLoader,
+        dataloader: ProblemLoader,  # type: ignore[override]  # transformers: any DataLoader
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Returns, as metrics, means over the problems of the evaluation data.
+        """Returns means over the problems of the evaluation data, as metrics.
 
-        loss (as in training: over the problems that have one), nll (each rationale counting alike)
-        and, where the weigher uses answer probes, gold_logp: the log-likelihood of the gold answer
-        after the bare question, in nats a token.
+        loss: the loss of training, over the problems that have one. nll: every rationale of a
+        problem has the same weight. gold_logp, if the weigher uses answer leaves: the
+        log-likelihood of the gold answer after the bare question, in nats per token.
 
         Raises:
-            NonFiniteError: on every rank, when one of them met a loss that is not finite.
+            NonFiniteError: a loss was not finite on some rank; raised on every rank.
         """
         model = self.model_wrapped
         model.eval()
         sums = EvaluationSums()
-        under_way, self._step = self._step, OpenStep()
+        training, self._step = self._step, OpenStep()
         for items in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, records = self.compute_loss(model, items, return_outputs=True)
             if self._step.not_finite is None:
                 sums.add(float(loss), records, items)
-        found, self._step = self._step.not_finite, under_way
+        found, self._step = self._step.not_finite, training
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        predictions: Any = None  # as transformers does if it collects none
+        return EvalLoopOutput(predictions, None, metrics, count)
 
     # A run and its checkpoints.
 
@@ -448,16 +446,17 @@ class CompactTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Trains, or goes on from a checkpoint as if there had been no break.
+        """Trains, or resumes from a checkpoint with the result of an uninterrupted run.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder; True takes the newest of `output_dir`
-                that is whole, and says which ones are damaged.
+            resume_from_checkpoint: the folder of a checkpoint. True takes the newest undamaged one
+                of `output_dir` and warns of each damaged one.
             trial: as in transformers.
             ignore_keys_for_eval: as in transformers.
 
         Raises:
-            ValueError: nothing to resume from, or a new run where there are checkpoints already.
+            ValueError: there is no checkpoint to resume from, or a new run is started although
+                `output_dir` holds checkpoints.
             NonFiniteError: see `training_step`.
         """
         run = Path(self._get_output_dir(trial))
@@ -498,10 +497,10 @@ class CompactTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes checkpoint-STEP, whole or not at all.
+        """Writes checkpoint-STEP completely or not at all.
 
         Raises:
-            OSError: the disk does not take it; what was there before is untouched.
+            OSError: it could not be written; older files are unchanged.
         """
         self.store_flos()
         run = Path(self._get_output_dir(trial))
@@ -546,22 +545,24 @@ class CompactTrainer(Trainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes student and tokenizer: every file whole, or none of them.
+        """Writes student and tokenizer: all files, or none of them.
 
         Args:
-            output_dir: the folder; that of the settings when None.
-            _internal_call: transformers' own: nothing is pushed to the hub.
+            output_dir: the folder; `output_dir` of the settings if None.
+            _internal_call: set by transformers, so that nothing is pushed to the hub.
 
         Raises:
-            OSError: the disk does not take it; what was there before is untouched.
-            ValueError: sharded parameters, set up to be saved as shards only.
+            OSError: a file could not be written; older files are unchanged.
+            ValueError: the parameters are sharded and fsdp_state_dict_type saves shards only.
         """
-        final = Path(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        assert folder is not None  # TrainingArguments replaces None
+        final = Path(folder)
         staged = final / UNFINISHED_MODEL
         with cleared_up(staged, final):
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)
-            self.accelerator.wait_for_everyone()  # or one would clear what another has written
+            self.accelerator.wait_for_everyone()  # a late rank must not clear new files
             super().save_model(str(staged), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -573,13 +574,13 @@ class CompactTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if state_dict is not None:
-            # Gathered from shards, a tied weight would be written under each of its names.
+            # When gathered from shards, a tied weight would be written under each of its names.
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {name: w for name, w in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
 
     def _load_compact_state(self, checkpoint: Path) -> int:
-        """Restores running statistics, kept levels and strategy; returns the checkpoint's step."""
+        """Restores running statistics, kept levels and strategy; returns the step."""
         state, step = read_state(checkpoint, self.args.preset)
         self.weigher.load_state_dict(state["weigher"])
         self._loss.kept_levels = state["gains"]
@@ -587,9 +588,9 @@ class CompactTrainer(Trainer):
         return step
 
     def _note_run(self, run: Path, started: str, status: str) -> None:
-        """Writes run.json: what is trained how, and how it ended."""
+        """Writes run.json: settings, student, data and the status of the run."""
         about = {
-            "settings": json.loads(self.args.to_json_string()),
+            "settings": json.loads(self.args.to_json_string()),  # type: ignore[no-untyped-call]
             "student": self._student_name,
             "data": self.data_name,
             "weigher": self.weigher.name,
@@ -599,14 +600,3 @@ class CompactTrainer(Trainer):
             "started": started,
         }
         write_run_file(run, about)
-
-
-class _AfterStep(TrainerCallback):
-    """Calls the strategy after every optimizer step."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """`state.global_step` already counts the step that has ended."""
-        self.strategy.after_step(model, state.global_step)

@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> Path:
         ({"overrides": "{tau: 0}"}, ["override of robust", "tau must be a number", "got 0"]),
         ({"overrides": "{tau: "}, ["overrides must be a mapping", "{tau:"]),
         ({"report_to": "wandb"}, ["wandb", "pip install"]),
-        ({"resume_from_checkpoint": "true"}, ["no whole checkpoint"]),
+        ({"resume_from_checkpoint": "true"}, ["no undamaged checkpoint"]),
         ({"resume_from_checkpoint": "no/such"}, ["no/such", "manifest.json"]),
         ({"output_dir": "/dev/null/run"}, ["/dev/null/run", "Not a directory"]),
         ({"num_processes": "0"}, ["--num_processes", "at least 1"]),

@@ -126,7 +126,7 @@ def test_layout_is_chosen_with_its_reason() -> None:
     short = student(Gemma2Config(**_SIZES, head_dim=8, sliding_window=64))
     layout, reason = choose_layout(short, "auto", 100)
     assert layout == "padded" and "64 tokens" in reason
-    with pytest.raises(ValueError, match="layout='tree' is not possible.*64 tokens"):
+    with pytest.raises(ValueError, match="layout must be 'auto' or 'padded'.*64 tokens"):
         choose_layout(short, "tree", 100)
     recurrent = student(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2))
     assert choose_layout(recurrent, "auto", 100)[0] == "padded"

@@ -41,7 +41,7 @@ def test_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCapture
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 3
     assert "checkpoint-2 is damaged: model.safetensors" in caplog.text
-    assert "going on from checkpoint-1" in caplog.text
+    assert "resuming from checkpoint-1" in caplog.text
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
@@ -220,7 +220,7 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path: Path) -> None:
 
 def test_another_preset_does_not_go_on(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1).train()
-    with pytest.raises(ValueError, match="preset must be 'uniform' to go on from"):
+    with pytest.raises(ValueError, match="preset must be 'uniform' to resume from"):
         trainer(tmp_path, preset="robust").train(resume_from_checkpoint=True)
 
 

@@ -1,1 +1,1 @@
-"""Forms of linear layers, LoRA and RMSNorm that use less time and memory on CPUs."""
+"""Linear layers, LoRA and RMSNorm, computed with less time and memory on CPUs."""

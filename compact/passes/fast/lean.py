@@ -1,10 +1,11 @@
 """Runs frozen layers with LoRA in fewer passes over memory, with the same result.
 
-peft adds a LoRA's share with three operations that each write a tensor of the layer's output size,
-and a gated MLP keeps four tensors of its inner width for the backward, of which two follow from the
-other two. `lean` puts functions in their place that add the share inside the matrix product and
-compute the two again, and does the like for RMSNorm (compact/norms.py). Layers that are anything
-but plain (another kind of adapter, a quantised base, hooks, mixed dtypes) keep their own forward.
+peft adds the output of LoRA with three operations, each of which writes a tensor of the layer's
+output size. A gated MLP saves four tensors of its inner width for the backward, although two of
+them follow from the other two. `lean` replaces these forwards: the output of LoRA is added inside
+the matrix product, and the two tensors are recomputed in the backward. It also replaces the forward
+of RMSNorm (norms.py). All other layers keep their own forward: those with another kind of adapter,
+a quantised base, hooks or mixed dtypes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
 
-from compact.passes.fast.norms import Recipes, epsilon, norm, takes_one
+from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
 from compact.student.internals import has_hooks, is_compiled
 
@@ -35,25 +36,25 @@ class _Adapted(NamedTuple):
     a: Tensor  # [r, I]
     b: Tensor  # [O, r]
     scaling: float
-    dropout: float  # 0 outside of training
+    dropout: float  # probability; 0 outside training
 
 
 @contextmanager
 def lean(body: nn.Module) -> Iterator[None]:
     """Within the context, plain LoRA layers and norms of `body` use memory-saving forwards.
 
-    With gradient checkpointing a layer's second run happens after that, and has to record the same
-    tensors as the first, so that such a body stays as it is. So does one under autocast, compiled,
-    or sharded by FSDP.
+    A body stays unchanged under autocast, and if it is compiled or sharded by FSDP. It also stays
+    unchanged with gradient checkpointing: there a layer runs again after the context has ended, and
+    both runs must save the same tensors.
     """
     changed: list[nn.Module] = []
-    recipes = Recipes()
+    outputs = NormOutputs()
     try:
         if _may_change(body):
-            for module, forward in _replacements(body, recipes):
+            for module, forward in _replacements(body, outputs):
                 module.__dict__["forward"] = forward
                 changed.append(module)
-        with recipes.kept() if changed else nullcontext():
+        with outputs.kept() if changed else nullcontext():
             yield
     finally:
         for module in changed:
@@ -70,9 +71,9 @@ def _may_change(body: nn.Module) -> bool:
 
 
 def _replacements(
-    body: nn.Module, recipes: Recipes
+    body: nn.Module, outputs: NormOutputs
 ) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """The modules that can run leaner, and what takes the place of their forward."""
+    """Yields the modules to change, each with its new forward."""
     inside: set[nn.Module] = set()
     for module in body.modules():
         if module in inside:
@@ -81,24 +82,25 @@ def _replacements(
             gate, up, down = (
                 _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
             )
-            activation = module.act_fn
-            if gate and up and down and _untouched(module) and _is_gated(type(module), activation):
+            kind: Any = type(module)  # mypy does not see that classes can be hashed
+            activation: Any = module.act_fn
+            if gate and up and down and _untouched(module) and _is_gated(kind, activation):
                 inside.update(module.modules())
                 yield module, partial(_gated, gate, up, down, activation)
         elif (at := _adapted(module)) is not None:
             yield module, partial(_line, at)
         elif (eps := epsilon(module)) is not None and _untouched(module):
-            yield module, partial(norm, recipes, module, eps)
+            yield module, partial(norm, outputs, module, eps)
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether a call of the module is its class's forward and nothing else."""
+    """Whether a call of the module runs the forward of its class and nothing else."""
     return "forward" not in module.__dict__ and not has_hooks(module)
 
 
 @lru_cache(maxsize=256)
 def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
-    """Whether this class computes down(activation(gate(x)) * up(x)), tried out on plain numbers."""
+    """Whether this class computes down(activation(gate(x)) * up(x)), tested on numbers."""
     if not takes_one(kind):
         return False
     parts = SimpleNamespace(
@@ -109,15 +111,15 @@ def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
     )
     x = torch.linspace(-2, 2, 9)
     try:
-        found = kind.forward(parts, x)  # type: ignore[arg-type]
-    except Exception:  # it needs more than its four parts, so it does something else
+        found = kind.forward(parts, x)
+    except Exception:  # it needs more than these four parts, so it computes something else
         return False
     return isinstance(found, Tensor) and torch.equal(found, activation(x * 2) * (x + 3) - 5)
 
 
 def _adapted(module: nn.Module | None) -> _Adapted | None:
-    """What a linear layer with one plain LoRA consists of; None where it is anything else."""
-    # By name, so that peft is imported only by those who use it.
+    """Returns the parts of a linear layer with one plain LoRA; None for any other module."""
+    # Compared by name, so that peft need not be imported.
     kind = type(module)
     if module is None or f"{kind.__module__}.{kind.__name__}" != "peft.tuners.lora.layer.Linear":
         return None
@@ -145,11 +147,11 @@ def _adapted(module: nn.Module | None) -> _Adapted | None:
 
 
 def _read(x: Tensor, at: _Adapted) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One adapted layer on rows x [N, I].
+    """Runs one adapted layer on rows x [N, I].
 
     Returns:
-        y [N, O], the LoRA's inner state [N, r], and which inputs its dropout kept ([N, I] bool;
-        None without dropout).
+        y [N, O], the inner state of LoRA [N, r], and the mask of the inputs that dropout kept
+        ([N, I] bool; None without dropout).
     """
     kept = None
     if at.dropout > 0:
@@ -175,16 +177,17 @@ def _unread(
     """Backward of `_read`.
 
     Args:
-        grad: [N, O].
-        x: [N, I] as read.
-        inner: as returned there.
-        kept: as returned there.
+        grad: [N, O] gradient of y.
+        x: [N, I] the input of `_read`.
+        inner: [N, r] as `_read` returned it.
+        kept: [N, I] or None, as `_read` returned it.
         at: the layer.
-        into: [N, I] gradient of x from elsewhere, added to in place; None for none.
-        need_x: whether x takes a gradient.
+        into: [N, I] gradient of x from another layer, or None. The gradient of x is added to it in
+            place.
+        need_x: whether x requires a gradient.
 
     Returns:
-        Gradients of x, A and B.
+        Gradients of x [N, I] (None unless `need_x`), A [r, I] and B [O, r].
     """
     grad_b = (grad.T @ inner).mul_(at.scaling)
     grad_inner = (grad @ at.b).mul_(at.scaling)
@@ -202,13 +205,17 @@ def _unread(
 
 
 def _line(at: _Adapted, x: Tensor) -> Tensor:
-    return _Line.apply(x, at.a, at.b, at)
+    y: Tensor = _Line.apply(x, at.a, at.b, at)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _gated(
     gate: _Adapted, up: _Adapted, down: _Adapted, activation: Activation, x: Tensor
 ) -> Tensor:
-    return _Gated.apply(x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation)
+    y: Tensor = _Gated.apply(  # type: ignore[no-untyped-call]
+        x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation
+    )
+    return y
 
 
 class _Line(torch.autograd.Function):
@@ -233,7 +240,7 @@ class _Line(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """down(activation(gate(x)) * up(x)) of three adapted layers; keeps what gate and up gave."""
+    """down(activation(gate(x)) * up(x)) of three adapted layers; saves the outputs gate, up."""
 
     @staticmethod
     def forward(
@@ -254,8 +261,8 @@ class _Gated(torch.autograd.Function):
         gate, *gate_kept = _read(flat, gate_at)
         up, *up_kept = _read(flat, up_at)
         active = activation(gate)
-        # In place, where the activation is not the identity: what comes and goes between tensors
-        # that stay leaves holes in memory.
+        # In place, unless the activation returned its input. A temporary tensor that is allocated
+        # between two saved ones would fragment memory.
         inner = active * up if active.data_ptr() == gate.data_ptr() else active.mul_(up)
         y, *down_kept = _read(inner, down_at)
         layers = gate_at, up_at, down_at
@@ -271,7 +278,7 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, gate, up, *rest = ctx.saved_tensors
-        kept, tensors = rest[:6], rest[6:]
+        gate_inner, gate_kept, up_inner, up_kept, down_inner, down_kept, *tensors = rest
         gate_at, up_at, down_at = (
             _Adapted(tensors[3 * i], None, *tensors[3 * i + 1 : 3 * i + 3], *ctx.numbers[i])
             for i in range(3)
@@ -282,13 +289,13 @@ class _Gated(torch.autograd.Function):
             active = ctx.activation(gate)
         seen = active.detach()
         grad_product, *grad_down = _unread(
-            grad.flatten(0, -2), seen * up, *kept[4:], down_at, None, True
+            grad.flatten(0, -2), seen * up, down_inner, down_kept, down_at, None, True
         )
         assert grad_product is not None
         grad_up = grad_product * seen
         (grad_gate,) = torch.autograd.grad(active, gate, grad_product.mul_(up))
         need_x = ctx.needs_input_grad[0]
-        grad_x, *from_gate = _unread(grad_gate, flat, *kept[:2], gate_at, None, need_x)
-        grad_x, *from_up = _unread(grad_up, flat, *kept[2:4], up_at, grad_x, need_x)
+        grad_x, *from_gate = _unread(grad_gate, flat, gate_inner, gate_kept, gate_at, None, need_x)
+        grad_x, *from_up = _unread(grad_up, flat, up_inner, up_kept, up_at, grad_x, need_x)
         grad_x = None if grad_x is None else grad_x.view_as(x)
         return grad_x, *from_gate, *from_up, *grad_down, None, None, None, None

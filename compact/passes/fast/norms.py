@@ -1,7 +1,8 @@
-"""RMSNorm with a frozen weight, in a third of the passes over memory; its output is made again.
+"""RMSNorm with a frozen weight, in a third of the passes over memory; its output is recomputed.
 
-Every layer that reads a norm's output keeps it for the backward, beside the norm's own input. The
-output is one product away from that input, so what is kept instead is how to make it.
+Every layer that reads the output of a norm saves it for the backward, and the norm saves its own
+input. One product gives the output from the input, so the backward recomputes the output and only
+the input is saved.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from compact.student.internals import Hooks, saved_tensor_hooks, version_of
 
 
 class Kept:
-    """A tensor that the backward needs, and the check that nobody writes to it until then.
+    """A tensor saved for the backward. It checks that the tensor was not changed in place.
 
-    Autograd's own check does not see what hooks have kept, and its own hooks apply in place of
-    those around them: so what those would have kept of the tensor is kept here.
+    Autograd's own check does not cover tensors that hooks have saved. Autograd also calls only the
+    innermost hooks, so this class calls the hooks around them (`around`).
     """
 
     def __init__(self, tensor: Tensor, around: Hooks | None) -> None:
         self.around = around
-        # Detached: an operator's output would hold the operator that holds this.
+        # Detached: an output refers to its operator, and the operator refers to this object.
         self.packed = around[0](tensor) if around else tensor.detach()
         self.version = version_of(tensor)
 
     def read(self) -> Tensor:
-        """The tensor.
+        """Returns the tensor.
 
         Raises:
-            RuntimeError: it was changed in place.
+            RuntimeError: it was changed in place after the forward.
         """
         if self.around:
             return self.around[1](self.packed)
@@ -51,8 +52,8 @@ class Kept:
         return tensor
 
 
-class Recipe:
-    """How a norm's output is recomputed: once for consecutive readers."""
+class NormOutput:
+    """The output of a norm, recomputed when it is read: once for consecutive readers."""
 
     def __init__(self, x: Kept, scale: Tensor, weight: Kept, output: Tensor) -> None:
         self.x, self.scale, self.weight = x, scale, weight
@@ -61,7 +62,7 @@ class Recipe:
         self.made: Tensor | None = None
 
     def make(self) -> Tensor:
-        """The output, like x."""
+        """Returns the output, of the shape and dtype of x."""
         found = self.made
         if found is None:
             found = (self.x.read() * self.scale).mul_(self.weight.read())
@@ -70,91 +71,93 @@ class Recipe:
         return found
 
 
-class Recipes:
-    """The norms' outputs of one forward, by where they lie."""
+class NormOutputs:
+    """The outputs of the norms of one forward, by their address."""
 
     def __init__(self) -> None:
-        self.at: dict[int, Recipe] = {}
+        self.at: dict[int, NormOutput] = {}
         self.around: Hooks | None = None
 
     def note(self, x: Tensor, scale: Tensor, weight: Tensor, output: Tensor) -> None:
-        """Has `output` = weight * x * scale made again, not kept."""
-        if output.is_contiguous():  # else the numbers lie in another order than a reader's view
+        """Marks `output` = weight * x * scale to be recomputed and not saved."""
+        if output.is_contiguous():  # otherwise a reader's view may have another order
             kept_x, kept_weight = (Kept(t.detach(), self.around) for t in (x, weight))
-            self.at[output.data_ptr()] = Recipe(kept_x, scale, kept_weight, output)
+            self.at[output.data_ptr()] = NormOutput(kept_x, scale, kept_weight, output)
 
-    def pack(self, saved: Tensor) -> Kept | tuple[Recipe, torch.Size]:
-        """What autograd keeps of a tensor."""
-        recipe = self.at.get(saved.data_ptr())
-        output = recipe.output() if recipe else None
-        # One that is gone may have left its place to another tensor.
+    def pack(self, saved: Tensor) -> Kept | tuple[NormOutput, torch.Size]:
+        """Returns what autograd saves in place of a tensor."""
+        source = self.at.get(saved.data_ptr())
+        output = source.output() if source else None
+        # If the output was freed, another tensor may have its address.
         if (
-            recipe is None
+            source is None
             or output is None
-            or version_of(output) != recipe.version
+            or version_of(output) != source.version
             or output.numel() != saved.numel()
             or not saved.is_contiguous()
         ):
             return Kept(saved, self.around)
-        recipe.readers += 1
-        return recipe, saved.shape
+        source.readers += 1
+        return source, saved.shape
 
-    def unpack(self, packed: Kept | tuple[Recipe, torch.Size]) -> Tensor:
-        """The tensor that `pack` was given."""
+    def unpack(self, packed: Kept | tuple[NormOutput, torch.Size]) -> Tensor:
+        """Returns the tensor that `pack` was given."""
         if isinstance(packed, Kept):
             return packed.read()
-        recipe, shape = packed
-        return recipe.make().view(shape)
+        source, shape = packed
+        return source.make().view(shape)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """While it lasts, autograd keeps recipes in place of the outputs that `norm` gives."""
+        """Within the context, autograd recomputes the outputs of `norm` and does not save them."""
         self.around = saved_tensor_hooks()
         try:
             with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
                 yield
         finally:
-            self.at.clear()  # autograd holds self.unpack, and so would hold every norm's input
+            self.at.clear()  # autograd refers to self.unpack, and so to the input of every norm
 
 
 def epsilon(module: nn.Module) -> float | None:
-    """The epsilon of a module that is RMSNorm with a frozen weight; None for anything else."""
+    """Returns the epsilon of an RMSNorm with a frozen weight [H]; None for any other module."""
     weight = getattr(module, "weight", None)
     found = getattr(module, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or found is None or weight.requires_grad or weight.dim() != 1:
         return None
-    return found if _is_rms_norm(type(module)) else None
+    kind: Any = type(module)  # mypy does not see that classes can be hashed
+    return found if _is_rms_norm(kind) else None
 
 
 def takes_one(kind: type[nn.Module]) -> bool:
-    """Whether this class's forward has one argument, and none that may be left out."""
+    """Whether the forward of this class has exactly one argument, besides self."""
     return len(inspect.signature(kind.forward).parameters) == 2
 
 
 @lru_cache(maxsize=256)
 def _is_rms_norm(kind: type[nn.Module]) -> bool:
-    """Whether this class computes weight * x / sqrt(mean(x^2) + epsilon), tried out on numbers."""
+    """Whether this class computes weight * x / sqrt(mean(x^2) + epsilon), tested on numbers."""
     if not takes_one(kind):
         return False
     x = torch.linspace(-2, 3, 16).view(2, 8)
     weight = torch.linspace(0.5, 2, 8)
     try:
-        found = kind.forward(SimpleNamespace(weight=weight, variance_epsilon=0.5), x)  # type: ignore[arg-type]
-    except Exception:  # it needs more than that, so it does something else
+        found = kind.forward(SimpleNamespace(weight=weight, variance_epsilon=0.5), x)
+    except Exception:  # it needs more than these two, so it computes something else
         return False
     wanted = weight * x * (x.square().mean(dim=-1, keepdim=True) + 0.5).rsqrt()
     return isinstance(found, Tensor) and torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-def norm(recipes: Recipes, module: nn.Module, eps: float, x: Tensor) -> Tensor:
-    """What `module`, for which `epsilon` gave eps, makes of x [..., H]."""
+def norm(outputs: NormOutputs, module: nn.Module, eps: float, x: Tensor) -> Tensor:
+    """Returns the output [..., H] of `module` for x [..., H]; `epsilon(module)` gave eps."""
     weight: Any = module.weight
     if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
         plain: Tensor = type(module).forward(module, x)
         return plain
-    output, scale = _Norm.apply(x, weight, eps)
+    made: tuple[Tensor, Tensor] = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    output, scale = made
     if torch.is_grad_enabled():
-        recipes.note(x, scale, weight, output)
+        outputs.note(x, scale, weight, output)
     return output
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import compact.passes.attention
 from compact.passes.fast.lean import _Adapted, _gated, _line, _replacements, lean
-from compact.passes.fast.norms import Recipes
+from compact.passes.fast.norms import NormOutputs
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
@@ -38,7 +38,7 @@ def adapted(kind: str, targets: list[str], **options: object) -> nn.Module:
 
 def changed(model: nn.Module) -> list[str]:
     """Class names of the modules that run leaner, but for norms."""
-    found = [type(m).__name__ for m, _ in _replacements(model, Recipes())]
+    found = [type(m).__name__ for m, _ in _replacements(model, NormOutputs())]
     return [name for name in found if not name.endswith("Norm")]
 
 

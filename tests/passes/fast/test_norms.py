@@ -11,7 +11,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from compact.passes.fast.norms import Recipes, epsilon, norm
+from compact.passes.fast.norms import NormOutputs, epsilon, norm
 
 
 def frozen(kind: type[nn.Module] = LlamaRMSNorm, width: int = 12) -> nn.Module:
@@ -37,10 +37,10 @@ def test_equals_the_module(kind: type[nn.Module], dtype: torch.dtype) -> None:
     x = torch.randn(2, 7, 12, dtype=dtype).requires_grad_()
     eps = epsilon(module)
     assert eps == 0.1
-    recipes = Recipes()
-    with recipes.kept():
-        got = gradients(lambda x: norm(recipes, module, eps, x), x)
-        assert bool(recipes.at) == (dtype != torch.bfloat16)  # that one is the module's own
+    outputs = NormOutputs()
+    with outputs.kept():
+        got = gradients(lambda x: norm(outputs, module, eps, x), x)
+        assert bool(outputs.at) == (dtype != torch.bfloat16)  # that one is the module's own
     for one, two in zip(got, gradients(module, x), strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
@@ -49,7 +49,7 @@ def test_equals_the_module(kind: type[nn.Module], dtype: torch.dtype) -> None:
 def test_gradient_against_differences() -> None:
     module = frozen().double()
     x = torch.randn(3, 12, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: norm(Recipes(), module, 0.1, x), x)
+    assert torch.autograd.gradcheck(lambda x: norm(NormOutputs(), module, 0.1, x), x)
 
 
 def test_what_is_not_that_norm_is_left_alone() -> None:
@@ -74,39 +74,39 @@ def read(output: Tensor) -> Tensor:
 
 def test_the_output_is_not_kept() -> None:
     """Two readers, one output made again, and nothing of it left afterwards."""
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     x = torch.randn(7, 12).requires_grad_()
     weights = torch.ones(2, 4, 12).requires_grad_()
-    with recipes.kept():
-        output = norm(recipes, module, 0.1, x)
-        (recipe,) = recipes.at.values()
+    with outputs.kept():
+        output = norm(outputs, module, 0.1, x)
+        (source,) = outputs.at.values()
         loss = sum((output @ w.T).sum() for w in weights)
-        assert recipe.readers == 2
+        assert source.readers == 2
         want = output.detach().sum(0)
         del output
-    assert recipe.output() is None
+    assert source.output() is None
     loss.backward()
     torch.testing.assert_close(weights.grad, want.expand(2, 4, 12))
-    assert recipe.readers == 0 and recipe.made is None
+    assert source.readers == 0 and source.made is None
 
 
 def test_a_changed_output_is_kept_as_it_is() -> None:
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     x = torch.randn(7, 12)
-    with recipes.kept():
-        output = norm(recipes, module, 0.1, x)
+    with outputs.kept():
+        output = norm(outputs, module, 0.1, x)
         output.mul_(3)
         got = read(output)
     torch.testing.assert_close(got, output.sum(0))
 
 
 def test_a_place_taken_by_another_tensor_is_not_mistaken() -> None:
-    module, recipes = frozen(), Recipes()
-    with recipes.kept():
-        output = norm(recipes, module, 0.1, torch.randn(7, 12))
+    module, outputs = frozen(), NormOutputs()
+    with outputs.kept():
+        output = norm(outputs, module, 0.1, torch.randn(7, 12))
         place = output.data_ptr()
         other = torch.randn(7, 12)
-        recipes.at[other.data_ptr()] = recipes.at.pop(place)
+        outputs.at[other.data_ptr()] = outputs.at.pop(place)
         del output
         got = read(other)
     torch.testing.assert_close(got, other.sum(0))
@@ -114,10 +114,10 @@ def test_a_place_taken_by_another_tensor_is_not_mistaken() -> None:
 
 def test_backward_twice() -> None:
     """With retain_graph the output is made once more."""
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     weight = torch.ones(4, 12).requires_grad_()
-    with recipes.kept():
-        output = norm(recipes, module, 0.1, torch.randn(7, 12))
+    with outputs.kept():
+        output = norm(outputs, module, 0.1, torch.randn(7, 12))
         loss = (output @ weight.T).sum()
     for _ in range(2):
         (got,) = torch.autograd.grad(loss, weight, retain_graph=True)
@@ -127,11 +127,11 @@ def test_backward_twice() -> None:
 @pytest.mark.parametrize("place", ["the norm's input", "another tensor"])
 def test_a_change_before_the_backward_is_told(place: str) -> None:
     """As autograd tells it where no hooks keep its tensors."""
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     weight = torch.ones(4, 12).requires_grad_()
     x = torch.randn(7, 12)
-    with recipes.kept():
-        loss = (norm(recipes, module, 0.1, x) @ weight.T).square().sum()
+    with outputs.kept():
+        loss = (norm(outputs, module, 0.1, x) @ weight.T).square().sum()
         seen = x * 2
         loss = loss + (seen @ weight.T).sum()
     (x if place == "the norm's input" else seen).mul_(3)
@@ -141,11 +141,11 @@ def test_a_change_before_the_backward_is_told(place: str) -> None:
 
 def test_an_output_that_lies_in_another_order_is_kept_as_it_is() -> None:
     """Queries are normed by head and read by token; here there are as many heads as tokens."""
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     by_head = torch.randn(2, 5, 5, 12).transpose(1, 2)
     weight = torch.ones(2, 5, 5, 12).requires_grad_()
-    with recipes.kept():
-        by_token = norm(recipes, module, 0.1, by_head).transpose(1, 2)
+    with outputs.kept():
+        by_token = norm(outputs, module, 0.1, by_head).transpose(1, 2)
         assert by_token.is_contiguous()
         (by_token * weight).sum().backward()
     torch.testing.assert_close(weight.grad, by_token)
@@ -153,7 +153,7 @@ def test_an_output_that_lies_in_another_order_is_kept_as_it_is() -> None:
 
 def test_hooks_around_get_what_is_kept() -> None:
     """As for offloading, or `compact doctor`: everything but the output, and never the output."""
-    module, recipes = frozen(), Recipes()
+    module, outputs = frozen(), NormOutputs()
     weight, x = torch.randn(4, 12).requires_grad_(), torch.randn(7, 12).requires_grad_()
     packed: list[Tensor] = []
 
@@ -161,8 +161,8 @@ def test_hooks_around_get_what_is_kept() -> None:
         packed.append(tensor.detach().clone())
         return len(packed) - 1
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]), recipes.kept():
-        output = norm(recipes, module, 0.1, x)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]), outputs.kept():
+        output = norm(outputs, module, 0.1, x)
         loss = (output @ weight.T).square().sum()
     got = torch.autograd.grad(loss, [x, weight])
     want = torch.autograd.grad((module(x) @ weight.T).square().sum(), [x, weight])
