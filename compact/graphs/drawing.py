@@ -34,7 +34,7 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
         pos=position,
         ax=axes,
         node_color=[_colour(node) for node in graph.nodes()],
-        node_size=[300 + 1500 * float(n["support"]) for n in graph.nodes()],
+        node_size=[round(300 + 1500 * float(n["support"])) for n in graph.nodes()],
         with_labels=True,
         labels=lambda n: f"{textwrap.shorten(n['text'], 42, placeholder=' …')}\n{n['teachers']}",
         edge_labels=lambda edge: edge["count"],

@@ -144,7 +144,8 @@ def _on_heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """
     upto, onwards = (_heaviest_to(value, *ends) for ends in (edges.T, edges.T[::-1]))
     total = upto + onwards - value
-    return total == total.max(initial=0)
+    heaviest: np.ndarray = total == total.max(initial=0)
+    return heaviest
 
 
 def _heaviest_to(value: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -223,6 +224,8 @@ def load_graph(path: Path) -> rx.PyDiGraph:
     """
     try:
         graph = rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+        if not isinstance(graph, rx.PyDiGraph):
+            raise ValueError("its edges have no direction")
         missing = {key for node in graph.nodes() for key in _NODE_KEYS - set(node or ())}
         if missing:
             raise ValueError(f"a node lacks {sorted(missing)}")

@@ -279,10 +279,13 @@ def test_score_saves_the_graphs(tmp_path: Path) -> None:
     }
 
 
-_OTHER_GRAPH = rx.node_link_json(rx.generators.directed_path_graph(2))
+_OTHER_GRAPHS = [
+    rx.node_link_json(rx.generators.directed_path_graph(2)),
+    '{"directed": false, "multigraph": false, "attrs": null, "nodes": [], "links": []}',
+]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00", _OTHER_GRAPH])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00", *_OTHER_GRAPHS])
 def test_a_file_that_is_no_graph(tmp_path: Path, text: str) -> None:
     """The error names the file."""
     path = tmp_path / "graph.json"
