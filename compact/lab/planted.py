@@ -17,8 +17,9 @@ from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from typing import Any
 
-from compact.answers import normalise_answer, parse_number
+from compact.answers import normalise_answer
 from compact.data import Problem
+from compact.text.numbers import parse_number
 from compact.text.steps import find_marker
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")
@@ -79,7 +80,9 @@ def operation(completion: str, gold: str, rng: random.Random) -> str | None:
     """
     body, answer = _split(completion)
     target = parse_number(normalise_answer(gold))
-    swapped, changed, seen = list(body), {}, set()
+    swapped = list(body)
+    changed: dict[Fraction, Fraction] = {}
+    seen: set[Fraction] = set()
     for operands, signs, places, result in _equations(body):
         seen.update(operands)
         signs = [_SWAPPED.get(sign, sign) for sign in signs]
@@ -147,7 +150,9 @@ def _equations(body: str) -> list[tuple[list[Fraction], list[str], list[int], Fr
         before = re.split(r"[=\n;:?!]|\.\s|,\s", body[: match.start()])[-1]
         start = match.start() - len(before)
         numbers = list(_NUMBER.finditer(before))
-        operands, signs, places = [], [], []
+        operands: list[Fraction] = []
+        signs: list[str] = []
+        places: list[int] = []
         for i, number in enumerate(numbers):
             left = numbers[i - 1].end() if i else 0
             gap = before[left : number.start()]

@@ -384,7 +384,9 @@ def make_questions(
         moves: least and most moves of a story.
         exclude: prompts not to ask.
     """
-    seen, rows, i = set(exclude or ()), [], 0
+    seen = set(exclude or ())
+    rows: list[dict[str, str]] = []
+    i = 0
     while len(rows) < number:
         story = make_story(random.Random(f"test {seed} {i}"), moves=moves)
         i += 1

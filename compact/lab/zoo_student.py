@@ -50,7 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
     )
 
@@ -143,8 +143,7 @@ def load_zoo_student(
     folder = cache / f"{stage}-{seed}"
     if not folder.exists():
         _train(seed, STAGES[stage], cache)
-    model = LlamaForCausalLM.from_pretrained(folder)
-    model.eval()
+    model = LlamaForCausalLM.from_pretrained(folder)  # in evaluation mode
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 

@@ -88,7 +88,7 @@ def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, A
         scale: nats of gain that take the full colour.
 
     Returns:
-        Groups with `step` (index or None), `tokens` as (text, tint), tint in [-1, 1].
+        Groups with `step` (index or None) and `tokens` as (text, tint in [-1, 1], gain in nats).
     """
     groups: list[dict[str, Any]] = []
     for token in rationale.tokens:
@@ -105,7 +105,8 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
     sizes = [abs(t.gain) for r in problem.rationales for t in r.tokens]
     scale = float(np.quantile(sizes, 0.95)) or 1.0
     visit = last_visit(run, problem.question_id)
-    lines, rationales = [], []
+    lines: list[Series] = []
+    rationales: list[dict[str, Any]] = []
     for rationale in problem.rationales:
         colour = colours[rationale.teacher]
         levels = [(0.0, problem.start)]
