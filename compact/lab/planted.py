@@ -145,7 +145,7 @@ def _equations(body: str) -> list[tuple[list[Fraction], list[str], list[int], Fr
     """Returns (operands, signs, positions of the signs, result) of each equation that holds.
 
     Units are allowed between operands. If the text leaves the result open ("290 ÷ 2 = ?"), it is
-    computed.
+    computed. Unlike `compact.text.equations`, this keeps positions in the text as it was written.
     """
     found = []
     for match in re.finditer("=", body):
