@@ -277,7 +277,7 @@ def test_a_readme_without_its_markers_is_an_error(text):
 
 def test_no_results_yet_is_said_in_one_line(tmp_path, capsys):
     assert draw.main(["--results", str(tmp_path)]) == 1
-    assert "no runs yet" in capsys.readouterr().err
+    assert "expected results of runs, got none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

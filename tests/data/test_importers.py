@@ -221,5 +221,5 @@ def test_a_prompt_that_the_gold_file_lacks(tmp_path):
     with pytest.raises(ValueError, match="x.json:1: .*gold.json has no such prompt"):
         command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
     gold = write(tmp_path / "gold.json", [{"instruction": "1?", "output": "word " * 20}])
-    with pytest.raises(ValueError, match="gold.json:1: expected a final answer in the completion, got none"):
+    with pytest.raises(ValueError, match="gold.json:1: expected a final answer"):
         command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
