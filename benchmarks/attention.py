@@ -1,7 +1,8 @@
 """Attention of one layer over a question with K rationales, forward and backward.
 
-`compact` computes prompt and rationales as parts of a tree; `torch-mask` is the same row under one
-mask; `torch-padded` is what a trainer without trees has: K causal rows, the prompt in each.
+`compact` computes prompt and rationales as parts of one row in tree layout. `torch-mask` computes
+the same row with one mask. `torch-padded` is the padded layout: K causal rows, each with the
+prompt.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     mask = torch.where(sees, 0.0, -torch.inf).to(args.dtype)
 
     def repeated(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """Heads first, a key head for every query head."""
+        """Moves heads before tokens and repeats key heads, one per query head."""
         groups = heads // key_heads
         key, value = (t.repeat_interleave(groups, dim=2) for t in (key, value))
         return [t.transpose(1, 2) for t in (query, key, value)]

@@ -1,8 +1,8 @@
 """Writes docs/performance.md, weighing teachers against plain SFT: `python -m benchmarks.cost`.
 
-Measured figures are those of the case `scale` in benchmarks/results. Computed ones follow from
-formulas in operations and bytes, whose rates are fitted on the smallest student; the larger
-students that were measured tell how far the formulas are off.
+Measured figures are those of the case `scale` in benchmarks/results. Computed figures come from
+formulas in operations and bytes. The rates of the formulas are fitted to the smallest student;
+measurements of larger students show the error of the formulas.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Work:
-    """One step: K rationales of T tokens on each of P questions of Q tokens, for a student.
+    """One step of a student: P questions of Q tokens with K rationales of T tokens each.
 
     Attributes:
-        student: its sizes.
+        student: sizes of the student.
         vocabulary: V.
         teachers: K.
         prompt: Q.
@@ -66,12 +66,12 @@ class Work:
 
     @property
     def sft_tokens(self) -> int:
-        """Tokens of K padded rows a question: every one also goes through SFT's head."""
+        """Tokens of K padded rows per question; SFT computes the head for all of them."""
         return self.problems * self.teachers * (self.prompt + self.rationale)
 
     @property
     def tree_tokens(self) -> int:
-        """Tokens of a tree a question: the question once, then the rationales."""
+        """Tokens of one row in tree layout per question: the question once, then the rationales."""
         return self.problems * (self.prompt + self.completion)
 
     @property
@@ -81,7 +81,7 @@ class Work:
 
     @property
     def leaves(self) -> int:
-        """1 + K S answer leaves a question, a leaf a step (of STEP tokens) and one before."""
+        """1 + K S answer leaves per question: one after each step (of STEP tokens), one before."""
         return 1 + self.teachers * max(self.rationale // STEP, 1)
 
 
@@ -89,7 +89,7 @@ class Work:
 
 
 def attention(student: Size, queries: int, keys: int, passes: int) -> float:
-    """Operations of scores and values: 4 H q k a layer forward, twice that backward."""
+    """Operations of attention scores and values: 4 H q k per layer forward, twice that backward."""
     return 4.0 * student.layers * student.width * queries * keys * passes
 
 
@@ -148,15 +148,15 @@ def fixed_bytes(work: Work, provider: str) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """What turns the formulas into seconds and bytes, for one provider.
+    """The rates that convert operations and bytes to seconds and memory, for one provider.
 
     Attributes:
-        body: seconds an operation of the body.
-        head: seconds a logit at the smallest student's width.
+        body: seconds per operation of the body.
+        head: seconds per logit at the smallest student's width.
         width: that width.
-        product: seconds an operation of the head's products, for other widths.
-        kept: share of `activation_bytes` that is really kept.
-        logit: bytes held a logit (0 where none is).
+        product: seconds per operation of the head's products, for other widths.
+        kept: share of `activation_bytes` that is kept in memory.
+        logit: bytes kept per logit (0 if logits are not kept).
     """
 
     body: float
@@ -193,9 +193,9 @@ def fit(runs: Sequence[Run], provider: str, product: float) -> Rates:
     """Fits a provider's rates on the runs of the smallest student.
 
     Args:
-        runs: of the case `scale`.
+        runs: runs of the case `scale`.
         provider: one of PROVIDERS.
-        product: seconds an operation of the head's matrix products.
+        product: seconds per operation of the head's matrix products.
 
     Raises:
         ValueError: fewer than three runs of the smallest student.
@@ -203,7 +203,7 @@ def fit(runs: Sequence[Run], provider: str, product: float) -> Rates:
     works = [(Work.of(one.shape), one) for one in runs]
     mine = [(w, one) for w, one in works if w.student == SIZES[0]]
     if len(mine) < 3:
-        raise ValueError("scale.csv: needs three shapes of the smallest student at least")
+        raise ValueError("scale.csv: expected at least three shapes of the smallest student")
 
     def column(of: Callable[[Work, str], float]) -> np.ndarray:
         return np.array([of(w, provider) for w, _ in mine])
@@ -224,10 +224,10 @@ class Results:
     """Measured runs of `scale`, and the fitted rates.
 
     Attributes:
-        runs: by the work they did.
-        rates: by provider.
-        machine: what measured them.
-        when: the commit and day of the last of them.
+        runs: the runs, by their work.
+        rates: the rates, by provider.
+        machine: the machine of the measurements.
+        when: the commit and day of the last measurement.
     """
 
     runs: dict[Work, Run]
@@ -236,7 +236,7 @@ class Results:
     when: str
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
-        """Ratio to plain SFT as measured; None where it was not."""
+        """Ratio to plain SFT as measured; None if it was not measured."""
         one = self.runs.get(work)
         return None if one is None else one.figure(provider, field) / one.figure("sft", field)
 
@@ -246,7 +246,7 @@ class Results:
         return of(self.rates[provider], work, provider) / of(self.rates["sft"], work, "sft")
 
     def errors(self, field: str, *, fitted: bool) -> list[float]:
-        """Relative errors of computed ratios where the smallest student was, or was not, used."""
+        """Relative errors of the computed ratios, for the fitted student or for all others."""
         found = []
         for work in self.runs:
             if (work.student == SIZES[0]) == fitted:
@@ -261,7 +261,7 @@ def load(folder: Path) -> Results:
     """Reads `scale` and the bare products of `head`.
 
     Raises:
-        ValueError: when one of them has not been measured.
+        ValueError: if one of them has not been measured.
     """
     runs = read_runs(folder)
     scale = [r for r in runs if r.case == "scale" and set(PROVIDERS) <= set(r.rows)]
@@ -328,7 +328,7 @@ def students_table(results: Results) -> str:
 
 
 def rest_table(results: Results) -> str:
-    """Returns a Markdown table of what else was measured: one size changed at a time."""
+    """Returns a Markdown table of the other measurements, which change one size at a time."""
     base = Work(SIZES[0], SIZES[0].vocabulary)
     lines = [f"| K = 4, {SIZES[0].name}, but | {HEADER}"]
     names = {"prompt": "Q", "rationale": "T", "vocabulary": "V", "problems": "P"}

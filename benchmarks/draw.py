@@ -1,8 +1,8 @@
 """Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw`.
 
-Writes docs/results/<case>.png, docs/results/benchmarks.md, what stands in README.md between
-`<!-- bench:begin -->` and `<!-- bench:end -->`, and what was `measured` of each claim of
-bounds.json. Of each case, shape, dtype and machine the last run counts.
+Writes docs/results/<case>.png, docs/results/benchmarks.md, the text in README.md between
+`<!-- bench:begin -->` and `<!-- bench:end -->`, and `measured` of each claim in bounds.json. It
+uses the last run of each case, shape, dtype and machine.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Run:
     rows: Mapping[str, Mapping[str, str]]
 
     def figure(self, provider: str, field: str) -> float:
-        """Returns one figure; NaN where it was not measured."""
+        """Returns one figure; NaN if it was not measured."""
         text = self.rows[provider][field]
         return float(text) if text else math.nan
 
@@ -103,7 +103,7 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """Reads the last run of each case, shape, dtype and machine, cases in the order of CASES.
 
-    A run of a single provider compares nothing and is passed over.
+    Skips runs with a single provider, because they compare nothing.
     """
     shared = ("case", "shape", "dtype", "device", "machine", "commit", "versions", "date")
     last: dict[tuple[str, ...], Run] = {}
@@ -126,7 +126,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def seconds_text(seconds: float) -> str:
-    """Returns a time with three digits and a unit that suits it."""
+    """Returns a time with three digits and a suitable unit."""
     if math.isnan(seconds):
         return "-"
     if seconds >= 1:
@@ -182,7 +182,7 @@ def scale_table(runs: Sequence[Run]) -> str:
 
 
 def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
-    """Returns the claims, each with the figure of its last run on a CPU (None: there is none)."""
+    """Returns the claims, each with the figure of its last run on a CPU (None if there is none)."""
     found = []
     for bound in bounds:
         value = None
@@ -195,7 +195,7 @@ def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
 
 
 def bounds_table(bounds: Sequence[Bound]) -> str:
-    """Returns a Markdown table of what the project set itself and what was measured."""
+    """Returns a Markdown table of the bounds and the measured figures."""
     lines = ["| claim | at most | measured | |", "|---|--:|--:|---|"]
     for b in bounds:
         shown = "-" if b.measured is None else f"{b.measured:g}"
@@ -252,12 +252,12 @@ def replace_block(text: str, block: str, where: str) -> str:
     """Returns `text` with `block` between the markers.
 
     Args:
-        text: of the file.
-        block: what to put there.
+        text: text of the file.
+        block: the new text between the markers.
         where: name of the file, for the message.
 
     Raises:
-        ValueError: when the markers are not there exactly once, in order.
+        ValueError: if the text does not have each marker exactly once, in order.
     """
     begin, end = text.find(BEGIN), text.find(END)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
@@ -269,7 +269,7 @@ def replace_block(text: str, block: str, where: str) -> str:
 
 
 def style(ax: Axes, title: str) -> None:
-    """Takes away what does not inform."""
+    """Removes parts of the axes that carry no information."""
     ax.set_title(title, loc="left", fontsize=9, color=INK)
     ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
     ax.tick_params(length=0, labelsize=8, colors=INK)
@@ -278,8 +278,8 @@ def style(ax: Axes, title: str) -> None:
 def bars(ax: Axes, one: Run, field: str, title: str) -> None:
     """Draws one figure of every provider as horizontal bars, each with its value.
 
-    One time out of four or more that is over three times the next is cut off, so that the others
-    can be told apart.
+    If there are four or more times and the longest is over three times the next, its bar is cut, so
+    that the others can be compared.
     """
     names = list(one.rows)
     values = [one.figure(name, field) for name in names]
@@ -307,7 +307,7 @@ def bars(ax: Axes, one: Run, field: str, title: str) -> None:
 
 
 def draw_bars(runs: Sequence[Run], path: Path) -> None:
-    """Draws time and peak memory of every run, a row a run; what all share stands on top."""
+    """Draws time and peak memory, one row per run; the title has the shared settings."""
     parts = [[*one.shape.split(","), one.dtype, one.machine] for one in runs]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
     heights = [len(one.rows) + 1.2 for one in runs]
@@ -330,7 +330,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
 
 
 def varied(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
-    """Returns, for each size that varies while the others keep the first run's, (value, run)."""
+    """Returns (value, run) for each size; the runs differ from the first run in this size only."""
     shapes = [dict(part.split("=") for part in one.shape.split(",")) for one in runs]
     found: dict[str, list[tuple[str, Run]]] = {}
     for key in (k for k, value in shapes[0].items() if value.isdecimal()):
@@ -354,7 +354,7 @@ SIZE_NAMES = {
 
 
 def draw_lines(runs: Sequence[Run], path: Path) -> None:
-    """Draws time (above) and memory (below) over each size that varies."""
+    """Draws time (top) and memory (bottom) over each size that varies."""
     lines = varied(runs)
     if not lines:
         draw_bars(runs, path)
@@ -399,12 +399,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse.add_argument("--results", type=Path, default=run.RESULTS)
     parse.add_argument("--docs", type=Path, default=ROOT / "docs/results")
     parse.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parse.add_argument("--bounds", type=Path, default=BOUNDS, help="its `measured` is written")
+    parse.add_argument(
+        "--bounds", type=Path, default=BOUNDS, help="JSON of claims; updates `measured`"
+    )
     options = parse.parse_args(argv)
     try:
         runs = read_runs(options.results)
         if not runs:
-            raise ValueError(f"{options.results}: no runs yet; see python -m benchmarks.run --help")
+            raise ValueError(
+                f"{options.results}: expected results of runs, got none; "
+                "see python -m benchmarks.run --help"
+            )
         bounds = judged(load_bounds(options.bounds), runs)
         table = json.dumps([dataclasses.asdict(b) for b in bounds], indent=2)
         options.bounds.write_text(f"{table}\n")

@@ -1,10 +1,10 @@
 """Fails when a ratio leaves its committed bound: `python -m benchmarks.gate` (`make bench-gate`).
 
-bounds.json holds, for each claim, the `bound` that the project set itself, what was `measured` last
-on a quiet machine (written there by benchmarks.draw) and the `gate` that fails the build: wider
-than the figure measured, since a machine of CI is noisy. Only ratios between providers of one
-process (and memory, which does not depend on speed) are judged, and a ratio fails when it is out of
-its gate in every attempt.
+For each claim, bounds.json has the `bound` (the project's target), the figure last `measured` on a
+quiet machine (written by benchmarks.draw), and the `gate`, the limit that fails the build. The gate
+is wider than the measured figure, because CI machines are noisy. Only ratios between providers of
+one process and memory, which does not depend on speed, are checked. A ratio fails if it exceeds its
+gate in every attempt.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Bound:
     """One claim.
 
     Attributes:
-        issue: the issue that names it.
-        claim: in words, for tables.
-        case: of benchmarks.run.
-        shape: complete, as --shape takes it.
-        provider: who is judged.
-        over: by whose figure it is divided; None for `peak_mb`.
+        issue: the issue that states the claim.
+        claim: the claim in words, for tables.
+        case: a case of benchmarks.run.
+        shape: the complete shape, as for --shape.
+        provider: the provider that is measured.
+        over: the provider whose figure is the divisor; None for "peak_mb" and "seconds".
         what: "time" (ratio of medians), "memory" (ratio of peaks), "peak_mb" (a peak in MB) or
             "seconds" (a median).
-        bound: what the project set itself.
-        measured: the last figure on a quiet machine; None where there is none yet.
-        gate: what fails the build; None where the claim is not gated (too slow, data absent, or
-            seconds, which depend on the machine).
+        bound: the project's target.
+        measured: the last figure on a quiet machine; None if there is none yet.
+        gate: the limit that fails the build; None if the claim is not gated (too slow, data absent,
+            or seconds, which depend on the machine).
         gate_shape: a smaller shape for the gate; None for `shape`.
     """
 
@@ -65,7 +65,9 @@ class Bound:
                 f"{self.claim}: what must be time, memory, peak_mb or seconds, got {self.what!r}"
             )
         if (self.over is None) != (self.what in ("peak_mb", "seconds")):
-            raise ValueError(f"{self.claim}: over must name a provider where what is a ratio, only")
+            raise ValueError(
+                f"{self.claim}: over must name a provider if what is time or memory, else be null"
+            )
         if self.what == "seconds" and self.gate is not None:
             raise ValueError(f"{self.claim}: seconds depend on the machine; gate must be null")
 
@@ -75,10 +77,10 @@ class Bound:
         return {self.provider} | ({self.over} if self.over else set())
 
     def figure(self, rows: Iterable[run.Row]) -> float:
-        """Returns the judged figure from the rows of one run; NaN where memory was not measured.
+        """Returns the figure of the claim from the rows of one run; NaN if it was not measured.
 
         Raises:
-            ValueError: when a provider is missing from the rows.
+            ValueError: if a provider is missing from the rows.
         """
         by_name = {row["provider"]: row for row in rows}
         for name in self.needs - set(by_name):
@@ -88,7 +90,7 @@ class Bound:
         if any(f in (None, "") for f in figures):
             return math.nan
         top, *bottom = map(float, figures)
-        # The meter is good to half a MB: a provider without extra memory counts as 1 MB.
+        # Memory is exact to half a MB, so a provider without extra memory counts as 1 MB.
         return top / max(bottom[0], 1.0 if self.what == "memory" else 0.0) if bottom else top
 
 
@@ -112,12 +114,12 @@ def judge(
     measure: Callable[[str, str, list[str]], list[run.Row]],
     attempts: int = 3,
 ) -> dict[Bound, float]:
-    """Measures the gated bounds, again where one is out of its gate.
+    """Measures the gated claims; repeats a measurement while a claim exceeds its gate.
 
     Args:
-        bounds: claims; those without a gate are passed over.
+        bounds: claims; those without a gate are skipped.
         measure: (case, shape, providers) -> the rows of one run.
-        attempts: runs at most of one case and shape.
+        attempts: greatest number of runs of one case and shape.
 
     Returns:
         The best figure of each gated bound over the attempts.
@@ -141,11 +143,13 @@ def judge(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 when every gate holds."""
+    """Runs the command line; returns 0 if every gate holds."""
     parse = argparse.ArgumentParser("python -m benchmarks.gate", description=__doc__)
-    parse.add_argument("--seconds", type=float, default=6.0, help="timed work a run (6)")
     parse.add_argument(
-        "--attempts", type=int, default=3, help="runs until a ratio counts as bad (3)"
+        "--seconds", type=float, default=6.0, help="seconds of timed work per run (6)"
+    )
+    parse.add_argument(
+        "--attempts", type=int, default=3, help="a ratio fails after this many runs (3)"
     )
     parse.add_argument("--bounds", type=Path, default=BOUNDS)
     options = parse.parse_args(argv)

@@ -1,9 +1,8 @@
-"""Consensus of P problems by step graphs: native assembly and rustworkx, and loops and networkx.
+"""Consensus of P problems by step graphs: native code and rustworkx against loops and networkx.
 
-P problems of K rationales of S steps each hold numbers and equations. From the steps as arrays
-both ways match steps, join classes by edges, cut cycles, find the mainstream and score every
-rationale. `loops` is also the specification that tests/graphs/test_step_graphs.py holds the native
-code to.
+P problems have K rationales of S steps with numbers and equations. Both ways take the steps as
+arrays, match steps, join classes by edges, cut cycles, find the mainstream and score every
+rationale. tests/graphs/test_step_graphs.py uses `loops` as the specification of the native code.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from compact.metrics.step_graph import MAINSTREAM_BONUS, consensus
 SHAPES = ({"P": 1000, "K": 8, "S": 12}, {"P": 100, "K": 8, "S": 12})
 DTYPES = ("float32",)
 UNITS = 4096
-"""Similarities are compared in whole multiples of 1 / UNITS."""
+"""Similarities are rounded to whole multiples of 1 / UNITS."""
 PLACES = 1 << 20
 
 
@@ -94,7 +93,7 @@ def chain(one: Sequence[Step], two: Sequence[Step]) -> list[tuple[int, int]]:
 
 
 def classes_of(rationales: Sequence[Sequence[Step]]) -> dict[tuple[int, int], int]:
-    """Returns the class of every step, which is named by (rationale, place)."""
+    """Returns the class of every step; the key of a step is (rationale, place)."""
     graph = nx.Graph()
     graph.add_nodes_from((r, i) for r, steps in enumerate(rationales) for i in range(len(steps)))
 
@@ -110,8 +109,8 @@ def classes_of(rationales: Sequence[Sequence[Step]]) -> dict[tuple[int, int], in
 def class_graph(class_of: dict[tuple[int, int], int], sizes: Sequence[int]) -> nx.DiGraph:
     """Returns the classes joined by "is followed by", without cycles.
 
-    Commoner edges come first, then those that lead further on; edges of one rank are left out
-    together where they lie on a cycle.
+    Edges are added in the order of their rank: more common ones first, then those that go further
+    forward. Edges of one rank that are on a cycle are left out together.
     """
     places: dict[int, list[int]] = {}
     for (r, i), name in class_of.items():

@@ -1,4 +1,4 @@
-"""Times providers in turn on the same inputs, checks their outputs first, and meters peak memory.
+"""Checks the outputs of providers, measures their peak memory, and times them in turn.
 
 A case is a module of this package, `benchmarks/<case>.py`, with two names::
 
@@ -24,10 +24,10 @@ A case is a module of this package, `benchmarks/<case>.py`, with two names::
             "liger": Skipped("liger_kernel is not installed"),
         }
 
-The first of `SHAPES` names the keys of the case's shapes and their defaults (ints or strings), and
-all of `SHAPES` run when the user names none. The first provider is what `ratio` divides by. Inputs
-are made in `providers`, once a shape, and shared; what is costly or private to a provider belongs
-in its `setup`. A case that does not heed `args.dtype` says so with `DTYPES = ("float32",)`.
+The first of `SHAPES` defines the keys of the case's shapes and their defaults (ints or strings). If
+the user names no shape, all of `SHAPES` run. `ratio` divides by the first provider. `providers`
+makes the inputs once per shape, and the providers share them. What is costly or only for one
+provider belongs in its `setup`. A case that ignores `args.dtype` sets `DTYPES = ("float32",)`.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Args:
-    """What a case is asked for.
+    """The arguments of a case.
 
     Attributes:
         shape: the case's own sizes by name, complete.
-        device: where inputs live and calls run.
-        dtype: of the inputs.
-        seed: for the inputs.
+        device: device of the inputs and of the calls.
+        dtype: dtype of the inputs.
+        seed: seed of the inputs.
         only: names of the providers that will run; None for all. A case may ignore it, or use it to
-            leave out work in `providers` that nobody asked for.
+            skip work in `providers` for providers that will not run.
     """
 
     shape: Mapping[str, int | str]
@@ -82,10 +82,10 @@ class Provider:
         run: one timed call. Returns named tensors for the check.
         expected: returns the reference: a superset of the names that `run` returns. Providers share
             one function under `functools.cache`.
-        rtol: largest error allowed of any entry, as a share of the reference's largest entry.
+        rtol: largest allowed error of any entry, as a share of the reference's largest entry.
         setup: called once, untimed, before the first call (build a model, compile).
         reset: called untimed before every call (drop gradients).
-        slow: whether it runs only where it is named, so that the default run stays short.
+        slow: whether it runs only if it is named, so that the default run stays short.
     """
 
     run: Callable[[], Outputs]
@@ -101,28 +101,28 @@ class Skipped:
     """A provider that cannot run here.
 
     Attributes:
-        reason: in words, printed.
+        reason: the reason in words, for the user.
     """
 
     reason: str
 
 
 class WrongResult(AssertionError):
-    """A provider's outputs disagree with the reference: it is not timed."""
+    """A provider's outputs disagree with the reference; it is not timed."""
 
 
 class ProviderFailed(RuntimeError):
-    """A provider raised an exception of its own; the message names it."""
+    """A provider raised an exception; the message names the provider."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one provider.
+    """The measurements of one provider.
 
     Attributes:
-        seconds: of every timed call.
-        peak_mb: memory in MB (10^6 bytes) at the highest point of a call above what was in use
-            before it; NaN where this system cannot tell.
+        seconds: seconds of every timed call.
+        peak_mb: peak memory of a call minus the memory in use before it, in MB (10^6 bytes); NaN if
+            this system cannot measure it.
         error: largest error against the reference, as a share of its largest entry.
     """
 
@@ -146,9 +146,9 @@ def check(name: str, got: Outputs, provider: Provider) -> float:
     """Compares a provider's outputs with its reference, in float64.
 
     Args:
-        name: of the provider, for the message.
+        name: name of the provider, for the message.
         got: named tensors that `provider.run` returned.
-        provider: gives the reference and the tolerance.
+        provider: has the reference and the tolerance.
 
     Returns:
         The largest error of any entry, as a share of the largest entry of the reference.
@@ -198,14 +198,14 @@ def _memory_kb() -> dict[str, int]:
 
 
 def peak_mb(call: Callable[[], object], device: torch.device) -> float:
-    """Runs `call` once and returns how far memory rose above where it stood, in MB (10^6 bytes).
+    """Runs `call` once and returns its peak memory minus the memory before it, in MB (10^6 bytes).
 
-    On a GPU this is the allocator's own count. On the CPU it is the kernel's high-water mark of
-    resident memory, reset just before (Linux, /proc/self/clear_refs): it sees every allocation of
-    every library, however short, where a sampling thread or torch's profiler would miss some. Free
-    memory that malloc had kept is handed back first, so that reusing it counts; scratch that a
-    library keeps for ever after its first call (MKL's packing buffers) does not count. Exact to
-    about 0.5 MB; NaN where the system has no such counter.
+    On a GPU this is the count of torch's allocator. On the CPU it is the kernel's high-water mark
+    of resident memory, reset just before (Linux, /proc/self/clear_refs). It includes every
+    allocation of every library, also short ones, which a sampling thread or torch's profiler could
+    miss. Free memory that malloc has kept is returned to the system first, so that its reuse
+    counts. Buffers that a library keeps after its first call (MKL's packing buffers) do not count.
+    Exact to about 0.5 MB; NaN if the system has no such counter.
     """
     gc.collect()
     if device.type == "cuda":
@@ -228,7 +228,7 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _seconds(provider: Provider, device: torch.device) -> tuple[float, Outputs]:
-    """Times one call, with the garbage collector out of the way; returns its outputs too."""
+    """Times one call without garbage collection; returns its outputs too."""
     if provider.reset:
         provider.reset()
     gc.collect()
@@ -247,7 +247,7 @@ def _seconds(provider: Provider, device: torch.device) -> tuple[float, Outputs]:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Puts a provider's name before whatever it raises."""
+    """Raises a provider's exceptions again as ProviderFailed with its name in the message."""
     try:
         yield
     except (WrongResult, KeyboardInterrupt):
@@ -272,26 +272,26 @@ def compare(
     only_check: bool = False,
     report: Callable[[str, float], None] = silent,
 ) -> dict[str, Timing]:
-    """Checks all providers, meters their memory, then times them in turn: A B C A B C ...
+    """Checks all providers, measures their memory, then times them in turn: A B C A B C ...
 
-    Taking turns spreads a slow spell of the machine over all of them, so that ratios survive it.
-    The checked and the metered call are the warm-up.
+    If the machine is slow for a while, this affects all providers, so the ratios remain valid. The
+    calls for the check and for the memory are the warm-up.
 
     Args:
-        providers: by name.
-        device: where they run.
+        providers: the providers by name.
+        device: the device on which they run.
         seconds: stop after the round in which this much timed work is done.
-        rounds: but do at least the first, at most the second number of rounds.
-        only_check: check and time nothing; timings are then empty and peaks NaN.
-        report: called before every call with what is done next and the seconds that are left,
-            about; NaN until every provider has run once.
+        rounds: least and greatest number of rounds.
+        only_check: check the outputs and time nothing; timings are then empty and peaks NaN.
+        report: called before every call with a description of it and an estimate of the seconds
+            left; NaN until every provider has run once.
 
     Returns:
-        A timing a provider, in the order given.
+        A timing per provider, in the order given.
 
     Raises:
-        WrongResult: when any provider's outputs are wrong; nothing has been timed then.
-        ProviderFailed: when a provider raises anything else.
+        WrongResult: if the outputs of a provider are wrong; then nothing has been timed.
+        ProviderFailed: if a provider raises any other exception.
     """
     errors: dict[str, float] = {}
     last: dict[str, float] = {}  # seconds of the last call
@@ -350,7 +350,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Returns the short commit, "+" behind it when sources differ; "unknown" outside git."""
+    """Returns the short commit, with "+" if sources differ from it; "unknown" outside git."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
@@ -366,7 +366,7 @@ def commit() -> str:
 
 
 def machine(device: torch.device) -> str:
-    """Returns what ran it, in words: the GPU, or the processor and the number of threads."""
+    """Returns the name of the machine: the GPU, or the processor and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()

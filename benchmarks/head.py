@@ -1,7 +1,7 @@
-"""The LM head: loss and gradient of M tokens from their hidden states, against what torch offers.
+"""The LM head: loss and gradient of M tokens from their hidden states, compared with torch.
 
 All providers compute the mean cross-entropy and its gradient with respect to the hidden states
-(and, for a trained head, to the weight). COMPACT gives entropy and top-1 correctness beside it.
+(and, for a trained head, to the weight). COMPACT also computes entropy and top-1 correctness.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FILTER = 2.0**-12
 def inputs(args: Args) -> tuple[Tensor, Tensor, Tensor]:
     """Returns hidden [M, H], weight [V, H] and target [M].
 
-    `hidden=random` draws them so that logits have standard deviation 1; `hidden=smollm2` takes them
-    from SmolLM2-135M as it reads SVAMP rationales (H and V are then the model's).
+    `hidden=random` draws them so that logits have standard deviation 1. `hidden=smollm2` takes them
+    from SmolLM2-135M on SVAMP rationales; H and V are then those of the model.
     """
     m, h, v = (int(args.shape[key]) for key in ("M", "H", "V"))
     if args.shape["hidden"] == "smollm2":
@@ -54,7 +54,7 @@ def inputs(args: Args) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reference(hidden: Tensor, weight: Tensor, target: Tensor, trained: bool) -> Outputs:
-    """Returns loss, gradients and what the bare products give, in float64, 128 rows at a time."""
+    """Returns loss, gradients and the results of the bare products, in float64, by 128 rows."""
     m = len(target)
     weight64 = weight.double()
     nll, grads, mean_weight, logits = [], [], [], []
@@ -75,10 +75,10 @@ def reference(hidden: Tensor, weight: Tensor, target: Tensor, trained: bool) -> 
 
 
 def bare_products(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[], Outputs]:
-    """Returns the floor: the products that no exact form can avoid, into preallocated outputs.
+    """Returns the lower limit: only the products that every exact form needs, without allocation.
 
-    Logits = hidden W^T, dH = P W and, for a trained head, dW = P^T hidden, with P the softmax made
-    beforehand. dW is left out of the check: without the target's -1 it is no gradient.
+    Logits = hidden W^T, dH = P W and, for a trained head, dW = P^T hidden, with the softmax P
+    computed before. dW is not checked: without the target's -1 it is not the gradient.
     """
     probabilities = (hidden @ weight.T).softmax(-1)
     logits = torch.empty_like(probabilities)

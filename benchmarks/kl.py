@@ -1,7 +1,7 @@
 """The consistency term: symmetric KL between K rationales at T positions, with its gradient.
 
-Every pair of rationales is compared at every position. The dense form holds the log-softmax of all
-K x T rows; COMPACT streams the vocabulary.
+Every pair of rationales is compared at every position. The dense form stores the log-softmax of all
+K x T rows; COMPACT processes the vocabulary block by block.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SHAPES = (
 
 
 def dense(hidden: Tensor, weight: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
-    """KL(p||q) + KL(q||p) as the formulas read: one log-softmax of all rows, then pair by pair.
+    """KL(p||q) + KL(q||p) written as in the formulas: one log-softmax of all rows, then the pairs.
 
     Args:
-        hidden: [N, H] rows, `count` of them a rationale.
+        hidden: [N, H] rows, `count` per rationale.
         weight: [V, H].
-        left: [P] row of one side, `count` pairs of rows a pair of rationales.
+        left: [P] row of one side, `count` pairs of rows per pair of rationales.
         right: [P] row of the other side.
         count: T.
 

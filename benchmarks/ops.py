@@ -1,4 +1,4 @@
-"""The smaller operators at the sizes of a training step, against the same in plain torch."""
+"""The smaller operators at the sizes of a training step, compared with plain torch."""
 
 from __future__ import annotations
 

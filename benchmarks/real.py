@@ -1,4 +1,4 @@
-"""Real inputs: SmolLM2-135M and rationales over SVAMP (over zoo stories where that is absent)."""
+"""Real inputs: SmolLM2-135M and SVAMP rationales (zoo rationales if SVAMP is absent)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def smollm2() -> tuple[Any, Any]:
     """Returns SmolLM2-135M-Instruct in float32 and its tokenizer, from the installed GGUF file."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # the driver has its own
-    bar = "transformers.modeling_gguf_pytorch_utils.tqdm"  # heeds no setting
+    logging.disable_progress_bar()  # benchmarks.run shows its own
+    bar = "transformers.modeling_gguf_pytorch_utils.tqdm"  # no setting turns it off
     with mock.patch(bar, lambda tensors, **_: tensors, create=True):
         return load_student(smollm2_path())
 
@@ -33,8 +33,8 @@ def smollm2() -> tuple[Any, Any]:
 def problems(count: int, teachers: int) -> list[Problem]:
     """Returns `count` problems with exactly `teachers` rationales each.
 
-    Where a problem has fewer, its rationales are repeated under other names, which costs a training
-    step the same as new ones; problems with fewer than min(teachers, 4) are left out.
+    If a problem has fewer, its rationales are repeated under other names; for the cost of a step
+    this makes no difference. Problems with fewer than min(teachers, 4) rationales are left out.
     """
     if CORPUS == "svamp":
         found = load_problems(SVAMP)
@@ -51,7 +51,7 @@ def problems(count: int, teachers: int) -> list[Problem]:
 
 
 def _repeated(rationales: tuple[Rationale, ...], count: int) -> Iterator[Rationale]:
-    """Yields `count` rationales, going round, each with a teacher's name of its own."""
+    """Yields `count` rationales: cycles through the given ones, each under its own teacher name."""
     for i, r in zip(range(count), itertools.cycle(rationales), strict=False):
         lap = i // len(rationales)
         yield Rationale(f"{r.teacher}-{lap + 1}" if lap else r.teacher, r.completion, r.line)
@@ -59,7 +59,7 @@ def _repeated(rationales: tuple[Rationale, ...], count: int) -> Iterator[Rationa
 
 @functools.cache
 def smollm2_rows(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what SmolLM2's head is asked over real rationales.
+    """Returns the inputs of SmolLM2's head for real rationales.
 
     Args:
         count: M, how many completion tokens.

@@ -36,7 +36,7 @@ def parse_shape(text: str, defaults: dict[str, int | str]) -> dict[str, int | st
     """Reads "M=1024,V=32000" and completes it from the case's defaults.
 
     Raises:
-        ValueError: for a key that the case does not have, or for text where a number is due.
+        ValueError: for a key that the case does not have, or for text instead of a number.
     """
     shape = dict(defaults)
     for part in text.split(","):
@@ -57,7 +57,7 @@ def load_case(name: str) -> ModuleType:
     """Imports `benchmarks.<name>`.
 
     Raises:
-        ValueError: when there is no such case, naming those there are.
+        ValueError: if there is no such case; the message lists the cases.
     """
     if name not in CASES:
         raise ValueError(f"case must be one of {', '.join(CASES)}; got {name!r}")
@@ -65,7 +65,7 @@ def load_case(name: str) -> ModuleType:
 
 
 def clear_line() -> None:
-    """Takes a progress bar away, so that something else can be printed."""
+    """Removes a progress bar, so that something else can be printed."""
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -74,7 +74,7 @@ def choose(found: dict[str, Provider | Skipped], wanted: Sequence[str]) -> dict[
     """Returns the providers to run, the case's first one first; prints those that cannot run here.
 
     Raises:
-        ValueError: when a wanted provider is unknown or cannot run, or none can.
+        ValueError: if a wanted provider is unknown or cannot run, or if no provider can run.
     """
     for name in wanted:
         if name not in found:
@@ -112,20 +112,20 @@ def run_case(
 
     Args:
         case: one of CASES.
-        shape: complete.
-        device: where to run.
-        dtype: of the inputs.
-        wanted: names of providers; all when empty.
-        seconds: of timed work, about.
-        only_check: compare outputs with the reference and stop there.
+        shape: the complete shape.
+        device: device of the inputs and of the calls.
+        dtype: dtype of the inputs.
+        wanted: names of providers; all if empty.
+        seconds: approximate seconds of timed work.
+        only_check: only compare the outputs with the reference.
         report: as in `harness.compare`.
 
     Returns:
-        A row a provider. `ratio` is its median over that of the first provider that ran.
+        A row per provider. `ratio` is its median over that of the first provider that ran.
 
     Raises:
         ValueError: for an unknown case or provider, or a dtype that the case does not take.
-        WrongResult: when an output is wrong. ProviderFailed: when a provider raises.
+        WrongResult: if an output is wrong. ProviderFailed: if a provider raises.
     """
     module = load_case(case)
     known = getattr(module, "DTYPES", tuple(DTYPES))
@@ -151,7 +151,7 @@ def run_case(
 
 
 def as_row(name: str, timing: Timing, base: Timing, shared: Row) -> Row:
-    """Returns one row of results in the order of FIELDS; what was not measured is None."""
+    """Returns one row of results in the order of FIELDS; a figure not measured is None."""
     row: Row = {**shared, "provider": name, "error": float(f"{timing.error:.2e}")}
     row["rounds"] = len(timing.seconds)
     row["peak_mb"] = None if math.isnan(timing.peak_mb) else round(timing.peak_mb, 1)
@@ -166,15 +166,15 @@ def as_row(name: str, timing: Timing, base: Timing, shared: Row) -> Row:
 
 
 def shape_text(shape: dict[str, int | str]) -> str:
-    """Returns a shape as --shape takes it: "M=1024,H=576"."""
+    """Returns a shape in the format of --shape: "M=1024,H=576"."""
     return ",".join(f"{k}={v}" for k, v in shape.items())
 
 
 def append_csv(rows: Sequence[Row], folder: Path) -> Path:
-    """Appends rows to `<folder>/<case>.csv`, with a header when the file is new; returns its path.
+    """Appends rows to `<folder>/<case>.csv`, with a header if the file is new; returns its path.
 
     Raises:
-        ValueError: when the file there has other columns.
+        ValueError: if the file has other columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{rows[0]['case']}.csv"
@@ -210,10 +210,10 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 class Bar:
-    """A progress bar with the time left, on a terminal; elsewhere it stays silent.
+    """A progress bar with the time left; prints only on a terminal.
 
     Args:
-        shapes: how many shapes will run, each taken to last as long as those before.
+        shapes: number of shapes; the estimate assumes that all take the same time.
     """
 
     def __init__(self, shapes: int) -> None:
@@ -221,12 +221,12 @@ class Bar:
         self.start = self.shape_start = time.monotonic()
 
     def next_shape(self) -> None:
-        """Begins the next shape."""
+        """Starts the next shape."""
         self.index += 1
         self.shape_start = time.monotonic()
 
     def left(self, here: float) -> float:
-        """Returns the seconds left in all, given those of this shape (NaN: not known yet)."""
+        """Returns the seconds left in total, given those of this shape (NaN: not known yet)."""
         now = time.monotonic()
         whole = now - self.shape_start + here
         if self.index > 1:
@@ -237,7 +237,7 @@ class Bar:
         return here + (self.shapes - self.index) * whole
 
     def __call__(self, what: str, here: float) -> None:
-        """Shows what is done now; `here` is as in `harness.compare`."""
+        """Shows the current work; `here` is the second argument of `report` in `compare`."""
         if not sys.stderr.isatty():
             return
         left, used = self.left(here), time.monotonic() - self.start
@@ -252,7 +252,7 @@ class Bar:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit."""
+    """An argument parser that raises ValueError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError."""
@@ -272,13 +272,17 @@ def parser() -> Parser:
         "--provider", nargs="+", default=[], metavar="NAME", help="only these (default: all)"
     )
     parse.add_argument(
-        "--shape", action="append", default=[], metavar="M=1024,V=32000", help="may be repeated"
+        "--shape", action="append", default=[], metavar="M=1024,V=32000", help="sizes; repeatable"
     )
-    parse.add_argument("--seconds", type=float, default=25.0, help="timed work a shape (25)")
-    parse.add_argument("--refcheck", action="store_true", help="check the outputs and time nothing")
-    parse.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
+    parse.add_argument("--seconds", type=float, default=25.0, help="timed work per shape (25)")
+    parse.add_argument("--refcheck", action="store_true", help="only check the outputs")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as JSON")
     parse.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="append CSV rows there"
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="append CSV rows to files in DIR",
     )
     return parse
 

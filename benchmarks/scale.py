@@ -1,16 +1,16 @@
-"""How a training step grows: with teachers, length, vocabulary, problems in a batch, and students.
+"""Cost of a step for different numbers of teachers, lengths, vocabularies, batches and students.
 
-K rationales of T tokens answer a question of Q tokens; P such problems make a batch. Token ids and
-weights are random, since time does not depend on them; the student has the published sizes, a
+A batch has P problems: a question of Q tokens with K rationales of T tokens. Token ids and weights
+are random, because the time does not depend on them. The student has the published sizes, a
 vocabulary of V and LoRA of rank 16 on all linear layers. A step is batch building, forward, loss
 and backward.
 
-- `sft`: a padded row a rationale, transformers' own loss on the completions.
+- `sft`: one padded row per rationale, transformers' own loss on the completions.
 - `compact-padded`: COMPACT's head and weights on the same rows, uniform weights.
-- `compact`: the question once and the rationales as its branches, uniform weights.
+- `compact`: the tree layout (the question once, then the rationales), uniform weights.
 - `compact-probes`: the default preset, with an answer leaf after every step.
 
-Loss and two LoRA gradients are compared with the weighted loss from full logits of padded rows.
+Loss and two LoRA gradients are checked against the weighted loss from full logits of padded rows.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def student(name: str, vocabulary: int, seed: int) -> Student:
 
 
 def synthetic(count: int, shape: dict[str, int], seed: int) -> list[EncodedProblem]:
-    """`count` problems of K rationales of T random tokens, a sum in every step."""
+    """Returns `count` problems of K rationales of T random tokens, with a sum in every step."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(n: int) -> tuple[int, ...]:

@@ -1,25 +1,26 @@
-"""One training step on one question: COMPACT against the published step and against plain SFT.
+"""One training step on one question: COMPACT compared with the published step and plain SFT.
 
 Student: SmolLM2-135M with LoRA of rank 16 on all linear layers. A step is batch building, forward,
-loss and backward of the K rationales of one question (the optimizer is the same for all and left
-out).
+loss and backward of the K rationales of one question. The optimizer is left out, because it is the
+same for all.
 
 - `sft`: K padded rows, transformers' own loss on the completions.
-- `trl`: SFTTrainer.training_step of TRL on the same rows, where TRL is installed.
+- `trl`: SFTTrainer.training_step of TRL on the same rows, if TRL is installed.
 - `released`: the published step in plain torch: K padded rows, full logits, three scores, weights,
-  and the consistency term, which takes the softmax of whole rows anew for every pair.
-- `released-checkpointed`: the same under gradient checkpointing, which the published script turns
-  on: less memory, a second forward.
-- `compact`: one tree, uniform weights: a step that runs no answer leaves.
+  and the consistency term, which computes the softmax of whole rows again for every pair.
+- `released-checkpointed`: the same with gradient checkpointing, as in the published script: less
+  memory, a second forward.
+- `compact`: the tree layout with uniform weights; no answer leaves.
 - `compact-probes`: the default preset, with an answer leaf after every step of every rationale.
-- `compact-released`: our run of the same formulas as `released`, on padded rows as they ask for.
+- `compact-released`: COMPACT's step with the formulas of `released`, on padded rows, which these
+  formulas need.
 
-Before each timed step an untimed one of the same kind runs, as in training: what the allocator has
-kept from it then fits. After a step of another kind, which is what taking turns would give, the
-first touch of fresh memory costs the shorter steps up to a tenth.
+Before each timed step an untimed step of the same provider runs, so that the memory which the
+allocator has kept fits, as in training. Without it, a step would follow the step of another
+provider, and the first use of new memory would make the shorter steps up to 10% slower.
 
-Loss and two LoRA gradients are compared: `released` and `compact-released` with each other, the
-rest with the weighted loss from full logits.
+Loss and two LoRA gradients are checked: `released` and `compact-released` against each other, the
+others against the weighted loss from full logits.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def student(seed: int) -> tuple[Student, Any]:
 
 
 def question(count: int, tokenizer: Any) -> EncodedProblem:
-    """Of 63 questions with `count` rationales, the one of median share of tokens saved."""
+    """Returns the question with the median share of tokens saved, of 63 with `count` rationales."""
     encoded = [encode_problem(p, tokenizer, max_length=1024) for p in problems(63, count)]
 
     def share(problem: EncodedProblem) -> float:
@@ -119,7 +120,7 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
         pair = weight[i] * weight[j]
         if pair < 1e-4:
             continue
-        # Every position of the row, prompt and padding included; what a mask hides goes at the end.
+        # Every position of the row, with prompt and padding; the mask is applied at the end.
         log_p, log_q = logits[i].log_softmax(-1), logits[j].log_softmax(-1)
         there = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         back = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
@@ -145,7 +146,7 @@ def compact_loss(
 
 
 def plain_loss(model: Any, problem: EncodedProblem, pad: int, weight: Tensor) -> Tensor:
-    """The weighted loss from full logits of padded rows: what the others are checked by."""
+    """The weighted loss from full logits of padded rows: the reference for the other providers."""
     ids, mask, labels = padded_rows(problem, pad)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     target = labels[:, 1:]
@@ -163,7 +164,7 @@ def watched(model: Any) -> dict[str, Tensor]:
 
 
 def providers(args: Args) -> dict[str, Provider | Skipped]:
-    """SFT, the published step, and COMPACT without and with probes."""
+    """SFT, the published step, and COMPACT without and with answer leaves."""
     if args.device.type != "cpu":
         return {"sft": Skipped("this case measures the CPU step")}
     taken, tokenizer = student(args.seed)

@@ -1,4 +1,4 @@
-"""Sizes of the students that are measured or computed; random weights give the same times."""
+"""Sizes of the students that are measured or computed; times do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Size:
     """A Llama-type student, from its published config.json.
 
     Attributes:
-        name: as its makers call it.
-        width: H, of the hidden states.
-        layers: n.
-        heads: of attention; their size is width / heads.
-        key_heads: heads of keys and values.
+        name: its published name.
+        width: H, width of the hidden states.
+        layers: n, number of layers.
+        heads: number of attention heads; their size is width / heads.
+        key_heads: number of heads of keys and values.
         inner: F, width inside the MLP.
         vocabulary: V.
     """
@@ -30,7 +30,7 @@ class Size:
 
     @property
     def body(self) -> int:
-        """N, weights of the layers' matrices: what a token is multiplied with once."""
+        """N, the number of weights in the matrices of the layers; a token uses each once."""
         keys = self.width // self.heads * self.key_heads
         attention = 2 * self.width * self.width + 2 * self.width * keys
         return self.layers * (attention + 3 * self.width * self.inner)
@@ -66,7 +66,7 @@ def size(name: str) -> Size:
     """Returns the size of that name.
 
     Raises:
-        ValueError: for an unknown name, with those there are.
+        ValueError: for an unknown name; the message lists the names.
     """
     for one in SIZES:
         if one.name == name:

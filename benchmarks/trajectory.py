@@ -1,9 +1,9 @@
 """Does filter_eps change how a student learns? `python -m benchmarks.trajectory [ARM ...]`.
 
-SmolLM2-135M with LoRA learns from SVAMP rationales, a problem a step with equal weights, once as it
-is and once an arm. What an arm does to the losses is held against what rounding does to them: the
-same run from an initial state that differs in the last bit, and the same run in bfloat16. Runs that
-were made before are kept in benchmarks/results/trajectory.json (by arm); the table is written to
+SmolLM2-135M with LoRA learns from SVAMP rationales, one problem per step with equal weights: once
+exactly and once per arm. The effect of an arm on the losses is compared with the effect of
+rounding: the same run from an initial state that differs in the last bit, and the same run in
+bfloat16. benchmarks/results/trajectory.json keeps earlier runs (by arm); the table is written to
 docs/results/filter.md.
 """
 
@@ -38,7 +38,7 @@ TABLE = ROOT / "docs/results/filter.md"
 
 
 def train(arm: str) -> dict[str, object]:
-    """Trains one arm; returns its loss of each step and on problems it has not seen."""
+    """Trains one arm; returns its loss of each step and on held-out problems."""
     taken, tokenizer = student(SEED)
     given = [
         encode_problem(p, tokenizer, max_length=512) for p in problems(STEPS + HELD_OUT, TEACHERS)
@@ -82,7 +82,7 @@ def moved(run: dict, exact: dict) -> float:
 
 
 def table(runs: dict[str, dict]) -> str:
-    """What each arm changes, in Markdown."""
+    """Returns a Markdown table of what each arm changes."""
     exact = runs["exact"]
     lines = [
         "# Training with filter_eps = 2^-12",
@@ -117,7 +117,7 @@ def table(runs: dict[str, dict]) -> str:
 
 
 def main() -> int:
-    """Trains the arms named (those missing when none is), then writes the table."""
+    """Trains the named arms (or all arms without a run), then writes the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trajectory", description=__doc__)
     parser.add_argument("arms", nargs="*", metavar="ARM", help=f"of {', '.join(ARMS)}")
     wanted = parser.parse_args().arms

@@ -23,8 +23,8 @@ def trl_sft(
 ) -> Provider | Skipped:
     """Returns forward and backward of one batch by SFTTrainer.training_step.
 
-    The trainer patches the model it is given, so it gets a copy. Gradient checkpointing, which TRL
-    switches on by itself, is off, as it is for the other providers.
+    The trainer changes its model, so it gets a copy. Gradient checkpointing, which TRL turns on by
+    default, is off, as for the other providers.
 
     Args:
         model: the student, adapters included.

@@ -1,7 +1,7 @@
 """Fused operators for multi-teacher distillation: the LM head, its gradients, teacher weights.
 
-Results are the same bit for bit from run to run and for any number of threads. Between machines
-whose caches or instruction sets differ, sums are taken in other pieces, and the last bits differ.
+On one machine, results are bit-identical from run to run and for any number of threads. Machines
+with other caches or instruction sets split sums differently, so the last bits may differ.
 """
 
 from compact_ops._library import backend

@@ -1,4 +1,4 @@
-"""One vocabulary for argument errors: `op: argument must be EXPECTED, got FOUND`."""
+"""Checks arguments; all errors read `op: argument must be EXPECTED, got FOUND`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTS = (torch.int64, torch.int32)
 
 
 def compute_dtype(value: Tensor) -> torch.dtype:
-    """The dtype that is computed in and returned: float64 for float64, else float32."""
+    """Returns the dtype of the arithmetic and of the result: float64 for float64, else float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
@@ -31,9 +31,10 @@ def tensor(
     Args:
         op: operator name, the first word of every error.
         name: argument name.
-        value: what was passed.
-        dtypes: the dtypes allowed.
-        shape: one entry a dimension: a number, or a letter. Letters found in `sizes` must match.
+        value: the argument.
+        dtypes: the allowed dtypes.
+        shape: one entry per dimension, a number or a letter. A letter that is in `sizes` must have
+            that size; any other letter allows any size.
         **sizes: the known sizes by letter.
 
     Raises:
@@ -61,10 +62,10 @@ def tensor(
 
 
 def same_device(op: str, **tensors: Tensor | None) -> None:
-    """Checks that every given tensor lies where the first one lies.
+    """Checks that all given tensors are on one device.
 
     Raises:
-        ValueError: naming the first tensor that does not.
+        ValueError: names the first tensor that is on another device than the first one.
     """
     first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
     for name, value in tensors.items():
@@ -78,7 +79,7 @@ def number(op: str, name: str, value: float, low: float, *, inclusive: bool) -> 
     """Checks value > low (or >= low) and returns it as a float.
 
     Raises:
-        ValueError: the value is out of range or not a number.
+        ValueError: the value is out of range or NaN.
     """
     if not (value >= low if inclusive else value > low):
         sign = ">=" if inclusive else ">"
@@ -97,7 +98,7 @@ def head(
     """Checks the arguments that describe a head: hidden [N, H], weight [V, H], bias [V].
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what was found.
+        TypeError, ValueError: names the argument, what was expected and what was found.
     """
     tensor(op, "hidden", hidden, FLOATS, ["N", "H"])
     tensor(op, "weight", weight, FLOATS, ["V", "H"], H=hidden.shape[1])
@@ -115,7 +116,7 @@ def gold(op: str, value: GoldAnswers, count: int) -> None:
     """Checks the ragged table of gold answers against M = count tokens.
 
     Raises:
-        TypeError, ValueError: naming the field, what was expected and what was found.
+        TypeError, ValueError: names the field, what was expected and what was found.
     """
     if not isinstance(value, tuple) or len(value) != 3:
         raise TypeError(f"{op}: gold must be a GoldAnswers, got {type(value).__name__}")
@@ -126,5 +127,5 @@ def gold(op: str, value: GoldAnswers, count: int) -> None:
 
 
 def gold_tensors(value: GoldAnswers | None) -> dict[str, Tensor]:
-    """The fields of gold answers by the name that errors give them."""
+    """Returns the fields of gold answers by their names in error messages."""
     return {} if value is None else {f"gold.{name}": t for name, t in value._asdict().items()}

@@ -1,4 +1,4 @@
-"""Loads the native libraries once and says which implementation runs."""
+"""Loads the native libraries once and registers fakes and autograd functions with torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compact_ops._check import compute_dtype
 
-# The kernels keep one reference for each row and this many vocabulary entries (csrc/ops/head.h).
+# For each row, the kernels keep one reference per this many vocabulary entries (csrc/ops/head.h).
 STASH_BLOCK = 256
 
 _HERE = Path(__file__).parent
@@ -20,7 +20,11 @@ _BUILD = "pip install --no-build-isolation .  (in a checkout: make native)"
 
 
 def _load() -> str:
-    """Loads libcompact_cpu.so, then libcompact_cuda.so where it was built; returns the backend."""
+    """Loads libcompact_cpu.so, and libcompact_cuda.so if it was built; returns the backend.
+
+    Raises:
+        ImportError: a library is missing or does not load, or COMPACT_OPS_BACKEND is not valid.
+    """
     wanted = os.environ.get("COMPACT_OPS_BACKEND", "native")
     if wanted not in ("native", "reference"):
         raise ImportError(
@@ -51,23 +55,23 @@ _BACKEND = _load()
 
 
 def backend() -> str:
-    """Returns what runs: "native" (the fused kernels) or "reference" (plain torch).
+    """Returns the implementation in use: "native" (fused kernels) or "reference" (plain torch).
 
-    The plain-torch path is only ever taken when COMPACT_OPS_BACKEND=reference is set.
+    It is "reference" only if COMPACT_OPS_BACKEND=reference is set.
     """
     return _BACKEND
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Registers the shapes that operator `name` returns; nothing to do on the plain-torch path."""
+    """Registers the fake of operator `name`; does nothing with the reference backend."""
     if _BACKEND == "native":
         torch.library.register_fake(name)(fake)
 
 
 def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple[Tensor, ...]:
-    """What a fake returns for the six statistics of `count` tokens, in the order of TokenStats.
+    """Returns empty tensors for the six statistics of `count` tokens, in the order of TokenStats.
 
-    The last two have 0 entries without gold answers.
+    The last two have 0 entries if there are no gold answers.
     """
     dtype = compute_dtype(like)
     gold = 0 if gold_ids is None else count
@@ -79,13 +83,13 @@ def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple
 def register_autograd(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
-    """Registers the backward of operator `name`; nothing to do on the plain-torch path."""
+    """Registers the backward of operator `name`; does nothing with the reference backend."""
     if _BACKEND == "native":
         torch.library.register_autograd(name, backward, setup_context=setup_context)
 
 
 def register_once_differentiable(name: str) -> None:
-    """Makes the gradient of the backward operator `name` an error, where torch would give zeros."""
+    """Makes the gradient of the backward operator `name` raise; torch would return zeros."""
 
     def refuse(*_: Any) -> None:
         raise NotImplementedError(f"{name}: not differentiable, so there is no second derivative")

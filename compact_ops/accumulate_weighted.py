@@ -1,4 +1,4 @@
-"""Weighted accumulation of unit gradients into hidden rows: the multi-teacher gradient."""
+"""Adds weighted unit gradients into the rows of hidden: the multi-teacher gradient."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def accumulate_weighted(
 ) -> Tensor:
     """Adds up weighted unit gradients: out[rows[m]] += weight[group[m]] * unit[m].
 
-    Deterministic: the terms of a row are added in the order of m, whatever the number of threads.
+    Deterministic: the terms of a row are added in the order of m, with any number of threads.
 
     Args:
         unit: [M, H] unit gradients of M tokens.
         rows: [M] int32 or int64, the row of each token, in [0, num_rows).
-        weight: [G] weight of each group (of each rationale).
-        group: [M] int32 or int64, the group of each token; None means group m = m, G = M.
-        num_rows: N.
+        weight: [G] weight of each group (a group is a rationale).
+        group: [M] int32 or int64, the group of each token; None means group[m] = m and G = M.
+        num_rows: N, the number of rows of the result.
 
     Returns:
         [N, H] float32 (float64 for float64 `unit`). Differentiable in `unit` and `weight`.

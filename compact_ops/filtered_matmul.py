@@ -1,4 +1,4 @@
-"""The sparse gradient product: grad @ weight, small entries of grad rounded at random."""
+"""The sparse gradient product: grad @ weight with small entries of grad rounded at random."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ _OP = "filtered_matmul"
 
 
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The product grad @ weight with every |grad| < eps rounded to 0 or +-eps without bias.
+    """Returns grad @ weight, with every |grad| < eps rounded to 0 or +-eps without bias.
 
-    The gradient of a softmax row is nearly all zeros for a trained student. Time grows with the
-    number of entries that are not 0 after the rounding: those from eps on, and about the sum of the
-    others over eps. The rounding is stochastic, with a hash of the entry and its column for chance:
-    the same input gives the same output. The error of row r has mean 0, is at most
-    eps * sum_v |weight[v]|, and its expected square is at most
-    eps * sum_v |grad[r, v]| |weight[v]|^2, both sums over |grad[r, v]| < eps. (Leaving the small
-    entries out instead has an error in one direction, which adds up over rows and steps.)
+    For a trained student, nearly all entries of the gradient of a softmax row are close to 0. The
+    time grows with the number of entries that are not 0 after the rounding: the entries of at least
+    eps, and about (sum of the other |entries|) / eps of the others. The rounding is stochastic. Its
+    random number is a hash of the entry and its column, so the same input gives the same output.
+
+    The error of row r has mean 0. It is at most eps * sum_v |weight[v]|. Its expected square is at
+    most eps * sum_v |grad[r, v]| |weight[v]|^2. Both sums are over the v with |grad[r, v]| < eps.
+    (Setting the small entries to 0 instead gives an error in one direction, which adds up over rows
+    and steps.)
 
     Args:
         grad: [R, V] gradient with respect to logits.
         weight: [V, H] the head.
-        eps: threshold, >= 0; 0 is exact.
+        eps: threshold, >= 0; with 0 the product is exact.
 
     Returns:
-        [R, H] float32 (float64 for float64 `grad`). Differentiable in both: in `weight` as the
-        product of what was used, in `grad` as the plain product, which it is in the mean.
+        [R, H] float32 (float64 for float64 `grad`). Differentiable in both arguments. The gradient
+        of `weight` uses the rounded grad. The gradient of `grad` is that of the exact product,
+        which is the mean of the rounded one.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

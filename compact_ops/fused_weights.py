@@ -1,10 +1,12 @@
-"""The head's gradient mode "fused-weights": statistics, token weights and gradients in one sweep.
+"""The head's gradient mode "fused-weights": statistics, token weights and gradients in one forward.
 
-Tokens are taken in chunks. A chunk's statistics and unit gradients come from one walk over the
-vocabulary; then its token weights are known, or are asked for; then dW is added up from what the
-walk left behind. Three matrix products, and only the gradients stay. The backward multiplies them
-by one number where the loss is a multiple of (token_weight * nll).sum(), and computes exact
-gradients from new logits, with a warning, where it is another loss.
+The forward processes the tokens in chunks. One pass over the vocabulary gives the statistics and
+unit gradients of a chunk and stores its softmax. Then the weights of the chunk's tokens are looked
+up, or computed by a function. Then the chunk's part of dW is computed from the stored softmax. This
+takes three matrix products, and only the gradients are kept.
+
+If the loss is a multiple of (token_weight * nll).sum(), the backward multiplies the gradients by
+one number. For any other loss it logs a warning and computes the exact gradients from new logits.
 """
 
 from __future__ import annotations
@@ -27,25 +29,25 @@ Weigher = Callable[[slice, TokenStats], Tensor]
 _OP = "linear_token_stats"
 _LOG = logging.getLogger("compact_ops")
 
-# Tokens of a chunk: 256 x 49,152 float32 are 50 MB. Fewer make the products slower.
+# Tokens per chunk: 256 x 49,152 float32 are 50 MB. With fewer tokens the products are slower.
 CHUNK = 256
-# A loss around nll may round the upstream vector by this many units in the last place.
+# The upstream gradient may differ from c * token_weight by this many units in the last place.
 _ULPS = 64
 
 
 def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]:
-    """Cuts [0, count) into chunks of up to CHUNK tokens, of whole problems where they are given.
+    """Cuts [0, count) into chunks of up to CHUNK tokens; with offsets, chunks hold whole problems.
 
     Args:
         count: M.
         problem_offsets: [P + 1] tokens of problem p are problem_offsets[p] :
-            problem_offsets[p + 1]; a problem of more than CHUNK tokens is a chunk of its own.
+            problem_offsets[p + 1]; a problem with more than CHUNK tokens is a chunk of its own.
 
     Returns:
-        Bounds of the chunks, from 0 to count; at least two, so that no token is one empty chunk.
+        Bounds of the chunks, from 0 to count; at least two bounds, so count = 0 is one empty chunk.
 
     Raises:
-        ValueError: the offsets do not rise from 0 to count.
+        ValueError: the offsets do not increase from 0 to count.
     """
     if problem_offsets is None:
         return [*range(0, max(count, 1), CHUNK), count]
@@ -62,10 +64,10 @@ def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]
 
 
 def weigh_chunk(weigh: Weigher | Tensor, tokens: slice, stats: TokenStats) -> Tensor:
-    """The weights [n] of a chunk of tokens, in the dtype of their statistics.
+    """Returns the weights [n] of a chunk of tokens, in the dtype of their statistics.
 
     Raises:
-        TypeError, ValueError: what the function returned is no tensor of n numbers.
+        TypeError, ValueError: the function did not return a float tensor [n].
     """
     if isinstance(weigh, Tensor):
         return weigh[tokens].to(stats.nll.dtype)
@@ -81,7 +83,7 @@ def weigh_chunk(weigh: Weigher | Tensor, tokens: slice, stats: TokenStats) -> Te
 def weigh_tokens(
     weigh: Weigher, problem_offsets: Sequence[int] | None, stats: TokenStats
 ) -> Tensor:
-    """The weights [M] of all tokens, asked for chunk by chunk as the fused sweep would."""
+    """Returns the weights [M] of all tokens; calls `weigh` with the same chunks as `_sweep`."""
     parts = []
     for begin, end in pairwise(chunk_bounds(stats.nll.shape[0], problem_offsets)):
         some = slice(begin, end)
@@ -106,7 +108,7 @@ def _sweep(
     filter_eps: float,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, ...]:
-    """Six statistics and the weights [M], d_hidden [N, H], d_weight [V, H], d_bias [V].
+    """Returns six statistics and the weights [M], d_hidden [N, H], d_weight [V, H], d_bias [V].
 
     A gradient that is not needed has 0 rows.
     """
@@ -144,7 +146,7 @@ def _sweep(
 
 
 def _to_rows(each: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Adds up the gradients of tokens [M, H] that read the same row: [N, H]."""
+    """Adds up the gradients [M, H] of the tokens that read the same row; returns [N, H]."""
     ones = each.new_ones(rows.shape)
     out: Tensor = torch.ops.compact.accumulate_weighted(each, rows, ones, None, num_rows)
     return out
@@ -168,7 +170,7 @@ def _fused(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, ...]:
-    """The sweep with known weights as an operator, so that torch.compile sees one node."""
+    """`_sweep` with known weights, as one operator for torch.compile."""
     out = _sweep(
         hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
         token_weight, chunk_bounds(target.shape[0], None),
@@ -222,7 +224,7 @@ def _chunk_fake(
 ) -> tuple[Tensor, ...]:
     """Shapes and dtypes of one chunk."""
     count, (vocabulary, width) = target.shape[0], weight.shape
-    # On CUDA the blocks are final as they stand.
+    # The CUDA kernels need no references: their blocks are final.
     references = 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK)
     return (
         *empty_statistics(hidden, count, gold_ids),
@@ -236,7 +238,7 @@ register_fake("compact::linear_token_stats_fused_backward", lambda *_: None)
 
 
 def _common_factor(grad: Tensor, token_weight: Tensor) -> float | None:
-    """The c of grad = c * token_weight, up to rounding; None where there is none."""
+    """Returns the c with grad = c * token_weight up to rounding, or None if there is none."""
     if torch.equal(grad, token_weight):
         return 1.0
     wide = token_weight.double()
@@ -265,8 +267,11 @@ def _gradients(
     ignore_index: int,
     filter_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients under the upstream vector `grad` [M] of nll, from those for token_weight [M]."""
-    # An ignored token has nll 0 whatever the weights, so its upstream gradient does not matter.
+    """Returns the gradients for the upstream gradient `grad` [M] of nll.
+
+    d_hidden, d_weight and d_bias are the gradients for the upstream gradient token_weight [M].
+    """
+    # An ignored token has nll 0 with any weight, so its upstream gradient does not matter.
     live = target != ignore_index
     factor = _common_factor(torch.where(live, grad, 0), torch.where(live, token_weight, 0))
     if factor == 1.0:
@@ -274,8 +279,8 @@ def _gradients(
     if factor is not None:
         return factor * d_hidden, factor * d_weight, factor * d_bias
     _LOG.warning(
-        "%s: head_grad=fused-weights computes the gradients again (2 to 3 more products): "
-        "the loss is no multiple of (token_weight * nll).sum()",
+        "%s: head_grad=fused-weights computes the gradients again (2 to 3 more products), because "
+        "the loss is not a multiple of (token_weight * nll).sum()",
         _OP,
     )
     needs = d_hidden.shape[0] > 0, d_weight.shape[0] > 0, d_bias.shape[0] > 0
@@ -289,7 +294,7 @@ def _gradients(
 
 
 def _gradients_copied(*arguments: Any) -> tuple[Tensor, ...]:
-    """The same as an operator, which must not return what it was given."""
+    """`_gradients` as an operator, which must not return its inputs: it copies them."""
     return tuple(
         g.clone() if g is given else g
         for g, given in zip(_gradients(*arguments), arguments[1:4], strict=True)
@@ -300,7 +305,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     hidden, weight, target, rows, _, _, _, bias, token_weight, *numbers = inputs
     nll, lse, *_, d_hidden, d_weight, d_bias = output
     ctx.numbers = numbers[:4]
-    # No zeros [V, H] in the place of gradients that nobody asked for.
+    # Do not allocate zeros [V, H] for outputs without an upstream gradient.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
         d_hidden, d_weight, d_bias, token_weight, hidden, weight, target, rows, bias, nll, lse
@@ -311,7 +316,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     if grad is None:
         return (None,) * 16
     saved = ctx.saved_tensors
-    # A tracer's tensors have a type of their own, and no values: one operator then stands for all.
+    # Tensors of a tracer have another type and no values, so record one operator for all of this.
     run = _gradients if type(grad) is Tensor else torch.ops.compact_fused.gradients
     found = run(grad, *saved, *ctx.numbers)
     kinds = (saved[4], saved[5], saved[8])  # hidden, weight, bias
@@ -324,11 +329,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
 
 
 class _Weighed(torch.autograd.Function):
-    """The sweep with weights that a function gives chunk by chunk; no graph can hold that."""
+    """`_sweep` with a function for the weights of a chunk; torch.compile cannot trace it."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        """Takes what `_fused` takes, with (function, bounds) in the place of the weights."""
+        """Takes the arguments of `_fused`, with (function, bounds) instead of the weights."""
         weigh, bounds = inputs[8]
         hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias = inputs[:8]
         softcap, logit_scale, ignore_index, filter_eps = inputs[9:13]
@@ -356,11 +361,11 @@ def fused_head(
     numbers: tuple[float, float, int, float],
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, ...]:
-    """Statistics of the head, nll differentiable, and the weights that its gradients are for.
+    """Returns the statistics of the head, with a differentiable nll, and the token weights.
 
     Args:
         where: hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias.
-        token_weight: [M], or what gives the weights of a chunk of tokens.
+        token_weight: [M], or a function that returns the weights of a chunk of tokens.
         problem_offsets: see chunk_bounds; only with a function.
         numbers: softcap (0: none), logit_scale, ignore_index, filter_eps.
         needs: whether hidden, weight and bias need a gradient.

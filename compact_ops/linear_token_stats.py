@@ -1,4 +1,4 @@
-"""Statistics and gradients of the LM head for a list of tokens, never holding their logits."""
+"""Statistics and gradients of the LM head for a list of tokens, without storing their logits."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from compact_ops.types import GoldAnswers, TokenStats
 _OP = "linear_token_stats"
 _LOG = logging.getLogger("compact_ops")
 
-# What stays for the backward, as csrc/library.cpp numbers it.
+# What the forward keeps for the backward; the values of `keep` in csrc/library.cpp.
 _NOTHING, _UNIT, _UNIT_AND_STASH = 0, 1, 2
 
 
 class HeadPlan(NamedTuple):
-    """How the gradients of the head are obtained.
+    """How the gradients of the head are computed.
 
     Attributes:
         mode: "none", "frozen", "stash", "recompute" or "fused-weights".
-        products: matrix products of M x H x V that forward and backward do together.
-        kept_bytes: what stays between forward and backward.
+        products: number of matrix products of size M x H x V in forward and backward together.
+        kept_bytes: memory kept between forward and backward.
     """
 
     mode: str
@@ -53,28 +53,29 @@ def plan_head_grad(
     weighed: bool = False,
     budget_bytes: int = 1 << 29,
 ) -> HeadPlan:
-    """Picks the gradient mode of the head, or checks the one asked for.
+    """Picks the gradient mode of the head for "auto", or checks the given mode.
 
     Args:
-        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights". With a head that is
-            not trained the last is "frozen", which costs the same and suits any loss.
+        head_grad: "auto", "frozen", "stash", "recompute" or "fused-weights". If the head is not
+            trained, "fused-weights" becomes "frozen", which costs the same and works for any loss.
         tokens: M.
         width: H.
         vocabulary: V.
-        train_hidden: the hidden states require a gradient.
-        train_head: the head's weight or bias require a gradient.
-        weighed: the weight of every token, or what gives it, is passed to the call.
-        budget_bytes: "auto" stashes up to this many bytes, and computes logits again above.
+        train_hidden: whether the hidden states require a gradient.
+        train_head: whether the head's weight or bias requires a gradient.
+        weighed: whether the call has a token_weight.
+        budget_bytes: "auto" picks "stash" if the stash has at most this many bytes, else
+            "recompute".
 
     Raises:
-        ValueError: an unknown mode, or one that would lose a gradient that is required.
+        ValueError: the mode is unknown, or does not fit the gradients or weights of the call.
     """
     modes = ("auto", "frozen", "stash", "recompute", "fused-weights")
     if head_grad not in modes:
         raise ValueError(f"{_OP}: head_grad must be one of {', '.join(modes)}, got {head_grad!r}")
     if head_grad == "frozen" and train_head:
         raise ValueError(
-            f"{_OP}: head_grad must not be 'frozen' where weight or bias requires a gradient"
+            f"{_OP}: head_grad must not be 'frozen' if weight or bias requires a gradient"
         )
     if (head_grad == "fused-weights") > weighed:
         raise ValueError(f"{_OP}: head_grad 'fused-weights' needs token_weight, got None")
@@ -117,41 +118,45 @@ def linear_token_stats(
     token_weight: Tensor | Weigher | None = None,
     problem_offsets: Sequence[int] | None = None,
 ) -> TokenStats:
-    """Statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
+    """Returns statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
 
-    One walk over the vocabulary gives the statistics and, where `hidden` requires a gradient, the
-    unit gradient d nll / d hidden of every token; the backward of nll scales it by whatever
-    upstream vector arrives. The M x V logits never exist. Only `nll` is differentiable.
+    One pass over the vocabulary gives the statistics and, if `hidden` requires a gradient, the unit
+    gradient d nll / d hidden of every token. The backward of nll multiplies the unit gradients by
+    the upstream gradient. The M x V logits are never stored. Only `nll` is differentiable.
 
     Args:
         hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
-        weight: [V, H] the head, of any of these dtypes. float32 arithmetic, float64 for float64
-            hidden.
+        weight: [V, H] the head, of any of these dtypes. The arithmetic is float32, or float64 for
+            float64 hidden.
         target: [M] int32 or int64 token ids; M = N without `rows`.
-        rows: [M] int32 or int64, token m reads hidden[rows[m]]; None reads row m. Rows may repeat.
-        gold: the gold answers whose mean logit and log-likelihood each token reports.
+        rows: [M] int32 or int64, token m reads hidden[rows[m]]; with None it reads hidden[m]. Rows
+            may repeat.
+        gold: the gold answers; gives gold_logit and gold_logp of every token.
         bias: [V] or None.
         softcap: c of c * tanh(x / c), or None.
         logit_scale: multiplies hidden @ weight.T, before the bias.
         ignore_index: tokens with this target have nll 0, correct False and no gradient.
-        head_grad: how gradients are obtained (see plan_head_grad). "frozen" keeps the unit
-            gradient of hidden, [M, H]; "stash" keeps also that of the logits in bfloat16, [M, V];
-            "recompute" keeps nothing and computes the logits again; "fused-weights" finds all
-            gradients in the forward, for the loss (token_weight * nll).sum() or a multiple of it.
-            Its gradients are exact under another loss too, but are then computed again, with a
-            warning. "auto" picks and logs what it picked (logger "compact_ops", level INFO).
-        filter_eps: rounds softmax entries p_v below this to 0 or to filter_eps in the gradient of
-            hidden, at random and without bias (see filtered_matmul); 0 is exact. The error of a
-            token's unit gradient has mean 0, is at most logit_scale * filter_eps * sum_v |W_v|, and
-            its expected square at most logit_scale^2 * filter_eps * sum_v p_v |W_v|^2, both sums
-            over the entries rounded.
-        token_weight: for "fused-weights", the weights in the loss that follows: [M], or a function
-            weigh(tokens, stats) -> [n] which gives those of the tokens in the slice `tokens` from
-            their statistics (fields of n entries; `weight` is None) as soon as these are known. No
-            gradient flows into weights. A function is called eagerly, outside of torch.compile.
-        problem_offsets: [P + 1] with a function only: tokens of problem p are problem_offsets[p] :
-            problem_offsets[p + 1], and the function sees whole problems. A chunk then holds at
-            most 256 tokens or one problem, and its logits exist.
+        head_grad: how the gradients are computed (see plan_head_grad).
+            "frozen" keeps the unit gradient of hidden, [M, H].
+            "stash" keeps also the unit gradient of the logits, [M, V] bfloat16.
+            "recompute" keeps nothing and computes the logits again in the backward.
+            "fused-weights" computes all gradients in the forward, for the loss
+            (token_weight * nll).sum() or a multiple of it. For any other loss the backward computes
+            them again, which is exact too, and logs a warning.
+            "auto" picks a mode and logs it (logger "compact_ops", level INFO).
+        filter_eps: in the gradient of hidden, softmax entries p_v below this are rounded to 0 or to
+            filter_eps, at random and without bias (see filtered_matmul); with 0 the gradient is
+            exact. The error of a token's unit gradient has mean 0. It is at most
+            logit_scale * filter_eps * sum_v |W_v|, and its expected square is at most
+            logit_scale^2 * filter_eps * sum_v p_v |W_v|^2; both sums are over the rounded entries.
+        token_weight: for "fused-weights", the weights in the loss: [M], or a function
+            weigh(tokens, stats) -> [n]. It returns the weights of the n tokens in the slice
+            `tokens` from their statistics (fields of n entries; `weight` is None), and is called
+            once per chunk. No gradient flows into the weights. torch.compile does not trace the
+            function.
+        problem_offsets: [P + 1], only with a function: tokens of problem p are problem_offsets[p] :
+            problem_offsets[p + 1]. The function then gets whole problems. A chunk has at most 256
+            tokens or is one problem. The logits of one chunk are stored at a time.
 
     Returns:
         TokenStats of [M] tensors.
@@ -175,7 +180,7 @@ def linear_token_stats(
         raise TypeError(f"{_OP}: token_weight must be a Tensor or a function, got {found}")
     if problem_offsets is not None and not callable(token_weight):
         raise ValueError(
-            f"{_OP}: problem_offsets must be None where token_weight is no function, "
+            f"{_OP}: problem_offsets must be None if token_weight is not a function, "
             f"got {problem_offsets}"
         )
     _check.same_device(
@@ -232,7 +237,7 @@ def linear_token_stats(
             keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
             out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps)
         stats = TokenStats(*out[:4], *((None, None) if gold is None else out[4:6]))
-    # Only nll has a gradient: asking for another one must raise, not give zero.
+    # Detach all but nll, so that a backward through another output raises instead of giving zeros.
     seen = stats.map(Tensor.detach)
     if token_weight is None:
         return seen._replace(nll=stats.nll)
@@ -256,7 +261,7 @@ def _fake(
     keep: int,
     filter_eps: float,
 ) -> tuple[Tensor, ...]:
-    """Shapes and dtypes of what the operator returns."""
+    """Returns the shapes and dtypes of the operator's outputs."""
     dtype = _check.compute_dtype(hidden)
     count, (vocabulary, width) = target.shape[0], weight.shape
 
@@ -268,7 +273,7 @@ def _fake(
         *empty_statistics(hidden, count, gold_ids),
         empty(0 if keep == _NOTHING else count, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
-        # On CUDA the stash is final as it stands, and its shift has width 0.
+        # On CUDA the stash is final and needs no shift, which has width 0.
         empty(stashed, 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK), dtype=torch.float32),
     )
 
@@ -295,7 +300,7 @@ def _backward_fake(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and dtypes of the gradients."""
+    """Returns the shapes and dtypes of the gradients."""
     dtype = _check.compute_dtype(hidden)
     vocabulary, width = weight.shape
     return (
@@ -315,9 +320,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     nll, lse, *_, unit, stash, stash_shift = output
     ctx.numbers = softcap, logit_scale, ignore_index, filter_eps
     ctx.keep = keep
-    # Only nll is ever differentiated: no zeros [M, V] in the place of the stash's gradient.
+    # Only nll is differentiable: do not allocate zeros [M, V] for the stash's gradient.
     ctx.set_materialize_grads(False)
-    # A frozen head leaves only the unit gradient and the rows.
+    # A frozen head needs only the unit gradient and the rows.
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     again = keep == _NOTHING or trained
     ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
@@ -349,7 +354,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         d_bias = d_bias.to(bias.dtype) if need_bias else None
     d_read: Any = None
     if need_hidden:
-        # Per token, weight and gradient of the row it reads.
+        # For every token: its factor, and the gradient of the row that it reads.
         scale, each = (torch.ones_like(grad), d_hidden) if unit is None else (grad, unit)
         if rows is not None:
             d_read = torch.ops.compact.accumulate_weighted(each, rows, scale, None, ctx.num_rows)

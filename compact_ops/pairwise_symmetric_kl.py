@@ -1,4 +1,4 @@
-"""Symmetric Kullback-Leibler divergence of pairs of rows, streamed over the vocabulary."""
+"""Symmetric Kullback-Leibler divergence of pairs of rows, block by block over the vocabulary."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def pairwise_symmetric_kl(
     softcap: float | None = None,
     logit_scale: float = 1.0,
 ) -> Tensor:
-    """KL(p || q) + KL(q || p) of p = softmax(z[left[i]]) and q = softmax(z[right[i]]).
+    """Returns KL(p || q) + KL(q || p) of p = softmax(z[left[i]]) and q = softmax(z[right[i]]).
 
-    The consistency term of the method (docs/method.md). z is as in linear_token_stats.
-    The logits of a row are computed once for all of its pairs, a block of the vocabulary at a
-    time, and once more in the backward; no [P, V] tensor exists.
+    This is the consistency term of the method (docs/method.md). z is as in linear_token_stats. The
+    logits of a row are computed once for all its pairs, one block of the vocabulary at a time, and
+    once more in the backward. No [P, V] tensor is stored.
 
     Args:
         hidden: [N, H] hidden states.
@@ -123,7 +123,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, grad_left: Tensor, grad_right: Tensor, _left: Tensor, _right: Tensor
 ) -> tuple[Any, ...]:
-    # The operator's two directions are summed by the one caller above, so their gradients are one.
+    # The public function returns the sum of the two outputs, so both have the same gradient.
     hidden, weight, left, right, bias, *stats = ctx.saved_tensors
     needs = ctx.needs_input_grad
     gradients = torch.ops.compact.pairwise_symmetric_kl_backward(

@@ -24,21 +24,21 @@ def problem_weights(
 ) -> Tensor:
     """Turns the scores of every problem's rationales into weights that sum to 1 per problem.
 
-    Per problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) where eps >
-    0; u = sum over scores of beta * z; alpha = softmax(u / tau); weight = (1 - floor) alpha +
-    floor / K (docs/method.md, "From scores to weights"). K = 1 gives 1. Scores that are all
-    equal have z = 0. No gradient flows through the weights.
+    For each problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) if
+    eps > 0. Then u = sum over scores of beta * z, alpha = softmax(u / tau), and weight =
+    (1 - floor) alpha + floor / K (docs/method.md, "From scores to weights"). K = 1 gives weight 1.
+    If all values of a score are equal, z = 0. No gradient flows through the weights.
 
     Args:
-        scores: [S, R] S scores of R rationales, rationales ordered by problem.
-        offsets: [P + 1] int32 or int64, rationales of problem p are offsets[p] : offsets[p + 1], at
-            least one each.
-        beta: [S] weight of each score; negative where small is good.
-        prior_std: [S] added in quadrature to the standard deviation, in units of the score.
+        scores: [S, R] S scores of R rationales; rationales are ordered by problem.
+        offsets: [P + 1] int32 or int64, rationales of problem p are offsets[p] : offsets[p + 1];
+            every problem has at least one.
+        beta: [S] weight of each score; negative if a small value is good.
+        prior_std: [S] in units of the score; its square is added to the variance.
         tau: temperature, > 0.
-        ddof: the variance divides by K - ddof.
-        eps: where > 0, added to the standard deviation, and prior_std is not used.
-        floor: share of uniform weights mixed in, in [0, 1].
+        ddof: the variance is the sum of squares divided by K - ddof.
+        eps: if > 0, it is added to the standard deviation, and prior_std is not used.
+        floor: share of the uniform weights in the result, in [0, 1].
 
     Returns:
         [R] float32 (float64 for float64 `scores`).

@@ -1,7 +1,7 @@
-"""Each operator in plain torch, any dtype, differentiable: the specification in code.
+"""The specification: each operator in plain torch, differentiable, for any dtype.
 
-Reached through the public functions with COMPACT_OPS_BACKEND=reference, and by the tests as the
-float64 truth. Every tensor is materialised; nothing here is meant to be fast.
+The public functions use it if COMPACT_OPS_BACKEND=reference is set. The tests use it in float64 as
+the truth. It stores every intermediate tensor and is not meant to be fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from compact_ops.types import GoldAnswers, TokenStats
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
 ) -> Tensor:
-    """[M, V] final logits in float32 (float64 in, float64 out)."""
+    """Returns [M, V] final logits in float32 (float64 for float64 input)."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return _finish(hidden.to(dtype) @ weight.T.to(dtype), bias, softcap, logit_scale)
 
 
 def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float) -> Tensor:
-    """Finishes raw logits: z = softcap(logit_scale * raw + bias), softcap(x) = c tanh(x / c)."""
+    """Returns z = softcap(logit_scale * raw + bias) of raw logits; softcap(x) = c tanh(x / c)."""
     x = logit_scale * raw.to(torch.promote_types(raw.dtype, torch.float32))
     if bias is not None:
         x = x + bias
@@ -29,7 +29,7 @@ def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale
 
 
 def _stats(z: Tensor, target: Tensor, gold: GoldAnswers | None, ignore_index: int) -> TokenStats:
-    """Statistics of finished logits z [M, V]."""
+    """Returns the statistics of final logits z [M, V]."""
     live = target != ignore_index
     index = torch.where(live, target, 0).long()
     lse = torch.logsumexp(z, dim=1)
@@ -64,7 +64,7 @@ def linear_token_stats(
     logit_scale: float = 1.0,
     ignore_index: int = -100,
 ) -> TokenStats:
-    """See compact_ops.linear_token_stats; head_grad and filter_eps change no value."""
+    """See compact_ops.linear_token_stats; head_grad and filter_eps do not change the values."""
     read = hidden if rows is None else hidden[rows]
     return _stats(_logits(read, weight, bias, softcap, logit_scale), target, gold, ignore_index)
 
@@ -92,7 +92,7 @@ def pairwise_symmetric_kl(
     """See compact_ops.pairwise_symmetric_kl."""
     logp = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
     p, q = logp[left], logp[right]
-    # A class that both exclude (-inf on both sides) contributes nothing.
+    # A token that has probability 0 in both (-inf in both) adds nothing.
     return torch.where(p == q, 0, (p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
@@ -118,7 +118,7 @@ def problem_weights(
         centred = s - s.mean(dim=1, keepdim=True)
         var = centred.square().sum(dim=1, keepdim=True) / max(k - ddof, 1)
         denominator = var.sqrt() + eps if eps > 0 else (var + prior_std[:, None].square()).sqrt()
-        # Scores that are all equal say nothing, also when no prior keeps the denominator from 0.
+        # If all scores are equal, z is 0, also when the denominator is 0.
         z = torch.where(denominator > 0, centred / denominator, 0)
         alpha = torch.softmax((beta[:, None] * z).sum(dim=0) / tau, dim=0)
         parts.append((1 - floor) * alpha + floor / k)
@@ -147,11 +147,11 @@ def row_stats_(
 
 
 def rounded_at_random(grad: Tensor, eps: float) -> Tensor:
-    """Stochastic rounding of the small entries of `grad` [R, V]: to 0 or +-eps, mean unchanged.
+    """Rounds the small entries of `grad` [R, V] at random to 0 or +-eps; the mean is unchanged.
 
-    An entry g with |g| < eps becomes sign(g) eps if |g| > u eps, where u in [0, 1) is a hash of the
-    float32 bits of g and of its column (lowbias32, by C. Wellons): the same input always rounds the
-    same way, and no generator is needed.
+    An entry g with |g| < eps becomes sign(g) eps if |g| > u eps, and 0 otherwise. u in [0, 1) is a
+    hash of the float32 bits of g and of its column (lowbias32, by C. Wellons). So the same input
+    always gives the same output, and no random generator is needed.
     """
     low = 0xFFFFFFFF
     column = torch.arange(grad.shape[1], device=grad.device)
@@ -169,7 +169,7 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See compact_ops.filtered_matmul."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
     counted = rounded_at_random(grad.detach().to(dtype), eps)
-    # In the mean the rounding is the identity, and so is its derivative.
+    # The mean of the rounding is the identity, so its derivative is taken as 1.
     return (grad + (counted - grad).detach()).to(dtype) @ weight.to(dtype)
 
 
@@ -189,6 +189,6 @@ def tree_attention(
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     products = (depth**-0.5 if scale is None else scale) * q @ k.mT
     share = products.masked_fill(~sees[:, None], -torch.inf).softmax(dim=-1)
-    # A token that sees nothing has a softmax of nothing, NaN.
+    # The softmax of a token that sees no token is NaN: replace it by 0.
     share = torch.where(sees[:, None].any(dim=-1, keepdim=True), share, 0.0)
     return (share @ v).transpose(1, 2).to(query.dtype)

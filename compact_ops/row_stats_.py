@@ -1,4 +1,4 @@
-"""The row kernel on logits one already has: the statistics, and each row becomes its gradient."""
+"""Statistics of rows of given logits; each row is overwritten by its gradient."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def row_stats_(
     logit_scale: float = 1.0,
     ignore_index: int = -100,
 ) -> TokenStats:
-    """Statistics of rows of raw logits; row r is overwritten by weight[r] * d nll[r] / d logits[r].
+    """Returns statistics of raw logits; overwrites row r by weight[r] * d nll[r] / d logits[r].
 
-    z = softcap(logit_scale * logits + bias); the chain through softcap and logit_scale is in the
-    gradient, so d hidden = logits @ head and d head = logits.T @ hidden follow from what is left in
-    `logits`. Nothing here is recorded for autograd.
+    z = softcap(logit_scale * logits + bias). The gradient includes the derivatives of softcap and
+    logit_scale, so afterwards d hidden = logits @ head and d head = logits.T @ hidden. Autograd
+    records nothing of this call.
 
     Args:
         logits: [R, V] contiguous, of any float dtype, the product hidden @ head.T; overwritten.
         target: [R] int32 or int64 token ids.
-        weight: [R] multiplies each row's gradient; None means 1.
-        gold: the gold answers whose mean logit and log-likelihood each row reports.
+        weight: [R] factor of each row's gradient; None means 1.
+        gold: the gold answers; gives gold_logit and gold_logp of every row.
         bias: [V] or None.
         softcap: c of c * tanh(x / c), or None.
         logit_scale: multiplies `logits`.
@@ -61,7 +61,7 @@ def row_stats_(
     if not logits.is_contiguous():
         raise ValueError(f"{_OP}: logits must be contiguous, got strides {logits.stride()}")
     if torch.is_grad_enabled() and logits.requires_grad:
-        raise ValueError(f"{_OP}: logits must not require a gradient, they are overwritten")
+        raise ValueError(f"{_OP}: logits must not require a gradient, because it overwrites them")
     _check.same_device(
         _OP, logits=logits, target=target, weight=weight, bias=bias, **_check.gold_tensors(gold)
     )

@@ -1,9 +1,9 @@
 """For tests of the operators and of code that calls them: sample inputs, tolerance rule, opcheck.
 
-The rule: the largest error of the kernel against float64 is at most twice that of torch's own path
-in the same dtype, plus a few units in the last place. A failure is an AssertionError that names the
-output and its worst entry. `SAMPLES` has an entry for each public operator, `CPU_ONLY` names those
-without a CUDA kernel.
+The tolerance rule: the largest error of the kernel against float64 is at most twice that of torch's
+own path in the same dtype, plus a few units in the last place. A failure is an AssertionError that
+names the output and its worst entry. `SAMPLES` has an entry for each public operator; `CPU_ONLY`
+names the operators without a CUDA kernel.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from compact_ops.types import GoldAnswers
 
 Inputs = dict[str, Any]
 
-# Sums of a few hundred terms round differently in another order, by this many units.
+# A sum of a few hundred terms in another order may differ by this many units in the last place.
 _ULPS = 32
 
 
 class Sample(NamedTuple):
-    """How one public operator is tried.
+    """How to test one public operator.
 
     Attributes:
-        make: seed and a size of at least 4 (tokens, rows or pairs) -> keyword arguments of one
-            call, in float64.
-        leaves: the arguments that are differentiable.
+        make: takes a seed and a size of at least 4 (tokens, rows or pairs) and returns the keyword
+            arguments of one call, in float64.
+        leaves: the differentiable arguments.
         changed: the arguments that the call overwrites.
     """
 
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 def cast(inputs: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
-    """The same arguments with their floating tensors in another dtype, as new tensors."""
+    """Returns copies of the arguments, with floating-point tensors in another dtype."""
     return {k: _cast(v, dtype) for k, v in inputs.items()}
 
 
@@ -58,14 +58,16 @@ def head_inputs(
     vocabulary: int = 301,
     rows: int | None = None,
 ) -> Inputs:
-    """Arguments of `linear_token_stats`: every fifth token ignored, gold answers of 1 to 3 tokens.
+    """Returns arguments of `linear_token_stats`.
+
+    Every fifth token is ignored; gold answers have 1 to 3 tokens.
 
     Args:
-        seed: for every number.
+        seed: seed of all random numbers.
         tokens: M.
         width: H.
         vocabulary: V.
-        rows: N where tokens read rows at random; None where token m reads row m.
+        rows: N, if tokens read random rows; None if token m reads row m.
     """
     g = torch.Generator().manual_seed(seed)
     problems = 3
@@ -87,7 +89,7 @@ def head_inputs(
 
 
 def head_terms(vocabulary: int = 301) -> Inputs:
-    """The optional terms of a head, all of them: bias [V], softcap, logit scale."""
+    """Returns all optional terms of a head: bias [V], softcap, logit scale."""
     bias = torch.linspace(-1, 1, vocabulary, dtype=torch.float64)
     return {"bias": bias, "softcap": 3.0, "logit_scale": 0.7}
 
@@ -151,7 +153,11 @@ def _row_inputs(seed: int, size: int) -> Inputs:
 
 
 def _tree_inputs(seed: int, size: int) -> Inputs:
-    """A prompt with two rationales and a token in no part; a part whose prefix comes later."""
+    """Returns two rows of parts.
+
+    Row 0 has a prompt, two rationales and a token in no part. Row 1 has a part whose prefix comes
+    after it.
+    """
     g = torch.Generator().manual_seed(seed)
     a, b = size // 4, size // 2
     parts = [(0, 0, a, 0, 0), (0, a, b, 0, a), (0, b, size - 1, 0, a), (1, 0, a, a, b),
@@ -180,7 +186,7 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
-# FlexAttention does this on CUDA, and the operator says so.
+# On CUDA this operator raises an error that points to FlexAttention.
 CPU_ONLY = ("tree_attention",)
 
 
@@ -190,14 +196,14 @@ def run(
     leaves: tuple[str, ...] = (),
     changed: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """Calls `function(**inputs)` and, where there are leaves, the backward of its first output.
+    """Calls `function(**inputs)` and, if there are leaves, the backward of its first output.
 
-    The upstream vector is not uniform and has zeros in it, so that a gradient which was summed too
-    early shows.
+    The upstream gradient is not uniform and contains zeros. So a gradient that was summed before it
+    was multiplied by the upstream gradient is found.
 
     Returns:
-        The outputs by name ("out" of a function with one), the overwritten arguments by name, and
-        "d_NAME" of each leaf.
+        The outputs by name ("out" if the function returns one tensor), the overwritten arguments by
+        name, and "d_NAME" for each leaf.
     """
     arguments = dict(inputs)
     for name in leaves:
@@ -227,20 +233,20 @@ def compare(
     factor: float = 2.0,
     ulps: float = _ULPS,
 ) -> None:
-    """Holds one result to the tolerance rule.
+    """Checks one result with the tolerance rule.
 
     Args:
-        name: of the result, for the message.
-        got: of the kernel.
-        theirs: of torch's own path in the same dtype.
-        truth: of the float64 path on the same numbers.
-        factor: how many times torch's largest error is allowed.
-        ulps: units in the last place of `got`'s dtype allowed besides, relative to 1 plus the
-            largest true entry.
+        name: name of the result, for the message.
+        got: result of the kernel.
+        theirs: result of torch's own path in the same dtype.
+        truth: result of the float64 path for the same numbers.
+        factor: the error may be this many times torch's largest error.
+        ulps: number of units in the last place of `got`'s dtype that are allowed in addition,
+            relative to 1 plus the largest true entry.
 
     Raises:
-        AssertionError: another shape, a NaN or infinity that the truth does not have, or an error
-            beyond the rule; it names the worst entry.
+        AssertionError: the shape differs, a NaN or infinity is not in the truth, or the error is
+            too large; the message names the worst entry.
     """
     if got.shape != truth.shape:
         raise AssertionError(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}")
@@ -257,7 +263,7 @@ def compare(
 
 
 def _error(value: Tensor, truth: Tensor) -> Tensor:
-    """Distance of each entry; 0 where both are the same infinity or both NaN."""
+    """Returns the distance of each entry; 0 if both are the same infinity or both NaN."""
     same = (value.double() == truth) | (value.isnan() & truth.isnan())
     return torch.where(same, 0.0, (value.double() - truth).abs().nan_to_num(nan=torch.inf))
 
@@ -284,23 +290,24 @@ def check(
     ulps: float = _ULPS,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Holds every output and gradient of a public operator to the tolerance rule.
+    """Checks every output and gradient of a public operator with the tolerance rule.
 
     Args:
-        op: its name.
-        inputs: arguments that its reference takes too.
-        dtype: what floating inputs are cast to; the float64 truth starts from the cast numbers.
-        leaves: arguments to differentiate; None for all that the operator's sample has and
-            `inputs` gives.
+        op: name of the operator.
+        inputs: the arguments that the operator and its reference share.
+        dtype: dtype to which floating-point inputs are cast; the float64 truth is computed from the
+            cast numbers.
+        leaves: arguments to differentiate; None for all leaves of the operator's sample that
+            `inputs` has.
         factor: see `compare`.
         ulps: see `compare`.
-        **options: further arguments of the operator that its reference does not take.
+        **options: arguments that only the operator takes, not its reference.
 
     Returns:
-        What the operator gave, as `run` names it.
+        The results of the operator, named as in `run`.
 
     Raises:
-        AssertionError: see `compare`; or a gradient that is not in its argument's dtype.
+        AssertionError: see `compare`; or a gradient does not have its argument's dtype.
     """
     sample = SAMPLES[op]
     if leaves is None:
@@ -318,7 +325,7 @@ def check(
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every call of an operator of this package, with copies of its arguments."""
+    """Records every call of an operator of this package, with copies of its arguments."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -328,7 +335,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func.namespace in ("compact", "compact_fused"):
-            # A backward computes from tensors that require a gradient, but records none itself.
+            # In a backward, tensors may require a gradient, but autograd records nothing.
             forward = torch._C._current_autograd_node() is None
             copies = tuple(
                 a.detach().clone().requires_grad_(a.requires_grad and forward)
@@ -345,10 +352,10 @@ def opcheck(
 ) -> set[str]:
     """Runs torch.library.opcheck on every native operator that a call and its backward use.
 
-    Schema, fake tensors, autograd registration and tracing with symbolic shapes.
+    It checks the schema, fake tensors, the autograd registration and tracing with symbolic shapes.
 
     Args:
-        function: a public operator, or code that calls some.
+        function: a public operator, or code that calls public operators.
         inputs: its keyword arguments.
         **run_options: `leaves` and `changed` of `run`.
 
@@ -356,8 +363,8 @@ def opcheck(
         The names of the operators checked.
 
     Raises:
-        AssertionError: nothing native was called. What torch raises for a registration that is
-            wrong.
+        AssertionError: no native operator was called. If a registration is wrong, torch's own
+            error is raised.
     """
     with _Recorder() as recorder:
         run(function, inputs, **run_options)

@@ -1,4 +1,4 @@
-"""Attention in trees: rationales that share a prompt, each blind to the others. On the CPU."""
+"""Attention for the tree layout on the CPU: rationales share a prompt but do not see each other."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _OP = "tree_attention"
 def tree_attention(
     query: Tensor, key: Tensor, value: Tensor, parts: Tensor, scale: float | None = None
 ) -> Tensor:
-    """Softmax attention of rows that are cut into parts.
+    """Softmax attention of rows that are divided into parts.
 
-    A token sees the prefix of its part, and of the part itself the tokens before it and itself:
-    out = sum_j softmax_j(scale * query . key_j) value_j over those j. A mask over the whole row
-    would pay for every pair; here the pairs of different parts are never computed, no key is
-    repeated for the query heads that share it, and for the backward stay the inputs, the output
-    and one number a query. CUDA has FlexAttention for that.
+    A token sees the prefix of its part, and the tokens of the part up to and including itself:
+    out = sum_j softmax_j(scale * query . key_j) value_j over those j. Pairs of different parts are
+    never computed, while a mask over the whole row would compute every pair. Keys are not repeated
+    for the query heads that share them. For the backward it keeps the inputs, the output and one
+    number per query. On CUDA, use FlexAttention.
 
     Args:
         query: [B, L, Hq, D] on the CPU, Hq a multiple of Hk; head h reads key head h // (Hq / Hk).
         key: [B, L, Hk, D].
         value: [B, L, Hk, D].
-        parts: [N, 5] int32 or int64, a row each: (b, begin, end, prefix_begin, prefix_end), token
-            spans in row b, end exclusive. Parts do not overlap; an empty prefix is none.
-        scale: None for D ** -0.5.
+        parts: [N, 5] int32 or int64; row n is (b, begin, end, prefix_begin, prefix_end), token
+            spans in row b, end exclusive. Parts do not overlap. An empty span means no prefix.
+        scale: factor of the products; None for D ** -0.5.
 
     Returns:
-        [B, L, Hq, D] in query's dtype, zeros where a token is in no part. Differentiable in query,
-        key and value.
+        [B, L, Hq, D] in query's dtype; tokens in no part get zeros. Differentiable in query, key
+        and value.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -64,7 +64,7 @@ def tree_attention(
     _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
     _check.same_device(_OP, query=query, key=key, value=value, parts=parts)
     if query.is_cuda:
-        raise ValueError(f"{_OP}: query must be on the CPU, got {query.device}; see FlexAttention")
+        raise ValueError(f"{_OP}: query must be on the CPU, got {query.device}; use FlexAttention")
     if scale is None:
         scale = depth**-0.5
     if backend() == "reference":

@@ -1,7 +1,7 @@
 """Writes README, guides and API reference as one HTML site: `python docs/build.py [FOLDER]`.
 
-pdoc reads the docstrings; the Markdown files become pages in its style. A docstring that it cannot
-read and a link that leads nowhere end the build.
+pdoc renders the docstrings; the Markdown files become pages in the same style. The build fails if
+pdoc cannot read a docstring or if the target of a link does not exist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 
 def pages() -> dict[Path, str]:
-    """Returns Markdown file -> place in the site."""
+    """Returns the Markdown files of the site, each with the path of its page."""
     found = {ROOT / "README.md": "index.html"}
     found |= {ROOT / "docs" / f"{name}.md": f"{name}.html" for name in GUIDES}
     results = sorted((ROOT / "docs/results").glob("*.md"))
@@ -35,10 +35,10 @@ def pages() -> dict[Path, str]:
 
 
 def relink(text: str, source: Path, site: Path, places: dict[Path, str]) -> str:
-    """Points the links of a page to other pages, and to copies of the files that are none.
+    """Rewrites the links of a page: to other pages, or to copies of files that are not pages.
 
     Raises:
-        ValueError: a link leads to no file.
+        ValueError: the target of a link does not exist.
     """
     here = (site / places[source]).parent
 
@@ -48,7 +48,7 @@ def relink(text: str, source: Path, site: Path, places: dict[Path, str]) -> str:
             return match[0]
         path = (source.parent / link).resolve()
         if not path.is_file():
-            raise ValueError(f"{source.relative_to(ROOT)}: the link {link!r} leads to no file")
+            raise ValueError(f"{source.relative_to(ROOT)}: the link {link!r} has no target file")
         place = site / places.get(path, f"files/{path.relative_to(ROOT)}")
         if path not in places:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -59,10 +59,10 @@ def relink(text: str, source: Path, site: Path, places: dict[Path, str]) -> str:
 
 
 def hide_tuple_plumbing() -> None:
-    """Keeps from the reference what every named tuple says of itself: "Alias for field number 0".
+    """Hides the generated docstrings of named tuples ("Alias for field number 0") from pdoc.
 
-    Their fields are described in the docstring of the class; the annotations of their constructors
-    are strings that nothing can resolve.
+    The docstring of the class describes the fields. The annotations of the constructor are strings
+    that pdoc cannot resolve.
     """
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
@@ -77,8 +77,8 @@ def build(site: Path) -> None:
     """Writes the site.
 
     Raises:
-        ValueError: a link that leads nowhere.
-        Warning: a docstring or annotation that pdoc cannot read.
+        ValueError: the target of a link does not exist.
+        Warning: pdoc cannot read a docstring or annotation.
     """
     shutil.rmtree(site, ignore_errors=True)
     places = pages()

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The operator libraries as they are built here, in another torch and another Python: they must load
-# and compute without being rebuilt. tools/abi_check.sh [PYTHON]
+# Checks that the operator libraries built here load and compute in another torch and another Python
+# without a rebuild. tools/abi_check.sh [PYTHON]
 #
-# PYTHON has a torch >= 2.10, pytest and hypothesis. Without it the reference GPU environment is made in
-# build/abi: Python 3.12 with torch 2.11 and CUDA 13.0 from PyPI (0.5 GB, and 2.2 GB of CUDA libraries
-# that need no GPU to load). Needs `make cuda-checks` before it, for the CUDA library.
+# PYTHON has a torch >= 2.10, pytest and hypothesis. Without PYTHON, the script creates the reference GPU
+# environment in build/abi: Python 3.12 with torch 2.11 and CUDA 13.0 from PyPI (0.5 GB, and 2.2 GB of
+# CUDA libraries, which load without a GPU). Run `make cuda-checks` first, for the CUDA library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-build/abi/bin/python}
@@ -31,5 +31,5 @@ for op in operators:
 print(f"torch {torch.__version__}, Python {sys.version.split()[0]}: both libraries load,",
       f"{len(operators)} operators have their CPU and CUDA entry")
 PYTHON
-# Not torch.compile: what it traces differs from torch to torch, and no library of ours takes part.
+# Without torch.compile: its traces differ between torch versions and do not involve our libraries.
 "$python" -m pytest -p no:cacheprovider -m "not slow" -k "not compile" tests/ops

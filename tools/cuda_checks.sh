@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The five rungs that keep the CUDA kernels honest without a GPU: tools/cuda_checks.sh [--write]
-# --write renews docs/results/cuda_resources.md and docs/results/mutants.md. No rung can be skipped: what
-# cannot run, fails.
+# Five checks of the CUDA kernels that need no GPU: tools/cuda_checks.sh [--write]
+# --write updates docs/results/cuda_resources.md and docs/results/mutants.md. No check is skipped: a check
+# that cannot run fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PY=$(realpath -s "${PY:-.venv/bin/python}")
 JOBS=${JOBS:-2}
 export JOBS PATH="$(dirname "$PY"):$PATH"
 rung=none
-trap '[ $? -eq 0 ] || echo "cuda checks: FAILED at rung $rung" >&2' EXIT
-step() { rung=$1; echo "== cuda rung $* ($SECONDS s)"; }
+trap '[ $? -eq 0 ] || echo "cuda checks: FAILED at check $check" >&2' EXIT
+step() { check=$1; echo "== cuda check $* ($SECONDS s)"; }
 pytest() { "$PY" -m pytest -p no:cacheprovider "$@"; } # fails where it collects no test
 
 step 1 "nvcc: every kernel for every architecture, warnings are errors, resources within the table"
@@ -47,4 +47,4 @@ step 4 "mutants: every planted fault is found"
 step 5 "the same kernels as operators of the CPU, under pytest and hypothesis"
 pytest -m "not cuda" tests/simt/test_device_operators.py
 rung=none
-echo "cuda checks: 5 of 5 rungs passed in $SECONDS s. Rung 6 needs a GPU: make gpu."
+echo "cuda checks: 5 of 5 checks passed in $SECONDS s. Check 6 needs a GPU: make gpu."

@@ -1,10 +1,10 @@
-"""Registers, shared memory and spills of every CUDA kernel, against a committed table.
+"""Compares registers, shared memory and spills of every CUDA kernel with a committed table.
 
     python tools/cuda_resources.py BUILD_LOG [--write]
 
-Reads what `-Xptxas -v` printed into the log of a build from scratch. Fails where a kernel uses
-more than docs/results/cuda_resources.md says, is not in it, or is in it but was not built; --write
-renews the table.
+BUILD_LOG is the log of a build from scratch with `-Xptxas -v`. Fails if a kernel uses more than
+docs/results/cuda_resources.md says, is not in it, or is in it but was not built; --write updates
+the table.
 """
 
 from __future__ import annotations

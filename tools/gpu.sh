@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Rung 6, one command for a machine with a GPU: builds (or takes the libraries out of WHEEL=FILE), tests,
-# sanitizes and measures, everything into the folder gpu-results/; summary.txt there says how each step
-# ended.
+# Check 6, one command for a machine with a GPU: builds (or takes the libraries from WHEEL=FILE), tests,
+# sanitizes and measures. All output goes to the folder gpu-results/; its summary.txt has the result of
+# each step.
 #
-# PY names the Python, one whose torch has CUDA and that has the packages of this project's dev extra
-# (reference: Python 3.12, torch 2.11, CUDA 13.0). nvcc and compute-sanitizer come from PyPI where the
-# machine has none.
+# PY is a Python whose torch has CUDA, with the packages of this project's dev extra (reference: Python
+# 3.12, torch 2.11, CUDA 13.0). nvcc and compute-sanitizer are installed from PyPI if the machine has none.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stop() { echo "make gpu: $*" >&2; exit 1; }
@@ -21,7 +20,7 @@ export PATH="$(dirname "$PY"):$PATH"
 out=gpu-results failed=0
 rm -rf $out
 mkdir -p $out
-step() { # step NAME COMMAND...: runs it, keeps its output, goes on after a failure
+step() { # step NAME COMMAND...: runs the command, saves its output, continues after a failure
   local name=$1
   shift
   echo "== $name"
@@ -54,7 +53,7 @@ command -v compute-sanitizer > /dev/null || {
   step sanitizer install_sanitizer
   export PATH="$PWD/build/sanitizer/nvidia/cu13/bin:$PATH"
 }
-for tool in memcheck racecheck synccheck; do # of our kernels alone: torch's are not ours to check
+for tool in memcheck racecheck synccheck; do # only our kernels, not those of torch
   step "$tool" compute-sanitizer --tool "$tool" --kernel-name kns=compact --error-exitcode 1 \
     "$PY" -m pytest -x -m cuda tests/simt/test_device_operators.py
 done

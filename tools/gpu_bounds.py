@@ -1,10 +1,10 @@
-"""The bounds that the CUDA kernels must keep on a GPU: measures them, fails where one is missed.
+"""Measures the bounds that the CUDA kernels must keep on a GPU; fails if one is not kept.
 
     python tools/gpu_bounds.py [--device cuda] [--small]
 
 row_stats_ in place at V = 151,936 bfloat16: at least 0.85 of the measured copy bandwidth. The whole
 frozen head, forward and backward, at M = 8,192, H = 2,048: at most 1.2 x its two matrix products.
---small tries the script itself, on any device.
+--small tests the script itself, on any device.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-# Sourced with $PY set: puts an nvcc 13.0 on PATH, from PyPI into build/nvcc where the machine has none of
-# that release (Debian's is older and knows neither C++20 nor sm_120; the resource table is 13.0's).
+# Source this with $PY set. It puts nvcc 13.0 on PATH; if the machine has another release or none, it
+# installs 13.0 from PyPI into build/nvcc (Debian's is older and supports neither C++20 nor sm_120; the
+# resource table is for 13.0).
 if [[ $(nvcc --version 2> /dev/null) != *"release 13.0"* ]]; then
   nvcc_home=$PWD/build/nvcc/nvidia/cu13
   if [ ! -x "$nvcc_home"/bin/nvcc ]; then

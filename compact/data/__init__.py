@@ -1,4 +1,4 @@
-"""Rationales and questions: reading, checking, and turning other tools' files into ours."""
+"""Rationales and questions: read and check files, import files of other projects."""
 
 from compact.data.problems import (
     Message,

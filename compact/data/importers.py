@@ -1,12 +1,12 @@
-"""Turns files of other projects into JSON lines, one rationale a line.
+"""Converts files of other projects into JSON lines with one rationale per line.
 
-Known formats, told apart by the fields of the first row (JSON lines or one JSON array):
+A file is JSON lines or one JSON array. The fields of its first row determine the format:
 
 - alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
 - sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
 - mcc-kd: instruction, output as a list of rationales, label;
-- cot: Question, CoT, Answer (in any case);
-- compact: our own rows, to merge files.
+- cot: Question, CoT, Answer (upper or lower case);
+- compact: the rows of this project, to merge files.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ROLES["system"] = "system"
 
 @dataclass(frozen=True)
 class Sample:
-    """What a row of any format says.
+    """The content of a row of any format.
 
     Attributes:
         prompt: the question, as text or chat messages.
         completions: the rationales of the row, each as text or chat messages.
-        answer: the gold answer, None where the format has none.
-        teacher: the teacher the row names, None where the format has none.
-        answer_type: the domain of answers that the row names, None where it names none.
+        answer: the gold answer, None if the row has none.
+        teacher: the teacher that the row names, None if it names none.
+        answer_type: the domain of answers that the row names, None if it names none.
     """
 
     prompt: Text
@@ -49,7 +49,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (`file:line`, row) from JSON lines or from one JSON array.
 
     Raises:
-        ValueError: `file:line: ...` where the text is no JSON object.
+        ValueError: `file:line: ...` if a row is not a JSON object.
         OSError: the file cannot be read.
     """
     try:
@@ -71,7 +71,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{error.colno}"
             ) from None
         except RecursionError:
-            raise ValueError(f"{path}:{line}: expected a JSON object, got one too deep") from None
+            raise ValueError(
+                f"{path}:{line}: expected a JSON object, got one nested too deeply"
+            ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
         yield f"{path}:{line}", row
@@ -86,14 +88,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Returns the first position from `at` that holds no white space."""
+    """Returns the first position from `at` on that is not white space, or len(text)."""
     while at < len(text) and text[at].isspace():
         at += 1
     return at
 
 
 def _field(row: dict[str, Any], name: str, where: str) -> str:
-    """Returns a required text field."""
+    """Returns a required field as text; numbers are converted to text."""
     value = row.get(name)
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if number and not isinstance(value, bool):
@@ -103,7 +105,16 @@ def _field(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _text(value: Any, what: str, found: str | None = None) -> str:
-    """Returns a text without the white space around it, which must be there and be writable."""
+    """Returns a text without the white space around it.
+
+    Args:
+        value: the text.
+        what: how the error names it.
+        found: how the error describes a wrong value; None for its repr.
+
+    Raises:
+        ValueError: no text, only white space, or text that UTF-8 cannot encode.
+    """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} must hold text, got {(found or repr(value))[:80]}")
     try:
@@ -134,7 +145,7 @@ def _optional(row: dict[str, Any], where: str, *names: str) -> str | None:
 
 
 def from_alpaca(row: dict[str, Any], where: str) -> Sample:
-    """Reads instruction, input, output; system and history make the prompt a chat."""
+    """Reads instruction, input, output; with system or history the prompt is a chat."""
     user = _field(row, "instruction", where)
     extra = _optional(row, where, "input")
     user = f"{user}\n{extra}" if extra else user
@@ -155,7 +166,10 @@ def from_alpaca(row: dict[str, Any], where: str) -> Sample:
 
 
 def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
-    """Reads conversations (from, value) or messages (role, content); the last is the completion."""
+    """Reads conversations (from, value) or messages (role, content).
+
+    The last message is the completion.
+    """
     name = "conversations" if "conversations" in row else "messages"
     turns = row[name]
     if not isinstance(turns, list) or len(turns) < 2:
@@ -183,7 +197,7 @@ def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
 
 
 def from_cot(row: dict[str, Any], where: str) -> Sample:
-    """Reads Question, CoT and Answer; the answer is put after a CoT that does not state one."""
+    """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
     row = {name.lower(): value for name, value in row.items()}
     cot, answer = _field(row, "cot", where), _field(row, "answer", where)
     if find_marker(cot) == len(cot):
@@ -192,7 +206,7 @@ def from_cot(row: dict[str, Any], where: str) -> Sample:
 
 
 def from_compact(row: dict[str, Any], where: str) -> Sample:
-    """Reads our own rows; questions without a completion too."""
+    """Reads a row of this project; a test question has no completion."""
 
     def content(name: str) -> Text:
         value = row.get(name)
@@ -213,7 +227,7 @@ def reader_of(row: dict[str, Any], where: str) -> Callable[[dict[str, Any], str]
     """Returns the reader of a row's format.
 
     Raises:
-        ValueError: the fields are those of no known format.
+        ValueError: no known format has these fields.
     """
     lower = {name.lower() for name in row}
     if "question_id" in row:
@@ -226,34 +240,44 @@ def reader_of(row: dict[str, Any], where: str) -> Callable[[dict[str, Any], str]
         return from_cot
     raise ValueError(
         f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
-        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or our own, "
-        f"got {', '.join(row) or 'none'}"
+        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or compact "
+        f"(question_id, prompt, answer), got {', '.join(row) or 'none'}"
     )
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
-    """Yields (`file:line`, sample); the first row settles the format of the file."""
+    """Yields (`file:line`, sample); the first row determines the format of the file.
+
+    Raises:
+        ValueError: `file:line: ...` for a row that cannot be used; or the file has no rows.
+        OSError: the file cannot be read.
+    """
     reader = None
     for where, row in read_rows(path):
         reader = reader or reader_of(row, where)
         try:
             yield where, reader(row, where)
         except KeyError as error:
-            raise ValueError(
-                f"{where}: field {error} is missing, unlike in the first row"
-            ) from None
+            raise ValueError(f"{where}: field {error} is missing; the first row has it") from None
     if reader is None:
-        raise ValueError(f"{path}: holds no rows")
+        raise ValueError(f"{path}: expected at least one row, got none")
 
 
 def prompt_key(prompt: Text) -> str:
-    """Returns what makes two prompts the same question: their text up to white space."""
+    """Returns the key of a prompt; prompts that differ only in white space have the same key."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
     return " ".join(text.split())
 
 
 def gold_answers(path: Path) -> dict[str, str]:
-    """Reads gold answers by prompt: the row's answer, else the final answer of its completion."""
+    """Returns the gold answer of each prompt key.
+
+    The gold answer is the answer field of the row, else the final answer in its completion.
+
+    Raises:
+        ValueError: `file:line: ...` for a row that cannot be used or has no answer.
+        OSError: the file cannot be read.
+    """
     answers = {}
     for where, sample in read_samples(path):
         answer = sample.answer
@@ -263,7 +287,10 @@ def gold_answers(path: Path) -> dict[str, str]:
             domain = find_domain(None, text_of(sample.prompt))
             answer = domain.extract(text) or (domain.normalise(text) if len(text) <= 40 else None)
             if not answer:
-                raise ValueError(f"{where}: no final answer in {text[-60:]!r}")
+                raise ValueError(
+                    f"{where}: expected a final answer in the completion, got none in "
+                    f"{text[-60:]!r}"
+                )
         answers[prompt_key(sample.prompt)] = answer
     return answers
 
@@ -274,13 +301,16 @@ def import_files(
     """Reads files of any known format and groups their rows into problems.
 
     Args:
-        sources: (teacher, file); None takes the row's own teacher, else the file's stem. The n-th
-            rationale of a row that holds several is that of teacher `name-n`.
-        gold: file that has the gold answers, where the rows have none; it wins over the rows.
-        prefix: of the question ids, which count problems in order of first appearance.
+        sources: pairs (teacher, file). If the teacher is None, it is the teacher that the row
+            names, else the file's stem. If a row has several rationales, the n-th belongs to
+            teacher `name-n`.
+        gold: file of gold answers, needed if the rows have none. Its answers replace those of the
+            rows.
+        prefix: start of the question ids; a number follows, in order of first appearance.
 
     Returns:
-        Rows in our format, ordered by problem, and how many repeated rationales were left out.
+        Rows in the format of this project, ordered by problem, and the number of rationales left
+        out because their teacher already has one for the problem.
 
     Raises:
         ValueError: `file:line: ...` for a row that cannot be used.
@@ -295,7 +325,11 @@ def import_files(
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
             if answer is None:
-                what = f"{gold} has no such prompt" if gold else "name a file of them with --gold"
+                what = (
+                    f"{gold} has no such prompt"
+                    if gold
+                    else "give a file of gold answers as --gold"
+                )
                 raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
             fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
             first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
@@ -303,7 +337,7 @@ def import_files(
             if answer != agreed and not domain.matches(answer, agreed):
                 raise ValueError(
                     f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
-                    f"{first}; say with --gold which is right"
+                    f"{first}; give a file of the right answers as --gold"
                 )
             rows = problems.setdefault(key, {})
             base = name or sample.teacher or path.stem
@@ -323,5 +357,5 @@ def import_files(
                     rows[teacher]["answer_type"] = sample.answer_type
     found = [row for rows in problems.values() for row in rows.values()]
     if not found:
-        raise ValueError(f"{sources[0][1]}: holds questions, but no rationale (completion)")
+        raise ValueError(f"{sources[0][1]}: expected at least one completion, got only questions")
     return found, repeated

@@ -1,9 +1,9 @@
 """Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
 
-A row is one rationale: question_id, prompt, teacher, completion, answer and, where wanted,
-answer_type (a domain of `compact.answers`). Prompt and completion are text or chat messages. Test
-files have neither teacher nor completion: `load_questions` reads them.
-Every error names the file and line (or the row of the data set), the field, and what is wrong.
+A row is one rationale: question_id, prompt, teacher, completion, answer and, if wanted, answer_type
+(a domain of `compact.answers`). Prompt and completion are text or chat messages. Test files have
+neither teacher nor completion; use `load_questions` for them. Every error names the file and line
+(or the row of the data set), the field, and what is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Rationale:
     """One teacher's solution of a problem.
 
     Attributes:
-        teacher: who wrote it; a teacher writes at most one rationale a problem.
+        teacher: who wrote it; a teacher has at most one rationale per problem.
         completion: text, or chat messages of the assistant.
         line: line of the file (from 1) or row of the data set (from 0) it was read from.
     """
@@ -70,18 +70,18 @@ def load_problems(
 ) -> list[Problem]:
     """Reads rationales and groups them by question_id, in order of first appearance.
 
-    The rows of a problem need not be neighbours, and problems may differ in their teachers.
+    The rows of a problem may be anywhere in the file. Problems may have different teachers.
 
     Args:
         source: path of a JSON-lines file, a datasets.Dataset, or a sequence of rows.
 
     Returns:
-        Problems with K >= 1 rationales each, these in order of appearance.
+        Problems with K >= 1 rationales each, in order of appearance.
 
     Raises:
         ValueError: `file:line: field ...` for a row that cannot be used: not JSON, a field missing
             or empty, two rationales of one teacher, prompts or answers that disagree within a
-            problem; or no row at all.
+            problem; or if there is no row.
         TypeError: a field, or `source`, has the wrong type.
         OSError: the file cannot be read.
     """
@@ -91,9 +91,9 @@ def load_problems(
 def load_questions(
     source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
 ) -> list[Problem]:
-    """Reads the questions and gold answers of a test file; fields of a rationale are not looked at.
+    """Reads the questions and gold answers of a test file; ignores teacher and completion.
 
-    A file of rationales may be read too: each question_id gives one question.
+    The file may also hold rationales; each question_id then gives one question.
 
     Args:
         source: as in `load_problems`.
@@ -108,10 +108,10 @@ def load_questions(
 
 
 def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
-    """Returns the problems that a teacher has solved, with its rationale alone.
+    """Returns the problems with a rationale of `teacher`, without the other rationales.
 
     Raises:
-        ValueError: it has solved none; the message lists the teachers there are.
+        ValueError: there is none; the message lists the teachers of the data.
     """
     found = [
         replace(p, rationales=tuple(r for r in p.rationales if r.teacher == teacher))
@@ -128,7 +128,7 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _group(source: Any, with_rationales: bool) -> list[Problem]:
-    """Checks every row of `source` and gathers those of one question_id."""
+    """Checks every row of `source` and groups the rows by question_id."""
     first: dict[str, tuple[str, Problem]] = {}
     rationales: dict[str, list[Rationale]] = {}
     for where, line, row in _rows(source):
@@ -151,7 +151,7 @@ def _group(source: Any, with_rationales: bool) -> list[Problem]:
             if other.teacher == teacher:
                 raise ValueError(
                     f"{where}: teacher {teacher!r} already has a rationale for question_id "
-                    f"{question_id!r} (line {other.line}); expected one a problem"
+                    f"{question_id!r} (line {other.line}); expected one per problem"
                 )
         completion = _content(row, "completion", where)
         if isinstance(completion, list) and completion[-1]["role"] != "assistant":
@@ -161,7 +161,7 @@ def _group(source: Any, with_rationales: bool) -> list[Problem]:
             )
         rationales[question_id].append(Rationale(teacher, completion, line))
     if not first:
-        raise ValueError(f"{_name(source)}: no rows; expected at least one JSON object a line")
+        raise ValueError(f"{_name(source)}: expected at least one row, got none")
     return [
         replace(problem, rationales=tuple(rationales[question_id]))
         for question_id, (_, problem) in first.items()
@@ -177,7 +177,7 @@ def _check_domain(problem: Problem, where: str) -> None:
 
 
 def _check_agreement(problem: Problem, where: str, first_where: str, first: Problem) -> None:
-    """Raises ValueError unless a later row of a problem repeats its prompt and its answer."""
+    """Raises ValueError if a row has another prompt or answer than the problem's first row."""
     name = f"question_id {problem.question_id!r}"
     if problem.prompt != first.prompt:
         raise ValueError(
@@ -198,7 +198,7 @@ def _check_agreement(problem: Problem, where: str, first_where: str, first: Prob
 
 
 def _name(source: Any) -> str:
-    """What errors call the source."""
+    """Returns the name of the source for error messages."""
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
@@ -223,7 +223,7 @@ def _rows(source: Any) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yields the rows of a JSON-lines file; blank lines are passed over."""
+    """Yields the rows of a JSON-lines file; skips blank lines."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file of JSON lines, got a directory")
     if not path.exists():
@@ -249,7 +249,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    """A required field that holds text."""
+    """Returns a required field that holds text."""
     value = _required(row, field, where)
     if not isinstance(value, str):
         raise TypeError(f"{where}: {field} must be text, got {_found(value)}")
@@ -259,7 +259,7 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
-    """A required field that holds text or chat messages."""
+    """Returns a required field that holds text or chat messages."""
     value = _required(row, field, where)
     if isinstance(value, str):
         return _text(row, field, where)
@@ -289,7 +289,7 @@ def _required(row: Mapping[str, Any], field: str, where: str) -> Any:
 
 
 def _found(value: Any) -> str:
-    """How an error names a wrong value."""
+    """Returns the description of a wrong value for error messages."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"a number that is not finite ({value})"
     shown = repr(value)

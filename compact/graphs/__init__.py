@@ -1,1 +1,1 @@
-"""Consensus graphs of reasoning steps: assembly (csrc/graph), reading, saving, drawing."""
+"""Consensus graphs of reasoning steps: build (in C++, csrc/graph), analyse, save, draw."""

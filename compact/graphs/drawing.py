@@ -9,10 +9,11 @@ import rustworkx as rx
 
 
 def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
-    """Draws a class graph as a picture, in the format that the name of `path` ends in.
+    """Draws a class graph as a picture; the suffix of `path` sets the format.
 
-    From top to bottom as the rationales go; a circle is as large as its support, green on the
-    mainstream, red where the arithmetic fails; a number says how many rationales take that turn.
+    Steps run from top to bottom. A circle's size shows the support of the class. It is green on the
+    mainstream path and red where the arithmetic fails. The number at an edge counts the rationales
+    that take it.
 
     Raises:
         ValueError: if the format is unknown.
@@ -34,7 +35,7 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
         pos=position,
         ax=axes,
         node_color=[_colour(node) for node in graph.nodes()],
-        node_size=[300 + 1500 * float(n["support"]) for n in graph.nodes()],
+        node_size=[round(300 + 1500 * float(n["support"])) for n in graph.nodes()],
         with_labels=True,
         labels=lambda n: f"{textwrap.shorten(n['text'], 42, placeholder=' …')}\n{n['teachers']}",
         edge_labels=lambda edge: edge["count"],

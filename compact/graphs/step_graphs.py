@@ -1,8 +1,9 @@
-"""Builds the consensus graphs of problems, reads them with rustworkx, saves and draws them.
+"""Builds the consensus graphs of problems, analyses them with rustworkx, and saves them.
 
-A node is a reasoning step, a match edge joins steps of different rationales that say the same, the
-connected components are step classes, and classes are joined by "is followed by". The mainstream
-path is the path of classes with the greatest total support. Assembly is native (csrc/graph).
+A node is a reasoning step. A match edge joins steps of different rationales that say the same. The
+connected components are step classes. An edge between two classes means "is followed by". The
+mainstream path is the path of classes with the greatest total support. C++ code (csrc/graph)
+matches the steps and builds the edges.
 
 `compact score DATA ... --graphs FOLDER` saves the graph of every problem, `compact graph FILE --out
 PICTURE` draws one.
@@ -23,7 +24,7 @@ from compact.graphs import _graph
 from compact.text.equations import equations, numbers
 
 THRESHOLD = 0.8
-"""Least similarity of steps that match."""
+"""Two steps match if their similarity is at least this."""
 _NODE_KEYS = {"text", "teachers", "support", "arithmetic", "mainstream"}
 
 
@@ -34,7 +35,7 @@ class Steps(NamedTuple):
         problem_offsets: [P + 1] int64, rationales of each problem.
         step_offsets: [R + 1] int64, steps of each rationale.
         item_offsets: [S + 1] int64, items of each step.
-        items: [I] int64 sorted in each step: 2 n for a number, 2 e + 1 for an equation.
+        items: [I] int64, sorted within each step: 2 n for number n, 2 e + 1 for equation e.
         content: [S] int64 rank of the step's text among all texts.
         state: [S, H] float32 unit vectors; H = 0 to match steps without mathematics by their text.
     """
@@ -57,9 +58,9 @@ class Graphs:
         class_offsets: [P + 1] classes of each problem.
         support: [C] share of the problem's rationales that have a step in the class.
         edge_offsets: [P + 1] edges of each problem.
-        edges: [D, 2] classes, the second following the first; without cycles.
-        edge_count: [D] rationales in which it does.
-        mainstream: [C] bool, on the path of greatest total support.
+        edges: [D, 2] classes; the second follows the first. There are no cycles.
+        edge_count: [D] rationales in which the second class follows the first.
+        mainstream: [C] bool, whether the class is on the path of greatest total support.
     """
 
     matches: np.ndarray
@@ -73,10 +74,10 @@ class Graphs:
 
 
 def describe_steps(problems: Sequence[Sequence[Sequence[str]]], state: np.ndarray | None) -> Steps:
-    """Returns steps as arrays from their texts: a list of problems of rationales of steps.
+    """Turns the texts of steps into arrays.
 
     Args:
-        problems: the texts.
+        problems: for each problem, for each rationale, the texts of its steps.
         state: [S, H] float32 mean hidden states of the steps, of any length, or None.
 
     Raises:
@@ -138,20 +139,27 @@ def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
 
 
 def _on_heaviest_path(value: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns [n] bool: on a path with the greatest sum of `value` [n] int over `edges` [d, 2].
+    """Returns [n] bool: whether a node is on a path with the greatest sum of `value`.
 
-    Where several paths are equally heavy, all of them count: no order of the nodes decides.
+    If several paths have that sum, the nodes of all of them are True, so the result does not depend
+    on the order of the nodes.
+
+    Args:
+        value: [n] int, the value of each node.
+        edges: [d, 2] pairs of nodes.
     """
     upto, onwards = (_heaviest_to(value, *ends) for ends in (edges.T, edges.T[::-1]))
     total = upto + onwards - value
-    return total == total.max(initial=0)
+    heaviest: np.ndarray = total == total.max(initial=0)
+    return heaviest
 
 
 def _heaviest_to(value: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Returns [n] the greatest sum of `value` over a path that ends in each node, itself included.
+    """Returns [n]: for each node, the greatest sum of `value` over a path that ends in it.
 
-    The shortest path in rustworkx where an edge is as long as minus the value of its target, from a
-    node in front that leads to every other.
+    The sum includes the node itself. It is minus the length of the shortest path in rustworkx from
+    an extra source node that has an edge to every node; the length of an edge is minus the value of
+    its target.
     """
     front = len(value)
     length = -value
@@ -171,13 +179,13 @@ def as_rustworkx(
 
     Args:
         graphs: the graphs of a batch.
-        problem: which of its problems.
+        problem: index of the problem in the batch.
         texts: the steps of every rationale of that problem.
-        names: its teachers.
+        names: the teacher of every rationale.
 
     Returns:
-        A graph whose nodes hold text (of the first step), teachers, support, arithmetic ("holds",
-        "fails" or "none") and mainstream, and whose edges hold count.
+        A graph. Its nodes hold text (of the first step of the class), teachers, support, arithmetic
+        ("holds", "fails" or "none") and mainstream. Its edges hold count.
     """
     first, end = (int(i) for i in graphs.class_offsets[problem : problem + 2])
     nodes: list[dict[str, str]] = [{} for _ in range(end - first)]
@@ -216,13 +224,16 @@ def save_graph(graph: rx.PyDiGraph, path: Path) -> None:
 
 
 def load_graph(path: Path) -> rx.PyDiGraph:
-    """Reads what `save_graph` wrote.
+    """Reads a graph that `save_graph` wrote.
 
     Raises:
         ValueError: if the file holds no such graph.
+        OSError: if the file cannot be read.
     """
     try:
         graph = rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+        if not isinstance(graph, rx.PyDiGraph):
+            raise ValueError("its edges have no direction")
         missing = {key for node in graph.nodes() for key in _NODE_KEYS - set(node or ())}
         if missing:
             raise ValueError(f"a node lacks {sorted(missing)}")

@@ -1,1 +1,1 @@
-"""Test beds with a known truth: teacher zoo, tiny students, planted errors."""
+"""Data for which the right answer is known: teacher zoo, tiny students, planted errors."""

@@ -1,12 +1,13 @@
-"""Plants one error in a real rationale, so that right and wrong can be told apart with certainty.
+"""Plants an error in a real rationale, so that it is certain which rationales are wrong.
 
-`hidden`: a number before the answer is changed wherever it stands, the right final answer is kept.
-`carried`: a number before the answer is changed and carried on: what follows from it by the text's
-own equations is computed anew, and so is the final answer.
-`operation`: it adds where it should subtract and subtracts where it should add, and carries that
-on. The other errors differ from problem to problem; this one is a habit, and a student learns it.
+- `hidden`: one number before the answer is replaced everywhere; the right final answer is kept.
+- `carried`: one number before the answer is replaced everywhere. The results of the text's own
+  equations are computed again from it, and so is the final answer.
+- `operation`: every addition becomes a subtraction and every subtraction an addition. The results
+  and the final answer are computed again. The errors of the other kinds differ from problem to
+  problem; this one is the same in all problems, so that a student can learn it.
 
-`compact planted DATA --teachers NAME ... --out FILE` makes teachers of a file mislead.
+`compact planted DATA --teachers NAME ... --out FILE` plants errors in the rationales of teachers.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _TRIES = 40
 
 
 def hidden(completion: str, gold: str, rng: random.Random) -> str | None:
-    """Changes a number before the answer marker wherever it stands there; the answer is kept.
+    """Replaces one number everywhere before the answer marker; keeps the answer.
 
     Returns:
-        The corrupted completion, or None where nothing before the marker can be changed.
+        The corrupted completion, or None if there is no number before the marker.
     """
     body, answer = _split(completion)
     values = _values(body)
@@ -45,10 +46,11 @@ def hidden(completion: str, gold: str, rng: random.Random) -> str | None:
 
 
 def carried(completion: str, gold: str, rng: random.Random) -> str | None:
-    """Changes a number before the answer marker and carries it on to a wrong final answer.
+    """Replaces one number and recomputes the results that depend on it, up to a wrong final answer.
 
     Returns:
-        The corrupted completion, or None where no number leads to the answer by whole steps.
+        The corrupted completion, or None if no number was found that changes the answer and leaves
+        all results whole and not negative.
     """
     body, answer = _split(completion)
     values, target = _values(body), parse_number(normalise_answer(gold))
@@ -72,15 +74,18 @@ def carried(completion: str, gold: str, rng: random.Random) -> str | None:
 
 
 def operation(completion: str, gold: str, rng: random.Random) -> str | None:
-    """Swaps addition and subtraction in every equation and carries on to a wrong final answer.
+    """Swaps + and - in every equation and recomputes the results, up to a wrong final answer.
 
     Returns:
-        The corrupted completion, or None where no sum leads to the answer, by whole steps and with
-        results that can be told from what they are made of.
+        The corrupted completion, or None if the answer stays the same, if a result is negative or
+        not whole, or if a result equals an operand that came before it, so that it is unclear
+        which of the two a later number refers to.
     """
     body, answer = _split(completion)
     target = parse_number(normalise_answer(gold))
-    swapped, changed, seen = list(body), {}, set()
+    swapped = list(body)
+    changed: dict[Fraction, Fraction] = {}
+    seen: set[Fraction] = set()
     for operands, signs, places, result in _equations(body):
         seen.update(operands)
         signs = [_SWAPPED.get(sign, sign) for sign in signs]
@@ -100,7 +105,7 @@ PLANTS: dict[str, Callable[[str, str, random.Random], str | None]] = {
     "hidden": hidden,
     "operation": operation,
 }
-"""The kinds of error: function of completion, gold answer and randomness."""
+"""The kinds of error: functions of completion, gold answer and random generator."""
 
 
 def _split(completion: str) -> tuple[str, str]:
@@ -113,18 +118,18 @@ def _value(number: str) -> Fraction:
 
 
 def _values(body: str) -> list[Fraction]:
-    """The distinct numbers of a text, in order of appearance."""
+    """Returns the distinct numbers of a text, in order of appearance."""
     return list(dict.fromkeys(_value(number) for number in _NUMBER.findall(body)))
 
 
 def _other(old: Fraction, values: list[Fraction], rng: random.Random) -> Fraction:
-    """A number near `old`, of the same kind, that the text does not hold."""
+    """Returns a positive number near `old` that is not among `values`."""
     errors = [e for e in (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10) if old + e > 0]
     return rng.choice([old + e for e in errors if old + e not in values] or [old + 17])
 
 
 def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
-    """Writes the changed numbers as the old ones were written, with as many decimals."""
+    """Replaces the numbers of a text; each keeps the number of decimals that it had."""
 
     def new(match: re.Match[str]) -> str:
         value = _value(match.group())
@@ -137,18 +142,19 @@ def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
 
 
 def _equations(body: str) -> list[tuple[list[Fraction], list[str], list[int], Fraction]]:
-    """Operands, signs, where these stand, and result of each equation that holds.
+    """Returns (operands, signs, positions of the signs, result) of each equation that holds.
 
-    Units are allowed between operands.
-
-    Where a text leaves the result open ("290 ÷ 2 = ?") it is computed.
+    Units are allowed between operands. If the text leaves the result open ("290 ÷ 2 = ?"), it is
+    computed. Unlike `compact.text.equations`, this keeps positions in the text as it was written.
     """
     found = []
     for match in re.finditer("=", body):
         before = re.split(r"[=\n;:?!]|\.\s|,\s", body[: match.start()])[-1]
         start = match.start() - len(before)
         numbers = list(_NUMBER.finditer(before))
-        operands, signs, places = [], [], []
+        operands: list[Fraction] = []
+        signs: list[str] = []
+        places: list[int] = []
         for i, number in enumerate(numbers):
             left = numbers[i - 1].end() if i else 0
             gap = before[left : number.start()]
@@ -169,7 +175,7 @@ def _equations(body: str) -> list[tuple[list[Fraction], list[str], list[int], Fr
 
 
 def _evaluate(operands: list[Fraction], signs: list[str]) -> Fraction | None:
-    """Products before sums; None for a division by 0."""
+    """Returns the value of an expression, products before sums; None for a division by 0."""
     terms = [operands[0]]
     for sign, operand in zip(signs, operands[1:], strict=True):
         if sign in "*×x":
@@ -186,19 +192,20 @@ def _evaluate(operands: list[Fraction], signs: list[str]) -> Fraction | None:
 def mislead(
     problems: Sequence[Problem], teachers: Collection[str], kind: str, seed: int
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """Writes rationales anew with an error in each of some teachers' rationales.
+    """Returns all rationales as rows, with an error in the rationales of some teachers.
 
     Args:
-        problems: with text completions.
-        teachers: whose rationales get an error.
+        problems: problems with text completions.
+        teachers: the teachers whose rationales get an error.
         kind: a key of `PLANTS`.
-        seed: which errors.
+        seed: seed of the random choices.
 
     Returns:
-        Rows in the data format, how many rationales got an error, and how many the teachers have.
+        Rows in the data format, the number of rationales that got an error, and the number of
+        rationales that these teachers have.
 
     Raises:
-        ValueError: a teacher without rationales, or a completion of chat messages.
+        ValueError: a teacher has no rationale, or one of its completions is chat messages.
     """
     known = {r.teacher for p in problems for r in p.rationales}
     for name in teachers:

@@ -1,10 +1,10 @@
-"""The teacher zoo: seeded word arithmetic by teachers of known quality, to judge weightings on.
+"""The teacher zoo: generated word problems with teachers of known quality, to test weightings.
 
 A story starts with a number of things and changes it two or three times. Each teacher explains the
-same story in its own way; which of them is right is known, so a weighting can be scored by the
-weight it puts on right rationales (zoo A) and by what the student learns from it (zoo B, a wrong
-majority). Half of the errors are slips (7 + 5 = 13), the other half misreadings (7 + 6 = 13), which
-no check of the arithmetic can find.
+same story in its own way. It is known which of them are right. So a weighting can be scored by the
+weight it puts on right rationales (zoo A) and by what the student learns (zoo B, where the majority
+is wrong). Half of the errors are slips (7 + 5 = 13). The other half are misreadings (7 + 6 = 13):
+their arithmetic is right, so no check of the arithmetic can find them.
 """
 
 from __future__ import annotations
@@ -31,20 +31,26 @@ LARGEST = 30
 
 @dataclass(frozen=True)
 class Move:
-    """One change of the count: `amount` is unused by "double"; `verb` is how the story tells it."""
+    """One change of the count.
+
+    Attributes:
+        operation: "add", "subtract" or "double".
+        amount: how many things are added or subtracted; unused by "double".
+        verb: the verb that the story uses.
+    """
 
     operation: Operation
     amount: int
     verb: str
 
     def apply(self, value: int) -> int:
-        """The count after the move."""
+        """Returns the count after the move."""
         if self.operation == "add":
             return value + self.amount
         return value - self.amount if self.operation == "subtract" else value * 2
 
     def equation(self, before: int, after: int, misread: bool) -> str:
-        """How a teacher who counts from `before` to `after` computes this move.
+        """Returns the equation of a teacher that goes from `before` to `after` in this move.
 
         Args:
             before: the count before the move.
@@ -81,7 +87,7 @@ class Story:
         return self.values[-1]
 
     def happening(self, move: Move) -> str:
-        """What happens in a move, as the question tells it."""
+        """Returns the text of a move in the question."""
         if move.operation == "double":
             return f"{self.name} doubles the number of {self.things}"
         more = " more" if move.operation == "add" else ""
@@ -100,12 +106,12 @@ class Story:
 def make_story(
     rng: random.Random, *, moves: tuple[int, int] = (2, 3), largest: int = LARGEST
 ) -> Story:
-    """Draws a story whose counts all lie in 1..largest.
+    """Draws a story whose counts are all in 1..largest.
 
     Args:
-        rng: source of randomness.
-        moves: least and most moves.
-        largest: no count is greater (small, so that a tiny student can learn the sums).
+        rng: random generator.
+        moves: least and greatest number of moves.
+        largest: greatest count. It is small, so that a tiny student can learn the arithmetic.
     """
     value = start = rng.randint(3, largest // 2)
     chosen: list[Move] = []
@@ -122,7 +128,7 @@ def make_story(
     return Story(rng.choice(NAMES), rng.choice(THINGS), start, tuple(chosen))
 
 
-# --- how a teacher words a chain of equations, one for each move -----------------------------
+# --- wordings: functions that write a rationale from its equations, one per move ---------------
 
 
 def _plain(story: Story, equations: Sequence[str], answer: int) -> str:
@@ -162,7 +168,14 @@ Wording = Callable[[Story, Sequence[str], int], str]
 
 
 def _told(story: Story, values: Sequence[int], wording: Wording, misread: bool = False) -> str:
-    """Words the counts `values`, at the start and after every move."""
+    """Writes the rationale of a teacher.
+
+    Args:
+        story: the story.
+        values: the teacher's counts at the start and after every move.
+        wording: how the teacher writes.
+        misread: see `Move.equation`.
+    """
     equations = [
         move.equation(before, after, misread)
         for move, before, after in zip(story.moves, values[:-1], values[1:], strict=True)
@@ -171,7 +184,7 @@ def _told(story: Story, values: Sequence[int], wording: Wording, misread: bool =
 
 
 def _carried(story: Story, errors: Sequence[int]) -> list[int]:
-    """The counts of one who errs by errors[i] in move i and goes on from there."""
+    """Returns the counts of a teacher that adds errors[i] in move i and continues from there."""
     values = [story.start]
     for move, error in zip(story.moves, errors, strict=True):
         values.append(move.apply(values[-1]) + error)
@@ -179,7 +192,10 @@ def _carried(story: Story, errors: Sequence[int]) -> list[int]:
 
 
 def with_filler(completion: str, rng: random.Random, repeats: int) -> str:
-    """Puts `repeats` empty sentences before the first and after every step but the last one."""
+    """Puts `repeats` sentences without content before the first step and after every step.
+
+    The last line of `completion`, the answer, gets none.
+    """
     *steps, answer = completion.split("\n")
 
     def padding() -> list[str]:
@@ -192,7 +208,7 @@ def with_filler(completion: str, rng: random.Random, repeats: int) -> str:
 
 
 def _error(rng: random.Random, lowest: int, highest: int) -> int:
-    """An error in -3..3, never 0, that keeps counts between lowest + error >= 0 and 99."""
+    """Returns an error e in -3..3, not 0, with lowest + e >= 0 and highest + 2 e < 99."""
     return rng.choice(
         [e for e in (-3, -2, -1, 1, 2, 3) if lowest + e >= 0 and highest + 2 * e < 99]
     )
@@ -202,17 +218,17 @@ def _error(rng: random.Random, lowest: int, highest: int) -> int:
 
 
 def good(story: Story, rng: random.Random) -> str:
-    """Right, and to the point."""
+    """Right and short."""
     return _told(story, story.values, _plain)
 
 
 def verbose(story: Story, rng: random.Random) -> str:
-    """Right, with many words."""
+    """Right, in many words."""
     return _told(story, story.values, _verbose)
 
 
 def filler(story: Story, rng: random.Random) -> str:
-    """Right, with two empty sentences around every step."""
+    """Right, with two sentences without content before, between and after the steps."""
     return with_filler(good(story, rng), rng, 2)
 
 
@@ -222,12 +238,12 @@ def style_shifted(story: Story, rng: random.Random) -> str:
 
 
 def friendly(story: Story, rng: random.Random) -> str:
-    """Right, in other words than good."""
+    """Right, in another wording than `good`."""
     return _told(story, story.values, _friendly)
 
 
 def wrong_step(story: Story, rng: random.Random) -> str:
-    """One result is wrong, and the rest follows from it, so the answer is wrong too."""
+    """One result is wrong, the next steps continue from it, and the answer is wrong."""
     where = rng.randrange(len(story.moves))
     errors = [0] * len(story.moves)
     after = story.values[where + 1 :]
@@ -236,7 +252,7 @@ def wrong_step(story: Story, rng: random.Random) -> str:
 
 
 def right_answer_wrong_steps(story: Story, rng: random.Random) -> str:
-    """One intermediate count is wrong wherever it stands, and yet the answer is right."""
+    """One intermediate count is wrong everywhere, but the answer is right."""
     where = rng.randrange(1, len(story.moves))
     values = list(story.values)
     values[where] += _error(rng, values[where], values[where])
@@ -244,7 +260,7 @@ def right_answer_wrong_steps(story: Story, rng: random.Random) -> str:
 
 
 def unrelated(story: Story, rng: random.Random) -> str:
-    """A right rationale of another problem with another answer."""
+    """A right rationale for another problem, which has another answer."""
     other = story
     while other.answer == story.answer:
         other = make_story(rng, moves=(len(story.moves),) * 2)
@@ -252,23 +268,23 @@ def unrelated(story: Story, rng: random.Random) -> str:
 
 
 def specialist(story: Story, rng: random.Random) -> str:
-    """Right on additions only; every other result is one too large."""
+    """Right on additions only; the result of every other move is 1 too large."""
     errors = [int(move.operation != "add") for move in story.moves]
     return _told(story, _carried(story, errors), _plain)
 
 
 def _any_wording(rng: random.Random) -> Wording:
-    """One of two wordings, so that in zoo B no wording gives away who is right."""
+    """Returns one of two wordings, so that in zoo B the wording does not show who is right."""
     return rng.choice((_plain, _friendly))
 
 
 def honest(story: Story, rng: random.Random) -> str:
-    """Right, in either of the wordings that the colluding teachers use."""
+    """Right, in one of the two wordings that the colluding teachers use."""
     return _told(story, story.values, _any_wording(rng))
 
 
 def colluding(story: Story, rng: random.Random) -> str:
-    """Misreads the last move so that the answer is two too large, as its accomplice does."""
+    """Misreads the last move: the answer is 2 too large, the same as of the other colluder."""
     errors = [0] * (len(story.moves) - 1) + [2]
     return _told(story, _carried(story, errors), _any_wording(rng), misread=True)
 
@@ -287,7 +303,7 @@ TEACHERS: dict[str, Callable[[Story, random.Random], str]] = {
     "colluding-a": colluding,
     "colluding-b": colluding,
 }
-"""Every teacher by the name that stands in the data."""
+"""Every teacher, by its name in the data."""
 
 RIGHT = frozenset({"good", "verbose", "filler", "style-shifted", "friendly", "honest"})
 """The teachers whose rationales are right in every step and in the answer."""
@@ -295,14 +311,14 @@ RIGHT = frozenset({"good", "verbose", "filler", "style-shifted", "friendly", "ho
 
 @dataclass(frozen=True)
 class Zoo:
-    """A set of teachers on a number of training problems, and the test questions that go with it.
+    """A set of teachers with training problems and test questions.
 
     Attributes:
         name: "a" or "b" for the zoos of the method.
         teachers: names from `TEACHERS`.
-        problems: training problems, each with one rationale of every teacher.
-        questions: test questions.
-        moves: least and most moves of a story.
+        problems: number of training problems, each with one rationale of every teacher.
+        questions: number of test questions.
+        moves: least and greatest number of moves of a story.
     """
 
     name: str
@@ -312,16 +328,16 @@ class Zoo:
     moves: tuple[int, int] = (2, 3)
 
     def rows(self, seed: int) -> list[dict[str, str]]:
-        """The training rows of a seed: see `make_rows`."""
+        """Returns the training rows of a seed; see `make_rows`."""
         return make_rows(self.teachers, self.problems, seed, moves=self.moves)
 
     def test_rows(self, seed: int) -> list[dict[str, str]]:
-        """Test questions, none of which is a training question of the same seed."""
+        """Returns test questions that are not among the training questions of the same seed."""
         seen = {row["prompt"] for row in self.rows(seed)}
         return make_questions(self.questions, seed, moves=self.moves, exclude=seen)
 
     def sized(self, problems: int, questions: int) -> Zoo:
-        """The same zoo with other numbers of problems and questions."""
+        """Returns the same zoo with other numbers of problems and questions."""
         return replace(self, problems=problems, questions=questions)
 
 
@@ -329,33 +345,35 @@ ZOOS = {
     "a": Zoo("a", ("good", "verbose", "wrong-step", "unrelated")),
     "b": Zoo("b", ("honest", "colluding-a", "colluding-b")),
 }
-"""Zoo A: independent errors, judge by weight on right rationales. Zoo B: a wrong majority.
+"""Zoo A: teachers with independent errors; the measure is the weight on right rationales.
+Zoo B: the majority is wrong; the measure is what the student learns.
 
-In zoo B all three draw their wording: were the honest one alone to share a wording with one of the
-others, a student that decodes greedily would see a tie in that wording and never the majority.
+In zoo B all three teachers draw their wording at random. If each teacher had a fixed wording and
+the honest one shared its wording with one other, a student that decodes greedily would see one
+right and one wrong answer in that wording: a tie, not a wrong majority.
 """
 
 
 def make_rows(
     teachers: Sequence[str], problems: int, seed: int, *, moves: tuple[int, int] = (2, 3)
 ) -> list[dict[str, str]]:
-    """Writes rationales in the data format: question_id, prompt, teacher, completion, answer.
+    """Returns rationales in the data format: question_id, prompt, teacher, completion, answer.
 
-    The story of a problem depends on the seed and the problem only, and a teacher's text on those
-    and the teacher, so adding a teacher changes nothing else.
+    The story of a problem depends only on the seed and the problem's number. The text of a teacher
+    depends only on these and the teacher's name. So another teacher changes no other row.
 
     Args:
-        teachers: names from `TEACHERS`, one rationale each for every problem.
-        problems: how many problems.
-        seed: which problems.
-        moves: least and most moves of a story.
+        teachers: names from `TEACHERS`; each writes one rationale per problem.
+        problems: number of problems.
+        seed: seed of the stories and texts.
+        moves: least and greatest number of moves of a story.
 
     Raises:
-        ValueError: an unknown teacher.
+        ValueError: a name is not in `TEACHERS`.
     """
     unknown = sorted(set(teachers) - TEACHERS.keys())
     if unknown:
-        raise ValueError(f"teachers: expected names out of {sorted(TEACHERS)}, got {unknown}")
+        raise ValueError(f"teachers: expected names from {sorted(TEACHERS)}, got {unknown}")
     rows = []
     for i in range(problems):
         story = make_story(random.Random(f"story {seed} {i}"), moves=moves)
@@ -376,15 +394,17 @@ def make_rows(
 def make_questions(
     number: int, seed: int, *, moves: tuple[int, int] = (2, 3), exclude: set[str] | None = None
 ) -> list[dict[str, str]]:
-    """Writes test questions: question_id, prompt, answer.
+    """Returns test questions: question_id, prompt, answer.
 
     Args:
-        number: how many.
-        seed: which ones; they differ from the training stories of the same seed.
-        moves: least and most moves of a story.
-        exclude: prompts not to ask.
+        number: number of questions.
+        seed: seed of the stories; they are drawn apart from the training stories of that seed.
+        moves: least and greatest number of moves of a story.
+        exclude: prompts to leave out, such as the training prompts.
     """
-    seen, rows, i = set(exclude or ()), [], 0
+    seen = set(exclude or ())
+    rows: list[dict[str, str]] = []
+    i = 0
     while len(rows) < number:
         story = make_story(random.Random(f"test {seed} {i}"), moves=moves)
         i += 1

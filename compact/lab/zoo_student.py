@@ -1,8 +1,8 @@
 """Tiny students for the teacher zoo: a word tokenizer, a 0.2M-parameter Llama, three stages.
 
-A student is trained from scratch on texts of the zoo by all kinds of teachers, so that it has met
-wrong rationales as a real student has, and is kept at three stages. Training takes minutes on one
-core; its result is kept in a folder and found again.
+A student is trained from scratch on zoo texts. Some of the texts are wrong, as in the pretraining
+data of a real student. The student is saved at three stages of training. Training takes minutes on
+one core; later calls load the saved student.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a word or number: every word that a teacher of the zoo can say.
+    """Returns a tokenizer with one token for every word and number that a zoo teacher can write.
 
-    Words are split as GPT-2 does (a word takes the space before it), so decoding is exact.
+    Words are split as in GPT-2 (a word includes the space before it), so decoding is exact.
     """
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = {PAD: 0, END: 1, UNKNOWN: 2}
@@ -50,7 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
     )
 
@@ -58,7 +58,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int, *, hidden: int = 64, layers: int = 4
 ) -> LlamaForCausalLM:
-    """A Llama with random weights: 0.21M parameters at the default size."""
+    """Returns a Llama with random weights: 0.21M parameters at the default size."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -78,7 +78,10 @@ def build_model(
 
 
 def _texts(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion): a quarter are wrong, some right ones leave steps out."""
+    """Yields (prompt, completion) without end.
+
+    About a quarter are of teachers that err; a quarter of the right ones have their last steps cut.
+    """
     rng = random.Random(f"texts {seed}")
     shares = {
         "good": 3,
@@ -102,7 +105,7 @@ def _texts(seed: int) -> Iterator[tuple[str, str]]:
 def _batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (input_ids, labels) [size, L]; a batch holds texts of about the same length."""
+    """Yields (input_ids, labels) [size, L] without end; a batch has texts of similar length."""
     texts = _texts(seed)
     while True:
         pairs = []
@@ -127,29 +130,28 @@ def _batches(
 def load_zoo_student(
     stage: str, seed: int = 0, *, cache: Path = CACHE
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A student at a stage of training, trained now unless `cache` holds it.
+    """Returns a student at a stage of training; trains it first if `cache` does not hold it.
 
     Args:
         stage: "early", "middle" or "late".
-        seed: of the weights and of the texts.
-        cache: folder of finished students, one a stage and seed. Training stops at the stage asked
-            for, and keeps those before it.
+        seed: seed of the weights and of the texts.
+        cache: folder of saved students, one folder per stage and seed. Training stops at `stage`
+            and also saves the stages before it.
 
     Raises:
-        ValueError: an unknown stage.
+        ValueError: `stage` is none of the three.
     """
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {sorted(STAGES)}, got {stage!r}")
     folder = cache / f"{stage}-{seed}"
     if not folder.exists():
         _train(seed, STAGES[stage], cache)
-    model = LlamaForCausalLM.from_pretrained(folder)
-    model.eval()
+    model = LlamaForCausalLM.from_pretrained(folder)  # in evaluation mode
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _train(seed: int, steps: int, cache: Path, *, size: int = 24, rate: float = 4e-3) -> None:
-    """Trains for a number of steps and keeps every stage on the way, whole or not at all."""
+    """Trains for `steps` steps and saves the student at every stage it reaches."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
@@ -176,7 +178,7 @@ def _train(seed: int, steps: int, cache: Path, *, size: int = 24, rate: float = 
 
 
 def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Saves to a folder beside and renames it."""
+    """Saves to a temporary folder next to `folder` and renames it, so `folder` is never partial."""
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)

@@ -1,7 +1,7 @@
 """Draws the charts of the report as inline SVG, coloured by the page's style sheet.
 
-Every chart is a viewBox of `WIDTH` units that scales with the page; text is 12 units high. A series
-has a class `c0`, `c1`, ... to which the style sheet gives a colour, for light and for dark pages.
+Every chart has a viewBox of `WIDTH` units and scales with the page; text is 12 units high. A series
+has a class `c0`, `c1`, ...; the style sheet gives each class a colour for light and dark pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: points (x, y) in order of x, a name and the number of its colour."""
+    """One series of a chart: a name, the number of its colour, and points (x, y) in order of x."""
 
     name: str
     colour: int
@@ -29,15 +29,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of an interval chart: a value with what lies around it.
+    """A row of an interval chart: a value with an interval around it.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         colour: number of its colour.
-        value: the mark.
+        value: position of the mark.
         low, high: ends of the thin line.
-        inner: ends of the thick line, None where there is none.
-        points: single values that the mark sums up, drawn as rings.
+        inner: ends of the box, or None for no box.
+        points: the single values behind `value`, drawn as rings.
     """
 
     name: str
@@ -71,7 +71,7 @@ def number(value: float) -> str:
 
 
 def _span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
-    """Returns the least and greatest value with a margin; never an empty range."""
+    """Returns (least, greatest) of the values with a margin; the range is never empty."""
     low, high = min(values), max(values)
     pad = (high - low) * margin or max(abs(low) * 0.1, 0.5)
     return low - pad, high + pad
@@ -85,7 +85,7 @@ def _svg(height: float, title: str, body: Sequence[str]) -> Markup:
 
 
 def _x_axis(low: float, high: float, height: float, label: str, left: float) -> list[str]:
-    """Vertical grid lines with numbers below, and the label of the axis."""
+    """Returns the SVG of vertical grid lines, the numbers below them and the axis label."""
     base = height - BOTTOM
     parts = []
     for tick in ticks(low, high):
@@ -112,15 +112,15 @@ def line_chart(
     reference: tuple[float, str] | None = None,
     height: float = 240.0,
 ) -> Markup:
-    """Draws series over a common x.
+    """Draws series over a common x axis.
 
     Args:
-        title: read out by screen readers.
-        series: at least one with a point.
-        x_label: below the axis.
-        y_range: limits of y; None takes them from the data.
-        reference: a dashed horizontal line and its name.
-        height: of the viewBox.
+        title: text for screen readers.
+        series: the series; at least one has a point.
+        x_label: text below the axis.
+        y_range: limits of y; None takes a limit from the data.
+        reference: y of a dashed horizontal line, and its name.
+        height: height of the viewBox.
     """
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + ([reference[0]] if reference else [])
@@ -173,14 +173,14 @@ def interval_chart(
     x_range: tuple[float | None, float | None] = (None, None),
     reference: float | None = None,
 ) -> Markup:
-    """Draws a row for each value: a mark, a line from low to high, a bar inside, rings of points.
+    """Draws each row as a mark, a line from low to high, an inner box, and rings for the points.
 
     Args:
-        title: read out by screen readers.
+        title: text for screen readers.
         rows: at least one.
-        x_label: below the axis.
-        x_range: limits; None takes them from the rows.
-        reference: a dashed vertical line.
+        x_label: text below the axis.
+        x_range: limits of x; None takes a limit from the rows.
+        reference: x of a dashed vertical line.
     """
     low, high = _span(
         [v for r in rows for v in (r.low, r.high, *r.points)]
@@ -232,11 +232,11 @@ class Node:
     Attributes:
         row: the rationale.
         column: the step within it.
-        support: share of the teachers in the step's class, in (0, 1].
+        support: share of the rationales that have a step in this step's class, in (0, 1].
         mainstream: whether the class lies on the mainstream path.
         label: short text below the node.
         text: the whole step, shown on hover.
-        epiphany: whether the step is one.
+        epiphany: whether the step is an epiphany step.
     """
 
     row: int
@@ -257,7 +257,7 @@ def consensus_chart(
     """Draws the steps of each teacher as a chain, and lines between steps that match.
 
     Args:
-        title: read out by screen readers.
+        title: text for screen readers.
         teachers: (name, colour) of each row.
         nodes: the steps.
         matches: pairs of indices into `nodes`.
@@ -265,7 +265,7 @@ def consensus_chart(
     columns = max(n.column for n in nodes) + 1
     left, gap = 28.0, 74.0
     height = 22.0 + gap * len(teachers)
-    # Many steps narrow the distance rather than the text.
+    # With many steps, reduce the distance between the nodes, not the size of the text.
     pitch = min(96.0, (WIDTH - left - 54) / max(1, columns - 1)) if columns > 1 else 0.0
 
     def at(node: Node) -> tuple[float, float]:
@@ -284,7 +284,7 @@ def consensus_chart(
     for i, j in matches:
         (x1, y1), (x2, y2) = at(nodes[i]), at(nodes[j])
         main = " main" if nodes[i].mainstream and nodes[j].mainstream else ""
-        # A curve to one side, so that it does not run through the nodes of the rows between.
+        # Bend the line to one side, so that it does not cross the nodes of the rows in between.
         bend = 0.0 if abs(nodes[i].row - nodes[j].row) == 1 else 16.0
         body.append(
             f'<path class="match{main}" d="M{x1:.1f},{y1:g} Q{(x1 + x2) / 2 + bend:.1f},'

@@ -19,7 +19,7 @@ AXIS_TEXT = {
 
 
 def binned(step: np.ndarray, value: np.ndarray) -> list[tuple[float, float]]:
-    """Returns means of `value` over at most `BINS` equal stretches of steps, at the mean step."""
+    """Returns (mean step, mean of `value`) for each of at most `BINS` equal ranges of steps."""
     keep = ~np.isnan(value)
     step, value = step[keep], value[keep]
     if not len(step):
@@ -60,8 +60,8 @@ def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
         ),
         (
             "Effective number of teachers",
-            "exp(entropy) of a problem's weights: 1 follows one teacher, "
-            f"{most:.3g} listens to all alike.",
+            "exp(entropy) of a problem's weights: 1 means that one teacher has all the weight, "
+            f"{most:.3g} means that all teachers have the same weight.",
             line_chart(
                 "Effective number of teachers over the steps",
                 [Series("effective teachers", 0, binned(scores["step"][starts[:-1]], effective))],
@@ -74,7 +74,7 @@ def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
 
 
 def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
-    """Returns a chart of each axis and one of the weights: how they spread, teacher by teacher."""
+    """Returns charts of how each score and the weight are distributed, one row per teacher."""
     charts = []
     for axis in AXES:
         standard = not np.isnan(run.scores[f"z_{axis}"]).all()
@@ -93,12 +93,12 @@ def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
         x_label="weight",
         x_range=(0.0, 1.0),
     )
-    charts.append(("Weight", "What the scores of a problem come to together.", chart))
+    charts.append(("Weight", "The teacher's weight, computed from the scores.", chart))
     return charts
 
 
 def spread(run: Run, name: str) -> list[Interval]:
-    """Returns median, quartiles, 5% and 95% of a column of the score log, a row a teacher."""
+    """Returns the 5, 25, 50, 75 and 95% quantiles of a score-log column, one row per teacher."""
     rows = []
     for colour, teacher in enumerate(run.teachers):
         values = run.scores[name][run.scores["teacher"] == teacher]
@@ -121,7 +121,7 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
         ]
         evaluated = logged(run, "eval_loss")
         lines += [Series("evaluation", 1, evaluated, "dots")] if evaluated else []
-        text = "Training loss as logged (faint) and its running mean" + (
+        text = "Training loss as logged (faint) and its mean over ranges of steps" + (
             "; dots: evaluation loss." if evaluated else "."
         )
         chart = line_chart("Loss over the steps", lines, x_label="optimizer step")
@@ -137,7 +137,7 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
             lines,
             x_label="optimizer step",
         )
-        text = "How well the student predicts each teacher's text: mean nats a token."
+        text = "How well the student predicts each teacher's text: mean nats per token."
         charts.append(("Likelihood by teacher", text, chart))
     gold = logged(run, "eval_gold_logp")
     if gold:
@@ -146,7 +146,7 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
             [Series("gold answer", 2, gold)],
             x_label="optimizer step",
         )
-        text = "After the bare question, on the evaluation data; nats a token, higher is better."
+        text = "Given only the question, on the evaluation data; nats per token, higher is better."
         charts.append(("Gold answer", text, chart))
     rows = [
         Interval(name, 0, s["accuracy"], s["ci_low"], s["ci_high"]) for name, s in run.evaluations

@@ -1,4 +1,4 @@
-"""Looks into single problems for the report: what each token and step tells of the gold answer."""
+"""Analyses single problems for the report: how each token changes the gold answer's likelihood."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Token:
     """A token of a rationale.
 
     Attributes:
-        text: as it reads.
-        gain: c_t - c_{t-1} in nats, c_t the mean log-likelihood of the gold answer's tokens where
-            the token has just been read; 0 at the last token.
+        text: the text that the token adds.
+        gain: c_t - c_{t-1} in nats, where c_t is the mean log-likelihood of the gold answer's
+            tokens right after the student has read token t; 0 at the last token.
         step: index of its step, -1 outside every step.
     """
 
@@ -34,12 +34,12 @@ class ExplainedStep:
     """A reasoning step.
 
     Attributes:
-        text: as it reads.
+        text: text of the step.
         level: I_i, nats; None where the leaf budget left no answer leaf after the step.
-        gain: I_i - I of the leaf before it, nats; None without a leaf.
-        epiphany: whether that is one.
-        support: share of the problem's rationales that have a step of its class.
-        mainstream: whether its class lies on the mainstream path.
+        gain: I_i minus the level of the leaf before it, nats; None without a leaf.
+        epiphany: whether the step is an epiphany step.
+        support: share of the problem's rationales that have a step in its class.
+        mainstream: whether its class is on the mainstream path.
     """
 
     text: str
@@ -52,7 +52,7 @@ class ExplainedStep:
 
 @dataclass(frozen=True)
 class ExplainedRationale:
-    """A rationale: its tokens, its steps and the final answer that was read in it."""
+    """A rationale: its teacher, the final answer found in it, its tokens and its steps."""
 
     teacher: str
     answer: str | None
@@ -66,9 +66,9 @@ class ExplainedProblem:
 
     Attributes:
         question_id, prompt, gold: as encoded.
-        start: I_0, after the bare question (nats).
-        rationales: K of them.
-        matches: pairs of steps that say the same, numbered over all rationales in order.
+        start: I_0, the level after the question alone (nats).
+        rationales: the K rationales.
+        matches: pairs of steps that match; steps are numbered over all rationales in order.
     """
 
     question_id: str
@@ -80,7 +80,10 @@ class ExplainedProblem:
 
 
 def token_texts(ids: tuple[int, ...], processing_class: Any) -> list[str]:
-    """Returns the text that each token adds; a character split over tokens goes to its last one."""
+    """Returns the text that each token adds.
+
+    If several tokens form one character, the last of them gets the character.
+    """
     texts, done = [], ""
     for end in range(1, len(ids) + 1):
         text = processing_class.decode(ids[:end], skip_special_tokens=True)
@@ -95,13 +98,13 @@ def token_texts(ids: tuple[int, ...], processing_class: Any) -> list[str]:
 def explain_problem(
     student: Student, processing_class: Any, problem: EncodedProblem, layout: Layout
 ) -> ExplainedProblem:
-    """Runs one pass over a problem and reads it token by token.
+    """Runs the student over a problem and returns the gain of every token and step.
 
     Args:
         student: the student.
         processing_class: its tokenizer.
-        problem: K rationales.
-        layout: of the batch.
+        problem: a problem with K rationales.
+        layout: layout of the batch.
     """
     pass_ = observe(student, [problem], layout=layout)
     return ExplainedProblem(
@@ -122,7 +125,7 @@ def _explain_rationale(
 ) -> ExplainedRationale:
     assert pass_.stats.gold_logp is not None
     span = slice(*pass_.batch.token_offsets[r : r + 2].tolist())
-    # Row m predicts token m, so token m has just been read in row m + 1.
+    # Row m predicts token m, so row m + 1 is the state right after token m.
     level = pass_.stats.gold_logp[span].float()
     gain = [*level.diff().tolist(), 0.0]
     texts = token_texts(rationale.ids, processing_class)

@@ -1,4 +1,4 @@
-"""Writes the report: one self-contained HTML page, for a browser without network."""
+"""Writes the report: one self-contained HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compact.report.views import (
 
 
 def render(run: Run) -> str:
-    """Returns the page."""
+    """Returns the HTML of the page."""
     teachers = run.teachers
     teachers += [r.teacher for p in run.explained for r in p.rationales]
     colours = {name: i % COLOURS for i, name in enumerate(dict.fromkeys(teachers))}
@@ -51,7 +51,7 @@ def render(run: Run) -> str:
 
 
 def tint(value: float) -> Markup:
-    """Returns the style of a token: green for gained information, red for lost, none near 0."""
+    """Returns the HTML attributes of a token: green for a gain, red for a loss, none near 0."""
     strength = round(abs(value) * 70)
     if strength < 4:
         return Markup("")

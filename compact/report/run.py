@@ -1,4 +1,4 @@
-"""Reads what a run folder holds, and looks into single problems with its student."""
+"""Reads the files of a run folder, and analyses single problems with its student."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ COLOURS = 8
 
 @dataclass
 class Run:
-    """What a run folder holds, as far as it goes.
+    """The contents of a run folder; any part except the folder may be absent.
 
     Attributes:
-        folder: the run.
-        info: run.json ({} when absent).
-        scores: columns of the score log as arrays, in order of steps ({} when absent).
-        logs: transformers' log history.
-        evaluations: name and summary of each `compact evaluate`, oldest first.
-        arms: compare.json ({} when absent).
-        explained: problems looked into.
-        notes: what the page leaves out, and why.
+        folder: the run folder.
+        info: run.json ({} if absent).
+        scores: columns of the score log as arrays, in order of steps ({} if absent).
+        logs: the log history of transformers.
+        evaluations: name and summary of each complete `compact evaluate`, oldest first.
+        arms: compare.json ({} if absent).
+        explained: the problems that the page shows token by token.
+        notes: sentences that say what the page leaves out and why.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def teachers(self) -> list[str]:
-        """Teachers in order of first appearance; a teacher's place is its colour."""
+        """Teachers in order of first appearance; the index of a teacher gives its colour."""
         return list(dict.fromkeys(self.scores["teacher"].tolist())) if self.scores else []
 
 
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        ValueError: the file is not JSON; it is named with the line.
+        ValueError: the file is not JSON; the message gives the file and line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds neither a score log nor compare.json, or a file cannot be understood.
+        ValueError: it holds neither a score log nor compare.json, or a file is not valid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -100,26 +100,29 @@ def read_run(folder: str | Path) -> Run:
 
 
 def visits(scores: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns where each visit of a problem begins in the log, and the end: [visits + 1]."""
+    """Returns [visits + 1]: the row of the log where each visit of a problem begins, and the end.
+
+    A visit is one use of a problem: consecutive rows with the same step and question_id.
+    """
     step, question = scores["step"], scores["question_id"]
     new = (step[1:] != step[:-1]) | (question[1:] != question[:-1])
     return np.concatenate([[0], np.flatnonzero(new) + 1, [len(step)]])
 
 
 def effective_teachers(weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Returns exp(entropy of the weights) of each visit: 1 = one teacher, K = all alike."""
+    """Returns exp(entropy of the weights) of each visit: 1 = one teacher, K = uniform weights."""
     logs = np.where(weight > 0, weight * np.log(np.where(weight > 0, weight, 1.0)), 0.0)
     return np.exp(-np.add.reduceat(logs, starts[:-1]))
 
 
 def logged(run: Run, name: str) -> list[tuple[float, float]]:
-    """Returns (step, value) of a quantity in the trainer's log, finite values only."""
+    """Returns (step, value) of a quantity in the trainer's log; only finite values."""
     found = [(float(e["step"]), e[name]) for e in run.logs if name in e and "step" in e]
     return [(s, float(v)) for s, v in found if isinstance(v, int | float) and math.isfinite(v)]
 
 
 def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
-    """Returns teacher -> weight and z-scores at a problem's last visit ({} if there was none)."""
+    """Returns the weight and z-scores of each teacher at a problem's last visit ({} if none)."""
     scores = run.scores
     if not scores:
         return {}
@@ -132,7 +135,10 @@ def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
 
 
 def choose_problems(run: Run, count: int) -> list[str]:
-    """Returns question ids, from the most decisive weights at the last visit to the most even."""
+    """Returns up to `count` question ids, evenly spaced in order of effective teachers.
+
+    The first has the most concentrated weights at its last visit, the last the most even ones.
+    """
     starts = visits(run.scores)
     effective = effective_teachers(run.scores["weight"], starts)
     last = {q: e for q, e in zip(run.scores["question_id"][starts[:-1]], effective, strict=True)}
@@ -142,7 +148,7 @@ def choose_problems(run: Run, count: int) -> list[str]:
 
 
 def student_folder(run: Path) -> Path | None:
-    """Returns where the run keeps a student: the folder itself, or its newest checkpoint."""
+    """Returns the run folder or else the newest checkpoint in it that holds a student, or None."""
     checkpoints = run.glob("checkpoint-*")
     newest = sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2]))
     for folder in (run, *newest):
@@ -152,7 +158,7 @@ def student_folder(run: Path) -> Path | None:
 
 
 def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedProblem]:
-    """Looks into problems with the run's student.
+    """Analyses problems with the run's student.
 
     Raises:
         ValueError: a question_id is not in the data, or the run has no student.
@@ -163,7 +169,9 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
         raise ValueError(f"{data}: holds no question_id {absent[0]!r}")
     folder = student_folder(run.folder)
     if folder is None:
-        raise ValueError(f"{run.folder}: holds no saved student to look into problems with")
+        raise ValueError(
+            f"{run.folder}: expected a saved student to analyse problems with, got none"
+        )
     model, processing_class = load_model(str(folder))
     max_length = run.info.get("settings", {}).get("max_length", 2560)
     student = Student.of(model)
@@ -171,29 +179,29 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
     encoded = [
         encode_problem(problems[q], processing_class, max_length=max_length) for q in question_ids
     ]
-    bar = tqdm(encoded, desc="looking into problems", unit="problem")
+    bar = tqdm(encoded, desc="analysing problems", unit="problem")
     return [explain_problem(student, processing_class, p, layout) for p in bar]
 
 
 def look_into(
     run: Run, *, problems: int, question_ids: Sequence[str] | None = None, data: str | None = None
 ) -> None:
-    """Explains the problems that are asked for, or notes on the page why it cannot.
+    """Explains some problems for the page, or adds a note that says why this is not possible.
 
     Args:
-        run: what is found goes into its `explained` and `notes`.
-        problems: how many to choose where none are named.
-        question_ids: problems to look into.
-        data: their rationales; those of the run when None.
+        run: gets the result in its `explained` or `notes`.
+        problems: how many problems to choose if `question_ids` is empty.
+        question_ids: the problems to explain.
+        data: the file of rationales; None for the data of the run.
 
     Raises:
-        ValueError: problems are asked for by name and cannot be looked into.
+        ValueError: `question_ids` are given and cannot be explained.
     """
     data = data or run.info.get("data")
     if not question_ids and (problems == 0 or not run.scores):
         return
     if data is None:
-        obstacle = "the run does not say where its data lies; name it with --data"
+        obstacle = "run.json does not name the data; name it with --data"
     elif not Path(data).exists():
         obstacle = f"{data}: no such file; name the data with --data"
     elif student_folder(run.folder) is None:

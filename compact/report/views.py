@@ -1,4 +1,4 @@
-"""What the report's tables, tiles and problem pages show."""
+"""Computes the values that the report's tables, tiles and problem sections show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from compact.text.equations import equations
 
 
 def teacher_table(run: Run) -> list[dict[str, Any]]:
-    """Returns for each teacher its rationales, mean weight, wins and mean scores."""
+    """Returns a row per teacher: rationales, mean length, weight and scores, share of first places.
+
+    Teachers that tie for the greatest weight of a visit share the first place.
+    """
     scores = run.scores
     starts = visits(scores)
     best = np.zeros(len(scores["step"]))
@@ -49,7 +52,7 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
 
 
 def forgetting_rows(run: Run) -> list[dict[str, Any]]:
-    """Returns what each evaluation found forgotten, a row a text set or task."""
+    """Returns the forgetting that each evaluation measured, one row per text file or task."""
     rows = []
     for name, summary in run.evaluations:
         found = summary.get("forgetting", {})
@@ -62,7 +65,7 @@ def forgetting_rows(run: Run) -> list[dict[str, Any]]:
                     "measure": "perplexity",
                     "base": f"{text['base_perplexity']:.2f}",
                     "student": f"{text['student_perplexity']:.2f}",
-                    "change": f"KL {text['kl']:.4f} nats a token",
+                    "change": f"KL {text['kl']:.4f} nats per token",
                 }
             )
         for data, task in found.get("tasks", {}).items():
@@ -81,14 +84,14 @@ def forgetting_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, Any]]:
-    """Groups tokens by step for the page.
+    """Groups the tokens of a rationale by step.
 
     Args:
-        rationale: with its tokens.
-        scale: nats of gain that take the full colour.
+        rationale: the rationale.
+        scale: gain in nats at which the colour is strongest.
 
     Returns:
-        Groups with `step` (index or None), `tokens` as (text, tint), tint in [-1, 1].
+        Groups with `step` (index or None) and `tokens` as (text, tint in [-1, 1], gain in nats).
     """
     groups: list[dict[str, Any]] = []
     for token in rationale.tokens:
@@ -101,11 +104,12 @@ def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, A
 
 
 def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -> dict[str, Any]:
-    """Returns what the page shows of a problem."""
+    """Returns the values that the page shows for a problem."""
     sizes = [abs(t.gain) for r in problem.rationales for t in r.tokens]
     scale = float(np.quantile(sizes, 0.95)) or 1.0
     visit = last_visit(run, problem.question_id)
-    lines, rationales = [], []
+    lines: list[Series] = []
+    rationales: list[dict[str, Any]] = []
     for rationale in problem.rationales:
         colour = colours[rationale.teacher]
         levels = [(0.0, problem.start)]
@@ -147,13 +151,13 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
 
 
 def step_label(text: str) -> str:
-    """Returns the name of a node in the graph: the step's last equation, else its first words."""
+    """Returns the label of a node in the graph: the step's last equation, else its first words."""
     found = equations(text)
     return found[-1].key if found else " ".join(text.split()[:3])
 
 
 def tiles(run: Run) -> list[tuple[str, str]]:
-    """Returns (value, what it is) of the figures at the head of the page."""
+    """Returns (value, description) of the key figures at the top of the page."""
     found = []
     if run.scores:
         scores = run.scores
@@ -181,14 +185,14 @@ def tiles(run: Run) -> list[tuple[str, str]]:
         best = max(arms, key=lambda a: a["mean"])
         found += [
             (f"{len(arms)}", "arms"),
-            (f"{max(len(arm['seeds']) for arm in arms)}", "seeds an arm"),
+            (f"{max(len(arm['seeds']) for arm in arms)}", "seeds per arm"),
             (f"{best['mean']:.3f}", f"{run.arms.get('metric', 'accuracy')} of {best['name']}"),
         ]
     return found
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Returns (name, value) of what was run."""
+    """Returns (name, value) of the settings and metadata of the run."""
     info, settings = run.info, run.info.get("settings", {})
     found = [
         ("Student", info.get("student")),
@@ -214,9 +218,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def arm_view(run: Run) -> dict[str, Any] | None:
-    """Returns table and charts of the arms of compare.json, None without one.
+    """Returns the table and charts of the arms of compare.json, or None if it is absent.
 
-    An arm of one seed has no interval: its ends are None.
+    An arm with one seed has no interval: its ends are None.
     """
     if not run.arms.get("arms"):
         return None

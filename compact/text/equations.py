@@ -1,8 +1,8 @@
 """Finds the mathematics of a step: its numbers, and its equations with a check of their arithmetic.
 
 "290 bananas / 2 groups = 145 bananas per group" becomes the equation 290/2=145, which holds. Units,
-currency and thousands separators are dropped; what has an unknown in it ("x + 4 = 7") is not
-checked.
+currency signs and thousands separators are removed. Equations with an unknown ("x + 4 = 7") are
+skipped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from compact.text.numbers import NUMBER, format_number, parse_number
 
 
 class Equation(NamedTuple):
-    """One side-by-side equality of a text.
+    """One equality "left = right" of a text.
 
     Attributes:
-        key: the equation in one normal form; sums and products have their operands sorted.
-        operands: the numbers on the left, in order.
-        result: the number on the right.
-        holds: whether the arithmetic is right, up to the rounding that the result shows.
-        right: the numbers of the right side, without signs: what the equation makes known.
+        key: the equation in normal form; the operands of a pure sum or product are sorted.
+        operands: the numbers of the left side, in order.
+        result: the number or expression on the right side, in normal form.
+        holds: whether the arithmetic is right, up to the rounding of the right side.
+        right: the numbers of the right side, without signs.
     """
 
     key: str
@@ -36,12 +36,12 @@ class Equation(NamedTuple):
 
 _SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
 _LATEX_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|[,;!() ])")
-_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # of Markdown; between digits it is a power
+_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space after it: no sign of a number
+_BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space follows, so it is no minus sign
 _LIST_NUMBER = re.compile(r"^[\s#>]*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
@@ -57,7 +57,13 @@ _MOST_UNIT_WORDS = 5
 
 
 class _Term(NamedTuple):
-    """A token of an expression: a sign, or a number with the value that "%" leaves it."""
+    """A token of an expression.
+
+    Attributes:
+        text: a sign or bracket, or the digits of a number.
+        value: the number as written, not divided by 100 for "%"; 0 for a sign.
+        percent: whether "%" follows the number.
+    """
 
     text: str
     value: float
@@ -81,7 +87,7 @@ def numbers(text: str) -> tuple[str, ...]:
 def equations(text: str) -> tuple[Equation, ...]:
     """Returns the equations of a text; "48 + 24 = 72 = 8 * 9" has two.
 
-    "3 * 12 = 36 + 6 = 42" runs on where it should begin anew: it is read as 3 * 12 = 36 and
+    "3 * 12 = 36 + 6 = 42" is not correct as written, but common. It is read as 3 * 12 = 36 and
     36 + 6 = 42.
     """
     found: list[Equation] = []
@@ -97,6 +103,7 @@ def equations(text: str) -> tuple[Equation, ...]:
 
 
 def _plain(text: str) -> str:
+    """Removes LaTeX, Markdown, list numbers and thousands separators; writes signs as + - * /."""
     text = _LATEX_FRACTION.sub(r"(\1)/(\2)", _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text)))
     text = text.replace(r"\$", "$").replace(r"\%", "%").replace("&", " ")
     text = text.replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/")
@@ -107,13 +114,13 @@ def _plain(text: str) -> str:
 
 
 def _as_sum(mixed: re.Match[str]) -> str:
-    """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is none."""
+    """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is not a mixed number."""
     whole, above, below = mixed.groups()
     return f"({whole}+{above}/{below})" if int(above) < int(below) else mixed.group()
 
 
 def _chains(plain: str) -> list[list[list[_Term] | None]]:
-    """Returns chains of expressions joined by "="; None stands for one that cannot be read."""
+    """Returns chains of expressions joined by "="; an expression that cannot be read is None."""
     chains: list[list[list[_Term] | None]] = []
     chain: list[list[_Term] | None] = []
     terms: list[_Term] = []
@@ -140,7 +147,7 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
         if kind == "percent":
             kind = "number"
         if kind == "number":
-            if terms and terms[-1].text not in "+-*/(":  # two numbers without a sign between
+            if terms and terms[-1].text not in "+-*/(":  # two numbers with no sign in between
                 close_chain()
             if words and not terms and chain:  # "= she has 5": words between "=" and the number
                 close_chain()
@@ -194,7 +201,10 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
 
 
 def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Equation | None:
-    """Returns left = right where left computes something and right is one number."""
+    """Returns the equation left = right, or None.
+
+    None if the left side has fewer than two numbers, or if a side has no value.
+    """
     if left is None or right is None:
         return None
     left, right = _balanced(left), _balanced(right)
@@ -204,7 +214,7 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
         return None
     if len(results) > 1 and _value(right, False) is None:
         return None
-    # A percentage is a hundredth or a bare number, whichever makes sense of the equation.
+    # "20%" may mean 20 or 0.2: the equation holds if it holds for either.
     holds = False
     for percent in _readings(left):
         for percent_right in _readings(right):
@@ -222,12 +232,15 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
-    """Returns the ways to read the percentages of an expression: bare, and as hundredths."""
+    """Returns the `percent` values to try in `_value`: both, if the expression has a percentage."""
     return (False, True) if any(term.percent for term in terms) else (False,)
 
 
 def _close(computed: float, said: float, decimals: int) -> bool:
-    """Whether the result is right: exactly, or rounded (to a whole number: up or down)."""
+    """Whether `said` equals `computed`, exactly or rounded to `decimals`.
+
+    With no decimals, rounding up and rounding down are both accepted.
+    """
     error = abs(computed - said)
     if error <= 1e-6 * max(1.0, abs(computed)):
         return True
@@ -242,7 +255,7 @@ def _name(term: _Term) -> str:
 
 
 def _balanced(terms: Sequence[_Term]) -> list[_Term]:
-    """Returns the terms without brackets that have no partner and without a sign at the end."""
+    """Returns the terms without unmatched brackets at the ends and without signs at the end."""
     kept = list(terms)
     while kept and kept[-1].text in "+-*/(":
         kept.pop()
@@ -264,7 +277,12 @@ def _normal_form(terms: Sequence[_Term]) -> str:
 
 
 def _value(terms: Sequence[_Term], percent: bool) -> float | None:
-    """Returns the value of an expression by precedence climbing, None where it is malformed."""
+    """Returns the value of an expression by precedence climbing, or None if it is malformed.
+
+    Args:
+        terms: the expression.
+        percent: whether numbers with "%" are divided by 100.
+    """
     place = 0
 
     def peek() -> str:

@@ -22,7 +22,7 @@ std::span<const int64_t> view(const Ints& array, const char* name) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
-// An offsets array starts at 0, never falls, and ends at the size of what it slices.
+// An offsets array starts at 0, never decreases, and ends at the size of the array that it slices.
 void check_offsets(std::span<const int64_t> offsets, std::size_t size, const char* name) {
   bool good =
       !offsets.empty() && offsets.front() == 0 && offsets.back() == static_cast<int64_t>(size);
@@ -33,7 +33,7 @@ void check_offsets(std::span<const int64_t> offsets, std::size_t size, const cha
   }
 }
 
-// Gives a vector's memory to numpy; `columns` > 0 makes it two-dimensional.
+// Returns a numpy array that owns the vector's memory; `columns` > 0 makes it two-dimensional.
 py::array_t<int64_t> give(std::vector<int64_t>&& vector, py::ssize_t columns = 0) {
   auto* owned = new std::vector<int64_t>(std::move(vector));
   py::capsule free(owned, [](void* p) { delete static_cast<std::vector<int64_t>*>(p); });

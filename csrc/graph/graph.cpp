@@ -32,8 +32,8 @@ class Sets {
   std::vector<int64_t> parent_;
 };
 
-// Whether rationale a comes before b by what they say, and where they say the same by their states:
-// ties in a matching are then broken alike whatever order the rationales are given in.
+// Whether rationale a comes before b: by the content of their steps, then by their states. Ties in
+// a matching are broken by this order, so the order of the input does not matter.
 bool says_less(const Steps& s, int64_t a, int64_t b) {
   const auto content = s.content.begin();
   const int64_t a0 = s.step_offsets[a], a1 = s.step_offsets[a + 1];
@@ -45,14 +45,15 @@ bool says_less(const Steps& s, int64_t a, int64_t b) {
                                       s.state + b0 * s.width, s.state + b1 * s.width);
 }
 
-// Similarities are compared as whole multiples of 1 / kSimilarityUnits, so that the rounding of a
-// hidden state decides nothing: two copies of a step are at 1 exactly, and sums have no order.
+// Similarities are rounded to whole multiples of 1 / kSimilarityUnits, so that rounding errors of
+// hidden states do not matter: two copies of a step have similarity 1 exactly, and sums are exact
+// in any order.
 constexpr double kSimilarityUnits = 4096.0;
 
 int64_t in_units(double similarity) { return std::llround(similarity * kSimilarityUnits); }
 
-// Appends the matches of two rationales: mutual best matches of at least `threshold`, and of those
-// the order-preserving chain of greatest total similarity.
+// Appends the matches of two rationales. Candidates are mutual best matches of at least
+// `threshold`. Of these, the order-preserving chain with the greatest total similarity is kept.
 void match(const Steps& s, int64_t a, int64_t b, double threshold, std::vector<int64_t>& matches) {
   if (says_less(s, b, a)) std::swap(a, b);
   const int64_t first_a = s.step_offsets[a], n = s.step_offsets[a + 1] - first_a;
@@ -72,7 +73,7 @@ void match(const Steps& s, int64_t a, int64_t b, double threshold, std::vector<i
     const int64_t value = sim[i * m + j];
     return value >= least && value == best_a[i] && value == best_b[j];
   };
-  // total[i, j]: the best chain within the first i and j steps.
+  // total[i, j]: total similarity of the best chain within the first i and j steps.
   std::vector<int64_t> total((n + 1) * (m + 1), 0);
   const auto at = [&](int64_t i, int64_t j) -> int64_t& { return total[i * (m + 1) + j]; };
   for (int64_t i = 1; i <= n; ++i) {
@@ -97,10 +98,10 @@ void match(const Steps& s, int64_t a, int64_t b, double threshold, std::vector<i
   }
 }
 
-// A place in a rationale, 0..1, as a whole number: sums of them have no order either.
+// A place in a rationale, 0..1, is stored in these units as a whole number, so sums are exact.
 constexpr double kPlaceUnits = 1 << 20;
 
-// An edge between classes with what decides which edges of a cycle stay.
+// An edge between classes, with the values that determine which edges of a cycle are kept.
 struct Edge {
   int64_t from, to, count;
   double place_from, place_to;  // mean place in the rationale, 0..kPlaceUnits
@@ -122,8 +123,9 @@ bool reaches(const std::vector<std::vector<int64_t>>& next, int64_t from, int64_
   return false;
 }
 
-// Appends to `kept` the edges that make no cycle, commoner ones first, then those that lead further
-// on in the rationales. Edges of one rank stand or fall together: no order of theirs is given.
+// Appends edges to `kept`, in the order of their rank, unless they close a cycle: first the more
+// common ones, then those that go further forward in the rationales. Edges of one rank are added
+// together, so that no arbitrary order matters: those of them that are in a cycle are all dropped.
 void cut_cycles(std::vector<Edge> edges, int64_t classes, std::vector<Edge>& kept) {
   std::sort(edges.begin(), edges.end(),
             [](const Edge& x, const Edge& y) { return x.rank() < y.rank(); });
@@ -140,7 +142,7 @@ void cut_cycles(std::vector<Edge> edges, int64_t classes, std::vector<Edge>& kep
   }
 }
 
-// Appends the classes and edges of problem p, given the classes of its steps as sets.
+// Appends the classes and edges of problem p; `sets` holds the classes of its steps.
 void add_problem(const Steps& s, int64_t p, Sets& sets, Graphs& graphs) {
   const int64_t first_class = graphs.class_offsets.back();
   const int64_t first = s.problem_offsets[p], end = s.problem_offsets[p + 1];

@@ -1,9 +1,9 @@
 // Assembles the consensus graphs of a batch of problems from plain arrays.
 //
-// A node is a reasoning step. Steps of different rationales of a problem match when each is the
-// other's best match, similar enough, and the order of steps is preserved; the connected components
-// are step classes. Classes are joined by edges "is followed by", made acyclic by leaving out the
-// rarer ones. What is found does not depend on the order in which rationales are given.
+// A node is a reasoning step. Two steps of different rationales match if each is the other's best
+// match, if they are similar enough, and if the matches keep the order of the steps. The connected
+// components are step classes. An edge between classes means "is followed by". Of the edges of a
+// cycle, the rarer ones are removed. The result does not depend on the order of the rationales.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace compact::graph {
 
-// The steps of P problems, R rationales, S steps. Offsets have one entry more than there are
-// owners.
+// The steps of P problems, R rationales, S steps. An offsets array has one entry more than there
+// are owners.
 struct Steps {
   std::span<const int64_t> problem_offsets;  // [P + 1] rationales of each problem
   std::span<const int64_t> step_offsets;     // [R + 1] steps of each rationale
@@ -35,8 +35,9 @@ struct Graphs {
   std::vector<int64_t> edge_count;     // [D] rationales in which the second follows the first
 };
 
-// Similarity in 0..1 of two steps. Where both hold mathematics: 1 if they share an equation, else
-// the Jaccard index of their numbers. Where neither does: the cosine of their states. Otherwise 0.
+// Similarity of two steps. If both have mathematics: 1 if they share an equation, else the Jaccard
+// index of their numbers. If neither has: the cosine of their states, or with width 0, 1 for equal
+// content and else 0. If only one has: 0.
 double similarity(const Steps& steps, int64_t a, int64_t b);
 
 Graphs assemble(const Steps& steps, double threshold);

@@ -1,5 +1,4 @@
-// out[rows[m]] += weight[group[m]] * unit[m]: each output row is summed by one task, in input
-// order.
+// out[rows[m]] += weight[group[m]] * unit[m]: one task sums each output row, in input order.
 #include <cstring>
 #include <numeric>
 #include <vector>
@@ -19,7 +18,7 @@ Tensor run(const Tensor& unit, const int64_t* row_of, const Tensor& weight, cons
   const Tensor units = in_compute_type<T>(unit), weights = in_compute_type<T>(weight);
   Tensor out = empty_of<T>(unit, {num_rows, width});
 
-  // Tokens sorted by the row that they read, stable.
+  // Tokens in a stable sort by the row that they read.
   std::vector<int64_t> start(num_rows + 1, 0), tokens(count);
   for (int64_t m = 0; m < count; ++m) ++start[row_of[m] + 1];
   std::partial_sum(start.begin(), start.end(), start.begin());

@@ -1,12 +1,11 @@
-// Weighted accumulation of unit gradients into hidden rows, without atomics: the items are sorted
-// by row.
+// Adds weighted unit gradients into hidden rows without atomics: the items are sorted by row.
 #include "kernels/cuda/accumulate_weighted.cuh"
 #include "ops/head.cuh"
 
 namespace compact::cuda {
 namespace {
 
-// rows in ascending order, and the item each comes from; equal rows keep the order of the items.
+// `rows` in ascending order, and the item of each entry; equal rows keep the order of the items.
 std::tuple<Tensor, Tensor> stable_sort(const Tensor& rows) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(rows), torch::stable::detail::from(std::optional<bool>(true)),

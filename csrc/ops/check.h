@@ -1,5 +1,5 @@
-// One checking vocabulary for every operator: argument name, what was expected, what was found.
-// Python raises first with the same words; these are the backstop for callers of torch.ops.compact.
+// Argument checks for all operators; a message names the argument, what was expected, what was
+// found. The Python functions check the same first; these are for callers of torch.ops.compact.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

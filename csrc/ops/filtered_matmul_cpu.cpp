@@ -1,5 +1,5 @@
 // grad @ weight for a gradient that is nearly all zeros: small entries are rounded at random, most
-// of them to 0, and zeros are not multiplied.
+// of them to 0, and zeros are skipped.
 #include <cstring>
 
 #include "ops/head.h"

@@ -1,5 +1,5 @@
-// The ragged table of gold answers on the CPU: sorted, so that a walk over the vocabulary meets
-// them in order.
+// The ragged table of gold answers on the CPU. Each answer is sorted by token id, because the
+// kernels go through the vocabulary in order.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace compact {
 
-// The answers of P problems, each sorted by token id. Empty where the caller asked for none.
+// The answers of P problems, each sorted by token id. Empty if the call has no gold answers.
 class GoldTable {
  public:
   GoldTable(const char* op, const OptionalTensor& ids, const OptionalTensor& offsets,
@@ -34,8 +34,8 @@ class GoldTable {
   int64_t begin(int64_t row) const { return offsets_[of(row)]; }
   int64_t end(int64_t row) const { return offsets_[of(row) + 1]; }
 
-  // Sum of the logits of those of the row's answer tokens that lie in first .. first + count, whose
-  // logits are z [count]; every token as often as the answer has it.
+  // Sum of z over the row's answer tokens in [first, first + count), where z [count] are the logits
+  // of these vocabulary entries. A token that is in the answer twice counts twice.
   template <class T>
   double sum_in(int64_t row, const T* z, int64_t first, int64_t count) const {
     const int64_t last = end(row);

@@ -1,5 +1,5 @@
-// The LM head's arguments as the CUDA operators see them, and the launches that operators borrow
-// from each other: each is defined beside the operator it is named after.
+// The LM head's arguments for the CUDA operators, and the kernel launches that several operators
+// use. Each launch is defined in the file of the operator of that name.
 #pragma once
 
 #include "kernels/cuda/head.cuh"
@@ -7,7 +7,7 @@
 
 namespace compact::cuda {
 
-// Gold answers of the rows, or nothing.
+// Gold answers of the rows, or none.
 struct GoldTensors {
   OptionalTensor ids, offsets, problem;
   GoldTensors(const char* op, const OptionalTensor& ids_, const OptionalTensor& offsets_,
@@ -42,7 +42,7 @@ struct HeadTensors {
   int64_t vocabulary() const { return weight.size(0); }
   int64_t width() const { return weight.size(1); }
 
-  // For a kernel that sees the columns from `first` on.
+  // The logit shape for a kernel that gets the columns from `first` on.
   template <typename A>
   Head<A> on_device(int64_t first = 0) const {
     return {bias ? data<A>(*bias) + first : nullptr, static_cast<A>(scale),
@@ -62,23 +62,22 @@ struct StatsTensors {
         gold_logp(new_empty(like, {gold ? rows : 0}, compute_type(like))) {}
 };
 
-// What the row kernel does with a block of logits beside its statistics.
+// What the row kernel does with a block of logits besides its statistics.
 struct RowOptions {
   bool overwrite = true;
   OptionalTensor weight;  // [rows of the block], in the compute type
   OptionalTensor stash;   // [all rows, vocabulary], bfloat16
 };
 
-// The row kernel on `logits` [rows, V], which are rows `begin` and so on of all. `target` and the
-// gold table are of all rows; bias, scale and softcap come from `head`, whose tensors are not read
-// otherwise.
+// Runs the row kernel on `logits` [rows, V], which are the rows from `begin` on. `target` and the
+// gold table are for all rows. Of `head` it uses only bias, scale and softcap.
 void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, const Tensor& target,
                         const GoldTensors& gold, const OptionalTensor& bias, double softcap,
                         double scale, int64_t ignore_index, const RowOptions& options,
                         const StatsTensors& out);
 
-// out [V] = factor * the sum of the rows of matrix [M, V]; with weights [M] (in the compute type),
-// out += factor * the sum of weight[m] * matrix[m].
+// out [V] = factor * sum of the rows of matrix [M, V]. With weights [M] (in the compute type),
+// out += factor * sum of weight[m] * matrix[m].
 void sum_columns(const char* op, const Tensor& out, const Tensor& matrix, double factor,
                  const OptionalTensor& add_weighted = std::nullopt);
 

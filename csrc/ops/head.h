@@ -1,6 +1,6 @@
-// What the CPU operators share: the LM head's arguments in the compute type, single-threaded
-// products on raw blocks, and the fixed grid of tasks that keeps results independent of the
-// threads.
+// Shared code of the CPU operators: the LM head's arguments in the compute type, single-threaded
+// products on raw blocks, and the fixed grid of tasks, which makes results independent of the
+// number of threads.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -29,7 +29,7 @@ using OptionalTensor = std::optional<Tensor>;
 template <class T>
 constexpr ScalarType kTypeOf = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
-// The dtype that is computed in: float64 for float64 hidden states, else float32.
+// The dtype of the arithmetic: float64 for float64 hidden states, else float32.
 inline bool computes_in_double(const Tensor& hidden) {
   return hidden.scalar_type() == ScalarType::Double;
 }
@@ -44,7 +44,7 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-// `t` as a contiguous tensor of the compute type; itself where it already is one.
+// `t` as a contiguous tensor of the compute type; `t` itself if it already is one.
 template <class T>
 Tensor in_compute_type(const Tensor& t) {
   return torch::stable::contiguous(torch::stable::to(t, kTypeOf<T>));
@@ -61,8 +61,8 @@ Tensor gather_rows(const Tensor& source, const Tensor& index) {
   return in_compute_type<T>(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
-// A view of raw memory as a matrix with the given strides. Views made here never require a
-// gradient, which matters: worker threads do not inherit the caller's no-grad state.
+// A view of raw memory as a matrix with the given strides. These views never require a gradient.
+// That matters, because worker threads do not inherit the caller's no-grad state.
 inline Tensor strided(const void* data, ScalarType type, int64_t rows, int64_t columns,
                       int64_t row_stride, int64_t column_stride) {
   return torch::stable::from_blob(const_cast<void*>(data), {rows, columns},
@@ -81,8 +81,8 @@ Tensor transposed(const T* data, int64_t rows, int64_t columns) {
   return strided(data, kTypeOf<T>, columns, rows, 1, columns);
 }
 
-// out = a @ b, and out = alpha * a @ b (+ out, where it keeps what it holds). Inside a parallel
-// region torch's products run on the calling thread.
+// out = a @ b, and out = alpha * a @ b (+ out if `keep`). Inside a parallel region torch's products
+// run on the calling thread.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
@@ -93,8 +93,9 @@ inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bo
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), keep ? 1.0 : 0.0, alpha));
 }
 
-// Memory of one task, on cache lines of its own: where an array begins in a line may change how a
-// library's product rounds, and where the allocator puts it depends on what other tasks hold.
+// Memory of one task, aligned to cache lines. The offset of an array within a cache line may change
+// the rounding of a library's product, and without alignment it would depend on the memory of other
+// tasks.
 constexpr std::align_val_t kLine{64};
 
 template <class T>
@@ -110,9 +111,9 @@ Scratch<T> scratch(int64_t count) {
   return Scratch<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
 }
 
-// Runs task(0) .. task(count - 1), each on whichever thread is free next. Always as a parallel
-// region, also for one task: a product outside of one would use several threads and could round
-// differently. What a task throws is thrown here: torch's interface would lose its words.
+// Runs task(0) .. task(count - 1), each on the next free thread. Always as a parallel region, also
+// for one task: a product outside a parallel region would use several threads and could round
+// differently. Rethrows the first exception of a task; torch's interface would lose its message.
 template <class Task>
 void run_tasks(int64_t count, const Task& task) {
   std::atomic<int64_t> next{0};
@@ -130,24 +131,25 @@ void run_tasks(int64_t count, const Task& task) {
   if (failure != nullptr) std::rethrow_exception(failure);
 }
 
-// The stash holds one reference for each row and block of this many entries (csrc/library.cpp).
+// The stash has one reference per row and block of this many entries (csrc/library.cpp).
 constexpr int64_t kStashBlock = 256;
 
-// The vocabulary is walked in blocks of this many entries: a block of weights [256, H] and the
-// logits of a tile of rows against it stay in the second-level cache.
+// The vocabulary is processed in blocks of this many entries: a block of weights [256, H] and the
+// logits of a tile of rows for it fit into the second-level cache.
 constexpr int64_t kBlock = 256;
 
-// What the system says of a cache, or `otherwise` where it says nothing (some containers and
-// virtual machines).
+// The size of a cache, or `otherwise` if the system does not report it (some containers and virtual
+// machines).
 inline int64_t cache_bytes(int which, int64_t otherwise) {
   const long found = sysconf(which);
   return found > 0 ? found : otherwise;
 }
 
-// A walk takes this many rows at a time: their logits against a block fill a quarter of the
-// second-level cache (256 rows of float32 where it has 1 MB), beside the block of weights. It
-// depends on the machine and never on the threads, so the last bits of a sum may differ between
-// machines (as they do between instruction sets) and never between runs on one.
+// Rows are processed in tiles of this many: the logits of a tile for one block of the vocabulary
+// fill a quarter of the second-level cache (256 rows of float32 for 1 MB), next to the block of
+// weights. The number depends on the machine but not on the threads. So the last bits of a sum may
+// differ between machines, as they do between instruction sets, but not between runs on one
+// machine.
 template <class T>
 int64_t tile_rows() {
   static const int64_t fitting =
@@ -155,12 +157,12 @@ int64_t tile_rows() {
   return std::clamp<int64_t>(fitting / 32 * 32, 64, 512);
 }
 
-// About how many tasks a walk is cut into: enough for sixteen threads.
+// The work is split into about this many tasks: enough for sixteen threads.
 constexpr int64_t kTasks = 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tiles of rows x slices of the vocabulary, a task each. The grid depends on the shapes alone.
+// Tiles of rows x slices of the vocabulary; each pair is a task. The grid depends only on shapes.
 struct Grid {
   int64_t rows, vocabulary, tile_rows, tiles, slices;
 
@@ -181,7 +183,7 @@ struct Grid {
   int64_t slice_end(int64_t slice) const { return slice_begin(slice + 1); }
 };
 
-// The head in the compute type. Weights of another dtype are converted a block at a time.
+// The head in the compute type. Weights of another dtype are converted block by block.
 template <class T>
 struct Head {
   Tensor weight;        // [V, H], contiguous, any dtype
@@ -200,8 +202,8 @@ struct Head {
 
   bool converts() const { return weight.scalar_type() != kTypeOf<T>; }
 
-  // Rows first .. first + count of the weight; `buffer` [count, H] is used where they must be
-  // converted, and may be null where not.
+  // Rows first .. first + count of the weight. If they must be converted, they are stored in
+  // `buffer` [count, H]; otherwise it may be null.
   const T* block(int64_t first, int64_t count, T* buffer) const {
     const auto* bytes =
         static_cast<const char*>(weight.data_ptr()) + first * width * weight.element_size();
@@ -212,8 +214,9 @@ struct Head {
   }
 };
 
-// Where linear_token_stats_fused leaves e [rows, block] of a tile of rows from row_begin on and the
-// block of the vocabulary from `first` on: contiguous, so that products run on it as it lies.
+// The place where linear_token_stats_fused stores e [rows, block] for the tile of rows from
+// row_begin on and the block of the vocabulary from `first` on. It is contiguous, so that products
+// need no copy.
 template <class T>
 T* fused_block(T* blocks, int64_t vocabulary, int64_t row_begin, int64_t rows, int64_t first) {
   return blocks + row_begin * vocabulary + rows * first;
@@ -230,7 +233,7 @@ inline void check_blocks(const char* op, const Tensor& blocks, int64_t count, in
                   blocks.size(0));
 }
 
-// Backstop of the Python checks, shared by every operator that takes a head.
+// Repeats the Python checks; shared by every operator that takes a head.
 inline void check_head(const char* op, const Tensor& hidden, const Tensor& weight,
                        const OptionalTensor& bias) {
   check_dim(op, "hidden", hidden, 2);
@@ -240,8 +243,8 @@ inline void check_head(const char* op, const Tensor& hidden, const Tensor& weigh
   if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
 }
 
-// An int64 index vector of the given length, contiguous, with every entry in [0, high) or equal to
-// `also`.
+// Checks an int64 index vector: its length, and that every entry is in [0, high) or equal to
+// `also`. Returns it as contiguous.
 inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
                             int64_t high, std::optional<int64_t> also = std::nullopt) {
   check_dim(op, name, index, 1);

@@ -1,9 +1,9 @@
-// What the CUDA operators share on the host's side: launch on the caller's stream, choice of the
-// kernel by dtype, products and gathers through torch's dispatcher.
+// Shared host code of the CUDA operators: launches on the caller's stream, choice of the kernel by
+// dtype, products and gathers through torch's dispatcher.
 //
-// Compiled by nvcc these register for CUDA under `compact`. Compiled as plain C++ (CMake's
-// COMPACT_SIMT) the same operators run their kernels in the host harness of tests/simt and register
-// for CPU tensors under `compact_simt`.
+// nvcc compiles the operators for CUDA, registered under `compact`. A C++ compiler (CMake's
+// COMPACT_SIMT) compiles the same operators for the host harness of tests/simt, registered for CPU
+// tensors under `compact_simt`.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -24,7 +24,7 @@
 
 #define COMPACT_DEVICE_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(compact, CUDA, m)
 
-// Weak, so that the library also loads into a torch without CUDA, where it is never called.
+// Weak, so that the library also loads into a torch without CUDA, which never calls it.
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #else
@@ -50,7 +50,7 @@ class DeviceGuard {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// Bytes of shared memory a block may ask for; a kernel's own arrays come on top.
+// Bytes of dynamic shared memory that a block may use; a kernel's own arrays are not included.
 inline int64_t shared_bytes(const Tensor& on) {
   int bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
@@ -85,8 +85,8 @@ struct DeviceGuard {
   explicit DeviceGuard(const Tensor&) {}
 };
 
-// Small, so that tests of ordinary size stage a part of a row only and need several blocks of
-// logits.
+// Small, so that in tests of ordinary size only a part of a row is staged and the logits need
+// several blocks.
 inline int64_t shared_bytes(const Tensor&) { return 1 << 10; }
 inline constexpr int64_t kBlockBytes = 32 << 10;
 
@@ -145,8 +145,8 @@ inline bool rows_aligned(const Tensor& t, int64_t width) {
          width * static_cast<int64_t>(t.element_size()) % 16 == 0;
 }
 
-// Threads for a row of `items` pieces of work: whole warps, about `share` pieces each, at most
-// `most`.
+// Number of threads for a row of `items` pieces of work: whole warps, about `share` pieces per
+// thread, at most `most` threads.
 inline int64_t threads_for(int64_t items, int64_t share, int64_t most) {
   return std::clamp<int64_t>(ceil_div(items, share * simt::kWarp) * simt::kWarp, simt::kWarp, most);
 }
@@ -158,7 +158,8 @@ Tensor call_torch(const char* name, const char* overload, std::array<StableIValu
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The same data without a gradient's history: products into a given tensor refuse tensors with one.
+// The same data, detached: torch's products with an output argument reject tensors that require a
+// gradient.
 inline Tensor detached(const Tensor& t) {
   return call_torch<1>("aten::detach", "", {torch::stable::detail::from(t)});
 }
@@ -171,8 +172,8 @@ inline OptionalTensor contiguous_as(const OptionalTensor& t, ScalarType type) {
   return contiguous_as(*t, type);
 }
 
-// An index vector of `length` entries, as the kernels read it. Its values are not looked at: that
-// would wait for the device. The kernels answer an index out of range with NaN.
+// Checks an index vector of `length` entries. It does not check the values, because that would wait
+// for the device. For an index out of range the kernels return NaN.
 inline Tensor index_vector(const char* op, const char* name, const Tensor& t, int64_t length) {
   check_dim(op, name, t, 1);
   check_size(op, name, t, 0, length);
@@ -187,7 +188,7 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
                  torch::stable::detail::from(out)});
 }
 
-// out = a @ b, where out may be of a wider dtype than the product.
+// out = a @ b; out may have a wider dtype than a and b.
 inline void multiply_to(Tensor out, const Tensor& a, const Tensor& b) {
   if (out.scalar_type() == a.scalar_type()) return multiply(out, a, b);
   Tensor product = torch::stable::new_empty(a, {a.size(0), b.size(1)});
@@ -213,8 +214,8 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
   return torch::stable::new_empty(like, sizes, type);
 }
 
-// Rows of a block of logits [rows, width] within the memory for it: as many as are needed, whole
-// 128s where not all of them fit.
+// Number of rows of a block of logits [rows, width] that fit into the memory for it: all rows if
+// they fit, else a multiple of 128.
 inline int64_t rows_of_block(int64_t rows, int64_t width, const Tensor& like) {
   const int64_t fit = kBlockBytes / std::max<int64_t>(width * like.element_size(), 1);
   if (rows <= fit) return std::max<int64_t>(rows, 1);

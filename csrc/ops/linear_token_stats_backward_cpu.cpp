@@ -1,8 +1,9 @@
-// Gradients of the LM head under an upstream vector: from the stash, or from logits computed again.
+// Gradients of the LM head for an upstream gradient: from the stash, or from logits that are
+// computed again.
 //
-// Rows are taken in chunks; within a chunk a task is a slice of the vocabulary, so that each block
-// of dW = G^T @ hidden has one writer. dH = G @ W is summed per slice and then over the slices in
-// order.
+// Rows are processed in chunks. Within a chunk a task is a slice of the vocabulary, so only one
+// task writes each block of dW = G^T @ hidden. dH = G @ W is summed per slice, and then over the
+// slices in order.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -91,7 +92,7 @@ struct Backward {
 
   T upstream(int64_t m) const { return target[m] == ignore_index ? T(0) : grad[m]; }
 
-  // One row of a block: logits (or nothing, with a stash) in, upstream * d nll / d x out.
+  // One row of a block: replaces logits (or, with a stash, any content) by upstream * d nll / d x.
   void fill_row(T* row, int64_t m, int64_t first, int64_t count) {
     const T factor = upstream(m);
     const int64_t wanted = target[m] - first;
@@ -102,7 +103,7 @@ struct Backward {
       const int64_t blocks = ceil_div(head.vocabulary, kStashBlock);
       const T moved = shift ? std::exp(shift[m * blocks + first / kStashBlock] - lse[m]) : T(1);
       from_bfloat16(stash + m * head.vocabulary + first, count, factor * moved, row);
-      // p - 1 at the target from nll, exact also where p is nearly 1.
+      // p - 1 at the target is computed from nll, which is exact also if p is close to 1.
       if (here)
         row[wanted] = factor * std::expm1(-nll[m]) * softcap_slope(lse[m] - nll[m], head.shape);
     } else {

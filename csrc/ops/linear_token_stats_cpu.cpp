@@ -1,10 +1,10 @@
-// Statistics of the LM head and the unit gradient of every token, in one walk over the vocabulary.
+// Statistics of the LM head and the unit gradient of every token, in one pass over the vocabulary.
 //
-// A task is a tile of rows against a slice of the vocabulary, block by block (as flash attention
-// walks keys): logits of the block, statistics, e = exp(z - reference) in place, and at once the
-// second product dH += e @ W_block, while block and weights are in cache. The slices' sums are
-// merged at the end: unit = logit_scale * (dH / sum - slope_target * W[target]).
-// linear_token_stats_fused is the same walk, with the blocks of e left in the caller's memory.
+// A task processes a tile of rows and a slice of the vocabulary, block by block, as flash attention
+// processes keys. For each block it computes the logits, the statistics, e = exp(z - reference) in
+// place, and the second product dH += e @ W_block while block and weights are in cache. At the end
+// the sums of the slices are merged: unit = logit_scale * (dH / sum - slope_target * W[target]).
+// linear_token_stats_fused does the same and stores the blocks of e in the caller's memory.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -90,8 +90,8 @@ struct Sweep {
     }
   }
 
-  // e below this has a probability below filter_eps: what the row has seen, and its target, bound
-  // the sum of its exponentials from below.
+  // An entry e below this has a probability below filter_eps. The sum of the row's exponentials is
+  // at least the sum so far, and at least the target's exponential.
   T threshold(int64_t m, int64_t slice) {
     const RowState<T>& state = states[slice * grid.rows + m];
     const double known = std::exp(static_cast<double>(seed[m]) - state.reference);
@@ -114,7 +114,7 @@ struct Sweep {
     });
   }
 
-  // One row of a block: logits in, e out.
+  // One row of a block: replaces the logits by e.
   void read_row(T* row, int64_t m, int64_t slice, int64_t first, int64_t count, T* sums) {
     RowState<T>& state = states[slice * grid.rows + m];
     const T peak = finish_logits(row, count, first, head.shape);
@@ -134,10 +134,10 @@ struct Sweep {
   }
 };
 
-// a - b, and 0 where both are -inf (a row of nothing but -inf).
+// a - b, or 0 if both are -inf (all logits of the row are -inf).
 inline double distance(double a, double b) { return a == b ? 0.0 : a - b; }
 
-// The states of the slices of one row as one.
+// Merges the states of the slices of one row.
 template <class T>
 RowState<T> merge(const Sweep<T>& sweep, int64_t m) {
   RowState<T> total = sweep.states[m];
@@ -211,7 +211,7 @@ NineTensors run(const Tensor& hidden, const Tensor& weight, const Tensor& target
       data<T>(lse)[m] = static_cast<T>(log_sum);
       data<T>(entropy)[m] = static_cast<T>(std::log(total.sum) - total.weighted / total.sum);
       data<T>(nll)[m] = live ? static_cast<T>(log_sum - sweep.target_logit[m]) : T(0);
-      // A NaN is not in the peak, but in the sum.
+      // If a logit is NaN, the peak does not show it, but the sum does.
       data<bool>(correct)[m] =
           live && sweep.target_logit[m] >= total.peak && !std::isnan(total.sum);
       if (gold) {

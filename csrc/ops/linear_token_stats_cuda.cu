@@ -1,6 +1,6 @@
-// Statistics of the LM head and the unit gradient of every token, block of rows by block of rows:
-// logits by one product, the row kernel on them while they are young, the gradient of the hidden
-// states by a second.
+// Statistics of the LM head and the unit gradient of every token, one block of rows at a time: one
+// product gives the logits, the row kernel runs on them while they are in cache, and a second
+// product gives the gradient of the hidden states.
 #include "kernels/cuda/head_gradient.cuh"
 #include "ops/head.cuh"
 
@@ -42,7 +42,7 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
   Tensor unit = new_empty(hidden, {keep == kNothing ? 0 : count, head.width()}, compute);
   Tensor stash = new_empty(hidden, {keep == kUnitAndStash ? count : 0, head.vocabulary()},
                            ScalarType::BFloat16);
-  // Width 0: the stash holds final values.
+  // Width 0: the stash has final values.
   Tensor stash_shift = new_empty(hidden, {keep == kUnitAndStash ? count : 0, 0}, ScalarType::Float);
 
   RowOptions options;
@@ -70,15 +70,16 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
           out.gold_logp, unit,    stash,       stash_shift};
 }
 
-// What the backward needs of each token.
+// The inputs of the backward for each token.
 struct TokenTensors {
   Tensor upstream, target, nll, lse;
   OptionalTensor rows;
   int64_t ignore_index;
 };
 
-// buffer [size, cols] becomes the gradient with respect to raw logits of tokens `begin` on and
-// vocabulary entries `first` on: from the stash, or from the raw logits in it.
+// Fills buffer [size, cols] with the gradient with respect to the raw logits of the tokens from
+// `begin` on and the vocabulary entries from `first` on: from the stash, or from the raw logits
+// that the buffer holds.
 void gradient_of_block(const HeadTensors& head, const TokenTensors& tokens, const Tensor& buffer,
                        int64_t begin, int64_t first, const OptionalTensor& stash) {
   for_dtype(kBackward, "hidden", buffer, [&](auto tag) {
@@ -103,7 +104,7 @@ void gradient_of_block(const HeadTensors& head, const TokenTensors& tokens, cons
   });
 }
 
-// [count, H]: the gradient of the hidden row of each token, by blocks of tokens.
+// [count, H]: the gradient of the hidden row of each token, computed by blocks of tokens.
 Tensor token_gradients(const HeadTensors& head, const TokenTensors& tokens,
                        const OptionalTensor& stash, double filter_eps) {
   const int64_t count = tokens.target.size(0);
@@ -126,8 +127,8 @@ Tensor token_gradients(const HeadTensors& head, const TokenTensors& tokens,
   return out;
 }
 
-// Gradients of weight and bias by blocks of the vocabulary, each of which sees all tokens: a sum
-// over tokens is one product, rounded once.
+// Gradients of weight and bias, computed by blocks of the vocabulary. A block has all tokens, so
+// the sum over tokens is one product and is rounded once.
 void head_gradients(const HeadTensors& head, const TokenTensors& tokens,
                     const OptionalTensor& stash, const OptionalTensor& d_weight,
                     const OptionalTensor& d_bias) {

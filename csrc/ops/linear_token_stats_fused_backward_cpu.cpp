@@ -1,7 +1,7 @@
-// The gradient of the head from the blocks of e that linear_token_stats_fused left:
-// dW += logit_scale * e^T @ (s * hidden), s = grad * exp(shift - lse). Scaling the rows of hidden
-// instead of those of e leaves the blocks as they lie. A task is a slice of the vocabulary, so each
-// row of dW has one writer.
+// The gradient of the head from the blocks of e that linear_token_stats_fused stored:
+// dW += logit_scale * e^T @ (s * hidden), s = grad * exp(shift - lse). It scales the rows of hidden
+// instead of those of e, so the blocks need no change. A task is a slice of the vocabulary, so only
+// one task writes each row of dW.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -35,7 +35,7 @@ struct FusedBackward {
     });
   }
 
-  // s of row m, but for the block's own reference.
+  // The factor grad of row m in s; 0 for an ignored token.
   T upstream(int64_t m) const { return target[m] == ignore_index ? T(0) : grad[m]; }
 
   void walk(int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
@@ -50,13 +50,13 @@ struct FusedBackward {
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t m = row_begin + i;
         const T reference = shift[m * references + first / kStashBlock];
-        if (known[i] != reference) {  // the reference of a row hardly ever moves
+        if (known[i] != reference) {  // the reference of a row rarely changes
           known[i] = reference;
           scale[i] = upstream(m) == T(0) ? T(0) : upstream(m) * std::exp(reference - lse[m]);
           std::memset(scaled.get() + i * width, 0, width * sizeof(T));
           add_scaled_row(scaled.get() + i * width, hidden + m * width, width, scale[i]);
         }
-        // A token of weight 0 adds nothing, whatever its logits were; the target follows below.
+        // A token with weight 0 adds nothing, with any logits. The target's entry is set below.
         if (upstream(m) == T(0)) std::memset(e + i * count, 0, count * sizeof(T));
         if (target[m] >= first && target[m] < first + count) e[i * count + target[m] - first] = 0;
         if (d_bias) add_scaled_row(d_bias + first, e + i * count, count, scale[i]);
@@ -71,7 +71,7 @@ struct FusedBackward {
     }
   }
 
-  // p - 1 at the target from nll, exact also where p is nearly 1.
+  // p - 1 at the target is computed from nll, which is exact also if p is close to 1.
   void add_target(int64_t m) {
     if (upstream(m) == T(0)) return;
     const T slope = softcap_slope(lse[m] - nll[m], shape);

@@ -1,6 +1,6 @@
-// The mode "fused-weights" for one chunk of rows: the row kernel leaves the chunk's unit gradients
-// in `blocks`, and the second half, when the weights are known, is one product with the weighed
-// hidden states. The blocks are final as they stand, so `shift` has width 0.
+// The mode "fused-weights" for one chunk of rows. The row kernel stores the chunk's unit gradients
+// in `blocks`. When the token weights are known, the second half is one product with the weighted
+// hidden states. The blocks need no further factor, so `shift` has width 0.
 #include "kernels/cuda/head_gradient.cuh"
 #include "ops/head.cuh"
 
@@ -61,7 +61,7 @@ void linear_token_stats_fused_backward(Tensor d_weight, Tensor d_bias, Tensor bl
                                        Tensor hidden, Tensor target, Tensor nll, Tensor lse,
                                        Tensor shift, double softcap, double logit_scale,
                                        int64_t ignore_index) {
-  // The blocks hold all that these are good for.
+  // Not needed: the blocks are final.
   (void)target, (void)nll, (void)lse, (void)shift, (void)softcap, (void)ignore_index;
   const DeviceGuard guard(hidden);
   const ScalarType compute = compute_type(hidden);

@@ -1,5 +1,5 @@
-// Pairs of rows grouped into tiles in which every row occurs once: its logits are computed once,
-// however many pairs it is in.
+// Groups pairs of rows into tiles. A row is in one tile only, so its logits are computed once, even
+// if it is in many pairs.
 #pragma once
 
 #include <numeric>
@@ -14,14 +14,14 @@ struct Pair {
   int64_t left, right;  // positions in the tile's rows
 };
 
-// Whole connected components of the graph of pairs, so that a row is in exactly one tile.
+// A tile has whole connected components of the graph of pairs, so a row is in exactly one tile.
 struct PairTile {
   std::vector<int64_t> rows;  // rows of the hidden states
   std::vector<Pair> pairs;
 };
 
-// Packs components, in order of their first pair, into tiles of up to `tile_rows` rows (a larger
-// component is a tile of its own).
+// Puts components, in order of their first pair, into tiles of up to `tile_rows` rows. A larger
+// component is a tile of its own.
 inline std::vector<PairTile> tile_pairs(const int64_t* left, const int64_t* right, int64_t count,
                                         int64_t num_rows, int64_t tile_rows) {
   std::vector<int64_t> parent(num_rows);

@@ -1,5 +1,5 @@
-// Gradients of the symmetric KL of pairs of rows: logits computed again, block by block; the
-// gradients of all pairs of a row are added up in the block before its one product.
+// Gradients of the symmetric KL of pairs of rows. The logits are computed again, block by block.
+// The gradients of all pairs of a row are added up in the block, so one product is enough.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -19,7 +19,7 @@ struct Backward {
   const double logit_scale;
   T *d_hidden, *d_weight, *d_bias;  // [N, H], [V, H], [V]; nullptr where not needed
 
-  // `sums` [rows, H] receives the slice's part of d_hidden / logit_scale. Every block of d_weight
+  // Writes the slice's part of d_hidden / logit_scale to `sums` [rows, H]. Every block of d_weight
   // and d_bias belongs to one slice.
   void walk(const PairTile& tile, const Tensor& hidden, int64_t begin, int64_t end, T* sums) const {
     const auto rows = static_cast<int64_t>(tile.rows.size());

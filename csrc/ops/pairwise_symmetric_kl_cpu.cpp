@@ -1,8 +1,8 @@
-// KL(p || q) and KL(q || p) of pairs of rows, streamed over the vocabulary.
+// KL(p || q) and KL(q || p) of pairs of rows, block by block over the vocabulary.
 //
 // With u = z - reference, KL(p || q) = sum p (u_p - u_q) - (log S_p - log S_q), S = sum exp(u).
-// Taking the difference relative to the two references keeps it small where p and q are close, so
-// nothing cancels. A row's logits and exponentials are computed once for all of its pairs.
+// Relative to the references, the differences are small if p and q are close, so no digits cancel.
+// A row's logits and exponentials are computed once for all of its pairs.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -20,21 +20,21 @@ struct PairState {
   double left = 0.0, right = 0.0;
 };
 
-// -inf, the reference of a row that has seen no finite logit, stands for 0 in every difference.
+// A row without a finite logit so far has the reference -inf, which counts as 0 in differences.
 template <class T>
 double finite(T reference) {
   return reference == -std::numeric_limits<T>::infinity() ? 0.0 : static_cast<double>(reference);
 }
 
-// What a slice of the vocabulary says of the rows and pairs of a tile.
+// The sums of one slice of the vocabulary for the rows and pairs of a tile.
 template <class T>
 struct Slice {
   std::vector<RowState<T>> rows;
   std::vector<PairState> pairs;
 };
 
-// Moves the sums of a pair from the references in `from` to those in `to`; the rows' sums are those
-// relative to `from`.
+// Converts the sums of a pair from the references in `from` to those in `to`. The sums of the rows
+// are relative to `from`.
 template <class T>
 void move_pair(PairState* state, const RowState<T>& from_p, const RowState<T>& from_q,
                const RowState<T>& to_p, const RowState<T>& to_q) {
@@ -57,7 +57,7 @@ void walk(const Head<T>& head, const PairTile& tile, const Tensor& hidden, int64
   slice->pairs.assign(tile.pairs.size(), {});
   auto logits = scratch<T>(rows * kBlock), weights_e = scratch<T>(rows * kBlock);
   auto buffer = scratch<T>(head.converts() ? kBlock * head.width : 0);
-  // The statistics are those of the plain softmax: no derivative of the softcap in e.
+  // e must be the plain exponential, without the derivative of the softcap.
   const LogitShape<T> plain{T(1), T(0), nullptr};
   std::vector<RowState<T>> before;
   for (int64_t first = begin; first < end; first += kBlock) {
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& hidden, const Tenso
     run_tasks(grid.slices, [&](int64_t s) {
       walk(head, tile, read, grid.slice_begin(s), grid.slice_end(s), &slices[s]);
     });
-    // All slices relative to the largest reference of each row.
+    // Convert all slices to the largest reference of each row.
     std::vector<RowState<T>> total = slices[0].rows;
     for (int64_t i = 0; i < rows; ++i) {
       total[i].sum = 0.0;

@@ -1,6 +1,6 @@
-// Symmetric Kullback-Leibler divergence of pairs of hidden rows, block of pairs by block of pairs,
-// and its gradients: those of hidden rows by blocks of pairs, those of the head by blocks of the
-// vocabulary.
+// Symmetric Kullback-Leibler divergence of pairs of hidden rows and its gradients. The divergence
+// and the gradients of hidden rows are computed by blocks of pairs, the gradients of the head by
+// blocks of the vocabulary.
 #include "kernels/cuda/pairwise_symmetric_kl.cuh"
 #include "ops/head.cuh"
 
@@ -16,8 +16,8 @@ struct PairTensors {
   OptionalTensor upstream;
 };
 
-// A block of logits: the left rows of `pairs` pairs, then their right rows, against the vocabulary
-// entries from `first` on. Runs one of the two kernels on it.
+// Runs one of the two kernels on a block of logits: the left rows of `pairs` pairs, then their
+// right rows, for the vocabulary entries from `first` on.
 template <template <typename> class Kernel>
 void run_pairs(const char* op, const HeadTensors& head, const Tensor& logits, int64_t begin,
                int64_t first, const PairTensors& tensors, double out_scale) {
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
 
   Tensor d_hidden = new_empty(hidden, {0, head.width()}, compute);
   if (need_hidden) {
-    // Of all left rows, then of all right rows; then added up where pairs share a row.
+    // Gradients of all left rows, then of all right rows; then rows that pairs share are added up.
     Tensor of_pairs = new_empty(hidden, {2 * count, head.width()}, compute);
     const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
     const int64_t step = rows_of_block(count, 2 * vocabulary, head.hidden);

@@ -1,5 +1,5 @@
-// Teacher weights: z-scores within each problem, their weighted sum, a softmax. A few numbers a
-// problem, so plain float64 loops.
+// Teacher weights: z-scores within each problem, their weighted sum, a softmax. There are only a
+// few numbers per problem, so these are plain float64 loops.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -47,8 +47,8 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
       const double prior = data<const double>(priors)[s];
       const double scale =
           eps > 0.0 ? std::sqrt(variance) + eps : std::sqrt(variance + prior * prior);
-      // Scores that are all equal say nothing, also when no prior keeps the scale from 0. Written
-      // so that a NaN goes on to the weights, where the caller sees it.
+      // If all scores are equal, z is 0, also when the scale is 0. The comparison is written so
+      // that a NaN reaches the weights, where the caller can see it.
       if (scale == 0.0) continue;
       const double weight = data<const double>(betas)[s];
       for (int64_t k = 0; k < count; ++k) utility[k] += weight * (score[k] - mean) / scale;

@@ -1,4 +1,4 @@
-// The row kernel on logits that exist: statistics in one sweep, the gradient in place in a second.
+// The row kernel on given logits: one pass for the statistics, one for the gradient, in place.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kOp = "row_stats_";
 constexpr int64_t kRowsPerTask = 4;
 
-// A row is read in pieces that fill half of the first-level cache: 4,096 float32 of 32 KB.
+// A row is read in pieces of half the first-level cache: 4,096 float32 for a cache of 32 KB.
 template <class T>
 int64_t piece_entries() {
   static const int64_t fitting =
@@ -20,7 +20,7 @@ int64_t piece_entries() {
   return std::clamp<int64_t>(fitting / 64 * 64, 1024, 16384);
 }
 
-// Pieces of the rows of a logits tensor, to and from the compute type.
+// Reads and writes pieces of rows of a logits tensor, converted to and from the compute type.
 template <class T>
 struct Rows {
   char* bytes;
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run(
       data<T>(lse)[r] = static_cast<T>(log_sum);
       data<T>(entropy)[r] = static_cast<T>(std::log(state.sum) - state.weighted / state.sum);
       data<T>(nll)[r] = live ? static_cast<T>(log_sum - target_logit) : T(0);
-      // A NaN is not in the peak, but in the sum.
+      // If a logit is NaN, the peak does not show it, but the sum does.
       data<bool>(correct)[r] = live && target_logit >= state.peak && !std::isnan(state.sum);
       if (gold) {
         const double mean = gold_sum / static_cast<double>(gold.end(r) - gold.begin(r));

@@ -1,4 +1,4 @@
-// The row kernel on logits one already has, and its launch for linear_token_stats.
+// The row kernel on given logits, and its launch for linear_token_stats.
 #include "kernels/cuda/row_stats.cuh"
 #include "ops/head.cuh"
 
@@ -37,8 +37,8 @@ void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, con
     if (options.stash) args.stash = data<simt::bfloat16>(options.stash) + begin * cols;
     args.overwrite = options.overwrite;
     const int64_t packs = ceil_div(cols, simt::Pack<T>::kSize);
-    // A row that fills a whole block's threads is worth keeping; a short one stays in the caches
-    // anyway.
+    // Keep a row in shared memory only if it is long enough for all threads of the block. A short
+    // row stays in the caches anyway.
     const int64_t threads = threads_for(packs, 4, kRowThreads);
     if (args.overwrite && packs >= 4 * simt::kWarp)
       args.staged = std::min(packs, shared_bytes(logits) / 16);

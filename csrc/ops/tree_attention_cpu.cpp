@@ -1,10 +1,11 @@
-// Attention in trees: a part of a row sees itself, causally, and the whole of its prefix.
+// Attention for the tree layout: a token sees the prefix of its part, and the part causally.
 //
-// A task is a part and a head of keys, with all query heads that share it: their queries are rows
-// of one matrix, which meets the part's keys [prefix; own] block of tokens by block of tokens. The
-// backward computes the probabilities again from the log-sum-exps. What a task finds for its prefix
-// it keeps to itself; those sums are added at the end, part after part. A query's products with the
-// keys are treated as the head treats a row of logits, by the same kernels.
+// A task is one part and one key head, with all query heads that share it. Their queries are the
+// rows of one matrix, which is multiplied by the part's keys [prefix; own], one block of query
+// tokens at a time. The backward computes the probabilities again from the log-sum-exps. A task
+// stores its gradients for the prefix separately; at the end these are added in the order of the
+// parts. The products of a query with the keys are processed by the same kernels as a row of
+// logits.
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -16,7 +17,7 @@ namespace compact {
 namespace {
 
 constexpr const char* kOp = "tree_attention";
-constexpr int64_t kTokens = 64;  // of queries at a time
+constexpr int64_t kTokens = 64;  // query tokens per block
 
 struct Part {
   int64_t row, begin, end, prefix_begin, prefix_end;
@@ -62,17 +63,17 @@ struct Attention {
   const std::vector<Part>& parts;
   const T *query, *key, *value;  // [B, L, heads or key heads, D]
 
-  int64_t shared() const { return heads / key_heads; }  // query heads a key head
+  int64_t shared() const { return heads / key_heads; }  // query heads per key head
   LogitShape<T> shape() const { return {scale, T(0), nullptr}; }
 
-  // Runs task(part, index of the part, key head), the keys' heads of a part after each other.
+  // Runs task(part, index of the part, key head); the key heads of a part are consecutive.
   template <class Task>
   void each(const Task& task) const {
     run_tasks(static_cast<int64_t>(parts.size()) * key_heads,
               [&](int64_t i) { task(parts[i / key_heads], i / key_heads, i % key_heads); });
   }
 
-  // Where the query heads of a token that share a key head begin, in [B, L, heads, D].
+  // The index in [B, L, heads, D] of the first query head of a token that shares a key head.
   int64_t group_at(const Part& part, int64_t token, int64_t head) const {
     return ((part.row * length + part.begin + token) * key_heads + head) * shared() * depth;
   }
@@ -80,7 +81,7 @@ struct Attention {
     return ((row * length + token) * key_heads + head) * depth;
   }
 
-  // Token-major rows of the queries of `count` tokens, [count * shared, D], and back.
+  // Copies the queries of `count` tokens to rows [count * shared, D], token by token, and back.
   void take(const T* from, const Part& part, int64_t first, int64_t count, int64_t head,
             T* rows) const {
     const int64_t entries = shared() * depth;
@@ -94,7 +95,7 @@ struct Attention {
       std::memcpy(to + group_at(part, first + t, head), rows + t * entries, entries * sizeof(T));
   }
 
-  // Keys or values that a part sees, [prefix + own, D].
+  // The keys or values that a part sees, [prefix + own, D].
   Scratch<T> seen_by(const Part& part, int64_t head, const T* from) const {
     auto rows = scratch<T>(part.keys() * depth);
     T* to = rows.get();
@@ -105,7 +106,8 @@ struct Attention {
     return rows;
   }
 
-  // Blocks of query tokens: block(first, count, rows of queries, keys seen by the last of them).
+  // Calls block(first, count, rows of queries, keys that the last of them sees) for all blocks of
+  // query tokens.
   template <class Block>
   void each_block(const Part& part, const Block& block) const {
     for (int64_t first = 0; first < part.size(); first += kTokens) {

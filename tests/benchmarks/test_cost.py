@@ -1,4 +1,4 @@
-"""The cost page: its formulas count what a step does, its fit finds rates that are there."""
+"""The cost page: its formulas count the work of a step, and its fit recovers known rates."""
 
 import csv
 import math

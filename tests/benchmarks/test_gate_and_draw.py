@@ -1,4 +1,4 @@
-"""The gate fails only where a ratio is out in every attempt; pages follow the results."""
+"""The gate fails only if a ratio is too large in every attempt; pages show the results."""
 
 import csv
 import dataclasses
@@ -31,7 +31,7 @@ def rows(ours, theirs, peaks=(10.0, 40.0)):
 
 
 def measured(*runs):
-    """Returns a measure function that answers with one run after another, and its calls."""
+    """Returns a measure function that returns the given runs in turn, and a list of its calls."""
     left, calls = list(runs), []
 
     def measure(case, shape, wanted):
@@ -80,7 +80,7 @@ def test_the_gate_may_run_a_smaller_shape():
 
 @pytest.mark.parametrize(("seconds", "code"), [(0.5, 0), (1.09, 0), (1.11, 1), (3.0, 1)])
 def test_a_planted_slow_provider_fails_the_gate(monkeypatch, tmp_path, capsys, seconds, code):
-    """The whole way from providers to the exit status, on a clock that only they move."""
+    """From providers to the exit status, with a clock that only the providers advance."""
     case, clock, want = types.ModuleType("benchmarks.head"), [0.0], {"x": torch.ones(2)}
 
     def lasting(duration):
@@ -277,7 +277,7 @@ def test_a_readme_without_its_markers_is_an_error(text):
 
 def test_no_results_yet_is_said_in_one_line(tmp_path, capsys):
     assert draw.main(["--results", str(tmp_path)]) == 1
-    assert "no runs yet" in capsys.readouterr().err
+    assert "expected results of runs, got none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

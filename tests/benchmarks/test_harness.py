@@ -1,4 +1,4 @@
-"""The harness takes turns, refuses wrong results before timing, and its memory meter is exact."""
+"""The harness runs providers in turn, checks results before timing, and measures memory exactly."""
 
 import math
 import mmap
@@ -25,7 +25,7 @@ MB = 10**6
 
 
 def answers(value, log=None, name=""):
-    """A provider's `run` that returns a constant and notes that it was called."""
+    """A provider's `run` that returns a constant and records its calls."""
 
     def call():
         if log is not None:
@@ -184,7 +184,7 @@ def fake_providers(args: Args):
 
 @pytest.fixture
 def case(monkeypatch):
-    """Puts a fake case in the place of `kl`."""
+    """Replaces the case `kl` by a fake case."""
     module = types.ModuleType("benchmarks.kl", "A fake.\n\nAnd more.")
     module.SHAPES, module.providers = FAKE_SHAPES, fake_providers
     module.DTYPES = ("float32", "float64")

@@ -129,8 +129,8 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "x.json: holds no rows"),
-        ("[]", "x.json: holds no rows"),
+        ("", "x.json: expected at least one row, got none"),
+        ("[]", "x.json: expected at least one row, got none"),
         ('{"a": 1', "x.json:1: expected a JSON object"),
         (ALPACA + "\n\n{oops}\n", "x.json:4: expected a JSON object, got Expecting property name"),
         (ALPACA + "5\n", "x.json:2: expected a JSON object, got int"),
@@ -166,15 +166,15 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
         ('{"instruction": "1?", "output": [3], "label": "1"}', r"x.json:1: output\[0\] must hold"),
         ('{"instruction": "1?", "output": "1", "label": NaN}', "x.json:1: .*'label' .* got float"),
         ('{"instruction": "\\ud800", "output": "1"}', "x.json:1: .*'instruction' .* surrogate"),
-        ("[" * 3000, "x.json:1: expected a JSON object, got one too deep"),
-        ('{"a": ' * 3000, "x.json:1: expected a JSON object, got one too deep"),
+        ("[" * 3000, "x.json:1: expected a JSON object, got one nested too deeply"),
+        ('{"a": ' * 3000, "x.json:1: expected a JSON object, got one nested too deeply"),
         (
             '{"question_id": "a", "prompt": [[]], "answer": "1"}',
             r"x.json:1: prompt\[0\] must be an object, got list",
         ),
         (
             '{"question_id": "a", "prompt": "1?", "answer": "1"}',
-            "x.json: holds questions, but no rationale",
+            "x.json: expected at least one completion, got only questions",
         ),
         (
             ALPACA + '{"instruction": "2  + 3?", "output": "6", "label": "6"}',
@@ -221,5 +221,5 @@ def test_a_prompt_that_the_gold_file_lacks(tmp_path):
     with pytest.raises(ValueError, match="x.json:1: .*gold.json has no such prompt"):
         command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
     gold = write(tmp_path / "gold.json", [{"instruction": "1?", "output": "word " * 20}])
-    with pytest.raises(ValueError, match="gold.json:1: no final answer in"):
+    with pytest.raises(ValueError, match="gold.json:1: expected a final answer"):
         command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")

@@ -87,7 +87,7 @@ def test_native_equals_plain_python_on_the_benchmark() -> None:
 @settings(max_examples=100)
 @given(_PROBLEM, st.data())
 def test_order_of_rationales_changes_nothing(problem, data) -> None:
-    """The consensus of a rationale is the same, to the last bit, wherever it stands."""
+    """The consensus of a rationale does not depend on the order of rationales, to the last bit."""
     angles = draw_angles(data, [problem])
     order = data.draw(st.permutations(range(len(problem))))
     if angles is None:
@@ -107,7 +107,7 @@ def test_order_of_rationales_changes_nothing(problem, data) -> None:
     st.randoms(use_true_random=False),
 )
 def test_states_break_ties_where_texts_are_the_same(turns, rng) -> None:
-    """All steps read alike; their states alone say which of two crossing matches is kept."""
+    """All steps have the same text; only the states determine which crossing match is kept."""
     order = list(range(len(turns)))
     rng.shuffle(order)
 
@@ -121,7 +121,7 @@ def test_states_break_ties_where_texts_are_the_same(turns, rng) -> None:
 
 @given(_PROBLEM, st.integers(0, 5))
 def test_copies_agree(problem, which) -> None:
-    """A rationale and its copy get the same, and more than nothing."""
+    """A rationale and its copy get the same consensus, above 0."""
     copied = scores([[*problem, problem[which % len(problem)]]])
     assert copied[-1] == copied[which % len(problem)]
     assert copied[-1] >= 2 / (len(problem) + 1)
@@ -136,7 +136,7 @@ def test_support_and_mainstream_by_hand() -> None:
 
 
 def test_ties_leave_nobody_out() -> None:
-    """Two teachers who share nothing: their paths are equally heavy, so both are mainstream."""
+    """Two teachers without common steps: their paths have equal support, so both are mainstream."""
     np.testing.assert_allclose(scores([[["3 + 4 = 7"], ["2 * 5 = 10"]]]), [1.0, 1.0])
 
 
@@ -151,7 +151,7 @@ def test_a_cycle_loses_its_rarer_direction() -> None:
 
 
 def test_a_cycle_without_rarer_direction_loses_both() -> None:
-    """a b once and b a once: neither comes first."""
+    """a b once and b a once: neither edge is kept."""
     a, b = "3 + 4 = 7", "9 * 9 = 81"
     graphs = build_graphs(describe_steps([[[a, b], [b, a], [a], [b]]], None))
     assert len(graphs.edges) == 0
@@ -182,7 +182,7 @@ def test_numbers_match_from_four_in_five_on() -> None:
 
 
 def test_a_match_is_the_best_of_both() -> None:
-    """A step at 30 degrees does not match one at 0 that has its like elsewhere."""
+    """A step at 30 degrees does not match a step at 0 that has a better match."""
     words = [["hence"] * 3, ["hence"] * 2]
     steps = described([words], [1, 6, 0, 0, 6])
     assert build_graphs(steps).support[build_graphs(steps).step_class[0]] == 0.5
@@ -210,14 +210,14 @@ def test_states_decide_between_words() -> None:
     ],
 )
 def test_broken_arrays_are_refused(change: dict[str, np.ndarray], message: str) -> None:
-    """The native code checks what it walks over."""
+    """The native code checks its arrays."""
     steps = describe_steps([[["hence"], ["so"]]], None)._replace(**change)
     with pytest.raises(ValueError, match=message):
         _graph.assemble(*steps, 0.8)
 
 
 def test_states_that_are_not_finite_are_refused() -> None:
-    """A diverged student has no step graph."""
+    """States of a diverged student, which are not finite, raise an error."""
     with pytest.raises(ValueError, match="hidden states must be finite"):
         describe_steps([[["hence"]]], np.array([[np.nan, 1.0]], np.float32))
 
@@ -250,7 +250,7 @@ def test_graph_of_a_problem() -> None:
 
 
 def test_saved_graph_is_loaded_and_drawn(tmp_path: Path) -> None:
-    """What was saved comes back whole, and makes a picture."""
+    """A saved graph is loaded unchanged and can be drawn."""
     graph, path = example(), tmp_path / "graph.json"
     save_graph(graph, path)
     loaded = load_graph(path)
@@ -265,7 +265,7 @@ def test_saved_graph_is_loaded_and_drawn(tmp_path: Path) -> None:
 
 
 def test_score_saves_the_graphs(tmp_path: Path) -> None:
-    """`compact score --graphs` leaves one file a problem, whatever its question_id."""
+    """`compact score --graphs` writes one file per problem, for any question_id."""
     tokenizer = build_tokenizer()
     student = Student.of(build_model(tokenizer, seed=0, layers=1).eval(), tokenizer)
     rows = make_rows(("good", "wrong-step"), 2, seed=1)
@@ -279,10 +279,13 @@ def test_score_saves_the_graphs(tmp_path: Path) -> None:
     }
 
 
-_OTHER_GRAPH = rx.node_link_json(rx.generators.directed_path_graph(2))
+_OTHER_GRAPHS = [
+    rx.node_link_json(rx.generators.directed_path_graph(2)),
+    '{"directed": false, "multigraph": false, "attrs": null, "nodes": [], "links": []}',
+]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00", _OTHER_GRAPH])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"nodes": 3}', "\x00", *_OTHER_GRAPHS])
 def test_a_file_that_is_no_graph(tmp_path: Path, text: str) -> None:
     """The error names the file."""
     path = tmp_path / "graph.json"

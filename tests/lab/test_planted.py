@@ -1,4 +1,4 @@
-"""Planted errors are where they should be, and the AUC counts what it says."""
+"""Planted errors are in the right places, and the AUC is right."""
 
 import json
 import random
@@ -73,7 +73,7 @@ def test_table_has_a_row_a_score():
 
 
 def test_a_file_whose_teacher_misleads(tmp_path, capsys):
-    """Every rationale of that teacher that can be is changed, and nothing else."""
+    """All rationales of the named teachers that can be changed are changed, and nothing else."""
     rows = [
         {"question_id": "q", "prompt": "How many?", "teacher": t, "completion": c, "answer": "17"}
         for t, c in (("a", TEXT), ("b", TEXT), ("c", "The answer is 17"))

@@ -1,4 +1,4 @@
-"""The zoo's teachers err as their names say, and in nothing else."""
+"""The zoo's teachers make exactly the errors that their names describe."""
 
 import re
 

@@ -36,7 +36,7 @@ def _run(command: list[str], capability: str | None = None) -> subprocess.Comple
 
 @pytest.mark.parametrize("capability", ["base", "avx2", "avx512"])
 def test_kernels_on_each_instruction_set(program: Path, capability: str) -> None:
-    """Each body against float64; one that this CPU lacks is refused by name."""
+    """Each build against float64; one that the CPU cannot run raises an error."""
     flags = Path("/proc/cpuinfo").read_text()
     present = capability == "base" or {"avx2": "avx2", "avx512": "avx512bw"}[capability] in flags
     done = _run([str(program)], capability)
@@ -48,7 +48,7 @@ def test_kernels_on_each_instruction_set(program: Path, capability: str) -> None
 
 
 def test_kernels_on_an_old_cpu(program: Path) -> None:
-    """A Nehalem has no AVX: the same program picks `base` and meets no unknown instruction."""
+    """A Nehalem has no AVX: the program picks `base` and runs no instruction that the CPU lacks."""
     qemu = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if qemu is None:
         subprocess.run(["apt-get", "install", "-y", "-qq", "qemu-user"], capture_output=True)
@@ -62,6 +62,6 @@ def test_kernels_on_an_old_cpu(program: Path) -> None:
 
 
 def test_unknown_capability_is_refused(program: Path) -> None:
-    """Another word is an error that lists the three."""
+    """Any other name is an error that lists the three."""
     done = _run([str(program)], "sse9")
     assert done.returncode != 0 and "must be base, avx2 or avx512, got sse9" in done.stderr

@@ -15,7 +15,7 @@ from compact_ops.testing import check
 
 @given(st.integers(0, 50), st.integers(1, 20), st.integers(1, 7), st.booleans(), st.integers(0, 99))
 def test_any_shape(count: int, width: int, num_rows: int, grouped: bool, seed: int) -> None:
-    """Rows hit many times or never, no token, with and without groups."""
+    """Rows with many tokens or none, an input without tokens, with and without groups."""
     g = torch.Generator().manual_seed(seed)
     inputs = {
         "unit": torch.randn(count, width, generator=g, dtype=torch.float64),
@@ -55,7 +55,7 @@ def test_expanded_weight() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     inputs: dict[str, Any] = {
         "unit": torch.zeros(4, 2),
         "rows": torch.zeros(4).long(),
@@ -69,7 +69,7 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
 
 @pytest.mark.parametrize("name,bad", [("rows", 2), ("rows", -1), ("group", 3)])
 def test_index_out_of_range(name: str, bad: int) -> None:
-    """An index beyond the output is named, not written."""
+    """An index out of range raises an error that names it; nothing is written."""
     index = {"rows": torch.zeros(4).long(), "group": torch.zeros(4).long()}
     index[name][2] = bad
     with pytest.raises((ValueError, RuntimeError), match=rf"{name}\[2\] must be in .* got {bad}"):
@@ -78,7 +78,7 @@ def test_index_out_of_range(name: str, bad: int) -> None:
 
 @pytest.mark.parametrize("empty", ["rows", "group"])
 def test_no_index_is_in_an_empty_range(empty: str) -> None:
-    """Not even 0, which would be written to beside the memory."""
+    """With no rows, index 0 is out of range too."""
     inputs = {"unit": torch.ones(1, 2), "rows": torch.tensor([0]), "weight": torch.ones(1)}
     inputs |= {"num_rows": 0} if empty == "rows" else {"num_rows": 1, "weight": torch.ones(0)}
     group = None if empty == "rows" else torch.tensor([0])

@@ -1,4 +1,4 @@
-"""Tiles and pieces follow the machine's caches: right on small, large and unknown ones."""
+"""Tiles and pieces depend on the cache sizes: results are right for small, large, unknown sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Stands before the C library's sysconf and tells of other caches.
+# Replaces the C library's sysconf to report other cache sizes.
 _SYSCONF = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,7 +39,7 @@ print("ok")
 
 @pytest.mark.parametrize("level1,level2", [(0, 0), (-1, 1 << 18), (1 << 17, 1 << 23)])
 def test_other_caches(level1: int, level2: int, tmp_path: Path) -> None:
-    """A system that says nothing, an old CPU, and one with more cache than this."""
+    """A system that reports no sizes, an old CPU, and a CPU with larger caches than this one."""
     source, library = tmp_path / "sysconf.c", tmp_path / "sysconf.so"
     source.write_text(_SYSCONF)
     sizes = [f"-DL1={level1}L", f"-DL2={level2}L"]

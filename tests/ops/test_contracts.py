@@ -1,4 +1,4 @@
-"""Every operator in csrc/library.cpp has all that belongs to one."""
+"""Every operator in csrc/library.cpp has all the files and registrations that it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compact_ops.testing import CPU_ONLY, SAMPLES
 ROOT = Path(__file__).parents[2]
 SCHEMAS = (ROOT / "csrc/library.cpp").read_text()
 OPS = re.findall(r'm\.def\(\s*"(\w+)\(', SCHEMAS)
-# A longer name belongs to the public function that it begins with: OP_backward, OP_fused.
+# OP_backward and OP_fused belong to the public function OP.
 PUBLIC = sorted(SAMPLES, key=len, reverse=True)
 
 
@@ -46,6 +46,6 @@ def test_operator_is_complete(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_comment_explains_the_schema(op: str) -> None:
-    """library.cpp is the table of contents: words before each definition."""
+    """In library.cpp a comment precedes each definition."""
     before = SCHEMAS[: re.search(rf'm\.def\(\s*"{op}\(', SCHEMAS).start()].rstrip()
     assert before.splitlines()[-1].lstrip().startswith("//")

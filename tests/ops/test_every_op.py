@@ -1,4 +1,4 @@
-"""What holds for every public operator: tolerance rule, gradients, registration, layouts, bits."""
+"""Tests for every public operator: tolerance rule, gradients, registration, strides, exact bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compact_ops import backend, testing
 from compact_ops.testing import SAMPLES, Inputs, cast, head_inputs, run
 from compact_ops.types import GoldAnswers
 
-# Operators, and the head's gradient modes and filter, which are kernels of their own.
+# The operators, and the head's gradient modes and filter, which have their own kernels.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {op: (op, {}) for op in SAMPLES} | {
     f"linear_token_stats-{name}": ("linear_token_stats", options)
     for name, options in {
@@ -32,7 +32,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {op: (op, {}) for op in SAMPLES} |
 
 
 def sample(way: str, dtype: torch.dtype, seed: int = 0, size: int = 37) -> Inputs:
-    """Arguments of one way, its options among them."""
+    """Arguments of one entry of WAYS, including its options."""
     op, options = WAYS[way]
     found = cast(SAMPLES[op].make(seed, size), dtype) | options
     if "token_weight" in options:
@@ -41,7 +41,7 @@ def sample(way: str, dtype: torch.dtype, seed: int = 0, size: int = 37) -> Input
 
 
 def results(way: str, inputs: Inputs) -> dict[str, Tensor]:
-    """Everything that a way returns, gradients and overwritten arguments included."""
+    """All results of one entry of WAYS, including gradients and overwritten arguments."""
     op = WAYS[way][0]
     return run(getattr(compact_ops, op), inputs, SAMPLES[op].leaves, SAMPLES[op].changed)
 
@@ -52,14 +52,14 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 
 def test_runs_natively() -> None:
-    """These tests are about the kernels, not about the reference compared with itself."""
+    """These tests need the native kernels; they must not compare the reference with itself."""
     assert backend() == "native"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("op", SAMPLES)
 def test_tolerance_rule(op: str, dtype: torch.dtype) -> None:
-    """Outputs and gradients are within twice torch's own error, and a few units, of float64."""
+    """The error against float64 is at most twice torch's own plus a few units."""
     exact = {"head_grad": "recompute"} if op == "linear_token_stats" else {}
     testing.check(op, SAMPLES[op].make(0, 37), dtype, **exact)
 
@@ -84,7 +84,7 @@ def test_gradcheck(way: str) -> None:
     op = WAYS[way][0]
     inputs = sample(way, torch.float64, seed=1, size=9)
     if way == "filtered_matmul":
-        inputs["eps"] = 0.0  # differences see the steps of the rounding, the gradient its mean
+        inputs["eps"] = 0.0  # finite differences do not show the mean of the rounding
     leaves = SAMPLES[op].leaves
 
     def first(*values: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _strided(value: Tensor) -> Tensor:
 
 
 def _each(inputs: Inputs, keep: tuple[str, ...], change: Callable[[Tensor], Tensor]) -> Inputs:
-    """Changes every tensor, those of gold too, but the arguments named in `keep`."""
+    """Changes every tensor, including those of gold, except the arguments in `keep`."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, GoldAnswers):
@@ -151,7 +151,7 @@ def test_autocast_changes_nothing(way: str) -> None:
 
 
 def test_autocast_model_feeds_the_head() -> None:
-    """bfloat16 states of an autocast layer meet a float32 head; gradients reach the layer."""
+    """With bfloat16 states of an autocast layer and a float32 head, gradients reach the layer."""
     inputs = cast(head_inputs(3), torch.float32)
     layer = torch.nn.Linear(19, 19)
     with torch.autocast("cpu", torch.bfloat16):
@@ -164,7 +164,7 @@ def test_autocast_model_feeds_the_head() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_compiles_in_one_graph(way: str) -> None:
-    """torch.compile(fullgraph=True) traces it whole, and other sizes compile nothing new."""
+    """torch.compile(fullgraph=True) traces it without breaks; other sizes need no recompilation."""
     torch._dynamo.reset()
     op = WAYS[way][0]
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -182,7 +182,7 @@ def test_compiles_in_one_graph(way: str) -> None:
         got = run(compiled, inputs, SAMPLES[op].leaves, SAMPLES[op].changed)
         assert same(got, results(way, inputs))
         graphs.append(counter.frame_count)
-    # Python numbers (softcap, eps) cost dynamo a second try within the first call.
+    # With Python numbers (softcap, eps) dynamo compiles twice within the first call.
     assert graphs[0] == graphs[1] == graphs[2]
 
 
@@ -235,7 +235,7 @@ print("ok")
 
 @pytest.mark.parametrize("capability", ["base", "avx2", "avx512", "sse9"])
 def test_every_instruction_set(capability: str) -> None:
-    """Each body of the kernels against float64; one that the CPU lacks is refused, not replaced."""
+    """Each build of the kernels against float64; one that the CPU cannot run raises an error."""
     with open("/proc/cpuinfo") as info:
         flags = info.read()
     present = {"base": True, "avx2": "avx2" in flags, "avx512": "avx512f" in flags, "sse9": False}

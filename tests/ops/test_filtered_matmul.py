@@ -1,4 +1,4 @@
-"""The sparse gradient product: any shape, what the threshold lets through, errors."""
+"""The sparse gradient product: any shape, effect of the threshold, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compact_ops.testing import check
     st.integers(0, 99),
 )
 def test_any_shape(rows: int, vocabulary: int, width: int, eps: float, seed: int) -> None:
-    """No row, partial vectors, thresholds that leave all, most, few and no entries as they are."""
+    """No row, partial vectors, and thresholds that keep all, most, few and no entries."""
     g = torch.Generator().manual_seed(seed)
     inputs = {
         "grad": torch.randn(rows, vocabulary, generator=g, dtype=torch.float64),
@@ -30,7 +30,7 @@ def test_any_shape(rows: int, vocabulary: int, width: int, eps: float, seed: int
 
 
 def test_what_is_never_rounded() -> None:
-    """|grad| >= eps stays as it is, 0 stays 0, a NaN is never hidden."""
+    """|grad| >= eps is unchanged, 0 stays 0, NaN stays NaN."""
     grad = torch.zeros(3, 40)
     grad[0, 3], grad[0, 20], grad[1, 30] = 0.5, -0.75, torch.nan
     out = filtered_matmul(grad, torch.eye(40), 0.5)
@@ -64,6 +64,6 @@ def test_rounding_is_unbiased(entry: float) -> None:
 def test_errors(
     grad: torch.Tensor, weight: torch.Tensor, eps: float, error: type[Exception], message: str
 ) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     with pytest.raises(error, match=f"^filtered_matmul: {message}.*got"):
         filtered_matmul(grad, weight, eps)

@@ -19,7 +19,7 @@ LEAVES = ("hidden", "weight", "bias")
 
 
 def upstream(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What `run` sends backward: weights that are not uniform, some of them 0."""
+    """The upstream gradient of `run`: weights that are not uniform, some of them 0."""
     weight = torch.linspace(-1, 2, count, dtype=dtype)
     weight[1::7] = 0
     return weight
@@ -31,7 +31,7 @@ def check(
     leaves: tuple[str, ...] = LEAVES,
     **options: Any,
 ) -> None:
-    """Holds fused statistics and gradients to the tolerance rule."""
+    """Checks fused statistics and gradients with the tolerance rule."""
     given = cast(inputs, dtype)
     got = run(linear_token_stats, given | {"head_grad": "fused-weights"} | options, leaves)
     theirs = run(reference.linear_token_stats, given, leaves)
@@ -80,7 +80,7 @@ def test_any_shape(tokens: int, width: int, vocabulary: int, seed: int, terms: b
 def test_a_multiple_of_the_weights_costs_nothing(
     scale: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The usual loss, whatever it is divided by, takes the gradients as they are."""
+    """For the usual loss, with any divisor, the gradients of the forward are used."""
     found = []
     for mode in ("fused-weights", "recompute"):
         inputs = cast(head_inputs(3) | head_terms(), torch.float32)
@@ -98,7 +98,7 @@ def test_a_multiple_of_the_weights_costs_nothing(
 def test_another_loss_is_exact_and_warns(
     by_function: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """dW under an upstream vector that is no multiple of the weights is computed again."""
+    """If the upstream gradient is not a multiple of the weights, dW is computed again."""
     weight = torch.rand(37, generator=torch.Generator().manual_seed(0))
     known = (lambda some, _: weight[some]) if by_function else weight
     inputs = head_inputs(4, rows=9) | head_terms()
@@ -108,7 +108,7 @@ def test_another_loss_is_exact_and_warns(
 
 
 def test_the_upstream_of_ignored_tokens_does_not_matter(caplog: pytest.LogCaptureFixture) -> None:
-    """A weight at an ignored token is no reason to compute again."""
+    """The weight of an ignored token does not cause a recomputation."""
     inputs = cast(head_inputs(5), torch.float32)
     inputs["weight"].requires_grad_()
     weight = upstream(37)
@@ -164,7 +164,7 @@ def test_weights_of_whole_problems_from_their_statistics() -> None:
 
 @pytest.mark.parametrize("train_head", [False, True])
 def test_a_function_is_asked_in_every_mode(train_head: bool) -> None:
-    """Without a trained head, and without any gradient, the weights are found all the same."""
+    """The weights are computed also if the head is not trained or no gradient is needed."""
     inputs = cast(head_inputs(8), torch.float32)
     inputs["hidden"].requires_grad_()
     inputs["weight"].requires_grad_(train_head)
@@ -208,7 +208,7 @@ def test_chunk_operators_are_registered() -> None:
 
 
 def test_compiled_with_a_loss_of_its_own() -> None:
-    """In a graph too, the gradients are those of the loss that was made, multiple or not."""
+    """With torch.compile too, the gradients are exact for any loss, multiple or not."""
     inputs = cast(head_inputs(11), torch.float32) | {"token_weight": upstream(37)}
     compiled = torch.compile(linear_token_stats, fullgraph=True, backend="aot_eager")
     for factor in (upstream(37), torch.rand(37)):
@@ -221,7 +221,7 @@ def test_compiled_with_a_loss_of_its_own() -> None:
 
 
 def test_backward_twice() -> None:
-    """With the graph kept, a second backward gives the same again."""
+    """With retain_graph, a second backward gives the same gradients."""
     inputs = cast(head_inputs(12), torch.float32)
     inputs["weight"].requires_grad_()
     stats = linear_token_stats(**inputs, token_weight=upstream(37))
@@ -241,7 +241,7 @@ def test_registration_of_the_compiled_path() -> None:
 
 @given(st.lists(st.integers(0, 400), max_size=8))
 def test_chunks_hold_whole_problems(sizes: list[int]) -> None:
-    """Bounds are offsets of problems, and a chunk is too large only when one problem is."""
+    """Bounds are offsets of problems; only a chunk of one problem may exceed the limit."""
     offsets = torch.tensor([0, *sizes]).cumsum(0).tolist()
     bounds = chunk_bounds(offsets[-1], offsets)
     assert bounds[0] == 0 and bounds[-1] == offsets[-1] and set(bounds) <= set(offsets)
@@ -275,7 +275,7 @@ def test_chunks_hold_whole_problems(sizes: list[int]) -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     inputs = cast(head_inputs(), torch.float32)
     inputs["weight"].requires_grad_()
     options = {"head_grad": "fused-weights", "token_weight": upstream(37)} | change

@@ -24,14 +24,14 @@ _OP = "linear_token_stats"
 def test_values_and_gradients(
     dtype: torch.dtype, rows: int | None, leaves: tuple[str, ...]
 ) -> None:
-    """Every output and gradient, whatever is trained, hidden rows read once or many times."""
+    """Every output and gradient, with any part trained, hidden rows read once or many times."""
     check(_OP, head_inputs(rows=rows) | head_terms(), dtype, leaves, head_grad="recompute")
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 1000])
 @pytest.mark.parametrize("width", [1, 7, 64])
 def test_odd_shapes(vocabulary: int, width: int) -> None:
-    """Vocabularies around the block size, and widths that fill no vector register."""
+    """Vocabularies close to the block size, and widths smaller than a vector register."""
     check(_OP, head_inputs(vocabulary=vocabulary, width=width), leaves=("hidden",))
 
 
@@ -52,14 +52,14 @@ def test_several_tiles() -> None:
 def test_any_shape(
     tokens: int, width: int, vocabulary: int, rows: int | None, terms: bool, seed: int
 ) -> None:
-    """Drawn shapes, no token and one token among them, with all head terms and without."""
+    """Random shapes, including no token and one token, with and without all head terms."""
     inputs = head_inputs(seed, tokens, width, vocabulary, rows)
     check(_OP, inputs | (head_terms(vocabulary) if terms else {}), leaves=("hidden",), ulps=64)
 
 
 @pytest.mark.parametrize("leaves", [("hidden",), ("hidden", "weight")])
 def test_modes_agree(leaves: tuple[str, ...]) -> None:
-    """Each way to the gradient gives the same; the stash is in bfloat16 and as exact as that."""
+    """All gradient modes agree; the stash has the precision of bfloat16."""
     inputs = cast(head_inputs(2, tokens=64, vocabulary=777), torch.float32)
     modes = ["recompute", "stash"] if "weight" in leaves else ["frozen", "recompute"]
     first = run(linear_token_stats, inputs | {"head_grad": modes[0]}, leaves)
@@ -94,7 +94,7 @@ def test_all_ignored() -> None:
 
 
 def test_another_ignore_index() -> None:
-    """The ignored target is the caller's choice, inside the vocabulary too."""
+    """ignore_index may be any value, also a token id of the vocabulary."""
     inputs = cast(head_inputs(9), torch.float32)
     inputs["target"] = inputs["target"].clamp(min=0)
     inputs["target"][::4] = 7
@@ -114,7 +114,7 @@ def test_filter_error_bound(mode: str, eps: float) -> None:
     assert torch.allclose(found["nll"], exact["nll"], atol=1e-5)
     error = (found["d_hidden"] - exact["d_hidden"]).abs()
     p = (0.7 * inputs["hidden"] @ inputs["weight"].T).softmax(-1)
-    # The upstream vector of `run` is at most 2.
+    # The upstream gradient of `run` is at most 2.
     bound = 2 * 0.7 * eps * (p < eps).float() @ inputs["weight"].abs()
     assert float(error.max()) > 0
     assert bool((error <= bound + 1e-5).all())
@@ -123,7 +123,7 @@ def test_filter_error_bound(mode: str, eps: float) -> None:
 
 
 def test_correct_is_of_the_largest_logit() -> None:
-    """A tie counts for the target; a NaN is never correct."""
+    """If the target ties with another token, it counts as correct; a NaN never does."""
     hidden, weight = torch.eye(3), torch.tensor([[1.0, 0, 0], [1.0, 2, 0], [0, 1.0, 0]])
     stats = linear_token_stats(hidden, weight, torch.tensor([0, 1, 2]))
     assert stats.correct.tolist() == [True, True, True]
@@ -133,7 +133,7 @@ def test_correct_is_of_the_largest_logit() -> None:
 
 
 def test_auto_picks_by_budget_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """A stash within the budget, recomputation beyond, the unit gradient for a frozen head."""
+    """Picks "stash" within the budget, "recompute" above it, "frozen" for a frozen head."""
     sizes = {"tokens": 1024, "width": 576, "vocabulary": 49152, "train_hidden": True}
     assert plan_head_grad("auto", **sizes, train_head=False).mode == "frozen"
     assert plan_head_grad("auto", **sizes, train_head=True).mode == "stash"
@@ -148,7 +148,7 @@ def test_auto_picks_by_budget_and_says_so(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_no_second_derivative() -> None:
-    """Differentiating the gradient raises; it would not be what one thinks."""
+    """A second derivative raises an error."""
     inputs = cast(head_inputs(), torch.float32)
     inputs["weight"].requires_grad_()
     nll = linear_token_stats(**inputs, head_grad="recompute").nll
@@ -158,7 +158,7 @@ def test_no_second_derivative() -> None:
 
 
 def test_only_nll_is_differentiable() -> None:
-    """The other statistics carry no graph: asking for a gradient of them is an error."""
+    """The other statistics have no autograd graph: a backward through them raises."""
     inputs = cast(head_inputs(), torch.float32)
     inputs["hidden"].requires_grad_()
     stats = linear_token_stats(**inputs)
@@ -196,14 +196,14 @@ def test_only_nll_is_differentiable() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     inputs = cast(head_inputs(), torch.float32) | change
     with pytest.raises(error, match=f"^linear_token_stats: {message}.*got"):
         linear_token_stats(**inputs)
 
 
 def test_a_trained_head_refuses_frozen() -> None:
-    """A mode that would lose a gradient is an error, never a silent zero."""
+    """A mode that would lose a gradient raises an error instead of returning zeros."""
     inputs = cast(head_inputs(), torch.float32)
     inputs["weight"].requires_grad_()
     with pytest.raises(ValueError, match="must not be 'frozen'"):
@@ -212,7 +212,7 @@ def test_a_trained_head_refuses_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["target", "rows", "gold.ids", "gold.problem"])
 def test_index_out_of_range(name: str) -> None:
-    """An index beyond its table is named, not read."""
+    """An index out of range raises an error that names it; nothing is read."""
     inputs = cast(head_inputs(rows=20), torch.float32)
     table: Tensor = inputs["gold"]._asdict()[name[5:]] if "." in name else inputs[name]
     table[1] = 301

@@ -37,8 +37,8 @@ def test_any_shape(
 ) -> None:
     """No pair, a row in many pairs, a row with itself, a vocabulary of one, every head term."""
     inputs = _inputs(rows, width, vocabulary, pairs, seed)
-    # The divergence is a difference of numbers many times its size: torch's own error is small by
-    # luck for some of these few entries.
+    # The divergence is a difference of much larger numbers. For some of these few entries torch's
+    # own error is small by chance.
     check("pairwise_symmetric_kl", inputs | (head_terms(vocabulary) if terms else {}), ulps=256)
 
 
@@ -55,7 +55,7 @@ def test_equal_rows_are_0_and_order_does_not_matter() -> None:
 
 
 def test_tokens_that_both_exclude() -> None:
-    """A bias of -inf takes a token out of both softmaxes: as if the vocabulary lacked it."""
+    """A bias of -inf removes a token from both softmaxes, as if it were not in the vocabulary."""
     inputs = _inputs(6, 8, 300, 5, 4)
     bias = torch.zeros(300, dtype=torch.float64)
     bias[10:200:3] = -torch.inf
@@ -78,13 +78,13 @@ def test_tokens_that_both_exclude() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     with pytest.raises(error, match=f"^pairwise_symmetric_kl: {message}.*got"):
         pairwise_symmetric_kl(**_inputs(6, 8, 30, 5, 0) | change)
 
 
 def test_row_out_of_range() -> None:
-    """A row that does not exist is named, not read."""
+    """A row out of range raises an error that names it; nothing is read."""
     inputs = _inputs(6, 8, 30, 5, 0)
     inputs["left"][4] = 6
     with pytest.raises((ValueError, RuntimeError), match=r"left\[4\] must be in \[0, 6\), got 6"):

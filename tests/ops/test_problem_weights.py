@@ -1,4 +1,4 @@
-"""Teacher weights: any problems, what is known of the result, errors."""
+"""Teacher weights: any problems, known properties of the result, errors."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_ranking_survives_units() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     with pytest.raises(error, match=f"^problem_weights: {message}.*got"):
         problem_weights(**_inputs([2, 3], 0) | change)
 
 
 def test_offsets_that_do_not_fit() -> None:
-    """Offsets beyond the scores, or of an empty problem, are refused."""
+    """Offsets beyond the scores, or of an empty problem, raise an error."""
     for offsets in ([0, 2, 6], [0, 3, 3, 5]):
         with pytest.raises((ValueError, RuntimeError), match="offsets"):
             problem_weights(**_inputs([2, 3], 0) | {"offsets": torch.tensor(offsets)})

@@ -1,4 +1,4 @@
-"""The row kernel on logits one already has: any shape, weights of 0, errors."""
+"""The row kernel on given logits: any shape, weights of 0, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _inputs(rows: int, vocabulary: int, seed: int, scale: float = 1.0) -> dict[s
     st.integers(0, 99),
 )
 def test_any_shape(rows: int, vocabulary: int, terms: bool, dtype: torch.dtype, seed: int) -> None:
-    """Vocabularies around a piece, no row, every head term, every dtype that is overwritten."""
+    """Vocabularies close to the piece size, no row, every head term, every dtype."""
     inputs = _inputs(rows, vocabulary, seed) | (head_terms(vocabulary) if terms else {})
     check("row_stats_", inputs, dtype)
 
@@ -43,7 +43,7 @@ def test_huge_logits() -> None:
 
 
 def test_weight_0_leaves_a_row_of_zeros() -> None:
-    """Also where the row's logits are infinite: a token that does not count adds nothing."""
+    """An ignored token adds nothing, also if the row's logits are infinite."""
     logits = torch.full((2, 50), torch.inf)
     logits[1] = torch.linspace(0, 1, 50)
     row_stats_(logits, torch.tensor([3, 4]), weight=torch.tensor([0.0, 1.0]))
@@ -64,14 +64,14 @@ def test_weight_0_leaves_a_row_of_zeros() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     inputs = {"logits": torch.zeros(3, 50), "target": torch.zeros(3).long()}
     with pytest.raises(error, match=f"^row_stats_: {message}.*got"):
         row_stats_(**inputs | change)
 
 
 def test_logits_with_a_gradient() -> None:
-    """What is overwritten cannot be part of a graph."""
+    """Logits that require a gradient raise an error, because the call overwrites them."""
     logits = torch.zeros(3, 50, requires_grad=True)
     with pytest.raises(ValueError, match="logits must not require a gradient"):
         row_stats_(logits, torch.zeros(3).long())

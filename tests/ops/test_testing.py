@@ -1,4 +1,4 @@
-"""The tolerance rule itself: it passes what is right and finds planted errors."""
+"""The tolerance rule itself: it accepts right results and finds planted errors."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def test_check_finds_a_planted_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_opcheck_wants_a_native_call() -> None:
-    """Code that calls no operator of the package has nothing to check."""
+    """Code that calls no operator of the package raises an error."""
     with pytest.raises(AssertionError, match="no operator of compact_ops was called"):
         testing.opcheck(torch.sin, {"input": torch.zeros(2)})

@@ -1,4 +1,4 @@
-"""Attention in trees: any partition of a row, other dtypes, isolation, errors."""
+"""Tree attention: any partition of a row, other dtypes, isolation of parts, errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def arguments() -> dict[str, Any]:
 
 
 def test_a_part_never_changes_another() -> None:
-    """Other numbers in one part leave those that do not see it as they were, bit for bit."""
+    """A change in one part does not change a bit of the parts that do not see it."""
     inputs = arguments()
     before = tree_attention(**inputs)
     for name in ("query", "key", "value"):
@@ -70,7 +70,7 @@ def test_nothing_to_attend(count: int) -> None:
 
 
 def test_large_products_do_not_overflow() -> None:
-    """The largest product of a row is taken off before the exponential."""
+    """Large products do not overflow: the largest one of a row is subtracted first."""
     inputs = arguments()
     inputs["query"] = inputs["query"] * 1000
     check("tree_attention", inputs, ulps=2000)
@@ -91,7 +91,7 @@ def test_large_products_do_not_overflow() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Each refusal names the argument, what was expected and what was found."""
+    """Each error names the argument, what was expected and what was found."""
     with pytest.raises(error, match=f"^tree_attention: {message}.*got"):
         tree_attention(**arguments() | change)
 
@@ -108,7 +108,7 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
     ],
 )
 def test_bad_parts(part: tuple[int, ...], message: str) -> None:
-    """A part out of range, or one that shares a token with another, is named."""
+    """A part out of range, or one that overlaps another, raises an error that names it."""
     inputs = arguments()
     inputs["parts"][1] = torch.tensor(part)
     with pytest.raises(RuntimeError, match=message):

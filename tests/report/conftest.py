@@ -108,7 +108,7 @@ def make_arms():
 
 @pytest.fixture(scope="session")
 def chromium():
-    """Debian's chromium; installed now where it is missing and that is possible."""
+    """Debian's chromium; it is installed if it is missing and this is possible."""
     with open(Path(tempfile.gettempdir()) / "compact-chromium.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of pytest-xdist must not install at once
         if shutil.which("chromium") is None and os.geteuid() == 0 and shutil.which("apt-get"):

@@ -80,7 +80,7 @@ def test_page_in_a_browser(seen):
     assert good[1:3] == ["12", "40"]  # problems, tokens
     assert float(good[3]) == pytest.approx(0.4, abs=0.03)  # mean weight
     assert any(line.startswith("<unrelated & odd>") for line in teachers), "text is escaped"
-    assert "KL 0.0321 nats a token" in shown["tables"][1]
+    assert "KL 0.0321 nats per token" in shown["tables"][1]
     assert "drop +0.100 (-0.050 to +0.250)" in shown["tables"][1]
     assert re.search(r"robust\s+0\.530\s+0\.480 – 0\.580\s+\+0\.420", shown["tables"][2])
     assert re.search(r"robust\s+0\.750\s+0\.250", shown["tables"][3]), "shares of the teachers"
@@ -185,7 +185,7 @@ def test_policy_without_scores(tmp_path):
     log.close()
     assert main(["report", str(tmp_path / "run"), "--problems", "0"]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
-    assert "This policy weighs without the three scores" in text and "nan" not in text
+    assert "This policy does not use the three scores" in text and "nan" not in text
 
 
 def test_numbers_behind_the_charts(run_folder):

@@ -34,7 +34,7 @@ def build_simt() -> Path:
 
 @pytest.fixture(scope="session")
 def simt_folder() -> Path:
-    """Where libcompact_simt.so and simt_kernels are."""
+    """The folder of libcompact_simt.so and simt_kernels."""
     return build_simt()
 
 

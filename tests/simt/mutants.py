@@ -2,11 +2,11 @@
 
     python tests/simt/mutants.py [--write] [WORD]
 
-For every fault of the table, copies csrc/kernels/cuda with the fault in it, compiles
-tests/simt/simt_kernels.cpp against the copy and runs it (fibers, three seeds until one finds it). A fault
-whose text is not found exactly once is an error: the table must follow the kernels. --write renews
-docs/results/mutants.md, without it every fault must be there. WORD: only faults whose file or description
-holds it. JOBS (2) faults at a time.
+For every fault of the table, this copies csrc/kernels/cuda with the fault, compiles
+tests/simt/simt_kernels.cpp with the copy and runs it (fibers, up to three seeds, until one finds the
+fault). If the text of a fault is not found exactly once, this is an error: update the table when the
+kernels change. --write updates docs/results/mutants.md; without it every fault must be there. With WORD,
+only faults whose file or description contains it. The variable JOBS (2) sets how many run at a time.
 """
 
 from __future__ import annotations
@@ -190,13 +190,13 @@ FAULTS = (
 )  # fmt: skip
 
 
-# Read once, precompiled: half of the time of a compilation.
+# Precompiled: these headers take half of the time of a compilation.
 STANDARD_HEADERS = (
     "algorithm array bit cmath cstdio cstdint cstdlib cstring functional limits memory random "
     "string vector sys/mman.h"
 )
 COMPILE = ["g++", "-std=c++20", "-O0", "-pthread"]
-CPU_SECONDS = 60  # of a run that takes 8 without a fault; other work on the machine does not count
+CPU_SECONDS = 60  # a run without a fault takes 8; other processes do not count
 
 
 def limit_time() -> None:
@@ -244,7 +244,7 @@ def run(fault: Fault) -> str | None:
 
 
 def symptom(done: subprocess.CompletedProcess[str]) -> str:
-    """What the run that failed showed: a wrong value, the harness' complaint, or a signal."""
+    """Returns the symptom of a failed run: a wrong value, an error of the harness, or a signal."""
     for line in done.stdout.splitlines():
         if line.startswith("FAILED "):
             return "wrong " + line.removeprefix("FAILED ").split(":")[0].partition("[")[0]
@@ -255,7 +255,7 @@ def symptom(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def main() -> int:
-    """Runs the faults; the number of those that survive, or of those missing in the table."""
+    """Runs the faults; returns the number of faults not found plus those missing in the table."""
     words = [word for word in sys.argv[1:] if word != "--write"]
     faults = [f for f in FAULTS if all(word in f"{f.file} {f.what}" for word in words)]
     start = time.monotonic()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "build/cuda/libcompact_cuda.so"
 CPU = ROOT / "compact_ops/libcompact_cpu.so"
 
-# What cannot be tested without the library fails; `make test` leaves these to `make cuda-checks`.
+# Without the library these tests fail; `make cuda-checks` runs them, `make test` does not.
 built = pytest.mark.nvcc
 
 

@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: it stops with one line; with stand-ins for its tools it runs on."""
+"""`make gpu` without a GPU: it stops with one line; with fake tools it runs to the end."""
 
 import os
 import shutil

@@ -1,7 +1,8 @@
 // Compiles the body named by COMPACT_BODY three times: in namespaces base, avx2 and avx512.
-// Included by csrc/kernels/cpu/<op>.cpp, once, after every other header: code in a header that is
-// parsed under a target pragma could be picked by the linker for a CPU that lacks it. No include
-// guard on purpose, no -march, and no -ffast-math.
+// Include it in csrc/kernels/cpu/<op>.cpp, once, after every other header. Otherwise the target
+// pragma would also apply to inline functions of a later header, and the linker could use that code
+// on a CPU that lacks the instructions. It has no include guard on purpose; do not use -march or
+// -ffast-math.
 #include <cmath>
 #include <cstdint>
 #include <cstring>

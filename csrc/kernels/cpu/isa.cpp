@@ -10,7 +10,7 @@ namespace {
 constexpr const char* kNames[] = {"base", "avx2", "avx512"};
 
 Isa best() {
-  // What the avx512 build is compiled for: F and DQ, VL, BW.
+  // The avx512 build needs F, DQ, VL and BW.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
     return Isa::avx512;

@@ -1,12 +1,12 @@
-// Which instruction set the kernels use: chosen once at run time, the same body compiled for each.
+// Chooses the instruction set once, at run time; the same body is compiled for each.
 #pragma once
 
 namespace compact::cpu {
 
 enum class Isa { base, avx2, avx512 };
 
-// The best that this CPU has, or what COMPACT_CPU_CAPABILITY (base, avx2, avx512) names. Throws
-// std::invalid_argument for another word, or for an instruction set that this CPU lacks.
+// The best instruction set of this CPU, or the one that COMPACT_CPU_CAPABILITY (base, avx2, avx512)
+// names. Throws std::invalid_argument for another name or an instruction set that this CPU lacks.
 Isa isa();
 
 const char* isa_name();

@@ -7,7 +7,7 @@
 
 namespace compact::cpu {
 
-// One line a function: forwards to the build that fits the CPU.
+// Each function calls the build that fits the CPU.
 #define COMPACT_DISPATCH(name) \
   static const auto chosen = pick(&base::name<T>, &avx2::name<T>, &avx512::name<T>)
 

@@ -1,9 +1,10 @@
-// Row kernels of the LM head: a row of logits arrives in pieces of the vocabulary; torch-free.
+// Row kernels of the LM head; a row of logits is processed in pieces of the vocabulary. No torch.
 //
-// A piece is finished (z from the raw product), its statistics are taken, and it is overwritten by
-// e = exp(z - reference), times the softcap's derivative. The reference is moved, and all that was
-// summed before rescaled, only when a larger logit would make e exceed exp(kReferenceSlack): the
-// exp of a logit is taken once, and the gradient product can follow while the piece is in cache.
+// For a piece, the kernels compute the final logits z from the raw product, then the statistics,
+// then overwrite it by e = exp(z - reference), times the softcap's derivative. The reference
+// changes, and earlier sums are rescaled, only if a larger logit would make e exceed
+// exp(kReferenceSlack). So the exp of a logit is computed once, and the gradient product can follow
+// while the piece is in cache.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +12,12 @@
 
 namespace compact::cpu {
 
-// exp(16) = 9e6 times a vocabulary of 2^18 is far from overflow, and a reference that may lag this
-// much hardly ever moves after the first piece.
+// exp(16) = 9e6 times a vocabulary of 2^18 is far from overflow, and with this slack the reference
+// rarely changes after the first piece.
 constexpr double kReferenceSlack = 16.0;
 
-// What is known of a row so far, relative to its reference: sum = sum of exp(z - reference),
-// weighted = sum of exp(z - reference) * (z - reference), peak = largest z.
+// The sums of a row so far, relative to its reference: sum = sum of exp(z - reference), weighted =
+// sum of exp(z - reference) * (z - reference), peak = largest z.
 template <class T>
 struct RowState {
   double sum = 0.0;
@@ -38,9 +39,8 @@ struct LogitShape {
 template <class T>
 T finish_logits(T* row, int64_t n, int64_t first, const LogitShape<T>& shape);
 
-// z [n] -> e in place; updates the state, and returns the factor by which what the caller has
-// summed of earlier pieces must be multiplied (1 nearly always). `peak` is what finish_logits
-// returned.
+// z [n] -> e in place; updates the state. The caller must multiply its own sums of earlier pieces
+// by the returned factor (nearly always 1). `peak` is the return value of finish_logits.
 template <class T>
 T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* state);
 
@@ -66,13 +66,13 @@ template <class T>
 void add_scaled_row(T* out, const T* row, int64_t n, T factor);
 
 // out[h] += sum over v of q(row[v]) * matrix[v, h], where q rounds entries below the threshold at
-// random to 0 or to the threshold, without bias: a product with a row that is nearly all zeros.
-// `first` is the column of row[0], on which the rounding depends. Returns how many entries counted.
+// random to 0 or to the threshold, without bias. It is for a row that is nearly all zeros. `first`
+// is the column of row[0]; the rounding depends on it. Returns the number of nonzero entries.
 template <class T>
 int64_t add_sparse_product(T* out, const T* row, int64_t n, int64_t first, T threshold,
                            const T* matrix, int64_t width);
 
-// bfloat16 with rounding to nearest even, and back with a factor.
+// Conversion to bfloat16, rounded to nearest even, and back with a factor.
 template <class T>
 void to_bfloat16(const T* row, int64_t n, uint16_t* out);
 template <class T>

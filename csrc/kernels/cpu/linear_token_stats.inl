@@ -1,4 +1,4 @@
-// Bodies of csrc/kernels/cpu/linear_token_stats.h, instruction-set neutral.
+// Bodies of csrc/kernels/cpu/linear_token_stats.h for any instruction set.
 
 template <class T>
 COMPACT_INLINE Vec<T> finish_vector(Vec<T> raw, Vec<T> bias, const LogitShape<T>& shape) {
@@ -47,7 +47,7 @@ COMPACT_INLINE Vec<T> exp_vector(Vec<T> z, T reference, T inverse_cap, Vec<T>* s
                                  Vec<T>* weighted) {
   const Vec<T> u = z - reference;
   const Vec<T> e = exp(u);
-  // Where e is 0, u may be -inf: bounded, so that their product is 0 and not NaN.
+  // If e is 0, u may be -inf. Bound u, so that their product is 0 and not NaN.
   const Vec<T> bounded = u < kExpLow<T> ? splat(kExpLow<T>) : u;
   *sum += e;
   *weighted += e * bounded;
@@ -82,7 +82,7 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
     if (state->reference != kLowest) {
       const double moved = static_cast<double>(state->reference) - static_cast<double>(peak);
       const double shrink = std::exp(moved);
-      // exp(u + moved) * (u + moved), summed; a sum of nothing stays nothing when moved is -inf.
+      // Sum of exp(u + moved) * (u + moved). An empty sum stays 0 if moved is -inf.
       if (shrink > 0.0)
         state->weighted = shrink * (state->weighted + moved * state->sum);
       else
@@ -92,7 +92,7 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
     }
     state->reference = peak;
   }
-  // Nothing but -inf so far: any finite reference gives e = 0.
+  // All logits so far are -inf: any finite reference gives e = 0.
   const T reference = state->reference == kLowest ? T(0) : state->reference;
   if (shape.softcap == T(0)) {
     exp_row<T, false>(row, n, reference, shape.softcap, state);
@@ -145,8 +145,8 @@ struct Of32Bits {
   typedef int32_t Ints __attribute__((vector_size(4 * kLanes<T>)));
 };
 
-// A number in [0, 1) for each lane, the same for the same entry in the same column: the hash of its
-// float32 bits and the column. Multipliers and shifts are those of Wellons' lowbias32.
+// A number in [0, 1) for each lane: a hash of the entry's float32 bits and its column, so the same
+// entry in the same column gives the same number. Constants of lowbias32 by C. Wellons.
 template <class T>
 COMPACT_INLINE Vec<T> hashed(Vec<T> value, int64_t column) {
   using Bits = typename Of32Bits<T>::Bits;
@@ -162,7 +162,7 @@ COMPACT_INLINE Vec<T> hashed(Vec<T> value, int64_t column) {
 }
 
 // Stochastic rounding: an entry below the threshold becomes the threshold with the probability that
-// keeps its mean, else 0. A NaN stays.
+// keeps the mean, else 0. A NaN stays NaN.
 template <class T>
 COMPACT_INLINE Vec<T> rounded_at_random(Vec<T> value, T threshold, int64_t column) {
   const Vec<T> size = value < T(0) ? -value : value;
@@ -179,7 +179,7 @@ int64_t add_sparse_product(T* out, const T* row, int64_t n, int64_t first, T thr
   for (int64_t v = 0; v < n; v += kStep) {
     const Vec<T> value = v + kStep <= n ? load(row + v) : load_head(row + v, n - v, T(0));
     const Vec<T> factor = rounded_at_random<T>(value, threshold, first + v);
-    // Nearly all vectors hold nothing.
+    // Nearly all vectors are zero.
     bool nothing = true;
     for (int k = 0; k < kStep; ++k) nothing = nothing & (factor[k] == T(0));
     if (nothing) continue;

@@ -1,5 +1,5 @@
-// Kernels of the symmetric KL divergence on a block of the vocabulary for one pair of rows;
-// torch-free.
+// Kernels of the symmetric KL divergence for one pair of rows and one block of the vocabulary. No
+// torch.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 namespace compact::cpu {
 
 // Adds sum of ep * d and sum of eq * d to *left and *right, with d = zp - zq - offset, over n
-// entries. Entries of weight 0 add nothing, whatever d is.
+// entries. Entries with ep or eq = 0 add nothing to that sum, with any d.
 template <class T>
 void pair_sums(const T* zp, const T* zq, const T* ep, const T* eq, int64_t n, T offset,
                double* left, double* right);

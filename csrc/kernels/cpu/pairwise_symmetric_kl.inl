@@ -1,4 +1,4 @@
-// Bodies of csrc/kernels/cpu/pairwise_symmetric_kl.h, instruction-set neutral.
+// Bodies of csrc/kernels/cpu/pairwise_symmetric_kl.h for any instruction set.
 
 template <class T>
 void pair_sums(const T* zp, const T* zq, const T* ep, const T* eq, int64_t n, T offset,

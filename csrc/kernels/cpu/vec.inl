@@ -1,5 +1,5 @@
-// Vectors of kVectorBytes on GCC's vector extension, and the few functions that kernels use on
-// them. Everything here is inlined into the kernels of one namespace.
+// Vectors of kVectorBytes, built with GCC's vector extension, and the functions that kernels need.
+// Everything here is inlined into the kernels of one namespace.
 #define COMPACT_INLINE inline __attribute__((always_inline))
 
 template <class T>
@@ -42,7 +42,7 @@ COMPACT_INLINE Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
-// A NaN in `a` is lost; callers let it through elsewhere.
+// A NaN in `a` is lost; callers handle NaN elsewhere.
 template <class T>
 COMPACT_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
@@ -67,7 +67,7 @@ template <class T>
 constexpr T kExpLow = sizeof(T) == 4 ? T(-87.3) : T(-708.3);
 
 // exp for u <= 88 (a NaN stays a NaN), within 1 ulp. u = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7:
-// the next term is 5e-9 relative. float64 is there for exactness, not for speed.
+// the next term is 5e-9 relative. float64 uses std::exp: it is for exactness, not for speed.
 COMPACT_INLINE Vec<float> exp(Vec<float> u) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the low bits
   const Vec<float> shifted = u * 1.44269504088896341f + kRound;

@@ -1,7 +1,6 @@
-// out[rows[m]] += weight[group[m]] * unit[m] without atomics. The items come sorted by row; the
-// block of an item that is the first of its row sums the row's items in their order, the other
-// blocks have nothing to do: no two blocks write the same row, and the sum is the same from run to
-// run.
+// out[rows[m]] += weight[group[m]] * unit[m] without atomics. The items are sorted by row. The
+// block of the first item of a row sums the row's items in their order; the blocks of the other
+// items do nothing. So no two blocks write the same row, and the sum is the same in every run.
 #pragma once
 
 #include "kernels/cuda/simt.cuh"
@@ -24,7 +23,7 @@ struct AccumulateWeighted {
   A* out;       // [num_rows, width], already zero: rows without items are not written
 };
 
-// One column, or a pack of them, of the sum over the items from `first` on that go to `row`.
+// Sums one column, or one pack of columns, over the items from `first` on that belong to `row`.
 template <int kCount, typename T>
 SIMT_DEVICE void sum_items(const AccumulateWeighted<T>& args, int64_t first, int64_t row,
                            int64_t column) {

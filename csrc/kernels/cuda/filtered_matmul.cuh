@@ -1,11 +1,11 @@
-// grad @ weight where the entries of grad below eps are rounded at random to 0 or eps, without
-// bias. For a gradient of a softmax that is nearly all zeros the few rows of weight that are left
-// are far less work than the dense product.
+// grad @ weight, where the entries of grad below eps are rounded at random to 0 or eps, without
+// bias. If the gradient of a softmax is nearly all zeros, only few rows of weight are needed, which
+// is much less work than the dense product.
 //
-// A block makes a stretch of the columns of one output row. It goes through the row of grad tile by
-// tile: every thread looks at one pack, the entries that stay are listed in shared memory in a
-// fixed order, and all threads add weight[v] of the listed v to the columns they own. A tile
-// without such entries costs one barrier.
+// A block computes a range of the columns of one output row. It processes the row of grad tile by
+// tile: every thread reads one pack, the nonzero entries are listed in shared memory in a fixed
+// order, and all threads add weight[v] of the listed v to their columns. A tile without nonzero
+// entries costs one barrier.
 #pragma once
 
 #include "kernels/cuda/simt.cuh"
@@ -28,8 +28,8 @@ struct FilteredMatmul {
   A* out;                           // [rows, width]
 };
 
-// A number in [0, 1), the same for the same entry in the same column: the hash of its float32 bits
-// and the column. Multipliers and shifts are those of Wellons' lowbias32.
+// A number in [0, 1): a hash of the entry's float32 bits and its column, so the same entry in the
+// same column gives the same number. Constants of lowbias32 by C. Wellons.
 SIMT_DEVICE float hashed(float value, int64_t column) {
   uint32_t h = simt::bits_of(value) ^ (static_cast<uint32_t>(column) * 0x9e3779b1u);
   h = (h ^ (h >> 16)) * 0x7feb352du;
@@ -38,8 +38,8 @@ SIMT_DEVICE float hashed(float value, int64_t column) {
   return static_cast<float>(h >> 8) * 0x1p-24f;
 }
 
-// Stochastic rounding: an entry below eps becomes eps with the probability that keeps its mean,
-// else 0. A NaN stays.
+// Stochastic rounding: an entry below eps becomes eps with the probability that keeps the mean,
+// else 0. A NaN stays NaN.
 template <typename A>
 SIMT_DEVICE A rounded_at_random(A value, A eps, int64_t column) {
   const A size = simt::abs(value);
@@ -77,12 +77,12 @@ filtered_matmul_kernel(FilteredMatmul<T> args) {
       for (int j = 0; j < kPack; ++j)
         if (at + j < args.inner) g[j] = simt::to_float(grad[at + j]);
     }
-    // Position of each entry that stays among those of its warp: by j, then by lane.
+    // The nonzero entries of a warp are ordered by j, then by lane.
     uint32_t stays[kPack];
     int of_warp = 0;
     for (int j = 0; j < kPack; ++j) {
       g[j] = rounded_at_random(g[j], eps, at + j);
-      stays[j] = simt::ballot(g[j] != 0);  // what lies past the end is 0
+      stays[j] = simt::ballot(g[j] != 0);  // entries past the end are 0
       of_warp += simt::count_bits(stays[j]);
     }
     if (simt::lane() == 0) kept_of_warp[turn * simt::kWarp + simt::warp()] = of_warp;
@@ -114,7 +114,7 @@ filtered_matmul_kernel(FilteredMatmul<T> args) {
           if (j < owned) sum[j] += value * simt::to_float(from[j]);
       }
     }
-    // The list is written again only after the next tile's first barrier.
+    // The next tile writes the list after its first barrier.
   }
   A* out = args.out + row * args.width + column;
   for (int j = 0; j < kPack; ++j)

@@ -1,6 +1,5 @@
-// How raw logits become final ones, z = softcap(scale * raw + bias), and the two functions of a row
-// of them that every kernel of the head needs: log-sum-exp kept online, and the slope of the
-// softcap.
+// Final logits z = softcap(scale * raw + bias) from raw ones, and the two functions that every
+// kernel of the head needs: the online log-sum-exp and the slope of the softcap.
 #pragma once
 
 #include "kernels/cuda/simt.cuh"
@@ -13,7 +12,7 @@ struct Head {
   A scale;
   A softcap;  // 0 for none
 
-  // z of `count` consecutive raw logits, the first of them in column `column`.
+  // z of `count` consecutive raw logits from column `column` on.
   template <int kCount>
   SIMT_DEVICE void finish(A (&z)[kCount], int64_t column) const {
     if (scale != A(1)) {
@@ -31,7 +30,7 @@ struct Head {
     finish(z, column);
     return z[0];
   }
-  // Multiplies g by d z / d (scale * raw + bias), which z itself tells: 1 - tanh^2.
+  // Multiplies g by d z / d (scale * raw + bias) = 1 - tanh^2, computed from z.
   template <int kCount>
   SIMT_DEVICE void through_softcap(const A (&z)[kCount], A (&g)[kCount]) const {
     if (softcap == A(0)) return;
@@ -42,13 +41,13 @@ struct Head {
   }
 };
 
-// exp(x) for a difference of logits; 2^x is one instruction.
+// exp(x) for a difference of logits, by 2^x, which is one instruction.
 template <typename A>
 SIMT_DEVICE A exp_of(A x) {
   return simt::exp2(x * A(simt::kLog2e));
 }
 
-// Stores x rounded to bfloat16, as one access of 16 bytes where address and count allow.
+// Stores x rounded to bfloat16, as one access of 16 bytes if address and count allow it.
 template <typename A, int kCount>
 SIMT_DEVICE void store_bfloat16(simt::bfloat16* at, const A (&x)[kCount]) {
   if constexpr (kCount == simt::Pack<simt::bfloat16>::kSize) {
@@ -60,16 +59,15 @@ SIMT_DEVICE void store_bfloat16(simt::bfloat16* at, const A (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) at[i] = simt::narrow<simt::bfloat16>(x[i]);
 }
 
-// What is known of some logits of a row: the largest, and relative to it the sums of e = exp(z -
-// ref) and e (z - ref), from which the log-sum-exp and the entropy follow. Starts as knowing none.
+// The state of an online log-sum-exp: the largest logit so far, and relative to it the sums of e =
+// exp(z - ref) and of e (z - ref), which give log-sum-exp and entropy. Starts empty.
 template <typename A>
 struct Online {
   A largest = -simt::infinity<A>();
   A sum = 0;
   A moment = 0;
 
-  // The reference is the largest logit, but 0 where that is infinite: -inf stands for an excluded
-  // class.
+  // The reference is the largest logit, or 0 if that is infinite: -inf means an excluded class.
   SIMT_DEVICE A reference() const {
     return largest > -simt::infinity<A>() && largest < simt::infinity<A>() ? largest : A(0);
   }
@@ -77,8 +75,8 @@ struct Online {
   // H = log S - (sum of e d) / S with d = z - ref.
   SIMT_DEVICE A entropy() const { return simt::log(sum) - moment / sum; }
 
-  // Moves the reference by -shift. From -1e4 on nothing is left of the old terms, and products with
-  // an infinite shift would make NaN of them.
+  // Changes the reference by -shift. Below -1e4 the old terms are 0; the shift is bounded, because
+  // an infinite one would turn them into NaN.
   SIMT_DEVICE void rescale(A shift) {
     if (sum == A(0)) return;
     shift = simt::max(shift, A(-1e4));
@@ -126,8 +124,8 @@ SIMT_DEVICE Online<A> warp_merge(Online<A> mine) {
   return mine;
 }
 
-// Merges over the block; every thread gets the same result. `shared` holds a value for each warp,
-// and is free again only after the next barrier.
+// Merges the states of the block; every thread gets the same result. `shared` holds a value per
+// warp and may be used again after the next barrier.
 template <typename A>
 SIMT_DEVICE Online<A> block_merge(Online<A> mine, A (&largest)[simt::kWarp], A (&sum)[simt::kWarp],
                                   A (&moment)[simt::kWarp]) {
@@ -147,7 +145,7 @@ SIMT_DEVICE Online<A> block_merge(Online<A> mine, A (&largest)[simt::kWarp], A (
   return warp_merge(all);
 }
 
-// The sum over the block, the same in every thread and from run to run. `shared` is free again only
+// The sum over the block, the same in every thread and in every run. `shared` may be used again
 // after the next barrier.
 template <typename A>
 SIMT_DEVICE A block_sum(A mine, A (&shared)[simt::kWarp]) {
@@ -157,8 +155,8 @@ SIMT_DEVICE A block_sum(A mine, A (&shared)[simt::kWarp]) {
   return simt::warp_sum(simt::lane() < simt::warps() ? shared[simt::lane()] : A(0));
 }
 
-// Replaces a row in place, the threads of the block side by side: change(column, z) gets the values
-// from `column` on in an array of one element or of a pack, and leaves there what is to be stored.
+// Replaces a row in place, by all threads of the block. change(column, z) gets the values from
+// `column` on in an array of one element or one pack, and overwrites them by the new values.
 template <typename T, typename Change>
 SIMT_DEVICE void rewrite_row(T* row, int64_t cols, const Change& change) {
   using A = simt::accumulate_t<T>;
@@ -187,18 +185,18 @@ struct RowGradient {
   bool ignored;
   A ref, over_sum, upstream;
 
-  // z: in raw logits from `column` on, out the row's gradient.
+  // z: on entry raw logits from `column` on, on return the gradient.
   template <int kCount>
   SIMT_DEVICE void operator()(int64_t column, A (&z)[kCount]) const {
     A part[kCount];
     (*this)(column, z, part);
   }
-  // The same, and part: the softmax part of d nll / d x, 0 at the target.
+  // The same; also returns `part`, the softmax part of d nll / d x, which is 0 at the target.
   template <int kCount>
   SIMT_DEVICE void operator()(int64_t column, A (&z)[kCount], A (&part)[kCount]) const {
     head.finish(z, column);
     for (int i = 0; i < kCount; ++i) part[i] = exp_of(z[i] - ref) * over_sum;
-    A own[1] = {0};  // what replaces the target's part
+    A own[1] = {0};  // the new value of the target's part
     if (target >= column && target < column + kCount) {
       for (int i = 0; i < kCount; ++i) {
         if (column + i == target) {

@@ -1,6 +1,6 @@
-// The head's gradient where the log-sum-exp is already known, for the backward: a block of raw
-// logits, of some rows and some columns of the vocabulary, becomes upstream * d nll / d x. One
-// block a row.
+// The head's gradient for the backward, where the log-sum-exp is known: replaces a block of raw
+// logits, some rows and some columns of the vocabulary, by upstream * d nll / d x. One thread block
+// per row.
 #pragma once
 
 #include "kernels/cuda/head.cuh"
@@ -46,7 +46,7 @@ head_gradient_kernel(HeadGradient<T> args) {
   rewrite_row(args.logits + r * args.cols, args.cols, gradient);
 }
 
-// The same from the stash: nothing is computed again but the target's own term,
+// The same from the stash. Only the target's own term is computed again,
 // (p_t - 1) softcap'(z_t) with p_t = exp(-nll) and z_t = lse - nll.
 template <typename T>
 SIMT_KERNEL(kGradientThreads)
@@ -66,8 +66,8 @@ stash_gradient_kernel(HeadGradient<T> args) {
   }
 }
 
-// out[c] = factor * sum over the rows of matrix[r, c], in the order of the rows: the gradient of
-// the bias. With weights, out[c] += factor * sum of weight[r] * matrix[r, c].
+// The gradient of the bias: out[c] = factor * sum over the rows of matrix[r, c], in the order of
+// the rows. With weights, out[c] += factor * sum of weight[r] * matrix[r, c].
 template <typename T>
 struct ColumnSum {
   using A = simt::accumulate_t<T>;

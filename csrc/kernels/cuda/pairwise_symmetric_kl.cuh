@@ -1,12 +1,12 @@
-// Kullback-Leibler divergence of pairs of rows of logits, both ways, and its gradient. One block a
-// pair.
+// Kullback-Leibler divergence of pairs of rows of logits, in both directions, and its gradient. One
+// thread block per pair.
 //
 // With log p = z_p - lse_p, log q = z_q - lse_q and delta = log p - log q,
 //   KL(p || q) = sum p delta,   KL(q || p) = -sum q delta,
 //   d (KL(p || q) + KL(q || p)) / d z_p = p (delta - KL(p || q)) + p - q,
 // and the same for z_q with p and q exchanged. A class that a row excludes (z = -inf) has p = 0 and
-// adds nothing of its own. delta is taken from normalised terms, in a second sweep: KL is of the
-// order of delta^2, and a difference of two sums would leave only rounding of it.
+// adds nothing. delta is computed from normalised terms, in a second pass: KL is of the order of
+// delta^2, so the difference of two sums would be only rounding error.
 #pragma once
 
 #include "kernels/cuda/head.cuh"
@@ -29,7 +29,7 @@ struct Pairs {
   A out_scale;
 };
 
-// x y, but 0 where x is 0, whatever y is.
+// x y, or 0 if x is 0, for any y.
 template <typename A>
 SIMT_DEVICE A weighted(A x, A y) {
   return x > A(0) ? x * y : x;

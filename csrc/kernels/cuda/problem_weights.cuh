@@ -1,4 +1,4 @@
-// Weights of the K rationales of a problem from S scores each. One warp, which is a block, a
+// Weights of the K rationales of a problem from S scores each. One thread block of one warp per
 // problem.
 //   z_s = (score_s - mean) / sqrt(var + prior_std_s^2)   or, with eps > 0, / (std + eps)
 //   alpha = softmax(sum_s beta_s z_s / tau),  out = (1 - floor) alpha + floor / K
@@ -26,7 +26,7 @@ template <typename A>
 SIMT_KERNEL(simt::kWarp)
 problem_weights_kernel(ProblemWeights<A> args) {
   const int64_t begin = args.offsets[simt::block()], end = args.offsets[simt::block() + 1];
-  // Offsets that point outside would write outside.
+  // Offsets that are out of range would write out of range.
   if (begin < 0 || end > args.rationales || end <= begin) return;
   const int64_t count = end - begin;
   if (count == 1) {
@@ -34,7 +34,7 @@ problem_weights_kernel(ProblemWeights<A> args) {
     return;
   }
   const A k = static_cast<A>(count);
-  // Each lane keeps to its own rationales throughout, so that `out` can hold u, then exp(u).
+  // Each lane uses the same rationales everywhere, so that `out` can hold u, then exp(u).
   for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) args.out[i] = A(0);
   for (int64_t s = 0; s < args.num_scores; ++s) {
     const A* score = args.scores + s * args.rationales;
@@ -50,7 +50,7 @@ problem_weights_kernel(ProblemWeights<A> args) {
     const A var = simt::warp_sum(squares) / static_cast<A>(freedom > 1 ? freedom : 1);
     const A prior = args.prior_std[s];
     const A spread = args.eps > A(0) ? simt::sqrt(var) + args.eps : simt::sqrt(var + prior * prior);
-    // Written so that a NaN spread stays NaN.
+    // The comparison is written so that a NaN spread stays NaN.
     const A factor = spread <= A(0) ? A(0) : args.beta[s] / spread;
     for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp)
       args.out[i] += factor * (score[i] - mean);

@@ -1,16 +1,16 @@
-// The row kernel: statistics of rows of logits, each row then overwritten by its gradient. One
-// block a row.
+// The row kernel: statistics of rows of logits; each row is then overwritten by its gradient. One
+// thread block per row.
 //
-// Two sweeps over the row. The first keeps, online and per thread, the largest logit, S = sum e and
-// T = sum e d with d = z - ref, e = exp(d); merged over the block they give
+// It passes over the row twice. The first pass computes, online and per thread, the largest logit,
+// S = sum e and T = sum e d with d = z - ref, e = exp(d). Merged over the block they give
 //   lse = ref + log S,  entropy = log S - T / S,  nll = log S - (z_t - ref),
-// and since the target's and the gold answer's logits are read before the row is overwritten, all
-// statistics come from one read. The second sweep writes
+// The logits of the target and of the gold answer are read before the row is overwritten, so all
+// statistics need one read of the row. The second pass writes
 //   g_v = w (e_v / S - [v = t]) softcap'(z_v) * out_scale.
-// It runs backwards, so that it meets first what the caches saw last, and what fitted into shared
-// memory
-// (`staged` packs from the row's beginning) it does not read again at all: about one read and one
-// write of the logits from memory. A thread overwrites only what it has read itself.
+// It goes backwards, because the end of the row is still in the caches. It does not read again the
+// `staged` packs at the beginning of the row, which are in shared memory. In total this is about
+// one read and one write of the logits in memory. A thread overwrites only logits that it has read
+// itself.
 #pragma once
 
 #include "kernels/cuda/head.cuh"
@@ -49,7 +49,7 @@ struct RowStats {
   int64_t staged;  // packs kept in dynamic shared memory
 };
 
-// Mean over the gold answer of z - ref, in every lane of the warp. NaN for an index out of range.
+// Mean of z - ref over the gold answer, in every lane of the warp. NaN for an index out of range.
 template <typename T>
 SIMT_DEVICE simt::accumulate_t<T> mean_gold(const RowStats<T>& args, const T* row, int64_t r) {
   using A = simt::accumulate_t<T>;
@@ -84,7 +84,7 @@ row_stats_kernel(RowStats<T> args) {
   const int step = simt::threads(), packs = static_cast<int>(split.packs);
   const int64_t single = split.single(simt::thread());
 
-  // First sweep.
+  // First pass.
   Online<A> mine;
   if (single >= 0) {
     const A z[1] = {args.head.finish_one(simt::to_float(row[single]), single)};
@@ -98,7 +98,7 @@ row_stats_kernel(RowStats<T> args) {
     if (i < args.staged) stage[i] = pack;
   };
   for (int i = simt::thread(); i < packs; i += 2 * step) {
-    // Two loads in flight before the first is used.
+    // Start two loads before the first is used.
     const bool second = i + step < packs;
     const simt::Pack<T> a = simt::load_pack(body + int64_t{i} * kPack);
     const simt::Pack<T> b = simt::load_pack(body + int64_t{second ? i + step : i} * kPack);
@@ -106,7 +106,7 @@ row_stats_kernel(RowStats<T> args) {
     if (second) take(i + step, b);
   }
 
-  // What is read of the row by index, before anyone overwrites it.
+  // Read the entries that are needed by index before any thread overwrites the row.
   const int64_t target = args.target[r];
   const bool ignored = target == args.ignore_index;
   const bool in_range = target >= 0 && target < args.cols;
@@ -131,7 +131,7 @@ row_stats_kernel(RowStats<T> args) {
   }
   if (!args.overwrite) return;
 
-  // Second sweep. A target that is neither in range nor the ignored one makes NaN of the row.
+  // Second pass. If the target is neither in range nor ignore_index, the row becomes NaN.
   A upstream = args.weight == nullptr ? A(1) : args.weight[r];
   if (!in_range) upstream = simt::nan<A>();
   const RowGradient<A> gradient{args.head, target,         ignored,

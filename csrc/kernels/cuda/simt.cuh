@@ -1,10 +1,9 @@
-// The few primitives a CUDA kernel of this project may use, in one spelling for nvcc and for the
-// host.
+// The primitives that CUDA kernels of this project may use, with the same names for nvcc and for
+// the host.
 //
-// Under nvcc they are the hardware's own. Elsewhere tests/simt/simt_host.h supplies them, so that
-// the very same kernel bodies run, are raced against each other and are mutated on a machine
-// without a GPU. What is not here (inline PTX, CUB, cooperative groups, float atomics) no kernel
-// uses.
+// With nvcc they are those of the hardware. Otherwise tests/simt/simt_host.h implements them. So
+// the same kernel bodies can be run, checked for races and tested with planted faults on a machine
+// without a GPU. Kernels use nothing else (no inline PTX, CUB, cooperative groups, float atomics).
 #pragma once
 
 #include <cmath>
@@ -20,7 +19,7 @@
 #define SIMT_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
 // An array of `count` elements shared by the block, uninitialised.
 #define SIMT_SHARED(type, name, count) __shared__ type name[count]
-// The bytes of shared memory asked for at launch, 16-byte aligned, uninitialised.
+// The dynamic shared memory of the launch, 16-byte aligned, uninitialised.
 #define SIMT_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace simt {
@@ -33,21 +32,21 @@ SIMT_DEVICE int threads() { return blockDim.x; }
 SIMT_DEVICE int64_t block() { return blockIdx.x; }
 SIMT_DEVICE int64_t blocks() { return gridDim.x; }
 
-// Every thread of the block arrives before any goes on; orders memory within the block.
+// All threads of the block arrive before any continues; orders memory within the block.
 SIMT_DEVICE void barrier() { __syncthreads(); }
 
-// The value that the lane `lane ^ mask` of the warp passed in; all 32 lanes must call. Orders no
-// memory.
+// The value that the lane `lane ^ mask` of the warp passed in; all 32 lanes must call it. Does not
+// order memory.
 template <typename T>
 SIMT_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// One bit a lane: whether its `yes` holds; all 32 lanes must call. Orders no memory.
+// One bit per lane: its `yes`; all 32 lanes must call it. Does not order memory.
 SIMT_DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
 SIMT_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 
-// The device stops at an access of 16 bytes to another address; the host's version aborts there.
+// The device fails on a 16-byte access to an unaligned address; the host's version aborts.
 SIMT_DEVICE void must_be_aligned(const void*) {}
 
 SIMT_DEVICE float to_float(float x) { return x; }
@@ -83,7 +82,7 @@ SIMT_DEVICE int lane() { return thread() % kWarp; }
 SIMT_DEVICE int warp() { return thread() / kWarp; }
 SIMT_DEVICE int warps() { return threads() / kWarp; }
 
-// What a row of T is summed in.
+// The type in which a row of T is summed.
 template <typename T>
 struct Accumulate {
   using type = float;
@@ -130,7 +129,7 @@ SIMT_DEVICE uint32_t bits_of(float x) {
   return bits;
 }
 
-// The larger one; where one is NaN, the other.
+// The larger of two numbers; if one is NaN, the other.
 SIMT_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
 SIMT_DEVICE double max(double a, double b) { return ::fmax(a, b); }
 
@@ -143,7 +142,7 @@ SIMT_DEVICE A nan() {
   return static_cast<A>(NAN);
 }
 
-// Sixteen bytes of T: one memory access where the address is a multiple of 16.
+// Sixteen bytes of T: one memory access if the address is a multiple of 16.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(T);
@@ -172,8 +171,8 @@ SIMT_DEVICE Pack<T> narrow_pack(const A (&z)[Pack<T>::kSize]) {
   return pack;
 }
 
-// How an array of `count` elements at any address splits into a head of single elements up to the
-// next multiple of 16 bytes, whole packs, and a tail of single elements.
+// Splits an array of `count` elements at any address into a head of single elements up to the next
+// multiple of 16 bytes, whole packs, and a tail of single elements.
 template <typename T>
 struct Split {
   int64_t head, packs, tail;
@@ -184,7 +183,7 @@ struct Split {
     packs = (count - head) / Pack<T>::kSize;
     tail = count - head - packs * Pack<T>::kSize;
   }
-  // The element that thread i takes of head and tail together, or -1 for none.
+  // The element of head and tail together that thread i processes, or -1 for none.
   SIMT_DEVICE int64_t single(int i) const {
     if (i < head) return i;
     if (i < head + tail) return i + packs * Pack<T>::kSize;
@@ -192,7 +191,7 @@ struct Split {
   }
 };
 
-// The sum over the warp, the same in every lane and from run to run.
+// The sum over the warp, the same in every lane and in every run.
 template <typename A>
 SIMT_DEVICE A warp_sum(A value) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
