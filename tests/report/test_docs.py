@@ -274,3 +274,39 @@ def test_the_site_is_built_and_every_public_function_is_on_it(tmp_path):
     for page in site.rglob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#:$]+)["#]', page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(site)} -> {link}"
+
+
+# --- CONTRIBUTING.md --------------------------------------------------------------------------
+
+
+def paths_named(text):
+    """Paths in backticks, the first word of a command; `<op>` stands for any name."""
+    named = (part.split()[0] for part in re.findall(r"`([^`\n]+)`", text))
+    top = {path.name for path in ROOT.iterdir()}
+    return {name for name in named if name.split("/")[0] in top}
+
+
+def test_every_path_in_contributing_exists():
+    named = paths_named((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) >= 40 and {"compact/config.py", "csrc/ops/<op>_cpu.cpp"} <= named
+    for name in named:
+        pattern = re.sub(r"<\w+>", "*", name)
+        # compact/answers is a package, or still one file
+        found = [*ROOT.glob(pattern), *ROOT.glob(f"{pattern}.py")]
+        assert found, f"CONTRIBUTING.md: {name} does not exist"
+
+
+def test_contributing_says_where_twenty_things_are():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("\n## ")[1]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert section.startswith("I want to change") and len(rows) > 20
+    assert all(paths_named(row) for row in rows[1:])
+
+
+def test_contributing_lists_the_layers_of_the_contract():
+    contract = (ROOT / "pyproject.toml").read_text().split("layers = [")[1].split("]")[0]
+    layers = re.findall(r'"(\w+)"', contract)
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+    listed = re.search(r"fails otherwise [^:]*: ([\w, ]+)\.", text)[1].split(", ")
+    assert listed == [name for name in layers if name in listed]
+    assert {name for name in layers if (ROOT / "compact" / name).is_dir()} <= set(listed)
