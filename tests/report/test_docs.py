@@ -6,16 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from transformers import TrainingArguments
 
 import compact_ops
 from compact import CompactConfig, CompactTrainer, Student, load_problems, make_weigher
 from compact.commands.cli import COMMANDS, main
 from compact.commands.recipe import known_keys
+from compact.config import RecipeConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.metrics import METRICS
@@ -23,7 +26,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.registry import IMPORT_VARIABLE, import_modules
 from compact.strategies import STRATEGIES
-from compact.weighting import POLICIES, PRESETS
+from compact.weighting import POLICIES, PRESETS, weigher_names
 from helpers.toy import save_student
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +226,27 @@ def test_commands_of_the_guides_exist():
     text = "".join(path.read_text() for path in GUIDES)
     named = set(re.findall(r"^compact (\w+)", text, re.MULTILINE))
     assert {"train", "evaluate", "report", "import", "score", "compare"} <= named <= COMMANDS.keys()
+
+
+def test_the_quickstart_lists_every_command():
+    text = (ROOT / "docs/quickstart.md").read_text()
+    assert set(re.findall(r"^\| `compact (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_method_lists_every_policy():
+    text = (ROOT / "docs/method.md").read_text().split("## Policies")[1]
+    assert set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)) == {
+        name for name in weigher_names() if name not in PRESETS
+    }
+
+
+def test_the_trainer_guide_lists_every_setting():
+    text = (ROOT / "docs/trainer.md").read_text().split("## Settings")[1]
+    named = {name for row in re.findall(r"^\| (`[^|]+)", text, re.MULTILINE)
+             for name in re.findall(r"`(\w+)`", row)}  # fmt: skip
+    inherited = {field.name for field in fields(TrainingArguments)}
+    own = {field.name for field in fields(CompactConfig)} - inherited - {"model_init_kwargs"}
+    assert named == own | {field.name for field in fields(RecipeConfig)}
 
 
 def test_options_of_the_commands_in_the_guides_exist(capsys):
