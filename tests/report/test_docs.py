@@ -222,6 +222,11 @@ def test_the_row_of_the_page_is_read(page):
     assert (problem.answer, problem.rationales[0].teacher) == ("16", row["teacher"])
 
 
+def test_the_readme_is_read_in_ten_minutes():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 135 and max(map(len, lines)) <= 100
+
+
 def test_commands_of_the_guides_exist():
     text = "".join(path.read_text() for path in GUIDES)
     named = set(re.findall(r"^compact (\w+)", text, re.MULTILINE))
