@@ -339,3 +339,12 @@ def test_contributing_lists_the_layers_of_the_contract():
     listed = re.search(r"fails otherwise [^:]*: ([\w, ]+)\.", text)[1].split(", ")
     assert listed == [name for name in layers if name in listed]
     assert {name for name in layers if (ROOT / "compact" / name).is_dir()} <= set(listed)
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    for page in GUIDES:
+        for name, anchor in re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", page.read_text()):
+            target = page.parent / name if name else page
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{page.name}: {name}#{anchor}"
