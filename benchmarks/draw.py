@@ -1,8 +1,7 @@
 """Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw`.
 
-Writes docs/results/<case>.png, docs/results/benchmarks.md, the text in README.md between
-`<!-- bench:begin -->` and `<!-- bench:end -->`, and `measured` of each claim in bounds.json. It
-uses the last run of each case, shape, dtype and machine.
+Writes docs/results/<case>.png, docs/results/benchmarks.md, and the field `measured` of each claim
+in bounds.json. For each case, shape, dtype and machine the last run counts.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from benchmarks import run
 from benchmarks.gate import BOUNDS, Bound, load_bounds
 from benchmarks.harness import ROOT
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
 CASES = {
     "head": "The LM head: loss and gradient from hidden states",
@@ -40,37 +38,37 @@ CASES = {
 }
 LEGENDS = {
     "head": "Mean cross-entropy of M tokens over V words, and its gradient. `products` is the "
-    "floor: the matrix products that no exact form can avoid, alone and into buffers made "
-    "beforehand; `torch` is F.linear + cross_entropy, `torch-compile` the same compiled, "
-    "`torch-linear-ce` torch's own linear_cross_entropy (its chunked form needs 5 MB and six times "
-    "the time: `--provider torch-linear-ce-chunked`). `compact` also returns entropy and top-1 "
-    "correctness; `compact-filter` rounds entries of the softmax below 2^-12 at random (made for "
-    "a student's states, not for random ones; training with it: docs/results/filter.md). With a "
-    "trained head there is the gradient of the weight besides: `compact-fused` knows the tokens' "
-    "weights beforehand, `compact-stash` keeps the unit gradients in bfloat16, "
-    "`compact-recompute` keeps nothing. `hidden=smollm2` are the states of a real student over "
-    "SVAMP rationales.",
+    "floor: only the matrix products that every exact form needs, into buffers made beforehand. "
+    "`torch` is F.linear + cross_entropy; `torch-compile` is the same, compiled; "
+    "`torch-linear-ce` is torch's own linear_cross_entropy. (Its chunked form needs 5 MB and six "
+    "times the time: `--provider torch-linear-ce-chunked`.) `compact` also returns entropy and "
+    "top-1 correctness. `compact-filter` rounds entries of the softmax below 2^-12 at random. It "
+    "is meant for the states of a real student, not for random ones; docs/results/filter.md shows "
+    "training with it. With a trained head, the gradient of the weight is computed too: "
+    "`compact-fused` is given the tokens' weights in advance, `compact-stash` keeps the unit "
+    "gradients in bfloat16, `compact-recompute` keeps nothing. With `hidden=smollm2` the states "
+    "are those of a real student on SVAMP rationales.",
     "step": "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K "
-    "rationales. `sft` is transformers' own loss on K padded rows, `trl` TRL's SFTTrainer on the "
-    "same. `released` computes what the published training step computes (arXiv 2601.13992), in "
-    "plain torch; `released-checkpointed` under gradient checkpointing besides, as its script "
-    "does. `compact` reads the question once for all rationales and weighs them evenly: no scores, "
-    "no answer leaves. `compact-probes` is the default preset, which asks after every step how "
-    "likely the gold answer is (a leaf); `compact-released` computes the scores, weights and "
-    "consistency term of `released`, with the same gradients.",
+    "rationales. `sft` is transformers' own loss on K padded rows; `trl` is TRL's SFTTrainer on "
+    "the same rows. `released` computes in plain torch what the published training step computes "
+    "(arXiv 2601.13992); `released-checkpointed` adds gradient checkpointing, as the published "
+    "script does. `compact` reads the question once for all rationales and weights them evenly, "
+    "without scores or answer leaves. `compact-probes` is the default preset: after every step, an "
+    "answer leaf measures how likely the gold answer is. `compact-released` computes the scores, "
+    "weights and consistency term of `released`, with the same gradients.",
     "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
-    "on the CPU: `compact` is `tree_attention`, `torch-mask` torch's SDPA over the same row under "
-    "one mask, `torch-padded` the same over K causal rows that each hold the question.",
-    "graph": "P problems of K rationales of S steps: match steps, join classes, find the "
+    "on the CPU. `compact` is `tree_attention`; `torch-mask` is torch's SDPA over the same row "
+    "with one mask; `torch-padded` is SDPA over K causal rows that each repeat the question.",
+    "graph": "P problems of K rationales of S steps: match steps, form step classes, find the "
     "mainstream path, score every rationale.",
-    "kl": "K rationales compared in pairs at T positions, with the gradient; `torch` is the dense "
-    "form, `torch-compile` the same compiled.",
-    "scale": "A step on P questions of Q tokens with K rationales of T tokens, vocabulary V; one "
-    "size changed at a time, ratios to `sft` (plain SFT on padded rows). `compact-padded` has "
-    "COMPACT's head on the same rows; `compact` reads the question once; `compact-probes` is the "
-    "default preset with answer leaves. For users: [docs/performance.md](../performance.md).",
-    "ops": "Each operator of compact_ops that no other case measures, against plain torch; the "
-    "formulas stand in docs/operators.md.",
+    "kl": "K rationales compared in pairs at T positions, with the gradient. `torch` is the dense "
+    "form; `torch-compile` is the same, compiled.",
+    "scale": "A step on P questions of Q tokens with K rationales of T tokens and vocabulary V. "
+    "One size changes at a time; ratios are to `sft` (plain SFT on padded rows). `compact-padded` "
+    "runs COMPACT's head on the same rows; `compact` reads the question once; `compact-probes` is "
+    "the default preset with answer leaves. For users: [docs/performance.md](../performance.md).",
+    "ops": "Each operator of compact_ops that no other case measures, against plain torch. The "
+    "formulas are in docs/operators.md.",
 }
 
 
@@ -195,7 +193,7 @@ def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
 
 
 def bounds_table(bounds: Sequence[Bound]) -> str:
-    """Returns a Markdown table of the bounds and the measured figures."""
+    """Returns a Markdown table of the bounds and what was measured."""
     lines = ["| claim | at most | measured | |", "|---|--:|--:|---|"]
     for b in bounds:
         shown = "-" if b.measured is None else f"{b.measured:g}"
@@ -210,11 +208,11 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
     """Returns docs/results/benchmarks.md."""
     parts = [
         "# Benchmarks",
-        "Written by `python -m benchmarks.draw` from `benchmarks/results/*.csv`; do not edit. "
-        "Providers took turns (A B C A B C ...) in one process on the same inputs, after their "
-        "outputs had been checked against a reference. Times are medians. Memory is the highest "
-        "point of a call above what was in use before it.",
-        "## What the project set itself",
+        "`python -m benchmarks.draw` writes this page from `benchmarks/results/*.csv`; do not "
+        "edit it. All providers run in one process on the same inputs and take turns (A B C A B "
+        "C ...), after a check of their outputs against a reference. Times are medians. Memory is "
+        "the peak of a call minus what was in use before it.",
+        "## Bounds and what was measured",
         bounds_table(bounds),
     ]
     for case, title in CASES.items():
@@ -227,42 +225,6 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
     if runs:
         parts.append(f"Versions of the last run: {max(runs, key=lambda r: r.date).versions}.")
     return "\n\n".join(parts) + "\n"
-
-
-def readme_block(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[str]) -> str:
-    """Returns what README.md shows: the bounds, and the first shape of `step` and `head`.
-
-    Of several machines the one that was measured last.
-    """
-    parts = [bounds_table(bounds)]
-    for case in ("step", "head"):
-        mine = [one for one in runs if one.case == case and one.device == "cpu"]
-        if mine:
-            parts += [f"### {CASES[case]}", LEGENDS[case].split(" With a trained head")[0]]
-            same = [one for one in mine if one.shape == mine[0].shape]
-            parts.append(run_table(max(same, key=lambda one: one.date)))
-        if f"{case}.png" in pictures:
-            parts.append(f"![{CASES[case]}](docs/results/{case}.png)")
-    parts.append("All cases, with spread and commands: [docs/results/benchmarks.md]"
-                 "(docs/results/benchmarks.md).")  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def replace_block(text: str, block: str, where: str) -> str:
-    """Returns `text` with `block` between the markers.
-
-    Args:
-        text: text of the file.
-        block: the new text between the markers.
-        where: name of the file, for the message.
-
-    Raises:
-        ValueError: if the text does not have each marker exactly once, in order.
-    """
-    begin, end = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise ValueError(f"{where}: expected one {BEGIN} and after it one {END}")
-    return f"{text[: begin + len(BEGIN)]}\n\n{block}\n\n{text[end:]}"
 
 
 # --- plots ------------------------------------------------------------------------------------
@@ -398,10 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser("python -m benchmarks.draw", description=__doc__)
     parse.add_argument("--results", type=Path, default=run.RESULTS)
     parse.add_argument("--docs", type=Path, default=ROOT / "docs/results")
-    parse.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parse.add_argument(
-        "--bounds", type=Path, default=BOUNDS, help="JSON of claims; updates `measured`"
-    )
+    parse.add_argument("--bounds", type=Path, default=BOUNDS, help="its `measured` is written")
     options = parse.parse_args(argv)
     try:
         runs = read_runs(options.results)
@@ -421,13 +380,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pictures.append(f"{case}.png")
                 (draw_lines if case == "scale" else draw_bars)(mine, options.docs / pictures[-1])
         (options.docs / "benchmarks.md").write_text(document(bounds, runs, pictures))
-        block = readme_block(bounds, runs, pictures)
-        text = replace_block(options.readme.read_text(), block, str(options.readme))
-        options.readme.write_text(text)
     except (ValueError, OSError) as error:
         print(f"benchmarks.draw: error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {options.docs}/benchmarks.md, {', '.join(pictures)} and {options.readme}")
+    print(f"wrote {options.docs}/benchmarks.md, {', '.join(pictures)}")
     return 0
 
 

@@ -221,7 +221,7 @@ def test_the_bounds_table_says_met_missed_and_not_measured(results):
     assert "| elsewhere | 1 | - | not measured |" in table
 
 
-def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
+def test_the_command_writes_pictures_and_page(results, tmp_path):
     folder = results(
         result("head", "compact", "M=1", 0.0123),
         result("head", "torch", "M=1", 2.0, ratio=162.6, peak_mb=""),
@@ -231,22 +231,16 @@ def test_the_command_writes_pictures_page_and_readme(results, tmp_path):
             for name in ("compact", "sft")
         ),
     )
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{draw.BEGIN}\nold\n{draw.END}\nafter\n")
     claims = tmp_path / "bounds.json"
     claim = dataclasses.replace(bound(), provider="compact", over="torch", shape="M=1")
     claims.write_text(json.dumps([dataclasses.asdict(claim)]))
-    command = ["--results", str(folder), "--docs", str(tmp_path / "d"), "--readme", str(readme)]
-    command += ["--bounds", str(claims)]
+    command = ["--results", str(folder), "--docs", str(tmp_path / "d"), "--bounds", str(claims)]
     assert draw.main(command) == 0
     assert gate.load_bounds(claims) == [dataclasses.replace(claim, measured=0.00615)]
-    first = readme.read_text()
-    assert draw.main(command) == 0
-    assert readme.read_text() == first
-    assert first.startswith(f"before\n{draw.BEGIN}\n") and first.endswith(f"{draw.END}\nafter\n")
-    assert "old" not in first
-    assert "| **compact** | 12.3 ms | 12.3 ms to 12.3 ms | 1.00 | 5.0 MB |" in first
     page = (tmp_path / "d/benchmarks.md").read_text()
+    assert draw.main(command) == 0
+    assert (tmp_path / "d/benchmarks.md").read_text() == page
+    assert "| **compact** | 12.3 ms | 12.3 ms to 12.3 ms | 1.00 | 5.0 MB |" in page
     assert "| torch | 2 s | 2 s to 2 s | 162.60 | - |" in page
     assert "`python -m benchmarks.run head --shape M=1`" in page
     assert "| K=4,T=8 | 1 s, 5.0 MB | 1.00 | 1.00 |" in page
@@ -266,13 +260,12 @@ def test_sizes_that_vary_alone_become_lines(results):
     }
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["none", f"{draw.BEGIN} only", f"{draw.END} {draw.BEGIN}", f"{draw.BEGIN}{draw.END}{draw.END}"],
-)
-def test_a_readme_without_its_markers_is_an_error(text):
-    with pytest.raises(ValueError, match="R.md: expected one <!-- bench:begin --> and after it"):
-        draw.replace_block(text, "block", "R.md")
+def test_the_committed_page_is_what_the_committed_results_give():
+    runs = draw.read_runs(run.RESULTS)
+    bounds = draw.judged(gate.load_bounds(), runs)
+    pictures = [f"{case}.png" for case in draw.CASES if any(one.case == case for one in runs)]
+    page = (run.RESULTS.parents[1] / "docs/results/benchmarks.md").read_text()
+    assert draw.document(bounds, runs, pictures) == page
 
 
 def test_no_results_yet_is_said_in_one_line(tmp_path, capsys):

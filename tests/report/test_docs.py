@@ -1,25 +1,33 @@
 """README and guides: their code runs as it stands, their commands exist, the site is built."""
 
 import json
+import pickle
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from transformers import TrainingArguments
 
 import compact_ops
+from compact import CompactConfig, CompactTrainer, Student, load_problems, make_weigher
 from compact.commands.cli import COMMANDS, main
 from compact.commands.recipe import known_keys
-from compact.data import load_problems
+from compact.config import RecipeConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.metrics import METRICS
 from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
-from compact.passes.packing import build_batch
-from compact.student import Student
-from compact.weighting import PRESETS, make_weigher
+from compact.passes.forward import observe
+from compact.registry import IMPORT_VARIABLE, import_modules
+from compact.strategies import STRATEGIES
+from compact.weighting import POLICIES, PRESETS, weigher_names
+from helpers.toy import save_student
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,18 +50,20 @@ def ten_lines(block):
     return [line for line in lines if not line.startswith(skipped[:4]) and line]
 
 
+def write_inputs(data):
+    """Writes a tiny student and its rationales under the names that the pages use."""
+    save_student(Path("path/or/name/of/a/model"))
+    rows = zoo.make_rows(("good", "verbose", "wrong-step"), 2, seed=1)
+    Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/trainer.md"])
 def test_the_trainer_of_the_page_trains(page, tmp_path, monkeypatch):
     block = block_with(ROOT / page, "CompactTrainer(")
     assert len(ten_lines(block)) <= 10
     monkeypatch.chdir(tmp_path)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=0, layers=1)
-    model.save_pretrained("path/or/name/of/a/model")
-    tokenizer.save_pretrained("path/or/name/of/a/model")
-    rows = zoo.make_rows(("good", "verbose", "wrong-step"), 2, seed=1)
     (data,) = re.findall(r'"(\w+\.jsonl)"', block)
-    Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_inputs(data)
     names = {}
     exec(block, names)
     assert names["trainer"].state.global_step > 0
@@ -62,9 +72,8 @@ def test_the_trainer_of_the_page_trains(page, tmp_path, monkeypatch):
         names["trainer"].train()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operators.md"])
-def test_the_loop_of_the_page_gives_the_gradient_of_full_logits(page):
-    block = block_with(ROOT / page, "linear_token_stats(")
+def test_the_loop_of_the_operators_guide_gives_the_gradient_of_full_logits():
+    block = block_with(ROOT / "docs/operators.md", "linear_token_stats(")
     assert len(ten_lines(block)) <= 11
     torch.manual_seed(0)
     embedding, lm_head = torch.nn.Embedding(23, 8), torch.nn.Linear(8, 23, bias=False)
@@ -80,48 +89,169 @@ def test_the_loop_of_the_page_gives_the_gradient_of_full_logits(page):
         "problem": torch.arange(12) // 6,
         "token_offsets": torch.tensor([0, 2, 6, 9, 12]),
         "rationale_offsets": torch.tensor([0, 2, 4]),
-        "my_weights": lambda stats: torch.softmax(stats.gold_logp, 0),
+        "answer_ids": torch.tensor([3, 4, 5]),
+        "answer_offsets": torch.tensor([0, 1, 3]),
     }
-    names["answer_ids"] = names["ids"] = torch.tensor([3, 4, 5])
-    names["answer_offsets"] = names["offsets"] = torch.tensor([0, 1, 3])
-    names["hidden"] = embedding(names["input_ids"]).flatten(0, 1)  # the README starts from it
     exec(block, names)
     weight, found = names["weight"], embedding.weight.grad.clone()
     assert weight.shape == (12,) and not weight.requires_grad and weight.std() > 0
-    if "alpha" in names:  # weights of a problem sum to 1
-        assert torch.allclose(names["alpha"].view(2, 2).sum(1), torch.ones(2))
+    assert torch.allclose(names["alpha"].view(2, 2).sum(1), torch.ones(2))
     embedding.weight.grad = None
     logits = lm_head(embedding(names["input_ids"]).flatten(0, 1))[rows]
     (weight * torch.nn.functional.cross_entropy(logits, target, reduction="none")).sum().backward()
     assert torch.allclose(found, embedding.weight.grad, atol=1e-6)
 
 
-def test_the_metric_of_the_guide_weighs_rationales():
-    names = {}
-    exec(blocks(ROOT / "docs/metrics.md", "python")[0], names)
+# --- docs/extending.md ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extending(tmp_path, monkeypatch):
+    """Imports a module of docs/extending.md as `--import` does; returns it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(IMPORT_VARIABLE, "")
+    for registry in (METRICS, POLICIES, PRESETS, STRATEGIES):  # what is entered goes again
+        for name in ("_entries", "_sources"):
+            monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+    def load(name):
+        Path(f"{name}.py").write_text(block_with(ROOT / "docs/extending.md", f"# {name}.py\n"))
+        import_modules([name])
+        return sys.modules[name]
+
+    before = set(sys.modules)
+    yield load
+    for name in set(sys.modules) - before:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def some_pass():
+    """What a tiny student makes of two problems with three rationales each."""
     tokenizer = build_tokenizer()
     problems = load_problems(zoo.make_rows(("good", "verbose", "unrelated"), 2, seed=1))
     encoded = [encode_problem(p, tokenizer, max_length=400) for p in problems]
-    student = Student.of(build_model(tokenizer, 0, layers=1).eval())
-    batch = build_batch(encoded, layout="tree", leaves=True, pad_token_id=0)
-    with torch.no_grad():
-        pass_ = run_pass(student, batch)[2]
-    weights = make_weigher("robust", adaptability="confidence")(pass_)
+    return observe(Student.of(build_model(tokenizer, 0, layers=1).eval(), tokenizer), encoded)
+
+
+def train(**settings):
+    """Trains a tiny student for one step; returns its last log line with a loss."""
+    write_inputs("rationales.jsonl")
+    config = CompactConfig(output_dir="run", max_steps=1, report_to="none", **settings)
+    trainer = CompactTrainer("path/or/name/of/a/model", config, train_dataset="rationales.jsonl")
+    trainer.train()
+    return next(entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_the_metric_of_the_guide_weighs_rationales(extending, some_pass):
+    module = extending("my_metrics")
+    names = {}
+    exec(block_with(ROOT / "docs/extending.md", "args = CompactConfig("), names)
+    weights = make_weigher(names["args"].preset, **names["args"].overrides)(some_pass)
     assert torch.allclose(weights.weight.view(2, 3).sum(1), torch.ones(2))
-    assert torch.equal(weights.scores["adaptability"], names["confidence"](pass_))
+    assert torch.equal(weights.scores["adaptability"], module.confidence(some_pass))
     assert weights.scores["adaptability"].std() > 0
 
 
-def test_the_row_of_the_format_guide_is_read():
-    row = json.loads(blocks(ROOT / "docs/data-format.md", "json")[0])
+def test_the_policy_of_the_guide_weighs_and_trains(extending, some_pass):
+    extending("my_policies")
+    weight = make_weigher("short", power=2.0)(some_pass).weight
+    assert torch.allclose(weight.view(2, 3).sum(1), torch.ones(2))
+    lengths = some_pass.batch.token_offsets.diff().view(2, 3)
+    assert torch.equal(weight.view(2, 3).argmax(1), lengths.argmin(1))
+    assert train(preset="short", overrides={"power": 2.0})["loss"] > 0
+
+
+def test_the_preset_of_the_guide_weighs_and_trains(extending, some_pass):
+    extending("my_presets")
+    weights = make_weigher("agreement-only")(some_pass)
+    assert set(weights.scores) == {"consensus"} and weights.weight.std() > 0
+    assert train(preset="agreement-only")["loss"] > 0
+
+
+def test_the_strategy_of_the_guide_adds_its_term(extending):
+    extending("my_strategies")
+    (recipe,) = blocks(ROOT / "docs/extending.md", "yaml")
+    settings = yaml.safe_load(recipe)
+    assert set(settings) <= set(known_keys())
+    plain = train(preset="uniform")["loss"]
+    shutil.rmtree("run")
+    assert train(preset="uniform", **settings)["loss"] > plain
+
+
+def test_the_answer_domain_of_the_guide_reads_and_compares(extending):
+    answers = pytest.importorskip("compact.answers")
+    if not hasattr(answers, "register_domain"):
+        pytest.skip("compact.answers has no register_domain yet")
+    module = extending("my_answers")
+    domain = answers.find_domain("1.5 km", "How far is it?")
+    assert isinstance(domain, module.Length) and domain.name == "length"
+    assert domain.extract("He walks 300 m and rides the rest. The answer is 1.5 km.") == "1500 m"
+    assert domain.matches("1500 m", "1.5 km") and not domain.matches("150 m", "1.5 km")
+    assert domain.extract("Nobody knows.") is None
+    assert not isinstance(answers.find_domain("16", "26 - 10?"), module.Length)
+    assert pickle.loads(pickle.dumps(domain)) == domain
+
+
+def test_the_forward_of_the_guide_gives_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_inputs("rationales.jsonl")
+    names = {}
+    exec(block_with(ROOT / "docs/extending.md", "observe("), names)
+    assert torch.allclose(names["weights"].weight.view(-1, 3).sum(1), torch.ones(2))
+    assert "wrong-step" in capsys.readouterr().out
+
+
+def test_the_commands_import_the_module_of_the_guide(extending, capsys):
+    if "metrics" not in COMMANDS:
+        pytest.skip("there is no `compact metrics` yet")
+    extending("my_metrics")
+    assert main(["metrics", "--import", "my_metrics"]) == 0
+    assert "confidence" in capsys.readouterr().out
+
+
+# --- rows, commands, tables -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data-format.md"])
+def test_the_row_of_the_page_is_read(page):
+    row = json.loads(blocks(ROOT / page, "json")[0])
     problem = load_problems([row])[0]
-    assert (problem.answer, problem.rationales[0].teacher) == ("16", "gemini")
+    assert (problem.answer, problem.rationales[0].teacher) == ("16", row["teacher"])
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 135 and max(map(len, lines)) <= 100
 
 
 def test_commands_of_the_guides_exist():
     text = "".join(path.read_text() for path in GUIDES)
     named = set(re.findall(r"^compact (\w+)", text, re.MULTILINE))
     assert {"train", "evaluate", "report", "import", "score", "compare"} <= named <= COMMANDS.keys()
+
+
+def test_the_quickstart_lists_every_command():
+    text = (ROOT / "docs/quickstart.md").read_text()
+    assert set(re.findall(r"^\| `compact (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_method_lists_every_policy():
+    text = (ROOT / "docs/method.md").read_text().split("## Policies")[1]
+    assert set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)) == {
+        name for name in weigher_names() if name not in PRESETS
+    }
+
+
+def test_the_trainer_guide_lists_every_setting():
+    text = (ROOT / "docs/trainer.md").read_text().split("## Settings")[1]
+    named = {name for row in re.findall(r"^\| (`[^|]+)", text, re.MULTILINE)
+             for name in re.findall(r"`(\w+)`", row)}  # fmt: skip
+    inherited = {field.name for field in fields(TrainingArguments)}
+    own = {field.name for field in fields(CompactConfig)} - inherited - {"model_init_kwargs"}
+    assert named == own | {field.name for field in fields(RecipeConfig)}
 
 
 def test_options_of_the_commands_in_the_guides_exist(capsys):
@@ -138,6 +268,7 @@ def test_options_of_the_commands_in_the_guides_exist(capsys):
         told = capsys.readouterr().out
         for option in (option for name, option in asked if name == command):
             known = command == "train" and option in known_keys()
+            known = known or option == "import"  # every command takes it
             assert known or f"--{option}" in told, f"compact {command} --{option}"
 
 
@@ -166,9 +297,54 @@ def test_the_site_is_built_and_every_public_function_is_on_it(tmp_path):
     assert all(f'id="{name}"' in operators for name in compact_ops.__all__)
     assert "ForwardRef" not in operators and "Alias for field" not in operators
     front = (site / "index.html").read_text()
-    for name in ("quickstart", "trainer", "operators", "evaluation", "distributed"):
+    for name in ("quickstart", "choosing", "trainer", "extending", "operators", "distributed"):
         assert f'href="{name}.html"' in front
         assert "<h1" in (site / f"{name}.html").read_text()
     for page in site.rglob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#:$]+)["#]', page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(site)} -> {link}"
+
+
+# --- CONTRIBUTING.md --------------------------------------------------------------------------
+
+
+def paths_named(text):
+    """Paths in backticks, the first word of a command; `<op>` stands for any name."""
+    named = (part.split()[0] for part in re.findall(r"`([^`\n]+)`", text))
+    top = {path.name for path in ROOT.iterdir()}
+    return {name for name in named if name.split("/")[0] in top}
+
+
+def test_every_path_in_contributing_exists():
+    named = paths_named((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) >= 40 and {"compact/config.py", "csrc/ops/<op>_cpu.cpp"} <= named
+    for name in named:
+        pattern = re.sub(r"<\w+>", "*", name)
+        # compact/answers is a package, or still one file
+        found = [*ROOT.glob(pattern), *ROOT.glob(f"{pattern}.py")]
+        assert found, f"CONTRIBUTING.md: {name} does not exist"
+
+
+def test_contributing_says_where_twenty_things_are():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("\n## ")[1]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert section.startswith("I want to change") and len(rows) > 20
+    assert all(paths_named(row) for row in rows[1:])
+
+
+def test_contributing_lists_the_layers_of_the_contract():
+    contract = (ROOT / "pyproject.toml").read_text().split("layers = [")[1].split("]")[0]
+    layers = re.findall(r'"(\w+)"', contract)
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+    listed = re.search(r"fails otherwise [^:]*: ([\w, ]+)\.", text)[1].split(", ")
+    assert listed == [name for name in layers if name in listed]
+    assert {name for name in layers if (ROOT / "compact" / name).is_dir()} <= set(listed)
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    for page in GUIDES:
+        for name, anchor in re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", page.read_text()):
+            target = page.parent / name if name else page
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{page.name}: {name}#{anchor}"
