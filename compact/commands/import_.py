@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     teachers = Counter(row["teacher"] for row in rows)
-    named = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
+    listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({named}{more}), {repeated} repeated left out -> {out}"
+        f"({listed}{more}), {repeated} repeated left out -> {out}"
     )
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Sequence
 
 from compact.metrics import METRICS, Metric
 from compact.weighting import POLICIES, PRESETS, Preset, weigher_names
@@ -59,7 +60,7 @@ def first_line(entry: object) -> str:
     return (inspect.getdoc(entry) or "").partition("\n")[0]
 
 
-def print_table(title: str, rows: list[tuple[str, ...]]) -> None:
+def print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Prints rows of text in columns under a title."""
     print(title)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []

@@ -25,6 +25,8 @@ _OTHER_NAMES = {
     "train_file": "data",
     "eval_dataset": "eval_data",
     "policy": "preset",
+    "packing": "layout",
+    "probe_every": "leaf_every",
     "torch_dtype": "dtype",
     "lora": "use_peft",
     "lr": "learning_rate",
@@ -63,7 +65,9 @@ def read_settings(
         values[owner][key] = _converted(value, types_[owner][key], f"{where}: {key}")
     recipe_config = RecipeConfig(**values[RecipeConfig])
     config = CompactConfig(**values[CompactConfig])
-    config.model_init_kwargs = {"dtype": recipe_config.dtype, **(config.model_init_kwargs or {})}
+    given_kwargs = config.model_init_kwargs
+    assert not isinstance(given_kwargs, str)  # CompactConfig refuses text that is no mapping
+    config.model_init_kwargs = {"dtype": recipe_config.dtype, **(given_kwargs or {})}
     return recipe_config, config
 
 

@@ -58,35 +58,35 @@ def run(args: argparse.Namespace) -> int:
         ValueError, TypeError, OSError: a setting, a row of the data or a file that cannot be used.
     """
     recipe, config = read_settings(args.config, args.options)
-    for name in ("model", "data"):
-        if getattr(recipe, name) is None:
-            raise ValueError(f"{name} must be given, in the recipe or as --{name}")
+    if recipe.model is None or recipe.data is None:
+        name = "model" if recipe.model is None else "data"
+        raise ValueError(f"{name} must be given, in the recipe or as --{name}")
     try:
         if args.num_processes is not None or args.accelerate_config is not None:
             _launch(args)
         else:
-            _train(recipe, config)
+            _train(recipe.model, recipe.data, recipe, config)
     except KeyboardInterrupt:
-        checkpoint, _ = newest_whole(Path(config.output_dir))
+        checkpoint, _ = newest_whole(Path(config.output_dir or "."))
         if checkpoint is None:
             raise
         raise KeyboardInterrupt(
-            f"{checkpoint} is whole: go on with --resume_from_checkpoint true"
+            f"{checkpoint} is whole: resume with --resume_from_checkpoint true"
         ) from None
     return 0
 
 
-def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
-    """Trains in this process, alone or as one of several."""
-    disable_progress_bar()  # of reading and writing files
+def _train(model: str, data: str, recipe: RecipeConfig, config: CompactConfig) -> None:
+    """Trains `model` on `data` in this process, alone or as one of several."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading and writing files
     # Before a model is read: a bad row should not cost a minute.
-    problems = load_problems(recipe.data)[: recipe.max_problems]
+    problems = load_problems(data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
     if evals and config.eval_strategy == IntervalStrategy.NO:
         config.eval_strategy, config.do_eval = IntervalStrategy.EPOCH, True
     try:
         trainer = CompactTrainer(
-            recipe.model,
+            model,
             config,
             train_dataset=problems,
             eval_dataset=evals,
@@ -96,7 +96,7 @@ def _train(recipe: RecipeConfig, config: CompactConfig) -> None:
         if "to be installed" in str(error):
             raise ImportError(str(error)) from error
         raise
-    trainer.data_name = recipe.data
+    trainer.data_name = data
     show_progress(trainer)
     try:
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

@@ -46,8 +46,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
 # Student t, 97.5%, by degrees of freedom 1..20; beyond, the normal value is within 4%.
-_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
-_T += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+_T = (
+    *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
+    *(2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,9 @@ def file_task(
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
-        kwargs = config.model_init_kwargs or {}
-        student, processing_class = load_student(name, is_trainable=True, **kwargs)
+        kwargs = config.model_init_kwargs
+        assert not isinstance(kwargs, str)  # CompactConfig refuses text that is no mapping
+        student, processing_class = load_student(name, is_trainable=True, **(kwargs or {}))
         return student, processing_class, problems, questions
 
     return Task(

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem, load_problems
 from compact.lab import zoo
@@ -27,7 +28,7 @@ from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.student import Student, load_student
-from compact.weighting import PRESETS, make_weigher
+from compact.weighting import PRESETS, PresetWeigher, make_weigher
 
 ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
 POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
@@ -54,7 +55,8 @@ def score_everything(
         Name -> [R] float32, higher meaning better: a metric under its name (difficulty negated), a
         preset or policy, as the logarithm of its weight, under "weight of NAME".
     """
-    weighers = {name: make_weigher(name) for name in (*PRESETS, *POLICIES)}
+    policies = {name: make_weigher(name) for name in POLICIES}
+    presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
     parts: dict[str, list[Tensor]] = {}
     preset_scores: dict[str, dict[str, list[Tensor]]] = {name: {} for name in PRESETS}
 
@@ -71,20 +73,19 @@ def score_everything(
             metric = get_metric(name)
             values = metric.score(passes[metric.needs_padded])
             collect(parts, name, -values if metric.axis == "difficulty" else values)
-        for name, weigher in weighers.items():
-            if name in PRESETS:
-                for axis, values in weigher.score(passes[weigher.needs_padded]).items():
-                    collect(preset_scores[name], axis, values)
-            else:
-                collect(parts, f"weight of {name}", weigher(passes[False]).weight.log())
+        for name, preset in presets.items():
+            for axis, values in preset.score(passes[preset.needs_padded]).items():
+                collect(preset_scores[name], axis, values)
+        for name, policy in policies.items():
+            collect(parts, f"weight of {name}", policy(passes[False]).weight.log())
     found = {name: torch.cat(values) for name, values in parts.items()}
     sizes = [len(problem.rationales) for problem in problems]
     offsets = torch.tensor([0, *sizes]).cumsum(0)
-    for name in PRESETS:
+    for name, preset in presets.items():
         scores = {axis: torch.cat(values) for axis, values in preset_scores[name].items()}
         # One update with everything: the running spread is then that of the data.
-        weighers[name].update(scores, offsets)
-        weigh = weighers[name].weigh(scores, offsets)
+        preset.update(scores, offsets)
+        weigh = preset.weigh(scores, offsets)
         found[f"weight of {name}"] = weigh.weight.log()
     return found
 
@@ -183,7 +184,7 @@ Table = dict[str, dict[str, tuple[float, float]]]
 
 def study(
     student: Student,
-    processing_class: object,
+    processing_class: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     labels: Labels,
     *,
@@ -224,10 +225,10 @@ def zoo_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
             found = study(student, tokenizer, data, zoo_labels(data), progress=f"{stage} {seed}")
             tables.setdefault(stage, []).append(found)
     merged: Table = {}
-    for stage, found in tables.items():
-        for name in found[0]:
-            for column in found[0][name]:
-                cells = [table[name][column] for table in found]
+    for stage, of_seeds in tables.items():
+        for name in of_seeds[0]:
+            for column in of_seeds[0][name]:
+                cells = [table[name][column] for table in of_seeds]
                 mean = sum(cell[0] for cell in cells) / len(cells)
                 half = sum(cell[1] ** 2 for cell in cells) ** 0.5 / len(cells)
                 merged.setdefault(name, {})[f"{stage}: {column}"] = (mean, half)

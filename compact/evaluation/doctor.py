@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
     vocabulary, width = student.weight.shape
     parameters = sum(p.numel() for p in student.model.parameters())
     size = student.weight.element_size()
-    tied = student.head.weight is student.body.get_input_embeddings().weight
+    body: Any = student.body
+    tied = student.weight is body.get_input_embeddings().weight
     yield (
         f"student       {type(student.model).__name__}, {parameters:,} parameters, "
         f"{student.weight.dtype}, {_bytes(parameters * size)}".replace("torch.", "")

@@ -29,7 +29,7 @@ def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def stop_ids(model: torch.nn.Module, processing_class: Any) -> list[int]:
+def stop_ids(model: Any, processing_class: Any) -> list[int]:
     """Returns the token ids that end an answer: the model's own and the tokenizer's."""
     own = model.generation_config.eos_token_id
     ids = set(own if isinstance(own, list) else [own]) | {processing_class.eos_token_id}
@@ -38,7 +38,7 @@ def stop_ids(model: torch.nn.Module, processing_class: Any) -> list[int]:
 
 @torch.inference_mode()
 def generate(
-    model: torch.nn.Module,
+    model: Any,
     processing_class: Any,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -109,7 +109,7 @@ def describe(name: str, summary: dict[str, Any]) -> str:
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: Any,
     processing_class: Any,
     problems: Sequence[Problem],
     out: str | Path | None = None,

@@ -44,8 +44,8 @@ def read_texts(path: str | Path) -> list[str]:
 
 @torch.inference_mode()
 def text_drift(
-    student: torch.nn.Module,
-    base: torch.nn.Module,
+    student: Any,
+    base: Any,
     processing_class: Any,
     texts: Sequence[str],
     *,

@@ -126,12 +126,13 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
             steps = [
                 {"text": text, "gain": gain.get(i)} for i, text in enumerate(rationale.step_texts)
             ]
+            of_axes = {str(axis): listed[axis][r] if axis in listed else None for axis in AXES}
             rows.append(
                 {
                     "question_id": problem.question_id,
                     "teacher": rationale.teacher,
                     "answer": rationale.answer,
-                    **{axis: listed[axis][r] if axis in listed else None for axis in AXES},
+                    **of_axes,
                     "weight": weight[r] if weight else None,
                     "steps": steps,
                     "epiphanies": [i for n, i in enumerate(asked) if epiphanies[first + n]],
@@ -166,7 +167,7 @@ def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: not of this form, or an unknown axis.
     """
-    overrides = {}
+    overrides: dict[str, str] = {}
     for pair in pairs:
         axis, equals, metric = pair.partition("=")
         if not equals or axis not in AXES or not metric:

@@ -9,6 +9,8 @@ released training code of COMPACT (arXiv 2601.13992), as restated in the design 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ from compact.passes import Pass
 @register("attention", axis="consensus")
 def attention(pass_: Pass) -> Tensor:
     """Returns [R] attention received from the other rationales of the problem; 0 for K = 1."""
-    batch, projections = pass_.batch, pass_.student.last_attention()
+    batch = pass_.batch
+    projections: Any = pass_.student.last_attention()
     last = batch.token_rows[batch.token_offsets[1:] - 1]
     state = pass_.hidden.flatten(0, 1)[last]
     query, key = projections.q_proj(state), projections.k_proj(state)

@@ -53,7 +53,8 @@ def consensus(steps: Steps, graphs: Graphs) -> np.ndarray:
     counts = np.diff(steps.step_offsets)
     total = np.add.reduceat(graphs.support[graphs.step_class], steps.step_offsets[:-1])
     final = graphs.step_class[steps.step_offsets[1:] - 1]
-    return total / counts + MAINSTREAM_BONUS * graphs.mainstream[final]
+    scores: np.ndarray = total / counts + MAINSTREAM_BONUS * graphs.mainstream[final]
+    return scores
 
 
 @register("step-graph", axis="consensus")

@@ -181,7 +181,9 @@ def _encode_rationale(
         domain: reads the final answer.
     """
     kept = ids[:room]
-    steps, texts, spaced = [], [], []
+    steps: list[tuple[int, int]] = []
+    texts: list[str] = []
+    spaced: list[bool] = []
     for step in split_steps(text):
         # A token belongs to a step when its last character does: " Therefore" starts in the gap.
         start = _first(ends, step.start + 1)
@@ -290,9 +292,10 @@ def _plain_prompt_ids(text: str, processing_class: PreTrainedTokenizerBase) -> l
 def _render(
     messages: list[Message], processing_class: PreTrainedTokenizerBase, *, generation_prompt: bool
 ) -> str:
-    return processing_class.apply_chat_template(
+    text = processing_class.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=generation_prompt
     )
+    return str(text)
 
 
 def _messages(content: Text, role: str) -> list[Message]:

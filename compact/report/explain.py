@@ -131,13 +131,9 @@ def _explain_rationale(
     texts = token_texts(rationale.ids, processing_class)
     found = step_gains(pass_)
     leaves = slice(*found.offsets[r : r + 2].tolist())
-    columns = (found.level, found.gain, found.epiphany)
-    asked = dict(
-        zip(
-            rationale.asked_steps,
-            zip(*(column[leaves].tolist() for column in columns), strict=True),
-            strict=True,
-        )
+    level_of, gain_of, epiphany_of = (
+        dict(zip(rationale.asked_steps, column[leaves].tolist(), strict=True))
+        for column in (found.level, found.gain, found.epiphany)
     )
     described, graphs = step_graphs(pass_)
     classes = graphs.step_class[slice(*described.step_offsets[r : r + 2])]
@@ -149,14 +145,14 @@ def _explain_rationale(
             for values in zip(texts, gain, pass_.batch.step[span].tolist(), strict=True)
         ),
         steps=tuple(
-            ExplainedStep(text, *asked.get(i, (None, None, False)), support, mainstream)
-            for i, (text, support, mainstream) in enumerate(
-                zip(
-                    rationale.step_texts,
-                    graphs.support[classes].tolist(),
-                    graphs.mainstream[classes].tolist(),
-                    strict=True,
-                )
+            ExplainedStep(
+                text=text,
+                level=level_of.get(i),
+                gain=gain_of.get(i),
+                epiphany=epiphany_of.get(i, False),
+                support=float(graphs.support[classes[i]]),
+                mainstream=bool(graphs.mainstream[classes[i]]),
             )
+            for i, text in enumerate(rationale.step_texts)
         ),
     )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, get_metric
+from compact.metrics import AXES, Metric, get_metric
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
@@ -132,7 +132,7 @@ class PresetWeigher:
     teacher: str | None = None
 
     def __post_init__(self) -> None:
-        self.metrics = {
+        self.metrics: dict[str, Metric] = {
             axis: get_metric(getattr(self.preset, axis), axis)
             for axis in AXES
             if getattr(self.preset, axis) != "none"
@@ -142,9 +142,8 @@ class PresetWeigher:
         self.leaf_hidden_readers = tuple(
             m.name for m in self.metrics.values() if m.needs_leaf_hidden
         )
-        sign = dict(zip(AXES, (1.0, 1.0, -1.0), strict=True))
-        beta = dict(zip(AXES, self.preset.beta, strict=True))
-        self._beta = {axis: sign[axis] * beta[axis] for axis in self.metrics}
+        signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
+        self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
         if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
             raise ValueError(
                 f"{self.name}: reliable needs two axes with a metric and beta != 0, "
@@ -164,7 +163,7 @@ class PresetWeigher:
 
     def score(self, pass_: Pass) -> dict[str, Tensor]:
         """Returns axis -> [R] float32 scores, each checked to be finite."""
-        scores = {}
+        scores: dict[str, Tensor] = {}
         for axis, metric in self.metrics.items():
             score = metric.score(pass_).float()
             finite = torch.isfinite(score)
