@@ -62,14 +62,16 @@ def content_of_student(*names: str | Path | None) -> str:
     changes every weight, so this is enough, and gigabytes need not be read.
 
     Args:
-        names: folders or files of a model and its adapter. None and names of models on the hub
-            add nothing to the hash.
+        names: folders or files of a model and its adapter; a model on the hub counts by its name.
+            None adds nothing to the hash.
     """
     found = hashlib.sha256()
     for name in names:
         if not name:
             continue
         path = Path(name)
+        if not path.exists():
+            found.update(f"{name} ".encode())
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
             if not file.is_file() or file.suffix not in _WEIGHTS:

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
+from compact.answers import domain_names, get_domain
 from compact.metrics import METRICS, Metric
 from compact.weighting import POLICIES, PRESETS, Preset, weigher_names
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the registries of metrics, presets and policies."""
+    """Prints the registries of metrics, presets, policies and answer domains."""
     names = [name for name in weigher_names() if name not in PRESETS]
     print_table("metrics", [(n, m.axis, metric_needs(m), meaning(m)) for n, m in METRICS.items()])
     print_table("presets", [(name, preset_metrics(preset)) for name, preset in PRESETS.items()])
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
         "policies",
         [(n, first_line(f)) for n, f in zip(names, POLICIES.values(), strict=True)],
     )
+    domains = [(name, first_line(get_domain(name))) for name in domain_names()]
+    print_table("answer domains, in the order in which they are asked", domains)
     return 0
 
 

@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -41,6 +42,7 @@ from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
 from compact.weighting import make_weigher
+from compact.weighting.policies import split_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +103,19 @@ def parse_arm(text: str) -> Arm:
     Raises:
         ValueError: not of this form, an unknown name or setting.
     """
-    preset, *pairs = text.split(",")
+    # A comma within brackets or before a text without "=" belongs to the value: beta=[0, 1, 0].
+    preset, *pairs = re.split(r",(?=\s*\w+=)", text)
+    if "," in preset and split_teacher(preset)[1] is None:
+        raise ValueError(f"--arms: expected NAME,key=value,..., got {text!r}")
     overrides = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--arms: expected NAME,key=value,..., got {text!r}")
-        overrides[key] = yaml.safe_load(value)
+        key, _, value = pair.partition("=")
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
+            ) from None
     make_weigher(preset, **overrides)
     return Arm(text, preset, overrides)
 

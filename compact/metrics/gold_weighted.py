@@ -38,7 +38,7 @@ def cue_states(pass_: Pass) -> Tensor:
         batch.leaf_offsets[1:] - 1,
         batch.question_leaf[batch.problem],
     )
-    # The first probe token of a leaf is predicted by the last cue token.
+    # The last cue token predicts the first gold token of a leaf.
     first = torch.searchsorted(batch.leaf_index, leaf)
     return pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows[first]]
 

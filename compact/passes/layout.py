@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from compact.passes import EncodedProblem, EncodedRationale
-from compact.passes.forward import run_pass
-from compact.passes.packing import Layout, build_batch
+from compact.passes.forward import observe
+from compact.passes.packing import Layout
 from compact.student import Student
 from compact.student.internals import attention_implementation
 
@@ -113,9 +113,8 @@ def _trial(student: Student) -> float:
 
 def _hidden(student: Student, problem: EncodedProblem, layout: Layout) -> Tensor:
     """Returns [T + Q, H] float32 hidden states of every rationale token and every leaf token."""
-    batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=0)
-    batch = batch.to(student.weight.device)
-    pass_ = run_pass(student, batch)[2]
+    pass_ = observe(student, [problem], layout=layout)
+    batch = pass_.batch
     assert pass_.leaf_hidden is not None
     tokens = pass_.hidden.flatten(0, 1)[batch.token_rows]
     leaves = pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows]

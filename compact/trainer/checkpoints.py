@@ -32,10 +32,14 @@ def publish(staged: Path, final: Path) -> None:
     (staged / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
     for path in (*files, staged / MANIFEST, staged):
         _sync(path)
+    # An older checkpoint of the step is removed once the new one has its name, not before.
+    older = final.with_name(f"unfinished-{final.name}-older")
+    shutil.rmtree(older, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(older)
     staged.rename(final)
     _sync(final.parent)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def move_whole(staged: Path, final: Path) -> None:

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
+from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student
@@ -399,10 +400,7 @@ class CompactTrainer(Trainer):
         inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
     ) -> int:
         """Returns 6 x parameters x tokens, the usual estimate of forward plus backward."""
-        tokens = sum(
-            len(item.problem.prompt_ids) + sum(len(r.ids) for r in item.problem.rationales)
-            for item in inputs
-        )
+        tokens = sum(tree_length(item.problem) for item in inputs)
         return 6 * tokens * sum(p.numel() for p in self.student.body.parameters())
 
     def evaluation_loop(

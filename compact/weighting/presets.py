@@ -115,7 +115,7 @@ def paper() -> Preset:
 
 @register_preset("robust")
 def robust() -> Preset:
-    """What measures best; see docs/results/zoo.md."""
+    """The default: the best preset on the teacher zoo; docs/results/labelled.md has its limits."""
     return Preset(
         "gain", "agreement", "nll", beta=(0.5, 1.0, 0.0), shrink=0.5, reliable=True, tau=0.3
     )

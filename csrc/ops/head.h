@@ -111,6 +111,26 @@ Scratch<T> scratch(int64_t count) {
   return Scratch<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
 }
 
+// The limit of MKL threads for the calling thread; the name is that of the C interface (in lower
+// case it is the Fortran one, which takes a pointer). Null in torch builds without MKL.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+
+// While it exists, products of the calling thread run on this thread alone. With one thread in all,
+// torch runs a region without OpenMP; MKL then takes another path than inside a parallel region, and
+// on some processors (Xeon with AMX) rounds differently.
+class OneThread {
+ public:
+  OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_;
+};
+
 // Runs task(0) .. task(count - 1), each on the next free thread. Always as a parallel region, also
 // for one task: a product outside a parallel region would use several threads and could round
 // differently. Rethrows the first exception of a task; torch's interface would lose its message.
@@ -121,6 +141,7 @@ void run_tasks(int64_t count, const Task& task) {
   std::mutex failing;
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 2);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const OneThread one;
     try {
       for (int64_t i = next++; i < count; i = next++) task(i);
     } catch (...) {

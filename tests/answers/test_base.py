@@ -137,4 +137,4 @@ def test_domains_of_users_are_asked_first(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(TypeError, match="expected a subclass of Domain"):
         register_domain("odd")(int)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="name must be text"):
-        register_domain(" ")
+        register_domain(" ")(Even)

@@ -234,7 +234,7 @@ def test_ctrl_c_at_a_training_run_says_where_to_go_on(place: Path, tmp_path: Pat
     assert checkpoint is not None and not damaged
     assert stderr.splitlines()[-1] == (
         f"compact: error: interrupted; {checkpoint} is whole: "
-        "go on with --resume_from_checkpoint true"
+        "resume with --resume_from_checkpoint true"
     )
     assert "Traceback" not in stderr
     assert json.loads((run / "run.json").read_text())["status"] == "failed"

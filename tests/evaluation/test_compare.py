@@ -97,8 +97,13 @@ def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path, monke
 def test_arm_settings_are_read_and_checked():
     arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
+    arm = compare.parse_arm("robust,beta=[0, 1, 0],reliable=false")
+    assert arm.overrides == {"beta": [0, 1, 0], "reliable": False}
+    assert compare.parse_arm("single:a, b").teacher == "a, b"
     with pytest.raises(ValueError, match="NAME,key=value"):
         compare.parse_arm("robust,tau")
+    with pytest.raises(ValueError, match="tau of robust must be a YAML value, got '\\['"):
+        compare.parse_arm("robust,tau=[")
     with pytest.raises(ValueError, match="tua"):
         compare.parse_arm("robust,tua=1")
 

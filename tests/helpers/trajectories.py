@@ -54,6 +54,7 @@ def train(
         train_dataset=rows,
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    checkpoint = trainer.args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=checkpoint) if checkpoint else trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])

@@ -127,7 +127,7 @@ def test_the_consistency_term_is_a_loss_term() -> None:
     "name, options, words",
     [
         ("no-such", {}, "strategy must be one of .*every-hook.*got 'no-such'"),
-        (None, {"factor": 1}, "strategy_options need a strategy"),
+        (None, {"factor": 1}, "strategy must be given with strategy_options"),
         ("every-hook", {"rate": 1}, "strategy_options of every-hook: .*rate"),
     ],
 )
