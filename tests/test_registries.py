@@ -123,7 +123,7 @@ def test_names_are_unique_and_errors_list_them() -> None:
         registry.add("apple", 4, len)
     with pytest.raises(ValueError, match="thing must be one of apple, got 'aple'; did you mean"):
         registry.get_or_raise("aple")
-    with pytest.raises(ValueError, match="thing: name must be text, got ''"):
+    with pytest.raises(ValueError, match="thing: name must be text that is not empty, got ''"):
         registry.add("", 1, len)
     assert "nothing (none is registered)" in unknown("thing", "x", [])
 
