@@ -21,9 +21,10 @@ from compact.answers.base import (
 )
 from compact.answers.choice import Choice
 from compact.answers.date import Date
-from compact.answers.judge import CheckerPool, Judge, Verdict
+from compact.answers.judge import Judge, Verdict
 from compact.answers.mathematics import Mathematics
 from compact.answers.number import Number
+from compact.answers.pool import CheckerPool
 from compact.answers.short_text import General, ShortText
 from compact.answers.yes_no import YesNo
 from compact.text.numbers import NUMBER, format_number, parse_number

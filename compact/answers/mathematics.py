@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from compact.answers import number
 from compact.answers.base import Domain, register_domain
 from compact.answers.number import bare_number, same_number
+from compact.answers.pool import checked_apart
 from compact.answers.reading import (
     LONGEST_ANSWER,
     Part,
@@ -129,9 +130,7 @@ class Mathematics(Domain):
         decided = self.decide(a, b)
         if decided is not None or a is None or b is None:
             return bool(decided)
-        from compact.answers.judge import verify_mathematics  # it imports the domains
-
-        return verify_mathematics(self.normalise(a), self.normalise(b))
+        return checked_apart(check, self.normalise(a), self.normalise(b))
 
 
 def _is_words(text: str) -> bool:

@@ -15,8 +15,9 @@ import pytest
 
 from compact.answers import CheckerPool, Domain, Judge, Verdict, find_domain, register_domain
 from compact.answers import base as registry
-from compact.answers import judge as judge_module
-from compact.answers.judge import Outcome
+from compact.answers import pool as pool_module
+from compact.answers.mathematics import check
+from compact.answers.pool import Outcome
 
 
 def items(rows: list[tuple[str, str]]) -> list[tuple[Domain, str, str]]:
@@ -132,14 +133,14 @@ def test_matches_outside_the_main_thread() -> None:
 
 
 def test_a_hang_in_matches_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge_module._close_shared()
-    monkeypatch.setattr(judge_module, "_shared", CheckerPool(judge_module.check, timeout=2.0))
+    pool_module._close_shared()
+    monkeypatch.setattr(pool_module, "_shared", CheckerPool(check, timeout=2.0))
     domain = find_domain("2^{9^{9^9}}")
     start = time.monotonic()
     assert not domain.matches("9^{9^{9^9}}", "2^{9^{9^9}}")
     assert not domain.matches("9^{9^{9^9}}", "2^{9^{9^9}}")  # not asked a second time
     assert time.monotonic() - start < 60
-    judge_module._close_shared()
+    pool_module._close_shared()
 
 
 def test_no_process_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

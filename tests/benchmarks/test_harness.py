@@ -144,7 +144,8 @@ def test_the_meter_sees_a_tensor_that_lived_for_a_moment(megabytes):
         torch.ones(megabytes * MB // 8)
 
     call()  # in a fresh process the first call also brings in torch's code, above a megabyte
-    assert peak_mb(call, CPU) == pytest.approx(megabytes, abs=2)
+    # The least of three: other threads of the test's process can only add to it.
+    assert min(peak_mb(call, CPU) for _ in range(3)) == pytest.approx(megabytes, abs=2)
 
 
 @needs_meter

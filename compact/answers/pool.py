@@ -1,0 +1,242 @@
+"""Runs a checker of answers in processes that can be killed.
+
+This file imports neither torch nor transformers, because the processes of `CheckerPool` import it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+START_LIMIT = 120.0
+"""Seconds that a checker process may take to import what it needs."""
+TIMEOUT = 10.0
+"""Seconds that a checker may take for one item."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a checker said of one pair, and why it could not ("timeout", "checker died")."""
+
+    correct: bool
+    note: str = ""
+
+
+Check = Callable[[str, str], bool]
+
+
+class _Worker:
+    """One checker process and the item that it works on.
+
+    A fresh interpreter: a fork of a process whose torch runs threads may deadlock, and unlike the
+    "spawn" of multiprocessing it does not run the user's script again, which may be without
+    `if __name__ == "__main__"`.
+    """
+
+    def __init__(self, check: Check) -> None:
+        self.pipe, other = Pipe()
+        code = (
+            "import sys; sys.path[:] = sys.argv[2:]; "
+            "from compact.answers.pool import _serve; _serve(int(sys.argv[1]))"
+        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, str(other.fileno()), *sys.path],
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+            self.pipe.send((check.__module__, check.__qualname__))
+        except OSError as error:
+            self.pipe.close()
+            raise RuntimeError(
+                f"a process of the answer checker could not be started: {error}"
+            ) from error
+        finally:
+            other.close()
+        self.ready = False
+        self.item: int | None = None
+        self.deadline = time.monotonic() + START_LIMIT
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+
+
+def _serve(descriptor: int) -> None:
+    """Runs in the checker process: answers one pair after another until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills this one
+    pipe: Connection[Any, Any] = Connection(descriptor)
+    module, name = pipe.recv()
+    checker: Any = importlib.import_module(module)
+    for part in name.split("."):
+        checker = getattr(checker, part)
+    importlib.import_module("math_verify")
+    # It warns at every call that its own time limits are off; the limit here is the kill.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    pipe.send("ready")
+    while True:
+        try:
+            pair = pipe.recv()
+        except EOFError:
+            return
+        try:
+            outcome = Outcome(checker(*pair))
+        except Exception as error:
+            outcome = Outcome(False, f"{type(error).__name__}: {error}"[:200])
+        pipe.send(outcome)
+
+
+class CheckerPool:
+    """Runs a checker in processes of its own, and kills one that takes too long.
+
+    A hanging or crashing checker costs its item ("timeout", "checker died") and a new process.
+
+    Args:
+        check: the checker, a function at the top of a module that can be imported by name.
+        processes: how many run at once.
+        timeout: seconds an item may take before its process is killed.
+
+    Raises:
+        ValueError: `check` is defined in the main script, which a process cannot import.
+        RuntimeError: a process cannot be started.
+    """
+
+    def __init__(self, check: Check, *, processes: int = 2, timeout: float = TIMEOUT) -> None:
+        if check.__module__ == "__main__" or "<" in check.__qualname__:
+            raise ValueError(
+                "check: expected a function at the top of an importable module, found "
+                f"{check.__module__}.{check.__qualname__}"
+            )
+        self.check = check
+        self.timeout = timeout
+        self.workers: list[_Worker] = []
+        for _ in range(processes):
+            self.workers.append(_Worker(check))
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Outcome]:
+        """Returns the outcome of each pair.
+
+        Raises:
+            RuntimeError: a checker process could not be started.
+        """
+        outcomes: dict[int, Outcome] = {}
+        todo = iter(enumerate(pairs))
+        for worker in self.workers:
+            if worker.ready:
+                self._give(worker, todo, outcomes)
+        while len(outcomes) < len(pairs):
+            busy = [w for w in self.workers if w.item is not None or not w.ready]
+            left = min(w.deadline for w in busy) - time.monotonic()
+            answered = wait([w.pipe for w in busy], timeout=max(0.0, left))
+            for worker in busy:
+                if worker.pipe in answered:
+                    self._receive(worker, outcomes)
+                elif worker.deadline <= time.monotonic():
+                    self._replace(worker, outcomes, "timeout")
+            for worker in list(self.workers):
+                if worker.ready and worker.item is None:
+                    self._give(worker, todo, outcomes)
+        return [outcomes[i] for i in range(len(pairs))]
+
+    def _give(
+        self,
+        worker: _Worker,
+        todo: enumerate[tuple[str, str]],
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        """Hands the next pair to an idle worker, if there is one."""
+        item = next(todo, None)
+        if item is not None:
+            worker.item, pair = item
+            worker.deadline = time.monotonic() + self.timeout
+            try:
+                worker.pipe.send(pair)
+            except OSError:  # it died while it was idle
+                self._replace(worker, outcomes, "checker died")
+
+    def _receive(self, worker: _Worker, outcomes: dict[int, Outcome]) -> None:
+        """Takes what a worker sent: that it is ready, an outcome, or its end."""
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._replace(worker, outcomes, "checker died")
+            return
+        if not worker.ready:
+            worker.ready = True
+        elif worker.item is not None:
+            outcomes[worker.item] = message
+            worker.item = None
+
+    def _replace(self, worker: _Worker, outcomes: dict[int, Outcome], note: str) -> None:
+        """Kills a worker, gives its item up, and starts another in its place."""
+        worker.kill()
+        if not worker.ready:
+            raise RuntimeError(f"a process of the answer checker did not start ({note})")
+        if worker.item is not None:
+            outcomes[worker.item] = Outcome(False, note)
+        self.workers[self.workers.index(worker)] = _Worker(self.check)
+
+    def close(self) -> None:
+        """Ends every process."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+
+
+# The processes behind `Domain.matches`, for whoever asks in this process: started when first
+# needed, used by one thread at a time, ended with the interpreter.
+_shared: CheckerPool | None = None
+_lock = threading.Lock()
+
+
+def _close_shared() -> None:
+    global _shared
+    if _shared is not None:
+        _shared.close()
+        _shared = None
+
+
+def _forget_shared() -> None:
+    """In a forked child: the processes and the lock belong to the parent."""
+    global _shared, _lock
+    _shared, _lock = None, threading.Lock()
+
+
+atexit.register(_close_shared)
+os.register_at_fork(after_in_child=_forget_shared)
+
+
+@lru_cache(maxsize=65536)
+def checked_apart(check: Check, a: str, b: str) -> bool:
+    """Returns check(a, b), found in a process of its own; False where it takes too long.
+
+    There is one such process, of the checker that was asked for last.
+
+    Raises:
+        RuntimeError: the checker process could not be started.
+    """
+    global _shared
+    with _lock:
+        if _shared is not None and _shared.check is not check:
+            _close_shared()
+        if _shared is None:
+            _shared = CheckerPool(check, processes=1)
+        try:
+            return _shared([(a, b)])[0].correct
+        except BaseException:  # Ctrl-C, or no process: what is left of the pool is in no state
+            _close_shared()
+            raise
