@@ -116,8 +116,8 @@ Scratch<T> scratch(int64_t count) {
 extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
 
 // While it exists, products of the calling thread run on this thread alone. With one thread in all,
-// torch runs a region without OpenMP; MKL then takes another path than inside a parallel region, and
-// on some processors (Xeon with AMX) rounds differently.
+// torch runs a region without OpenMP; MKL then takes another path than inside a parallel region,
+// and on some processors (Xeon with AMX) rounds differently.
 class OneThread {
  public:
   OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
