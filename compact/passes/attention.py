@@ -95,7 +95,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attends in one layer, for transformers; `run_tree` passes `tree` to the body as a keyword.
 
-    Of 37 decoder architectures of transformers 5.17 that could be tested, two do not pass keyword
+    Of 37 decoder architectures of transformers 5.23 that could be tested, two do not pass keyword
     arguments on to their attention (stablelm, nemotron). They use padded rows.
 
     Raises:
