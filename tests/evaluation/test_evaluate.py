@@ -296,7 +296,7 @@ def test_retained_texts_name_the_bad_line(tmp_path):
     with pytest.raises(ValueError, match=r"texts.jsonl:2: expected"):
         forgetting.read_texts(path)
     path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no text"):
+    with pytest.raises(ValueError, match="expected at least one text, got none"):
         forgetting.read_texts(path)
 
 
