@@ -145,7 +145,7 @@ def test_a_hang_in_matches_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_process_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    with pytest.raises(RuntimeError, match="answer checker could not be started"):
+    with pytest.raises(RuntimeError, match="answer checker could not start a process"):
         CheckerPool(check_hostile)
 
 
