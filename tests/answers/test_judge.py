@@ -108,7 +108,7 @@ def test_pool_survives_hanging_dying_and_raising_checkers() -> None:
 
 
 def test_a_check_of_the_main_script_is_refused() -> None:
-    with pytest.raises(ValueError, match="check: expected a function at the top"):
+    with pytest.raises(ValueError, match="check: expected a top-level function"):
         CheckerPool(lambda a, b: True)
 
 

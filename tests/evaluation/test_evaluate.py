@@ -173,7 +173,7 @@ def test_item_file_of_other_settings_is_refused(model, tokenizer, data, tmp_path
     with pytest.raises(ValueError, match="max_new_tokens was 256, now 99"):
         module.evaluate(model, tokenizer, problems, out, max_new_tokens=99, progress=False)
     (tmp_path / "items.summary.json").unlink()
-    with pytest.raises(ValueError, match="exists, but not its items.summary.json"):
+    with pytest.raises(ValueError, match="expected items.summary.json beside it"):
         module.evaluate(model, tokenizer, problems, out, progress=False)
     with pytest.raises(ValueError, match="at least one problem"):
         module.evaluate(model, tokenizer, [], progress=False)
@@ -310,12 +310,12 @@ def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp
     assert command(*words) == 0 and command(*words) == 0
     weights = load_file(student / "model.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, student / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds rows of other settings \(weights was"):
+    with pytest.raises(ValueError, match=r"has rows from other settings \(weights was"):
         command(*words)
     shutil.copy(saved / "model.safetensors", student)
     assert command(*words) == 0
     questions.write_text(questions.read_text() + "\n")
-    with pytest.raises(ValueError, match=r"holds rows of other settings \(content was"):
+    with pytest.raises(ValueError, match=r"has rows from other settings \(content was"):
         command(*words)
 
 

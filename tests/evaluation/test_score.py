@@ -102,7 +102,7 @@ def test_scores_of_other_options_are_refused(
     side = Path("scores.jsonl.summary.json")
     side.write_text(json.dumps({"settings": {"preset": "paper"}}))
     assert score("--limit", "2") == 1
-    assert "holds rows of other settings (data was None" in capsys.readouterr().err
+    assert "has rows from other settings (data was None" in capsys.readouterr().err
     assert Path("scores.jsonl").read_text() == limited
     Path("scores.jsonl.partial").unlink()
     assert score("--limit", "2") == 0
