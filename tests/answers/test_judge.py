@@ -68,7 +68,7 @@ def test_a_real_hang_costs_one_item() -> None:
 
 
 def check_hostile(a: str, b: str) -> bool:
-    """Hangs deaf to signals, dies, raises or answers, as told."""
+    """Hangs and ignores signals, exits, raises or answers, as `a` says."""
     if a == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)

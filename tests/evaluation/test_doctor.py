@@ -1,4 +1,4 @@
-"""What `compact doctor` promises is what a pass then needs, and its advice can be followed."""
+"""`compact doctor` predicts what a pass needs, and its advice works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.toy import _SIZES, CONFIGS, make_model
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_kept_bytes_grow_with_the_tokens(kind: str) -> None:
-    """So a figure for many tokens may be drawn from two short passes."""
+    """Linear, so two short passes give the bytes for many tokens."""
     student = Student.of(make_model(kind).train())
     short, middle, long = (kept_bytes(student, n) for n in (32, 96, 224))
     assert 0 < short < middle

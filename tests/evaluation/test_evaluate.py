@@ -74,7 +74,7 @@ def test_batched_generation_equals_one_prompt_at_a_time(model, tokenizer):
 
 
 def scripted(answers):
-    """Stands in for `generate`: says what the script has for each prompt."""
+    """Replaces `generate`: returns the scripted answer for each prompt."""
     calls = []
 
     def generate(model, tokenizer, prompts, max_new_tokens):
@@ -284,7 +284,7 @@ def test_forgetting_without_a_base_is_refused(saved, data, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("One text.\nIts second line.\n\nAnother text.\n")
     assert forgetting.read_texts(texts) == ["One text.\nIts second line.", "Another text."]
-    with pytest.raises(ValueError, match="--base must name the model it came from"):
+    with pytest.raises(ValueError, match="--base must name the base student"):
         command(
             "--model", saved, "--data", data, "--out", tmp_path / "x.jsonl", "--retained", texts
         )
@@ -301,7 +301,7 @@ def test_retained_texts_name_the_bad_line(tmp_path):
 
 
 def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp_path):
-    """The names stay the same; what stands behind them does not."""
+    """The names of model and data stay the same, but their contents change."""
     student, questions = tmp_path / "student", tmp_path / "questions.jsonl"
     shutil.copytree(saved, student)
     shutil.copy(data, questions)

@@ -94,7 +94,7 @@ def test_errors_are_one_line(
 def test_scores_of_other_options_are_refused(
     score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What another preset left half done is neither used nor lost."""
+    """The partial file of another preset is neither used nor deleted."""
     assert score("--limit", "2") == 0
     limited = Path("scores.jsonl").read_text()
     rows = [{"question_id": "x", "rows": []}]
