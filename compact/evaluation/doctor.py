@@ -75,7 +75,7 @@ def needs(student: Student, tokens: int) -> str:
     return (
         f"{sum(p.numel() for p in trained):,} weights, {_bytes(state)} for their gradients and "
         f"AdamW; {tokens} tokens keep {_bytes(kept)} for the backward{more}\n"
-        "              (a process on the CPU may use up to 1.5 times that)\n"
+        "              (on the CPU, the process may grow by up to 1.5 times that)\n"
         f"              head: {plan.mode}, {plan.products} matrix products, "
         f"{_bytes(plan.kept_bytes)} of that (the logits would be {_bytes(tokens * vocabulary * 4)})"
     )

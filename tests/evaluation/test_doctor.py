@@ -35,7 +35,7 @@ def test_what_lora_needs_is_less_than_what_full_training_needs() -> None:
     least = 4 * (64 - 32) * config.num_hidden_layers * a_token
     assert least < kept_bytes(lora, 64) - kept_bytes(lora, 32)
     assert kept_bytes(lora, 64) < kept_bytes(full, 64)
-    eager = "eager attention its scores"
+    eager = "eager attention also keeps its scores"
     assert eager not in text and eager in needs(Student.of(make_model("gemma").train()), 64)
 
 
