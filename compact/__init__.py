@@ -1,7 +1,7 @@
 """COMPACT: multi-teacher chain-of-thought distillation for small students.
 
-`CompactTrainer` trains and `CompactConfig` holds its settings. The names below are imported when
-they are first used, so that a process that only reads answers loads no torch.
+`CompactTrainer` trains and `CompactConfig` has its settings. The names below are imported when they
+are first used, so that a process that only checks answers does not load torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Rows of a long run as JSON lines, one a result: a run that is killed continues from them.
+"""Saves the results of a long run as JSON lines, so that a killed run can resume.
 
-Beside NAME.jsonl lies NAME.summary.json, which holds the settings of the run and, once it is
-complete, what came out. Rows of other settings are never mixed in: they are refused.
+NAME.jsonl has one row per result. NAME.summary.json has the settings of the run and, when the run
+is complete, its summary. A file whose rows come from other settings is refused.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ Row = dict[str, Any]
 
 
 def summary_path(rows: Path) -> Path:
-    """Returns where settings and summary of a file of rows lie: x.jsonl -> x.summary.json."""
+    """Returns the file of settings and summary for a file of rows: x.jsonl -> x.summary.json."""
     return rows.with_name(rows.stem + ".summary.json")
 
 
 class ResumableRows:
-    """Appends rows to a file, and knows those that an earlier, interrupted run has written.
+    """Appends rows to a file, and reads the rows that interrupted runs have written to it.
 
     Attributes:
-        done: key -> row, of this run and of those before it.
+        done: key -> row, of this run and of earlier ones.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any], *, key: str) -> None:
-        """Opens the file, which may hold rows of an interrupted run; folders are made.
+        """Opens the file, which may have rows of an interrupted run, and creates its folders.
 
         Args:
-            path: the file of rows. A half-written last line is cut off it.
+            path: the file of rows. An incomplete last line is removed.
             settings: what the rows depend on, as JSON values.
-            key: the field that tells rows apart.
+            key: the field that identifies a row.
 
         Raises:
-            ValueError: the file belongs to a run with other settings, it has no summary beside it,
-                or a line is no row.
+            ValueError: the file belongs to a run with other settings, its summary is missing, or a
+                line is not a row.
             OSError: a file cannot be read or written.
         """
         self.path, self.settings, self.key = Path(path), settings, key
@@ -51,19 +51,19 @@ class ResumableRows:
         """Adds a row to the file and to `done`.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the row cannot be written, for example on a full disk.
         """
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         self.done[str(row[self.key])] = row
 
     def complete(self, summary: dict[str, Any]) -> None:
-        """Marks the run as complete, with what came out of it."""
+        """Marks the run as complete and saves its summary."""
         about = {"settings": self.settings, "status": "complete", **summary}
         write_json(summary_path(self.path), about)
 
     def discard(self) -> None:
-        """Removes the file and its summary: another file holds what they were for."""
+        """Removes the file and its summary, for a caller that has saved the results elsewhere."""
         self._file.close()
         self.path.unlink(missing_ok=True)
         summary_path(self.path).unlink(missing_ok=True)
@@ -85,7 +85,8 @@ class ResumableRows:
         side = summary_path(self.path)
         if not side.exists():
             raise ValueError(
-                f"{self.path}: exists, but not its {side.name}; choose another --out or delete it"
+                f"{self.path}: expected {side.name} beside it, found none; choose another --out or "
+                f"delete {self.path.name}"
             )
         before = _settings_in(side)
         changed = sorted(
@@ -99,7 +100,7 @@ class ResumableRows:
                 for name in changed
             )
             raise ValueError(
-                f"{self.path}: holds rows of other settings ({what}); delete it or choose another "
+                f"{self.path}: has rows from other settings ({what}); delete it or choose another "
                 "--out"
             )
         raw = self.path.read_bytes()
@@ -116,13 +117,13 @@ class ResumableRows:
                 shown = line[:60].decode("utf-8", "replace")
                 raise ValueError(
                     f"{self.path}:{number}: expected a JSON object with {self.key!r}, got "
-                    f"{shown!r}; delete the file to begin anew"
+                    f"{shown!r}; delete the file to start again"
                 ) from error
         return done
 
 
 def _settings_in(side: Path) -> dict[str, Any]:
-    """The settings of an earlier run, as its summary has them."""
+    """Reads the settings of an earlier run from its summary."""
     try:
         found = json.loads(side.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:

@@ -102,7 +102,7 @@ def test_training_knows_it_in_every_process(place: Path, processes: int) -> None
     [
         (["env", "--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
         (["env", "--import"], "--import must name a module"),
-        (["--import", "json"], "--import must stand with a command"),
+        (["--import", "json"], "--import must be used with a command"),
     ],
 )
 def test_bad_imports(capsys: pytest.CaptureFixture[str], argv: list[str], words: str) -> None:

@@ -39,11 +39,11 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write(path, "a")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"rows of other settings \(limit was None, now 3\)"):
+    with pytest.raises(ValueError, match=r"rows from other settings \(limit was None, now 3\)"):
         ResumableRows(path, SETTINGS | {"limit": 3}, key="id")
     assert path.read_bytes() == before
     summary_path(path).unlink()
-    with pytest.raises(ValueError, match="exists, but not its rows.summary.json"):
+    with pytest.raises(ValueError, match="expected rows.summary.json beside it"):
         ResumableRows(path, SETTINGS, key="id")
     assert path.read_bytes() == before
 

@@ -1,10 +1,10 @@
-"""The one notion of a right answer: reading answers out of completions and comparing them.
+"""Decides which answers are right: extracts answers from completions and compares them.
 
-`find_domain(gold, prompt)` gives the domain of a problem (number, choice, yes_no, date, math, text
-or one of your own, added with `register_domain`); its `extract` reads the final answer of a
-completion, `normalise` brings an answer into comparable form and `matches` says whether two are the
-same. `Judge` judges many completions at once. The functions below are for callers without a problem
-at hand: they read numbers, dates and short texts.
+`find_domain(gold, prompt)` returns the domain of a problem (number, choice, yes_no, date, math,
+text, or your own, added with `register_domain`). Its `extract` returns the final answer of a
+completion, `normalise` returns the comparable form of an answer, and `matches` compares two
+answers. `Judge` judges many completions at once. The functions below need no problem: they read
+numbers, dates and short texts.
 
 Nothing here imports torch or transformers.
 """
@@ -35,23 +35,23 @@ _GENERAL = General()
 def normalise_answer(text: str) -> str:
     """Returns the comparable form of an answer.
 
-    A text with exactly one number becomes that number ("$1,450.0" -> "1450", "7 apples" -> "7"), a
-    date the date ("5/1/2020" -> "2020-05-01"); any other becomes lower case without surrounding
-    punctuation ("(B)." -> "b").
+    A text with exactly one number becomes that number ("$1,450.0" -> "1450", "7 apples" -> "7"). A
+    date becomes its ISO form ("5/1/2020" -> "2020-05-01"). Any other text becomes lower case
+    without surrounding punctuation ("(B)." -> "b").
     """
     return _GENERAL.normalise(text)
 
 
 def extract_answer(completion: str) -> str | None:
-    """Returns the normalised final answer of a completion, None where there is none.
+    """Returns the normalised final answer of a completion, None if there is none.
 
-    It is read behind the last answer marker; without one it is the last number.
+    The answer follows the last answer marker; without a marker it is the last number or date.
     """
     return _GENERAL.extract(completion)
 
 
 def answers_match(a: str | None, b: str | None) -> bool:
-    """Whether two answers are the same after normalising; numbers up to 1e-6 of their size."""
+    """Whether two answers match after normalising; numbers within 1e-6 x max(size, 1)."""
     return _GENERAL.matches(a, b)
 
 

@@ -1,4 +1,4 @@
-"""What a domain of answers is, and which domain a problem belongs to."""
+"""Defines answer domains, and finds the domain of a problem."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from compact.registry import Registry
 
 
 class Domain(ABC):
-    """A kind of answer: how it is read out of a completion and when two are the same.
+    """A kind of answer: how to extract it from a completion, and when two answers match.
 
-    An instance belongs to one problem: a choice holds its problem's options. It is frozen, hashable
-    and picklable; a frozen dataclass at the top of a module is.
+    An instance belongs to one problem: a choice holds its problem's options. It must be frozen,
+    hashable and picklable, as a frozen dataclass at the top level of a module is.
 
     Attributes:
-        name: what the domain is called where one is asked for.
+        name: the name under which the domain is registered.
     """
 
     name: ClassVar[str]
@@ -24,18 +24,18 @@ class Domain(ABC):
     @classmethod
     @abstractmethod
     def recognise(cls, gold: str | None, prompt: str) -> Domain | None:
-        """Returns the domain of the problem, or None where its answer is of another kind.
+        """Returns the domain of the problem, or None if its answer is of another kind.
 
         Args:
-            gold: the gold answer, None for data without.
+            gold: the gold answer, None if the data has none.
             prompt: the question, with its options.
         """
 
     @abstractmethod
     def normalise(self, answer: str) -> str:
-        """Returns the one comparable form of an answer given bare ("(B)." -> "B").
+        """Returns the comparable form of an answer without a sentence around it ("(B)." -> "B").
 
-        A text that is no answer of this domain becomes plain text, which matches only itself.
+        A text that is not an answer of this domain becomes plain text, which matches only itself.
         """
 
     @abstractmethod
@@ -43,14 +43,14 @@ class Domain(ABC):
         """Returns the final answer that a completion states, normalised; None if there is none."""
 
     def matches(self, a: str | None, b: str | None) -> bool:
-        """Whether two answers, raw or normalised, are the same. None never matches."""
+        """Whether two answers, raw or normalised, match. None never matches."""
         if a is None or b is None:
             return False
         return self.normalise(a) == self.normalise(b)
 
 
 BUILT_IN = ("choice", "yes_no", "date", "number", "math", "text", "general")
-"""The order in which the built-in domains are asked: the narrower one first."""
+"""The order in which the built-in domains are tried: narrower domains first."""
 _OURS = "compact.answers."
 
 DOMAINS: Registry[type[Domain]] = Registry("answer_type")
@@ -62,7 +62,7 @@ def register_domain(name: str) -> Callable[[D], D]:
 
     Raises:
         ValueError: the name is taken by another class, or is empty.
-        TypeError: what is decorated is not a subclass of `Domain`.
+        TypeError: the decorated object is not a subclass of `Domain`.
     """
 
     def add(domain: D) -> D:
@@ -76,10 +76,10 @@ def register_domain(name: str) -> Callable[[D], D]:
 
 
 def domain_names() -> list[str]:
-    """Returns the names of all domains in the order in which they are asked.
+    """Returns the names of all domains in the order in which they are tried.
 
-    Those of users come first, the last one registered before the others; then the built-in ones,
-    the narrower before the wider.
+    Domains of users come first, the last registered one before the others. The built-in domains
+    follow, narrower before wider.
     """
     users = [name for name, d in DOMAINS.items() if not d.__module__.startswith(_OURS)]
     built_in = [name for name in BUILT_IN if name in DOMAINS]
@@ -98,23 +98,23 @@ def get_domain(name: str) -> type[Domain]:
 def find_domain(gold: str | None, prompt: str = "", answer_type: str | None = None) -> Domain:
     """Returns the domain of a problem.
 
-    The classes are asked in the order of `domain_names()` and the first that recognises the problem
-    is taken: those of users, then choice, yes_no, date, number, math, text, general. So an answer
-    that could be read in two ways is read in the narrower one: "12" is a choice if it is the text
-    of an option, "05/01/2020" is a date and no fraction. Without a gold answer it is a choice where
-    the prompt has options, else general, which reads numbers and short texts.
+    The classes are tried in the order of `domain_names()`: those of users, then choice, yes_no,
+    date, number, math, text, general. The first that recognises the problem is returned. So an
+    answer with two possible readings gets the narrower one: "12" is a choice if it is the text of
+    an option, and "05/01/2020" is a date, not a fraction. Without a gold answer, the domain is
+    choice if the prompt has options, else general, which reads numbers and short texts.
 
     Args:
-        gold: the gold answer, None for data without.
+        gold: the gold answer, None if the data has none.
         prompt: the question, with its options.
-        answer_type: the name of the domain, where the data say it.
+        answer_type: the name of the domain, if the data gives it.
 
     Raises:
-        ValueError: there is no domain `answer_type`, or `gold` is no answer of it; or `gold` has
-            nothing but white space.
+        ValueError: there is no domain `answer_type`, `gold` is not an answer of it, or `gold` is
+            only white space.
     """
     if gold is not None and not gold.strip():
-        raise ValueError("gold: expected an answer or None, found a text without content")
+        raise ValueError("gold: expected an answer or None, found an empty text")
     if answer_type is not None:
         found = get_domain(answer_type).recognise(gold, prompt)
         if found is None:

@@ -11,7 +11,7 @@ from compact.answers.base import Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
 
 LETTERS = "ABCDEFGHIJ"
-# The ways of labelling options in a prompt, the surest first: "(A) x", "A) x", "A. x" or "A: x".
+# Forms of option labels in a prompt, most reliable first: "(A) x", "A) x", "A. x" or "A: x".
 _LABELS = tuple(
     re.compile(form.format(letters), re.MULTILINE)
     for form in (
@@ -35,15 +35,15 @@ class Mention(NamedTuple):
     letter: str
 
 
-# A letter with brackets or with "option" in front is a label wherever it stands.
+# A letter in brackets or after "option" is a label anywhere in a sentence.
 _LABEL = re.compile(
     r"\(([A-Ja-j])\)|(?<![\w'(/-])([A-Ja-j])\)|\b(?i:option|choice)s?:?\s\(?([A-J])\b\)?"
 )
-# A capital alone is one too, but for the words "A" and "I" and for names ("vitamin C", "A.J.").
+# So is a capital alone, except the words "A" and "I" and letters of names ("vitamin C", "A.J.").
 _CAPITAL = re.compile(r"(?<![\w'./-])([A-J])(?![\w'/-]|\.\w)")
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
 _A_WORD = re.compile(r"\s+[a-z]")
-# In front of the answer a letter needs nothing but an end: "B", "B.", "b", "C: 55%".
+# At the start of an answer a letter alone is a label: "B", "B.", "b", "C: 55%".
 _IN_FRONT = re.compile(
     r"[^\w(]*(?:\(([A-Ja-j])\)|(?:(?i:option|choice)\W{1,3})?"
     r"(?:([A-J])(?![\w'/-]|\.\w)|([a-j])(?=[).:]|\W*$)))\)?"
@@ -52,10 +52,10 @@ _OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
 
 
 def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
-    """Returns the options of a prompt as (letter, text), () where it has none.
+    """Returns the options of a prompt as (letter, text), () if it has none.
 
-    They are the last run of labels from A on, of one form: at the beginnings of lines if there is
-    such a run, so that "(A) (a) 5 volts, (b) 3 volts" is option A.
+    The options are the last sequence of labels of one form that starts at A. Labels at the start of
+    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A.
     """
     for label in _LABELS:
         best: list[re.Match[str]] = []
@@ -76,7 +76,7 @@ def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
 
 
 def _option_text(text: str) -> str:
-    """Returns an option's text in plain form: its first line with anything on it."""
+    """Returns an option's text in plain form: its first line that is not empty."""
     return plain_text(text.strip().split("\n", 1)[0])
 
 
@@ -85,24 +85,24 @@ def _option_text(text: str) -> str:
 class Choice(Domain):
     """One of several options; the normal form is the letter.
 
-    A letter goes before a text: "C) 55%" is C whatever option says 55%. Where a completion names
-    several options in turn, the last one it commits itself to counts; a statement that joins two of
-    them ("B or E") commits itself to none.
+    A letter has priority over a text: "C) 55%" is C, even if 55% is the text of another option. If
+    a completion names several options in turn, the last one that it states as the answer counts. A
+    statement that joins two options ("B or E") states none.
 
     Attributes:
-        options: (letter, plain text) of every option, () if the prompt does not show them.
+        options: (letter, plain text) of every option, () if the prompt has none.
     """
 
     options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Choice | None:
-        """Accepts the letter or the text of an option; a letter alone if the prompt has none."""
+        """Accepts the letter or text of an option; only a letter if the prompt has no options."""
         domain = cls(read_options(prompt))
         if gold is None:
             return domain if domain.options else None
         if not _GOLD.fullmatch(unwrap(gold)):
-            # A text that only begins with a letter ("J. K. Rowling") has to be that option's.
+            # A text that begins with a letter ("J. K. Rowling") must be the text of that option.
             front = domain._in_front(unwrap(gold))
             texts = dict(domain.options)
             shown = plain_text(unwrap(gold)[front.end :]) if front else plain_text(gold)
@@ -116,7 +116,7 @@ class Choice(Domain):
         return "".join(letter for letter, _ in self.options) or LETTERS
 
     def normalise(self, answer: str) -> str:
-        """Returns the letter ("(b)." -> "B", "the field" -> "B"), plain text for others."""
+        """Returns the letter ("(b)." -> "B", "the field" -> "B"), or plain text without one."""
         text = unwrap(answer[:LONGEST_ANSWER])
         plain = plain_text(text)
         found = _GOLD.fullmatch(text) or _GOLD.fullmatch(plain)
@@ -129,18 +129,18 @@ class Choice(Domain):
         return front.letter if front else plain
 
     def extract(self, completion: str) -> str | None:
-        """Returns the option behind the last answer marker, else the last one that is named."""
+        """Returns the option after the last answer marker, else the last option that is named."""
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the first option, "" where the sentence joins it to another or denies it."""
+        """Returns the first option, "" if the sentence joins it to another one or denies it."""
         if _NOT.match(sentence):
             return ""
         mention = self._stated(sentence)
         return mention.letter if mention else None
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the option whose label or whose whole text a sentence begins with."""
+        """Returns the option whose label or whole text is at the start of a sentence."""
         front = self._in_front(sentence)
         if front:
             return self.stated(sentence)
@@ -148,7 +148,7 @@ class Choice(Domain):
         return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
 
     def final(self, sentence: str) -> str | None:
-        """Returns the last option, by letter before text."""
+        """Returns the last option; letters have priority over texts."""
         mentions = list(self._labels(sentence, _LABEL))
         front = self._in_front(sentence)
         mentions = mentions or ([front] if front else []) or self._texts(sentence)
@@ -156,7 +156,7 @@ class Choice(Domain):
         return max(mentions, key=lambda mention: mention.start).letter if mentions else None
 
     def _in_front(self, sentence: str) -> Mention | None:
-        """Returns the label that a sentence begins with, None if it begins with a word."""
+        """Returns the label at the start of a sentence, None if the sentence starts with a word."""
         found = _IN_FRONT.match(sentence)
         if not found:
             return None
@@ -176,7 +176,7 @@ class Choice(Domain):
                 yield Mention(found.start(), found.end(), letter)
 
     def _texts(self, sentence: str) -> list[Mention]:
-        """Returns where a sentence holds options' texts, in order, none inside a longer one."""
+        """Returns the mentions of options by text, in order, without those inside a longer one."""
         plain = " ".join(sentence.lower().split())
         found: list[Mention] = []
         for letter, option in sorted(self.options, key=lambda pair: -len(pair[1])):
@@ -191,9 +191,9 @@ class Choice(Domain):
         return sorted(found)
 
     def _stated(self, sentence: str) -> Mention | None:
-        """Returns the option that the sentence behind a marker commits itself to.
+        """Returns the option that the sentence after a marker states as the answer.
 
-        The letter of the result is "" where the sentence joins two options.
+        The letter of the result is "" if the sentence joins two options.
         """
         front = self._in_front(sentence)
         labels = [front] if front else list(self._labels(sentence, _LABEL))
@@ -210,7 +210,7 @@ class Choice(Domain):
         return first
 
     def _end_of_option(self, sentence: str, mention: Mention) -> int:
-        """Returns where a label ends, together with the option's text behind it."""
+        """Returns where a label ends, including the option's text if it follows the label."""
         text = dict(self.options).get(mention.letter, "")
         rest = sentence[mention.end :]
         behind = rest.lstrip(" :.-")

@@ -39,24 +39,24 @@ _TIME = re.compile(r"(\d\d):(\d\d)(?: ([ap]m))?")
 class Date(Domain):
     """Dates, in the form 2020-05-01, and times of day, in the form 03:30 pm.
 
-    Where both readings are possible the month comes first, unless the prompt asks for DD/MM/YYYY. A
-    date without a year ("May 1") is 05-01 and matches only another one without. A time without
-    am or pm matches both of them up to 12:59.
+    If a date can be read in two ways, the month comes first, unless the prompt asks for DD/MM/YYYY.
+    A date without a year ("May 1") is 05-01 and matches only a date without a year. Up to 12:59, a
+    time without am or pm matches the same time with either.
 
     Attributes:
-        day_first: whether 05/01/2020 is the fifth of January.
+        day_first: whether 05/01/2020 is 5 January.
     """
 
     day_first: bool = False
 
     @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Date | None:
-        """Accepts a date or a time and nothing else."""
+        """Accepts a text that is one date or one time."""
         domain = cls(day_first=bool(_DAY_FIRST.search(prompt)))
         return domain if gold is not None and domain.bare(gold) is not None else None
 
     def bare(self, answer: str) -> str | None:
-        """Returns the normal form of a text that is one date or time, with a weekday at most."""
+        """Returns the normal form of a text that is one date or time, with or without a weekday."""
         text = unwrap(answer[:LONGEST_ANSWER]).strip(" .,:;!?()[]{}\"'\n\t")
         text = re.sub(
             r"^(?:the |on |at )?(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+)?(?:the )?",
@@ -97,12 +97,12 @@ class Date(Domain):
         return f"{year}-{month:02}-{day:02}" if year else f"{month:02}-{day:02}"
 
     def normalise(self, answer: str) -> str:
-        """Returns the date ("5/1/2020" -> "2020-05-01"), plain text where it is none."""
+        """Returns the date ("5/1/2020" -> "2020-05-01"), or plain text if it is not a date."""
         plain = plain_text(answer)
         return self.bare(answer) or self.bare(plain) or plain
 
     def extract(self, completion: str) -> str | None:
-        """Returns the date behind the last answer marker, else the last date."""
+        """Returns the date after the last answer marker, else the last date."""
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
@@ -110,7 +110,7 @@ class Date(Domain):
         return next(self.dates(sentence), None)
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the date that a sentence begins with."""
+        """Returns the date at the start of a sentence."""
         return next(self.dates(sentence[:30]), None) and self.stated(sentence)
 
     def final(self, sentence: str) -> str | None:
@@ -139,7 +139,7 @@ def _is_day(month: int, day: int) -> bool:
 
 
 def _time(hour: int, minute: int, half: str | None) -> str | None:
-    """Returns "03:30 pm"; from 13:00 on, and at 00:30, the half of the day is known."""
+    """Returns "03:30 pm"; for hours 13 to 23 and 0, am or pm follows from the hour."""
     if hour > 23 or (half and not 1 <= hour <= 12):
         return None
     if half is None and (hour > 12 or hour == 0):

@@ -15,9 +15,9 @@ class Verdict:
     """How one completion was judged.
 
     Attributes:
-        predicted: the answer that was read out of the completion, None if there is none.
+        predicted: the answer extracted from the completion, None if there is none.
         correct: whether it matches the gold answer.
-        note: why an item could not be judged ("timeout", "checker died"), else "".
+        note: why an item could not be judged ("timeout", "checker died"); "" if it was judged.
     """
 
     predicted: str | None
@@ -28,11 +28,12 @@ class Verdict:
 class Judge:
     """Judges completions by `Domain.extract` and `Domain.matches`.
 
-    Mathematics that these cannot decide at once goes to processes, started when first needed.
+    Mathematics that `Mathematics.decide` cannot decide is checked in separate processes, which are
+    started when first needed.
 
     Args:
-        timeout: seconds that mathematics may take for one item.
-        processes: how many items of mathematics are checked at once.
+        timeout: most seconds for one item of mathematics.
+        processes: items of mathematics that are checked at the same time.
 
     Raises:
         ValueError: `timeout` or `processes` is not positive.

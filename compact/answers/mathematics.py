@@ -20,7 +20,7 @@ from compact.answers.reading import (
     visible,
 )
 
-# What makes a text mathematics: an operator, a command, a bracket with a digit, an unknown (2x).
+# Signs of mathematics: an operator, a command, a bracket with a digit, an unknown (2x).
 _SYMBOLS = re.compile(r"[\\^_=+*/$√π∞<>≤≥|]|[(\[{][^)\]}]{0,200}\d|\d[a-zA-Z]\b|[a-z]\s?-\s?\d")
 _FORMULA = re.compile(
     r"\$\$?[^$]{1,1000}\$\$?|\\\((?:[^\\]|\\[^()]){1,1000}\\\)|\\\[(?:[^\\]|\\[^\[\]]){1,1000}\\\]"
@@ -38,7 +38,7 @@ _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s?\d)|`")
 
 
 def tidy(expression: str) -> str:
-    r"""Returns an expression without what only sets it: "$\dfrac12\,$." -> "\frac{1}{2}"."""
+    r"""Returns an expression without typesetting: "$\dfrac12\,$." -> "\frac{1}{2}"."""
     text = _BOLD.sub("", expression[:LONGEST_ANSWER]).strip().strip("*_ ")
     for _ in range(3):  # dollars around a box around a text
         before = text
@@ -57,10 +57,10 @@ def tidy(expression: str) -> str:
 
 
 def check(a: str, b: str) -> bool:
-    """Whether math-verify finds two expressions the same, whichever of them is the gold one.
+    """Whether math-verify accepts two expressions as equal, with either of them as the gold one.
 
-    It may hang on a hostile expression, and its own time limit is a SIGALRM that neither works
-    outside the main thread nor stops compiled code: it runs in a process of `CheckerPool`.
+    math-verify may hang on some expressions. Its own time limit uses SIGALRM, which works only in
+    the main thread and cannot stop compiled code. So this runs in a process of `CheckerPool`.
     """
     from math_verify import parse, verify
 
@@ -73,27 +73,27 @@ def check(a: str, b: str) -> bool:
 @register_domain("math")
 @dataclass(frozen=True)
 class Mathematics(Domain):
-    """Mathematical objects, the same where math-verify says so in either order.
+    """Mathematical objects, compared by math-verify in either order.
 
-    What two texts or two numbers decide is decided at once; the rest is asked of a process, which
-    is killed after ten seconds: then the answers do not match.
+    Equal texts and numbers are decided directly. Everything else is checked in a separate process.
+    A check that takes more than ten seconds is killed, and the answers do not match.
     """
 
     @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Mathematics | None:
-        """Accepts an expression: something with digits, operators, brackets or commands."""
+        """Accepts an expression: a text with digits, operators, brackets or commands."""
         if gold is None or len(gold) > LONGEST_ANSWER:
             return None
         return cls() if _SYMBOLS.search(gold) or bare_number(gold) is not None else None
 
     def normalise(self, answer: str) -> str:
-        """Returns a number in normal form, another expression without what only sets it."""
+        """Returns a number in normal form, any other expression without typesetting."""
         text = tidy(answer)
         symbols = _SYMBOLS.search(text.replace("\\frac", ""))
         return (None if symbols else bare_number(text)) or text
 
     def extract(self, completion: str) -> str | None:
-        """Returns the expression behind the last answer marker, else the last formula or number."""
+        """Returns the expression after the last answer marker, else the last formula or number."""
         text = visible(completion)
         for part in parts(text):
             stated = _stated(part)
@@ -106,7 +106,7 @@ class Mathematics(Domain):
         return (numbers[-1] or None) if numbers else None
 
     def decide(self, a: str | None, b: str | None) -> bool | None:
-        """Returns what `matches` does, or None where only math-verify can tell."""
+        """Returns the result of `matches`, or None if only math-verify can decide."""
         if a is None or b is None:
             return False
         x, y = self.normalise(a), self.normalise(b)

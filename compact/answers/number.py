@@ -18,8 +18,8 @@ from compact.text.numbers import (
 )
 
 _EQUALS = re.compile(r"=|≈|\\approx\b")
-# A number next to an operator, a root or an unknown is a part of an expression: the 6 of
-# "6*sqrt(2)" and the 3 of "3 + 4" state nothing.
+# A number next to an operator, a root or an unknown is part of an expression and not an answer,
+# such as the 6 of "6*sqrt(2)" and the 3 of "3 + 4".
 _GOES_ON = re.compile(
     r"\s?(?:[*×^÷√·!]|[-+/–]\s?(?:[\d.(\\√]|sqrt|pi\b|[xyz]\b)|x\s?\d|\\?sqrt|\\?pi\b|π"
     r"|\\(?:times|cdot|div|frac|log|ln|pm)|[xyzn]\b)|\((?=[\d\\])"
@@ -29,14 +29,14 @@ _COMES_FROM = re.compile(r"(?:[\d)}]\s?[-+*/×÷x–]|[*^×√÷]|sqrt|\b[a-z]\s
 _SEVERAL = re.compile(r"\W*[-−]?\d[\d./]*(?:,?\s+(?:(?:and|or)\s+)?[-−]?\d[\d.,/]*)+\W*")
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
 _OPENING = re.compile(r"\W*(?:\w+\W+)?(?:\W*(?:=|≈)\W*)?")
-# Where the answer is a number, a time on the full hour is one: "2:00 pm" is 2.
+# If the answer is a number, a time on the full hour counts as a number: "2:00 pm" is 2.
 _FULL_HOUR = re.compile(r"(?<![\d:.,])(\d{1,2}):00(?![\d:])")
 _UNIT_WORDS = 4
-_SHORT = 2  # words of a sentence that is an answer by itself: "Seven apples."
+_SHORT = 2  # most words of a sentence that is an answer by itself: "Seven apples."
 
 
 def same_number(a: str, b: str) -> bool | None:
-    """Whether two texts are the same number up to a millionth of its size; None if one is none."""
+    """Whether two texts are numbers within 1e-6 x max(size, 1); None if one is not a number."""
     x, y = parse_number(a), parse_number(b)
     if x is None or y is None:
         return None
@@ -45,7 +45,7 @@ def same_number(a: str, b: str) -> bool | None:
 
 
 def free_numbers(text: str) -> Iterator[re.Match[str]]:
-    """Yields the numbers of an unwrapped text that are no part of an expression."""
+    """Yields the numbers of an unwrapped text that are not part of an expression."""
     for found in NUMBER.finditer(text):
         before = text[max(0, found.start() - 6) : found.start()]
         if _GOES_ON.match(text, found.end()) or _COMES_FROM.search(before):
@@ -57,8 +57,8 @@ def free_numbers(text: str) -> Iterator[re.Match[str]]:
 def stated_number(sentence: str, *, last: bool) -> str | None:
     """Returns the number that a sentence states, in normal form.
 
-    That is the first number behind its last "=" if any stands there, else the first or the last of
-    the sentence.
+    That is the first number after the last "=" if there is one, else the first or, with `last`, the
+    last number of the sentence.
     """
     if _SEVERAL.fullmatch(sentence) and parse_number(sentence.strip(" .")) is None:
         return None
@@ -97,14 +97,14 @@ def bare_number(answer: str) -> str | None:
 
 
 def stated(sentence: str) -> str | None:
-    """Returns the number that a sentence states, in digits or in words; "" behind "not"."""
+    """Returns the number that a sentence states, in digits or in words; "" after "not"."""
     if _NOT.match(sentence):
         return ""
     return stated_number(sentence, last=False) or _in_words(sentence)
 
 
 def opening(sentence: str) -> str | None:
-    """Returns the number that a sentence begins with, but for one word or an unknown ("x = 7")."""
+    """Returns the number at the start of a sentence; one word or "x =" may come before it."""
     first = next(free_numbers(sentence), None)
     if first:
         opens = first.start() < 60 and _OPENING.fullmatch(sentence[: first.start()])
@@ -113,14 +113,14 @@ def opening(sentence: str) -> str | None:
 
 
 def final(sentence: str) -> str | None:
-    """Returns the last number of a sentence, "" where all are parts of an expression."""
+    """Returns the last number of a sentence, "" if all numbers are parts of an expression."""
     if NUMBER.search(sentence):
         return stated_number(sentence, last=True) or ""
     return _in_words(sentence) if len(sentence.split()) <= _SHORT else None
 
 
 def _in_words(sentence: str) -> str | None:
-    """Returns the first number in words; "one" counts only in front, elsewhere it is a pronoun."""
+    """Returns the first number in words; "one" counts only at the start of the sentence."""
     if re.search(r"\d", sentence):
         return None
     for words in NUMBER_WORDS.finditer(sentence):
@@ -134,9 +134,9 @@ def _in_words(sentence: str) -> str | None:
 @register_domain("number")
 @dataclass(frozen=True)
 class Number(Domain):
-    """Numbers, compared by value up to a millionth of their size; units and currency are dropped.
+    """Numbers, equal within 1e-6 x max(size, 1); units and currency are dropped.
 
-    "50%" is 50. A number in words counts, a part of an expression ("6*sqrt(2)") does not.
+    "50%" is 50. A number in words counts; a number in an expression ("6*sqrt(2)") does not.
     """
 
     @classmethod
@@ -151,13 +151,13 @@ class Number(Domain):
         return cls() if len(text[found.end() :].split()) <= _UNIT_WORDS else None
 
     def normalise(self, answer: str) -> str:
-        """Returns the number ("$1,450.0" -> "1450"), plain text where there is not just one."""
+        """Returns the number ("$1,450.0" -> "1450"), or plain text if there is not exactly one."""
         text = _FULL_HOUR.sub(r"\1", answer[:LONGEST_ANSWER])
         plain = plain_text(text)
         return bare_number(text) or bare_number(plain) or plain
 
     def extract(self, completion: str) -> str | None:
-        """Returns the number behind the last answer marker, else the last number.
+        """Returns the number after the last answer marker, else the last number.
 
         A stated answer that is an expression or a word is returned as plain text, which no number
         matches.
@@ -165,19 +165,19 @@ class Number(Domain):
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the first number, or the first behind the last "="."""
+        """Returns the first number, or the first after the last "="."""
         return stated(_FULL_HOUR.sub(r"\1", sentence))
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the number that a sentence begins with."""
+        """Returns the number at the start of a sentence."""
         return opening(_FULL_HOUR.sub(r"\1", sentence))
 
     def final(self, sentence: str) -> str | None:
-        """Returns the last number, or the first behind the last "="."""
+        """Returns the last number, or the first after the last "="."""
         return final(_FULL_HOUR.sub(r"\1", sentence))
 
     def matches(self, a: str | None, b: str | None) -> bool:
-        """Compares as numbers where both are, else as plain text."""
+        """Compares as numbers if both are numbers, else as plain text."""
         if a is None or b is None:
             return False
         x, y = self.normalise(a), self.normalise(b)

@@ -22,14 +22,14 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 START_LIMIT = 120.0
-"""Seconds that a checker process may take to import what it needs."""
+"""Most seconds for the start of a checker process, with its imports."""
 TIMEOUT = 10.0
-"""Seconds that a checker may take for one item."""
+"""Most seconds for one item."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a checker said of one pair, and why it could not ("timeout", "checker died")."""
+    """The result for one pair; `note` says why it failed ("timeout", "checker died"), else ""."""
 
     correct: bool
     note: str = ""
@@ -39,10 +39,10 @@ Check = Callable[[str, str], bool]
 
 
 class _Worker:
-    """One checker process and the item that it works on.
+    """One checker process and its current item.
 
-    A fresh interpreter: a fork of a process whose torch runs threads may deadlock, and unlike the
-    "spawn" of multiprocessing it does not run the user's script again, which may be without
+    The process is a new Python interpreter. A fork may deadlock if torch runs threads in the
+    parent. The "spawn" of multiprocessing would run the user's script again, which may have no
     `if __name__ == "__main__"`.
     """
 
@@ -61,9 +61,7 @@ class _Worker:
             self.pipe.send((check.__module__, check.__qualname__))
         except OSError as error:
             self.pipe.close()
-            raise RuntimeError(
-                f"a process of the answer checker could not be started: {error}"
-            ) from error
+            raise RuntimeError(f"the answer checker could not start a process: {error}") from error
         finally:
             other.close()
         self.ready = False
@@ -77,15 +75,15 @@ class _Worker:
 
 
 def _serve(descriptor: int) -> None:
-    """Runs in the checker process: answers one pair after another until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills this one
+    """Runs in the checker process: checks one pair after another until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent kills this process
     pipe: Connection[Any, Any] = Connection(descriptor)
     module, name = pipe.recv()
     checker: Any = importlib.import_module(module)
     for part in name.split("."):
         checker = getattr(checker, part)
     importlib.import_module("math_verify")
-    # It warns at every call that its own time limits are off; the limit here is the kill.
+    # It warns at every call that its own time limits are off; here the parent sets the limit.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     pipe.send("ready")
     while True:
@@ -101,14 +99,15 @@ def _serve(descriptor: int) -> None:
 
 
 class CheckerPool:
-    """Runs a checker in processes of its own, and kills one that takes too long.
+    """Runs a checker in separate processes, and kills a process that takes too long.
 
-    A hanging or crashing checker costs its item ("timeout", "checker died") and a new process.
+    If the checker hangs or crashes, its item fails ("timeout", "checker died") and a new process
+    replaces the old one.
 
     Args:
-        check: the checker, a function at the top of a module that can be imported by name.
-        processes: how many run at once.
-        timeout: seconds an item may take before its process is killed.
+        check: the checker, a function at the top level of a module that can be imported by name.
+        processes: processes that run at the same time.
+        timeout: seconds for one item before its process is killed.
 
     Raises:
         ValueError: `check` is defined in the main script, which a process cannot import.
@@ -118,7 +117,7 @@ class CheckerPool:
     def __init__(self, check: Check, *, processes: int = 2, timeout: float = TIMEOUT) -> None:
         if check.__module__ == "__main__" or "<" in check.__qualname__:
             raise ValueError(
-                "check: expected a function at the top of an importable module, found "
+                "check: expected a top-level function of an importable module, found "
                 f"{check.__module__}.{check.__qualname__}"
             )
         self.check = check
@@ -158,7 +157,7 @@ class CheckerPool:
         todo: enumerate[tuple[str, str]],
         outcomes: dict[int, Outcome],
     ) -> None:
-        """Hands the next pair to an idle worker, if there is one."""
+        """Sends the next pair, if any is left, to an idle worker."""
         item = next(todo, None)
         if item is not None:
             worker.item, pair = item
@@ -169,7 +168,7 @@ class CheckerPool:
                 self._replace(worker, outcomes, "checker died")
 
     def _receive(self, worker: _Worker, outcomes: dict[int, Outcome]) -> None:
-        """Takes what a worker sent: that it is ready, an outcome, or its end."""
+        """Handles a message of a worker: it is ready, it has an outcome, or it has ended."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
@@ -182,10 +181,10 @@ class CheckerPool:
             worker.item = None
 
     def _replace(self, worker: _Worker, outcomes: dict[int, Outcome], note: str) -> None:
-        """Kills a worker, gives its item up, and starts another in its place."""
+        """Kills a worker, marks its item as failed, and starts a new worker."""
         worker.kill()
         if not worker.ready:
-            raise RuntimeError(f"a process of the answer checker did not start ({note})")
+            raise RuntimeError(f"the answer checker could not start a process: {note}")
         if worker.item is not None:
             outcomes[worker.item] = Outcome(False, note)
         self.workers[self.workers.index(worker)] = _Worker(self.check)
@@ -197,8 +196,8 @@ class CheckerPool:
         self.workers = []
 
 
-# The processes behind `Domain.matches`, for whoever asks in this process: started when first
-# needed, used by one thread at a time, ended with the interpreter.
+# The pool that `Domain.matches` uses: started when first needed, used by one thread at a time,
+# closed when the interpreter exits.
 _shared: CheckerPool | None = None
 _lock = threading.Lock()
 
@@ -211,7 +210,7 @@ def _close_shared() -> None:
 
 
 def _forget_shared() -> None:
-    """In a forked child: the processes and the lock belong to the parent."""
+    """Resets the pool and lock in a forked child: the old ones belong to the parent."""
     global _shared, _lock
     _shared, _lock = None, threading.Lock()
 
@@ -222,9 +221,9 @@ os.register_at_fork(after_in_child=_forget_shared)
 
 @lru_cache(maxsize=65536)
 def checked_apart(check: Check, a: str, b: str) -> bool:
-    """Returns check(a, b), found in a process of its own; False where it takes too long.
+    """Returns check(a, b), computed in a separate process; False if it takes too long.
 
-    There is one such process, of the checker that was asked for last.
+    There is one such process. A call with another checker replaces it.
 
     Raises:
         RuntimeError: the checker process could not be started.
@@ -237,6 +236,6 @@ def checked_apart(check: Check, a: str, b: str) -> bool:
             _shared = CheckerPool(check, processes=1)
         try:
             return _shared([(a, b)])[0].correct
-        except BaseException:  # Ctrl-C, or no process: what is left of the pool is in no state
+        except BaseException:  # Ctrl-C or a failed start: the pool may be inconsistent
             _close_shared()
             raise

@@ -1,4 +1,4 @@
-"""What all domains share: where a completion states its answer, and that text in plain form."""
+"""Shared by all domains: finds where a completion states its answer, and simplifies texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|<>\n]{0,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|<\|")
 _WORD = re.compile(r"[^\W_]")
 MOST_MARKERS = 5
-"""How many answer markers are tried, from the last one on."""
+"""Most answer markers that are tried, starting with the last."""
 LONGEST_ANSWER = 2000
-"""Characters of an answer, bare or behind a marker, that are looked at."""
+"""Most characters read of an answer, bare or after a marker."""
 
 _FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}|(\d)(\d))")
 _POWER_OF_TEN = re.compile(
@@ -40,12 +40,12 @@ _INITIAL = re.compile(r"(?:^|[\s.(])[A-Z]$")
 
 
 class Part(NamedTuple):
-    """What stands behind an answer marker.
+    """The text after an answer marker.
 
     Attributes:
-        text: the rest of the completion, or what a box holds.
+        text: the rest of the completion, or the content of a box.
         direct: whether the answer itself comes first ("The answer is"), see `Marker`.
-        boxed: whether it is what a box holds.
+        boxed: whether the text is the content of a box.
     """
 
     text: str
@@ -56,7 +56,8 @@ class Part(NamedTuple):
 def visible(completion: str) -> str:
     """Returns the part of a completion that can state the answer.
 
-    That is what follows the last `</think>`, unless nothing does; special tokens become new lines.
+    That is the text after the last `</think>`, or the whole text if nothing follows it. Special
+    tokens become new lines.
     """
     ends = list(_THINK_END.finditer(completion))
     if ends and _WORD.search(completion, ends[-1].end()):
@@ -65,7 +66,7 @@ def visible(completion: str) -> str:
 
 
 def parts(text: str) -> Iterator[Part]:
-    """Yields what stands behind each answer marker, the last one first, `MOST_MARKERS` at most."""
+    """Yields the text after each answer marker, last marker first, at most `MOST_MARKERS`."""
     for marker in islice(reversed(find_markers(text)), MOST_MARKERS):
         boxed = text.endswith("boxed", marker.start, marker.end)
         inside = braced(text, marker.end) if boxed else None
@@ -75,32 +76,32 @@ def parts(text: str) -> Iterator[Part]:
 
 
 class Reader(Protocol):
-    """What a domain reads in a sentence: its answer, None where it names none.
+    """How a domain reads a sentence: each method returns the answer, or None if there is none.
 
-    "" says that it names one that does not count ("B or E"): then nothing is looked for elsewhere.
+    "" means that the sentence names an answer that does not count ("B or E"); the search then ends.
     """
 
     def normalise(self, answer: str) -> str:
-        """Returns the comparable form of an answer, plain text for others."""
+        """Returns the comparable form of an answer, or plain text if it is no such answer."""
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the answer of a sentence that states it, as behind "The answer is"."""
+        """Returns the answer of a sentence that states it, as after "The answer is"."""
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the answer that a sentence begins with."""
+        """Returns the answer at the start of a sentence."""
 
     def final(self, sentence: str) -> str | None:
         """Returns the last answer that a sentence of a rationale names."""
 
 
 def read(reader: Reader, completion: str) -> str | None:
-    """Returns the final answer of a completion as a domain reads it, None where there is none.
+    """Returns the final answer of a completion as a domain reads it, None if there is none.
 
-    The last marker decides. Behind "The answer is" the next sentence states the answer; if it does
-    not name one ("The correct answer is the following:"), a sentence below may be one. Behind
-    "Answer:" the answer may come at once, or at the end of a paragraph of reasoning. Where a marker
-    is followed by something else, that text is the answer. Without a marker it is the last answer
-    that is named. Questions state nothing.
+    The last marker decides. After "The answer is", the next sentence states the answer; if it names
+    none ("The correct answer is the following:"), a later sentence may be the answer. After
+    "Answer:", the answer may come directly or at the end of a paragraph of reasoning. If no
+    sentence after a marker names an answer, the first sentence after the last marker is the answer.
+    Without a marker, the answer is the last one that is named. Questions are ignored.
     """
     text = visible(completion)
     said = ""
@@ -136,12 +137,12 @@ def _last(reader: Reader, sentences: list[str]) -> str | None:
 
 
 def statements(text: str) -> list[str]:
-    """Returns the sentences of a text, unwrapped, that are no questions."""
+    """Returns the sentences of a text, unwrapped, without questions."""
     return [sentence for sentence in sentences(unwrap(text)) if not is_question(sentence)]
 
 
 def braced(text: str, start: int) -> str | None:
-    """Returns what the braces that open at `start` hold, None if none open or they do not close."""
+    """Returns the content of the braces that open at `start`, None if none open or close."""
     depth = 0
     opened = re.compile(r"\s?\{").match(text, start)
     if not opened:
@@ -158,8 +159,8 @@ def braced(text: str, start: int) -> str | None:
 def unwrap(text: str) -> str:
     """Returns a text without LaTeX and Markdown around its words and numbers.
 
-    A fraction of LaTeX becomes a/b, a power of ten an exponent, and signs of currency go: a number
-    of the result can be read as it stands. Mathematics otherwise keeps its commands.
+    A LaTeX fraction becomes a/b, a power of ten becomes an exponent, and currency signs are
+    removed, so that numbers can be read directly. Other mathematics keeps its commands.
     """
     if "\\" in text or "^" in text or "×" in text or "·" in text:
         text = text.replace("{,}", ",").replace("\\%", "%").replace("\\!", "")
@@ -171,7 +172,7 @@ def unwrap(text: str) -> str:
 
 
 def _as_ratio(found: re.Match[str]) -> str:
-    """Returns a LaTeX fraction as a/b, set off from a whole number before it (1 1/2)."""
+    """Returns a LaTeX fraction as a/b, with a space after a whole number before it (1 1/2)."""
     top, bottom = found[1] or found[3], found[2] or found[4]
     simple = top.strip().isdigit() and bottom.strip().isdigit()
     if not simple:
@@ -181,7 +182,7 @@ def _as_ratio(found: re.Match[str]) -> str:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yields the sentences of a text that have a letter or a digit, in order, without space around.
+    """Yields the sentences of a text that have a letter or a digit, in order, stripped.
 
     A new line ends a sentence; the full stop of an abbreviation or of an initial does not.
     """
@@ -201,7 +202,7 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def is_question(sentence: str) -> bool:
-    """Whether a sentence asks ("25 x 14 = ?"), so that it states nothing."""
+    """Whether a sentence is a question ("25 x 14 = ?"), which states no answer."""
     return sentence.rstrip("\"'”’)]*_ ").endswith("?")
 
 
@@ -209,7 +210,7 @@ _FRONT = re.compile(r"^(?:[\s.,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[^\s.,:
 
 
 def plain_text(text: str) -> str:
-    """Returns a text in lower case, without wrappers, articles in front, or signs around it."""
+    """Returns a text in lower case, without wrappers, leading articles, or signs around it."""
     words = " ".join(unwrap(text[:LONGEST_ANSWER]).lower().split())
     return _FRONT.sub("", words.translate(_QUOTES)).rstrip(_AROUND)
 

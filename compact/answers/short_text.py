@@ -1,4 +1,4 @@
-"""Short texts ("nephew", names, sequences), and the reading of answers of unknown kind."""
+"""Short texts ("nephew", names, sequences), and answers of unknown kind."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ _ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
 
 
 def _text(answer: str) -> str:
-    """Returns plain text without articles and the brackets that a prompt sets around names."""
+    """Returns plain text without articles and without the brackets around names in a prompt."""
     return _ARTICLE.sub("", plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer)))
 
 
 def _cores(text: str) -> list[str]:
-    """Returns a statement and what it says: "bob is al's nephew", "al's nephew", "nephew"."""
+    """Returns a statement and its shorter forms: "bob is al's nephew", "al's nephew", "nephew"."""
     clauses = _VERB.split(text)
-    said = (
-        clauses[-1] if len(clauses) <= 2 else text
-    )  # "Al is a sage and Bo is a fool" is all of it
+    # "Al is a sage and Bo is a fool" has no shorter form.
+    said = clauses[-1] if len(clauses) <= 2 else text
     owned = _OWNER.sub("", said)
     return [text] + [plain_text(core) for core in (said, owned, _OF.sub("", owned))]
 
@@ -48,9 +47,9 @@ def _cores(text: str) -> list[str]:
 @register_domain("text")
 @dataclass(frozen=True)
 class ShortText(Domain):
-    """Short texts, compared without case, articles in front, quotes and signs around them.
+    """Short texts, compared without case, articles, quotes and signs around them.
 
-    A statement matches what it says: "Bob is Alice's nephew." and "nephew" are the same answer.
+    A statement matches its shorter form: "Bob is Alice's nephew." and "nephew" match.
     """
 
     @classmethod
@@ -63,7 +62,7 @@ class ShortText(Domain):
         return _text(answer)
 
     def extract(self, completion: str) -> str | None:
-        """Returns the sentence behind the last answer marker, else the last sentence."""
+        """Returns the sentence after the last answer marker, else the last sentence."""
         text = visible(completion)
         for part in parts(text):
             for sentence in statements(part.text):
@@ -72,7 +71,7 @@ class ShortText(Domain):
         return (_text(found[-1]) or None) if found else None
 
     def matches(self, a: str | None, b: str | None) -> bool:
-        """Compares the texts, or one text with what the other states."""
+        """Compares the texts, or one text with the shorter forms of the other."""
         if a is None or b is None:
             return False
         x, y = _text(a), _text(b)
@@ -99,7 +98,7 @@ class General(Domain):
         return next((found for found in every if found), plain)
 
     def extract(self, completion: str) -> str | None:
-        """Returns what stands behind the last answer marker, else the last number or date.
+        """Returns the answer after the last answer marker, else the last number or date.
 
         A completion of one or two words is the answer itself.
         """
@@ -110,24 +109,24 @@ class General(Domain):
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the label of an option in front, a bare date, a number or a date."""
+        """Returns an option label at the start, a bare date, a number or a date, in this order."""
         label = _LABEL.match(sentence)
         if label:
             return label[1].lower()
         return Date().bare(sentence) or number.stated(sentence) or Date().stated(sentence) or None
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the label, date or number that a sentence begins with."""
+        """Returns the label, date or number at the start of a sentence."""
         begins = _LABEL.match(sentence) or number.opening(sentence) or Date().bare(sentence)
         return self.stated(sentence) if begins else None
 
     def final(self, sentence: str) -> str | None:
-        """Returns the last number of a sentence, the last date where it has none."""
+        """Returns the last number of a sentence, or the last date if it has no number."""
         last = number.final(sentence)
         return last or Date().final(sentence) or last
 
     def matches(self, a: str | None, b: str | None) -> bool:
-        """Compares as numbers where both are, else in normal form."""
+        """Compares as numbers if both are numbers, else in normal form."""
         if a is None or b is None:
             return False
         x, y = self.normalise(a), self.normalise(b)

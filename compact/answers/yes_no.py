@@ -9,7 +9,7 @@ from compact.answers.base import Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
 
 _WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
-# In front, behind the label of an option at most: "Yes, it is", "B) False".
+# At the start, or after an option label: "Yes, it is", "B) False".
 _IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
 # Inside a sentence "no" is a word like any other ("there is no evidence"), so it does not count.
 _INSIDE = re.compile(r"\b(?P<negated>not\s+)?(?P<word>yes|true|false)\b", re.IGNORECASE)
@@ -21,7 +21,7 @@ def _value(found: re.Match[str]) -> str:
 
 
 def _stated(sentence: str) -> str | None:
-    """Returns the value in front of a sentence, else the last one inside it."""
+    """Returns the value at the start of a sentence, else the last one inside it."""
     front = _IN_FRONT.match(sentence)
     if front:
         return _value(front)
@@ -41,27 +41,28 @@ class YesNo(Domain):
         return cls() if known else None
 
     def normalise(self, answer: str) -> str:
-        """Returns "yes" or "no" for a text that begins so, plain text for others."""
+        """Returns "yes" or "no" if the text starts with such a word, else plain text."""
         text = plain_text(answer)
         found = _IN_FRONT.match(unwrap(answer[:LONGEST_ANSWER]))
         return _value(found) if found else text
 
     def extract(self, completion: str) -> str | None:
-        """Returns the value behind the last answer marker.
+        """Returns the value after the last answer marker.
 
-        Without a marker it is that of the last sentence that begins with one or says true or false.
+        Without a marker, it is the value of the last sentence that starts with a value or has yes,
+        true or false inside.
         """
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the value in front of a sentence, else the last one inside it."""
+        """Returns the value at the start of a sentence, else the last one inside it."""
         return _stated(sentence)
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the value that a sentence begins with."""
+        """Returns the value at the start of a sentence."""
         front = _IN_FRONT.match(sentence)
         return _value(front) if front else None
 
     def final(self, sentence: str) -> str | None:
-        """Returns the value in front of a sentence, else the last one inside it."""
+        """Returns the value at the start of a sentence, else the last one inside it."""
         return _stated(sentence)

@@ -1,1 +1,1 @@
-"""The `compact` commands, one file each."""
+"""The `compact` commands, one file per command."""

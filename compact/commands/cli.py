@@ -20,26 +20,29 @@ COMMANDS = {
     "train": ("compact.commands.train", "train a student on the rationales of several teachers"),
     "evaluate": (
         "compact.commands.evaluate",
-        "accuracy of a student on a test file, and what it forgot",
+        "measure accuracy on a test file, and forgetting",
     ),
     "score": ("compact.commands.score", "score and weigh rationales without training"),
     "graph": ("compact.commands.graph", "draw the consensus graph of a problem"),
-    "compare": ("compact.commands.compare", "train under several weightings and compare"),
-    "report": ("compact.commands.report", "one HTML page about a run"),
-    "import": ("compact.commands.import_", "turn files of other tools into rationales"),
-    "planted": ("compact.commands.planted", "make teachers of a file mislead, for trying out"),
+    "compare": ("compact.commands.compare", "train with several weightings and compare them"),
+    "report": ("compact.commands.report", "write one HTML page about a run"),
+    "import": ("compact.commands.import_", "convert files of other tools into rationales"),
+    "planted": ("compact.commands.planted", "plant errors in rationales, to test a weighting"),
     "discrimination": (
         "compact.commands.discrimination",
-        "which scores tell right rationales from wrong ones",
+        "measure which scores separate right from wrong rationales",
     ),
     "metrics": ("compact.commands.metrics", "list metrics, presets, policies and answer domains"),
-    "strategies": ("compact.commands.strategies", "list distillation methods and what they need"),
-    "demo": ("compact.commands.demo", "four teachers, one of which misleads, in 5 minutes"),
-    "doctor": ("compact.commands.doctor", "what layout, attention and memory a model gets"),
-    "env": ("compact.commands.env", "versions and machine, for a bug report"),
+    "strategies": (
+        "compact.commands.strategies",
+        "list distillation methods and their requirements",
+    ),
+    "demo": ("compact.commands.demo", "train with four teachers, one of them wrong, in 5 minutes"),
+    "doctor": ("compact.commands.doctor", "show layout, attention and memory for a model"),
+    "env": ("compact.commands.env", "show versions and machine, for a bug report"),
 }
 _INTERRUPTED = 130
-# Set for the processes that `compact train --num_processes` starts, which prints their errors.
+# Set for the processes of `compact train --num_processes`; the launcher prints their errors.
 REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
 
 
@@ -52,8 +55,8 @@ def ignore_library_warnings() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `compact` command line; returns its exit status.
 
-    0 success, 1 an error that the user can mend (one line on standard error), 2 a command line that
-    cannot be read, 130 interrupted. Any other error is a defect of COMPACT and keeps its traceback.
+    0: success. 1: an error that the user can fix (one line on standard error). 2: an invalid
+    command line. 130: interrupted. Any other error is a bug in COMPACT and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Only the first of several processes prints.
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ignore_library_warnings()
     try:
         status = _run(arguments)
-        sys.stdout.flush()  # a full disk is reported here, not by Python at its end
+        sys.stdout.flush()  # report a full disk here, not when Python exits
         return status
     except KeyboardInterrupt as interrupt:
         return _fail(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", _INTERRUPTED)
@@ -102,7 +105,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--import MODULE`, which every command takes, and the modules."""
+    """Returns the arguments without `--import MODULE`, and the modules; every command takes it."""
     rest, modules = [], []
     left = iter(arguments)
     for argument in left:
@@ -115,12 +118,12 @@ def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(argument)
     if not rest:
-        raise ValueError("--import must stand with a command")
+        raise ValueError("--import must be used with a command")
     return rest, modules
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in the one line that all errors have."""
+    """Reports a bad command line in one line, as all errors are."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Prints one line and exits with status 2."""
@@ -133,8 +136,8 @@ def _overview() -> str:
         [
             "usage: compact COMMAND ...",
             "",
-            "Distils the reasoning of several teachers into one small student, weighing every "
-            "teacher\nproblem by problem.",
+            "Distils the reasoning of several teachers into one small student. Every teacher gets "
+            "a\nweight for each problem.",
             "",
             *lines,
             "",
@@ -142,14 +145,14 @@ def _overview() -> str:
             "  compact train --config recipes/svamp.yaml",
             "  compact COMMAND --help",
             "",
-            "every command: --import MODULE makes your own metrics, policies, presets, strategies",
-            "and answer domains known (a module on the Python path or in this folder)",
+            "every command: --import MODULE registers your own metrics, policies, presets,",
+            "strategies and answer domains (a module on the Python path or in this folder)",
         ]
     )
 
 
 def _one_line(error: BaseException) -> str:
-    """The message of an error, its line breaks folded."""
+    """The message of an error, without line breaks."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
@@ -158,7 +161,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _drop_output() -> None:
-    """Discards unwritable standard output, which Python would try to write again at its end."""
+    """Discards unwritable standard output; Python would try to write it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

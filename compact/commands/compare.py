@@ -1,4 +1,4 @@
-"""`compact compare`: the same rationales under several weightings, at equal tokens, over seeds."""
+"""`compact compare`: trains with several weightings, at equal tokens, over seeds."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines; or zoo-a, zoo-b")
     arms = " ".join(DEFAULT_ARMS)
-    parser.add_argument("--arms", nargs="+", default=list(DEFAULT_ARMS), help=f"[{arms}]")
+    parser.add_argument(
+        "--arms", nargs="+", default=list(DEFAULT_ARMS), help=f"presets or policies [{arms}]"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")
     parser.add_argument("--tokens", type=int, metavar="N", help="completion tokens of each run")
     files = parser.add_argument_group("for a file")
-    files.add_argument("--config", metavar="RECIPE", help="student and settings")
-    files.add_argument("--test", metavar="FILE", help="questions, JSON lines")
-    files.add_argument("--model", help="student, in place of the recipe's")
-    files.add_argument("--limit", type=int, metavar="N", help="test questions at most")
+    files.add_argument("--config", metavar="RECIPE", help="recipe with student and settings")
+    files.add_argument("--test", metavar="FILE", help="test questions, JSON lines")
+    files.add_argument("--model", help="student; replaces the recipe's")
+    files.add_argument("--limit", type=int, metavar="N", help="most test questions")
     group = parser.add_argument_group("for a zoo")
     group.add_argument("--problems", type=int, default=240, metavar="N", help="[240]")
     group.add_argument("--questions", type=int, default=200, metavar="N", help="[200]")

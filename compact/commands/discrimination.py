@@ -1,4 +1,4 @@
-"""`compact discrimination`: which scores tell right rationales from wrong ones, as a table."""
+"""`compact discrimination`: measures which scores separate right rationales from wrong ones."""
 
 from __future__ import annotations
 
@@ -29,18 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("what", choices=("zoo", "weights", "svamp"))
-    parser.add_argument("--out", required=True, help="path without suffix")
+    parser.add_argument("--out", required=True, help="path of the results, without suffix")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="[0 1]")
-    parser.add_argument("--problems", type=int, default=60, metavar="N", help="a seed [60]")
+    parser.add_argument(
+        "--problems", type=int, default=60, metavar="N", help="problems per seed [60]"
+    )
     parser.add_argument("--data", metavar="FILE", help="svamp: rationales, JSON lines")
     parser.add_argument("--model", help="svamp: folder, Hugging Face name or .gguf file")
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"zoo: students [{CACHE}]")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help=f"zoo, weights: folder of students [{CACHE}]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact discrimination`: writes OUT.md, OUT.json, OUT.png; returns the exit status."""
     if args.what == "svamp" and (args.data is None or args.model is None):
-        raise ValueError("svamp needs --data and --model")
+        raise ValueError("--data and --model must be given for svamp")
     if args.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {args.problems}")
     makers: dict[str, Callable[[], Table]] = {
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     write_whole(out.with_suffix(".md"), as_markdown(table))
     settings = {"what": args.what, "seeds": args.seeds, "problems": args.problems}
     write_json(out.with_suffix(".json"), {**settings, "table": table})
-    title = f"{args.what}: right over wrong within a problem, seeds {args.seeds}"
+    title = f"{args.what}: right above wrong within a problem, seeds {args.seeds}"
     measure = "AUC (0.5 is chance)"
     if args.what == "weights":
         title, measure = f"weight on right rationales, seeds {args.seeds}", "share of the weight"

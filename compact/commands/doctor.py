@@ -1,4 +1,4 @@
-"""`compact doctor MODEL`: how this student will be trained here, and what that needs."""
+"""`compact doctor MODEL`: shows how this student is trained on this machine, and its memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "model", metavar="MODEL", help="folder (a run's too), Hugging Face name or .gguf file"
+        "model", metavar="MODEL", help="folder (also of a run), Hugging Face name or .gguf file"
     )
     parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="[2560]")
     parser.add_argument(
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = RecipeConfig()
     try:
         adapted = get_peft_model(model, peft_config(recipe))
-    except ValueError as error:  # none of the layers that a recipe names by default
-        print(f"LoRA          not with the default lora_target_modules: {error}")
+    except ValueError as error:  # the model has none of the default target layers
+        print(f"LoRA          not possible with the default lora_target_modules: {error}")
         return 0
     print(f"LoRA, r = {recipe.lora_r:<4d}{needs(Student.of(adapted), args.tokens)}")
     return 0

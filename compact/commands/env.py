@@ -1,4 +1,4 @@
-"""`compact env`: what is installed and which code runs, for a bug report."""
+"""`compact env`: shows versions, machine and operator back end, for a bug report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compact evaluate`: a student's greedy answers to a test file, judged, and what it forgot."""
+"""`compact evaluate`: measures a student's accuracy on a test file, and what it forgot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compact.student import base_name, load_model
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
 
-A killed run continues where it stopped when it is started again with the same --out.
+To resume a killed run, start it again with the same --out.
 """
 
 
@@ -37,21 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, metavar="FILE", help="JSON lines: question_id, prompt, answer"
     )
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="item file, JSON lines, appended"
+        "--out", required=True, metavar="FILE", help="file of answers, JSON lines; appended to"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
     parser.add_argument(
         "--answer_type",
         choices=domain_names(),
-        help="kind of every answer [found for each question; see compact metrics]",
+        help="answer domain of all questions [detected per question; see compact metrics]",
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
     group = parser.add_argument_group("forgetting, against the base student")
     group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
-    group.add_argument("--retained", metavar="FILE", help="texts: perplexity and KL to the base")
+    group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
     group.add_argument(
-        "--retained_task", metavar="FILE", action="append", default=[], help="questions: the drop"
+        "--retained_task",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="questions for the drop in accuracy",
     )
 
 
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         if args.answer_type is not None:
             found = [replace(p, answer_type=args.answer_type) for p in found]
         for problem in found:
-            _ = problem.domain  # an answer that cannot be read is told before the model loads
+            _ = problem.domain  # report an invalid gold answer before the model loads
         return found
 
     problems = questions(args.data)
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if forgetting and args.base:
         base, _ = load_model(args.base)
     elif forgetting and not hasattr(model, "disable_adapter"):
-        raise ValueError(f"{args.model}: is no adapter, so --base must name the model it came from")
+        raise ValueError(f"--base must name the base student: {args.model} is not an adapter")
     judge = Judge()
 
     own = content_of_student(args.model, args.adapter)

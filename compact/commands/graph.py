@@ -17,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact graph`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("graph", metavar="FILE", help="what `compact score --graphs` saved")
-    parser.add_argument("--out", required=True, metavar="PICTURE", help=".png, .svg or .pdf")
+    parser.add_argument("graph", metavar="FILE", help="file saved by `compact score --graphs`")
+    parser.add_argument(
+        "--out", required=True, metavar="PICTURE", help="picture to write: .png, .svg or .pdf"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`compact import`: turns files of other projects into JSON lines of rationales."""
+"""`compact import`: converts files of other projects to rationales, JSON lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from compact.files import check_output, write_whole
 EPILOG = """example:
   compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl
 
-Formats: alpaca, sharegpt (both as LLaMA-Factory has them), MCC-KD, Question/CoT/Answer, and ours.
-Rows with the same prompt become one problem. A file without NAME= gives its stem as the teacher.
+Formats: alpaca, sharegpt (both as in LLaMA-Factory), MCC-KD, Question/CoT/Answer, and ours.
+Rows with the same prompt become one problem. Without TEACHER=, the teacher is the file's stem.
 """
 
 
@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
     more = ", ..." if len(teachers) > 6 else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), {repeated} repeated left out -> {out}"
+        f"({listed}{more}), {repeated} duplicates left out -> {out}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`compact metrics`: lists what weights are made of, and what each entry needs."""
+"""`compact metrics`: lists metrics, presets, policies and answer domains."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def run(args: argparse.Namespace) -> int:
         [(n, first_line(f)) for n, f in zip(names, POLICIES.values(), strict=True)],
     )
     domains = [(name, first_line(get_domain(name))) for name in domain_names()]
-    print_table("answer domains, in the order in which they are asked", domains)
+    print_table("answer domains, in the order in which they are tried", domains)
     return 0
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric costs beside the pass itself."""
+    """Returns what a metric costs in addition to the pass."""
     if metric.needs_leaves:
         return "answer leaves"
     return "padded rows" if metric.needs_padded else "free"
 
 
 def meaning(metric: Metric) -> str:
-    """Returns the first line of a metric's file; of its function where it is not ours."""
+    """Returns the first docstring line: of the file for a built-in metric, else of the function."""
     module = metric.score.__module__
     built_in = module.startswith("compact.metrics.")
     return first_line(sys.modules[module] if built_in else metric.score)

@@ -1,4 +1,4 @@
-"""`compact planted`: makes some teachers of a file mislead, to try out a weighting."""
+"""`compact planted`: plants errors in rationales of some teachers, to test a weighting."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
-    parser.add_argument("--teachers", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--kind", choices=PLANTS, default="carried", help="of error [carried]")
+    parser.add_argument(
+        "--teachers", nargs="+", required=True, metavar="NAME", help="their rationales get errors"
+    )
+    parser.add_argument("--kind", choices=PLANTS, default="carried", help="kind of error [carried]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
 

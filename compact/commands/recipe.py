@@ -1,4 +1,4 @@
-"""Reads a recipe: flat YAML whose keys are field names, and `--key value` on the command line."""
+"""Reads a recipe: flat YAML with field names as keys, and `--key value` options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 
 from compact.config import CompactConfig, RecipeConfig
 
-# What other tools call a key that has another name here.
+# Another name of a key, as in other tools -> its name here.
 _OTHER_NAMES = {
     "model_name_or_path": "model",
     "dataset_name": "data",
@@ -38,7 +38,7 @@ _OTHER_NAMES = {
 def read_settings(
     recipe: str | Path | None, options: Sequence[str]
 ) -> tuple[RecipeConfig, CompactConfig]:
-    """Reads a recipe and what the command line overrides.
+    """Reads a recipe and the options that override it.
 
     Args:
         recipe: a YAML file, or None.
@@ -48,8 +48,8 @@ def read_settings(
         The model, data and LoRA keys, and the trainer's settings.
 
     Raises:
-        ValueError: a key that does not exist (with the nearest that does), a value of the wrong
-            type or one that is not allowed; `file:line` or `--key` says where.
+        ValueError: a key is unknown (the message suggests the nearest known key), or a value has
+            the wrong type or is not allowed. The message starts with `file:line` or `--key`.
         OSError: the file cannot be read.
     """
     given: dict[str, tuple[Any, str]] = {}

@@ -1,4 +1,4 @@
-"""`compact report`: one self-contained HTML page about a run."""
+"""`compact report`: writes one self-contained HTML page about a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="folder of a run, or of compact compare")
-    parser.add_argument("--out", metavar="FILE", help="the page [RUN/report.html]")
-    parser.add_argument("--problems", type=int, default=3, metavar="N", help="to look into [3]")
-    parser.add_argument("--question_id", nargs="+", metavar="ID", help="look into these problems")
+    parser.add_argument("--out", metavar="FILE", help="page to write [RUN/report.html]")
+    parser.add_argument(
+        "--problems", type=int, default=3, metavar="N", help="how many problems to show [3]"
+    )
+    parser.add_argument("--question_id", nargs="+", metavar="ID", help="problems to show")
     parser.add_argument("--data", metavar="FILE", help="rationales [those of the run]")
 
 

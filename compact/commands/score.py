@@ -1,4 +1,4 @@
-"""`compact score`: scores and weights of rationales without training."""
+"""`compact score`: scores and weighs rationales without training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
     parser.add_argument(
-        "--model", required=True, help="folder (a run's too), Hugging Face name or .gguf file"
+        "--model", required=True, help="folder (also of a run), Hugging Face name or .gguf file"
     )
     parser.add_argument(
         "--preset", default=DEFAULT_PRESET, help=f"preset or policy [{DEFAULT_PRESET}]"
@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="AXIS=NAME",
-        help="another metric for an axis of the preset; may be repeated",
+        help="metric that replaces the preset's for an axis; may be repeated",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines, a rationale each")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="JSON lines, one row per rationale"
+    )
     parser.add_argument(
         "--graphs", metavar="FOLDER", help="save each problem's consensus graph (see compact graph)"
     )
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=LEAF_BUDGET,
         metavar="X",
-        help=f"most tokens of answer leaves, as a share of a row's [{LEAF_BUDGET}]",
+        help=f"most tokens of answer leaves, as a share of a row's tokens [{LEAF_BUDGET}]",
     )
 
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     weigher = make_weigher(args.preset, **overrides)
     problems = load_problems(args.data)[: args.limit]
     if weigher.teacher is not None:
-        of_teacher(weigher.teacher, problems)  # raises for one that is not there
+        of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
     out = Path(args.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: expected a file, got a directory")

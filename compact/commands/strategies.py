@@ -1,4 +1,4 @@
-"""`compact strategies`: lists the distillation methods besides weighting, and what each needs."""
+"""`compact strategies`: lists the distillation methods besides weighting, and their needs."""
 
 from __future__ import annotations
 

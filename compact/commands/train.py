@@ -1,4 +1,4 @@
-"""`compact train`: trains a student by a recipe, on one process or several (accelerate)."""
+"""`compact train`: trains a student from a recipe, in one process or several (accelerate)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from compact.trainer import CompactTrainer, NonFiniteError
 from compact.trainer.checkpoints import newest_whole
 from compact.trainer.progress import show_progress
 
-EPILOG = """keys of a recipe, also as --key value (these win):
+EPILOG = """keys of a recipe, also as --key value (overrides the recipe):
   model, data, eval_data, output_dir, preset, overrides, max_length, layout, leaf_every,
   use_peft, lora_r, learning_rate, num_train_epochs, gradient_accumulation_steps, ...:
-  every field of CompactConfig, which has those of transformers.TrainingArguments.
+  every field of CompactConfig, including those of transformers.TrainingArguments.
 
 example:
   compact train --config recipes/svamp.yaml --learning_rate 2e-4
@@ -38,10 +38,10 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `compact train`; what it does not know is a key of the recipe."""
+    """Adds the options of `compact train`; all other options are keys of the recipe."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("--config", metavar="RECIPE", help="flat YAML, one key a line")
+    parser.add_argument("--config", metavar="RECIPE", help="flat YAML, one key per line")
     parser.add_argument("--num_processes", type=int, metavar="N", help="start N processes")
     parser.add_argument(
         "--accelerate_config", metavar="NAME", help="file, or name of one in recipes/accelerate"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         args: from `add_arguments`, and `options`: the rest of the command line, keys of the recipe.
 
     Raises:
-        ValueError, TypeError, OSError: a setting, a row of the data or a file that cannot be used.
+        ValueError, TypeError, OSError: a setting, a row of the data or a file cannot be used.
     """
     recipe, config = read_settings(args.config, args.options)
     if recipe.model is None or recipe.data is None:
@@ -71,15 +71,15 @@ def run(args: argparse.Namespace) -> int:
         if checkpoint is None:
             raise
         raise KeyboardInterrupt(
-            f"{checkpoint} is whole: resume with --resume_from_checkpoint true"
+            f"{checkpoint} is complete: resume with --resume_from_checkpoint true"
         ) from None
     return 0
 
 
 def _train(model: str, data: str, recipe: RecipeConfig, config: CompactConfig) -> None:
     """Trains `model` on `data` in this process, alone or as one of several."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading and writing files
-    # Before a model is read: a bad row should not cost a minute.
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # for reading and writing files
+    # Before the model loads, so that a bad row is reported at once.
     problems = load_problems(data)[: recipe.max_problems]
     evals = load_problems(recipe.eval_data) if recipe.eval_data else None
     if evals and config.eval_strategy == IntervalStrategy.NO:
@@ -92,7 +92,7 @@ def _train(model: str, data: str, recipe: RecipeConfig, config: CompactConfig) -
             eval_dataset=evals,
             peft_config=peft_config(recipe),
         )
-    except RuntimeError as error:  # transformers', of a logger in report_to that is missing
+    except RuntimeError as error:  # transformers: a logger in report_to is not installed
         if "to be installed" in str(error):
             raise ImportError(str(error)) from error
         raise
@@ -100,7 +100,7 @@ def _train(model: str, data: str, recipe: RecipeConfig, config: CompactConfig) -
     show_progress(trainer)
     try:
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    except NonFiniteError:  # every rank raises it, so that the group can be left in order
+    except NonFiniteError:  # every rank raises it, so all can leave the group
         trainer.accelerator.end_training()
         raise
     trainer.save_model()
@@ -113,7 +113,7 @@ def _launch(args: argparse.Namespace) -> None:
     """Starts `compact train` on several processes through accelerate, and waits for them.
 
     Raises:
-        ValueError: a number or configuration that cannot be used, or a process failed.
+        ValueError: the number or configuration cannot be used, or a process failed.
         KeyboardInterrupt: Ctrl-C, once every process has ended.
     """
     file = _accelerate_config(args.accelerate_config or "ddp")
@@ -127,14 +127,14 @@ def _launch(args: argparse.Namespace) -> None:
             command += ["--num_cpu_threads_per_process", str(threads)]
     command += ["-m", "compact", "train"]
     command += ["--config", args.config] if args.config else []
-    logging.disable(logging.ERROR)  # the failure of a process is told once, below
+    logging.disable(logging.ERROR)  # the failure of a process is reported once, below
     os.environ[REPORT_TO_LAUNCHER] = "1"
     try:
         launch_command(launch_command_parser().parse_args([*command, *args.options]))
     except ChildFailedError as error:
         raise ValueError(_cause(error)) from None
     except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # a configuration for one process, which has told its error
+        sys.exit(error.returncode)  # one process, which has printed its error
     except SignalException as stop:
         raise KeyboardInterrupt from stop
     finally:
@@ -143,12 +143,12 @@ def _launch(args: argparse.Namespace) -> None:
 
 
 def _cause(error: ChildFailedError) -> str:
-    """What went wrong first: what a process told itself, else how one ended before SIGTERM."""
+    """Returns the first failure: an error that a process reported, else how a process ended."""
 
     def place(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
         failure = item[1]
-        told = isinstance(failure.message, dict)  # what cli.py left in the error file
-        ended = failure.exitcode == -signal.SIGTERM  # by the launcher, for another's failure
+        told = isinstance(failure.message, dict)  # cli.py wrote it to the error file
+        ended = failure.exitcode == -signal.SIGTERM  # killed by the launcher after another failed
         return not told, ended, failure.timestamp
 
     rank, failure = min(error.failures.items(), key=place)
@@ -159,7 +159,7 @@ def _cause(error: ChildFailedError) -> str:
 
 
 def _accelerate_config(name: str) -> Path:
-    """The file of an accelerate configuration: a path, or a name under recipes/accelerate."""
+    """The file of an accelerate configuration; `name` is a path or a name in recipes/accelerate."""
     if Path(name).is_file():
         return Path(name)
     here = Path(__file__).parents[1]

@@ -1,1 +1,1 @@
-"""Measuring students, rationales and weightings: libraries without argparse."""
+"""Evaluates students, rationales and weightings; the command line is in compact.commands."""

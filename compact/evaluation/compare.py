@@ -1,11 +1,11 @@
-"""The same rationales under several weightings, at equal tokens, over seeds.
+"""Trains on the same rationales with several weightings, at equal tokens, over seeds.
 
-An arm is a preset or policy, with settings changed after commas ("robust,tau=0.5"). Every arm
-trains on the same number of completion tokens, from the same student, on the same problems; an arm
-with one teacher sees fewer tokens a problem and so passes over them more often. OUT holds a folder
-a run (arm and seed), and compare.md, .csv, .json and .png; `compact report OUT` shows them too. A
-run that is finished (a row of OUT/runs.jsonl) is never done again, so a killed comparison goes on
-where it was.
+An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5").
+Every arm trains on the same number of completion tokens, from the same student, on the same
+problems. An arm with one teacher sees fewer tokens per problem, so it makes more passes over the
+problems. OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
+`compact report OUT` shows them too. A finished run is a row of OUT/runs.jsonl and is not repeated,
+so a killed comparison resumes with the next run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from compact.weighting.policies import split_teacher
 logger = logging.getLogger(__name__)
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
-# Student t, 97.5%, by degrees of freedom 1..20; beyond, the normal value is within 4%.
+# Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
 _T = (
     *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
     *(2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -56,12 +56,12 @@ _T = (
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to weigh under comparison.
+    """One weighting in the comparison.
 
     Attributes:
-        name: what the user wrote.
-        preset: preset or policy.
-        overrides: settings of it that are changed.
+        name: the arm as the user wrote it.
+        preset: name of the preset or policy.
+        overrides: changed settings of the preset or policy.
     """
 
     name: str
@@ -76,16 +76,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared on.
+    """The data, student and settings that all arms share.
 
     Attributes:
-        name: of the data.
+        name: name of the data.
         start: seed -> (student, its tokenizer, training problems, test questions).
         config: the trainer's settings; arm, seed, steps and folder are filled in.
         peft_config: () -> adapters to train, or None.
-        right: which rationales (question_id, teacher) are right, given the problems.
+        right: problems -> (question_id, teacher) of the rationales that are right.
         about: everything that the results depend on.
-        max_new_tokens: of an answer in the test.
+        max_new_tokens: most tokens of an answer in the test.
     """
 
     name: str
@@ -101,9 +101,9 @@ def parse_arm(text: str) -> Arm:
     """Reads "NAME" or "NAME,key=value,...".
 
     Raises:
-        ValueError: not of this form, an unknown name or setting.
+        ValueError: the text does not have this form, or a name or setting is unknown.
     """
-    # A comma within brackets or before a text without "=" belongs to the value: beta=[0, 1, 0].
+    # A comma only separates settings when "key=" follows it, so beta=[0, 1, 0] is one value.
     preset, *pairs = re.split(r",(?=\s*\w+=)", text)
     if "," in preset and split_teacher(preset)[1] is None:
         raise ValueError(f"--arms: expected NAME,key=value,..., got {text!r}")
@@ -123,13 +123,13 @@ def parse_arm(text: str) -> Arm:
 def zoo_task(
     which: str, *, problems: int, questions: int, epochs: float, stage: str, cache: Path
 ) -> Task:
-    """Zoo A or B with a tiny student; a seed decides stories, errors and order of training.
+    """Zoo A or B with a tiny student; the seed sets stories, errors and the order of training.
 
     Args:
         which: "a" or "b".
         problems: training problems.
         questions: test questions.
-        epochs: passes over the problems of an arm with all teachers.
+        epochs: passes over the problems for an arm with all teachers.
         stage: how far the student is trained, see `zoo_student.STAGES`.
         cache: folder of trained students.
     """
@@ -175,23 +175,23 @@ def file_task(
     model: str | None,
     limit: int | None,
 ) -> Task:
-    """Rationales from a file, a recipe's student and settings, questions to test on.
+    """Rationales and test questions from files, student and settings from a recipe.
 
     Args:
-        data: rationales, JSON lines.
-        test: questions, JSON lines.
-        recipe_file: where recipe and config were read from.
-        recipe: its model and LoRA settings; its data is not used.
-        config: its training settings; preset, overrides and output_dir are not used.
-        model: the student, in place of the recipe's.
-        limit: at most so many test questions.
+        data: file of rationales, JSON lines.
+        test: file of test questions, JSON lines.
+        recipe_file: the file that recipe and config were read from.
+        recipe: its model and LoRA settings are used, its data is not.
+        config: its training settings are used; preset, overrides and output_dir are not.
+        model: the student; replaces the recipe's.
+        limit: largest number of test questions.
     """
     name = model or recipe.model
     if name is None:
         raise ValueError(f"{recipe_file}: model must be given, there or as --model")
     if config.overrides:
         logger.warning(
-            "%s: its overrides are not used; settings of an arm stand behind its name, as in "
+            "%s: its overrides are not used; write settings of an arm after its name, as in "
             "robust,tau=0.5",
             recipe_file,
         )
@@ -232,15 +232,15 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     """Trains and tests one arm with one seed.
 
     Args:
-        task: what is compared on.
-        arm: how to weigh.
-        seed: of everything random.
-        folder: where the run is kept; an unfinished run in it is removed.
+        task: data, student and settings.
+        arm: the weighting.
+        seed: seed of everything random.
+        folder: folder of the run; an unfinished run in it is removed.
         tokens: completion tokens to train on; None: the task's epochs over all rationales.
 
     Returns:
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
-        weight), right_weight (share on right rationales).
+        weight), right_weight (share of the weight on right rationales).
     """
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
@@ -294,7 +294,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
 def _steps(
     task: Task, arm: Arm, problems: Sequence[Problem], processing_class: Any, tokens: int | None
 ) -> int:
-    """Optimizer steps that bring the arm to the token budget."""
+    """Optimizer steps after which the arm has trained on its token budget."""
     config = task.config
     mine = arm.teacher
     lengths = [
@@ -315,9 +315,9 @@ def _steps(
 
 
 def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
-    """Tokens and shares of weight over a whole run, from its log of scores."""
+    """Tokens and shares of the weight over a whole run, read from its log of scores."""
     table = read_scores(folder).select(["question_id", "teacher", "tokens", "weight"])
-    total = pc.sum(table["weight"]).as_py() or 1.0  # 0 where an arm found nothing to train on
+    total = pc.sum(table["weight"]).as_py() or 1.0  # 0 if the arm had no rationale to train on
     teachers: dict[str, float] = {}
     on_right = 0.0
     for question_id, teacher, weight in zip(
@@ -333,7 +333,7 @@ def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95% interval of the mean (Student t); the interval is the line for one value."""
+    """Mean and its 95% interval (Student t); for one value the interval is infinite."""
     mean = statistics.fmean(values)
     n = len(values)
     if n == 1:
@@ -346,7 +346,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Means and intervals of each arm over its seeds, in the order of `results`.
 
-    `gain` is the accuracy over that of uniform, seed by seed, where there is a uniform arm.
+    With a uniform arm, `gain` is the accuracy minus uniform's for the same seed.
     """
     base = {r["seed"]: r["accuracy"] for r in results.get("uniform", ())}
     arms = []
@@ -380,7 +380,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
 
 
 def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
-    """The table for people."""
+    """The summary as a Markdown table."""
     teachers = sorted({t for arm in arms for t in arm["weights"]})
     head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -404,7 +404,7 @@ def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
 
 
 def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A row a run."""
+    """The results as CSV, one row per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds"])
@@ -416,7 +416,7 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Two panels, a row an arm: accuracy and weight on right rationales, with intervals."""
+    """Draws a panel of accuracy and one of weight on right rationales, one row per arm."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.4 + 0.36 * len(arms)), dpi=130)
@@ -459,12 +459,12 @@ def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
 def compare(
     task: Task, arms: Sequence[Arm], seeds: Sequence[int], out: Path, tokens: int | None = None
 ) -> list[dict[str, Any]]:
-    """Runs every arm with every seed and writes what was found to `out`.
+    """Runs every arm with every seed and writes the results to `out`.
 
     Args:
-        task: what to compare on.
-        arms: what to compare.
-        seeds: each arm is run once for each.
+        task: data, student and settings.
+        arms: the weightings to compare.
+        seeds: each arm is run once per seed.
         out: folder of the runs and of compare.md, .csv, .json, .png.
         tokens: completion tokens of each run; None: the task's epochs over all rationales.
 
@@ -472,7 +472,7 @@ def compare(
         A summary of each arm, see `summarise`.
 
     Raises:
-        ValueError: `out` holds runs of other settings.
+        ValueError: `out` holds runs with other settings.
     """
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0

@@ -1,11 +1,11 @@
-"""Which scores tell right rationales from wrong ones: within-problem AUC, as a table and a picture.
+"""Measures how well each score separates right rationales from wrong ones: within-problem AUC.
 
-`compact discrimination` runs these studies.
+`compact discrimination` runs these studies and writes a table and a picture.
 
-Every metric of the registry, and every preset and policy by the weight it gives, is asked about the
-same rationales. AUC of a kind of error: the chance that a right rationale of a problem scores above
-one of that kind in the same problem (a tie counts half); 0.5 is chance. "verbose" is how often the
-brief right rationale scores above the long-winded one: 0.5 is right.
+Every metric of the registry scores the same rationales; so does every preset and policy, by the
+weight it gives. AUC of a kind of error: the probability that a right rationale scores above one
+with that error in the same problem (a tie counts half); 0.5 is chance. Column "verbose": how often
+the brief right rationale scores above the long-winded one; 0.5 is best.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compact.weighting import PRESETS, PresetWeigher, make_weigher
 ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
 POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
 Labels = Mapping[tuple[str, str], str]
-"""(question_id, teacher) -> kind of the rationale: "right", or how it was spoilt."""
+"""(question_id, teacher) -> kind of the rationale: "right", or the kind of its error."""
 
 
 def score_everything(
@@ -43,17 +43,17 @@ def score_everything(
     batch_problems: int,
     progress: str,
 ) -> dict[str, Tensor]:
-    """Scores every rationale by every metric, preset and policy, in one pass a layout.
+    """Scores every rationale by every metric, preset and policy, with one pass per layout.
 
     Args:
         student: the student.
         problems: P encoded problems with R rationales in all.
-        batch_problems: problems a pass.
-        progress: what the progress bar says.
+        batch_problems: problems per pass.
+        progress: label of the progress bar.
 
     Returns:
-        Name -> [R] float32, higher meaning better: a metric under its name (difficulty negated), a
-        preset or policy, as the logarithm of its weight, under "weight of NAME".
+        Name -> [R] float32, higher is better. A metric has its own name (difficulty is negated); a
+        preset or policy has the name "weight of NAME" and gives the logarithm of its weight.
     """
     policies = {name: make_weigher(name) for name in POLICIES}
     presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
@@ -83,7 +83,7 @@ def score_everything(
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     for name, preset in presets.items():
         scores = {axis: torch.cat(values) for axis, values in preset_scores[name].items()}
-        # One update with everything: the running spread is then that of the data.
+        # One update with all scores, so that the running spread is that of the whole data.
         preset.update(scores, offsets)
         weigh = preset.weigh(scores, offsets)
         found[f"weight of {name}"] = weigh.weight.log()
@@ -103,7 +103,7 @@ def auc(
         over: the kind that should score higher.
 
     Returns:
-        Mean over the problems that have both kinds, and half of its 95% interval.
+        Mean over the problems that have both kinds, and half the width of its 95% interval.
 
     Raises:
         ValueError: no problem has both kinds.
@@ -126,7 +126,7 @@ def auc(
 
 
 def zoo_labels(problems: Sequence[Problem]) -> dict[tuple[str, str], str]:
-    """The kind of each rationale of a zoo: "right", or the name of a teacher who errs."""
+    """The kind of each rationale of a zoo: "right", or the name of a teacher who makes errors."""
     return {
         (problem.question_id, r.teacher): "right" if r.teacher in zoo.RIGHT else r.teacher
         for problem in problems
@@ -137,19 +137,19 @@ def zoo_labels(problems: Sequence[Problem]) -> dict[tuple[str, str], str]:
 def plant(
     problems: Sequence[Problem], kind: str, seed: int, limit: int
 ) -> tuple[list[Problem], dict[tuple[str, str], str]]:
-    """Spoils one rationale of each problem, of a teacher drawn at random.
+    """Plants an error in one rationale of each problem; its teacher is drawn at random.
 
-    Problems with fewer than three rationales, or with one that does not end in the gold answer, are
-    left out, as are those in which no error can be planted.
+    Leaves out problems with fewer than three rationales, with a rationale that does not end in the
+    gold answer, or in which no error can be planted.
 
     Args:
         problems: real problems.
-        kind: a key of `planted.PLANTS`.
-        seed: which problems, teachers and errors.
-        limit: how many problems.
+        kind: kind of error, a key of `planted.PLANTS`.
+        seed: sets which problems, teachers and errors are drawn.
+        limit: most problems to return.
 
     Returns:
-        The problems with one rationale spoilt, and the kind of each rationale.
+        The problems, each with one planted error, and the kind of each rationale.
     """
     rng = random.Random(f"{kind} {seed}")
     found: list[Problem] = []
@@ -179,7 +179,7 @@ def plant(
 
 
 Table = dict[str, dict[str, tuple[float, float]]]
-"""Score -> column -> (AUC, half of its 95% interval)."""
+"""Score -> column -> (AUC, half the width of its 95% interval)."""
 
 
 def study(
@@ -191,11 +191,11 @@ def study(
     batch_problems: int = 16,
     progress: str = "scores",
 ) -> Table:
-    """Asks every score about one set of labelled problems.
+    """Computes every score on one set of labelled problems.
 
     Returns:
-        For each score the AUC of each kind of error in `labels`, and, where the zoo's good and
-        verbose teachers are there, how often good scores above verbose.
+        For each score, the AUC of each kind of error in `labels`. If the data has the zoo's good
+        and verbose teachers, also how often good scores above verbose.
     """
     encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
     scores = score_everything(
@@ -215,7 +215,7 @@ def study(
 
 
 def zoo_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
-    """The zoo's five teachers by students at three stages, averaged over seeds."""
+    """Scores five teachers of the zoo with students at three stages, averaged over seeds."""
     tables: dict[str, list[Table]] = {}
     for seed in seeds:
         data = load_problems(zoo.make_rows(ZOO_TEACHERS, problems, seed))
@@ -236,9 +236,9 @@ def zoo_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
 
 
 def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
-    """The share of the weight that lands on right rationales in zoos A and B, without training.
+    """The share of the weight on right rationales in zoos A and B, without training.
 
-    Students of seed 0 at three stages; a seed decides stories and errors. Half intervals are over
+    The students have seed 0 and three stages; `seeds` sets stories and errors. Intervals are over
     problems.
     """
     merged: Table = {}
@@ -266,7 +266,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
 
 
 def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int) -> Table:
-    """Planted errors in real rationales, of every kind, by a real student."""
+    """Scores real rationales with planted errors of every kind, with a real student."""
     model, processing_class = load_student(model_name)
     student = Student.of(model, processing_class)
     pool = load_problems(data)
@@ -290,7 +290,7 @@ def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int
 
 
 def as_markdown(table: Table) -> str:
-    """The table with a row a score, "AUC +- half interval" in the cells."""
+    """The table in Markdown: one row per score, "AUC ± half interval" in each cell."""
     columns = list(next(iter(table.values())))
     lines = ["| score | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, cells in table.items():
@@ -300,7 +300,7 @@ def as_markdown(table: Table) -> str:
 
 
 def draw(table: Table, path: Path, title: str, measure: str) -> None:
-    """A picture of the table: a row a score, a column an error, coloured by AUC around chance."""
+    """Draws the table: one row per score, one column per error, coloured by AUC."""
     from matplotlib.figure import Figure
 
     names, columns = list(table), list(next(iter(table.values())))

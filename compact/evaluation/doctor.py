@@ -1,4 +1,4 @@
-"""How a student will be trained here, and what that needs: layout, attention, head, memory."""
+"""Describes how a student is trained on this machine: layout, attention, head and memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from compact_ops.linear_token_stats import plan_head_grad
 
 
 def describe(student: Student, max_length: int) -> Iterator[str]:
-    """Yields the lines about the student as it is: what does not depend on what is trained.
+    """Yields the lines about the student that do not depend on which weights are trained.
 
     Args:
-        student: the student, whose every weight is on its device.
-        max_length: most tokens of prompt + one rationale.
+        student: the student, with every weight on its device.
+        max_length: most tokens of the prompt and one rationale.
     """
     layout, reason = choose_layout(student, "auto", max_length)
     vocabulary, width = student.weight.shape
@@ -40,7 +40,7 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
     yield f"layout        {layout}: {reason}"
     window = student.attention_window
     if layout == "padded" and window is not None and LEAF_ROOM < window < max_length + LEAF_ROOM:
-        yield f"              with --max_length {window - LEAF_ROOM} or less it may be a tree"
+        yield f"              tree is possible with --max_length {window - LEAF_ROOM} or less"
     attention = attention_implementation(student.config)
     if layout == "tree" and attention == "sdpa":
         attention += f"; on CUDA flex_attention for rows of more than {FLEX_FROM} tokens"
@@ -52,37 +52,37 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
     for axis in AXES:
         costs = [f"{name} ({_cost(name)})" for name in metric_names(axis)]
         yield f"{axis:13s} {', '.join(costs)}"
-    yield "              a token of an answer leaf costs a third of a trained one: forward only"
+    yield "              answer leaves run forward only: a token costs a third of a trained one"
 
 
 def needs(student: Student, tokens: int) -> str:
-    """Returns in words what training this student's trainable weights takes.
+    """Returns the memory that training this student needs, as text.
 
     Args:
-        student: the student, its trainable weights those that require a gradient.
-        tokens: of a micro-batch, prompts once and all rationales.
+        student: the student; the weights that require a gradient are trained.
+        tokens: tokens of a micro-batch: each prompt once, and all rationales.
     """
     vocabulary, width = student.weight.shape
     plan = plan_head_grad(
         "auto", tokens, width, vocabulary, train_hidden=True, train_head=student.trains_head
     )
     trained = [p for p in student.model.parameters() if p.requires_grad]
-    # Beside a weight its gradient and the two moments of AdamW.
+    # Per weight: its gradient and the two moments of AdamW.
     state = sum(3 * p.numel() * p.element_size() for p in trained)
     kept = (kept_bytes(student, 96) - kept_bytes(student, 32)) * tokens // 64
     eager = attention_implementation(student.config) == "eager"
-    more = ", and eager attention its scores, with the square of a row" if eager else ""
+    more = "; eager attention also keeps its scores, quadratic in row length" if eager else ""
     return (
         f"{sum(p.numel() for p in trained):,} weights, {_bytes(state)} for their gradients and "
         f"AdamW; {tokens} tokens keep {_bytes(kept)} for the backward{more}\n"
-        "              (a process on the CPU grows by up to one and a half times that)\n"
+        "              (on the CPU, the process may grow by up to 1.5 times that)\n"
         f"              head: {plan.mode}, {plan.products} matrix products, "
         f"{_bytes(plan.kept_bytes)} of that (the logits would be {_bytes(tokens * vocabulary * 4)})"
     )
 
 
 def kept_bytes(student: Student, length: int) -> int:
-    """Bytes that a forward over one rationale of `length` tokens keeps, measured, weights apart."""
+    """Measures the bytes, without weights, that a forward over `length` tokens keeps."""
     vocabulary = student.weight.shape[0]
     ids = tuple((7 * i + 3) % vocabulary for i in range(length + 8))
     rationale = EncodedRationale(
@@ -92,7 +92,7 @@ def kept_bytes(student: Student, length: int) -> int:
     batch = build_batch([problem], layout="padded", leaves=False, pad_token_id=0)
     own = {t.untyped_storage().data_ptr() for t in student.model.parameters()}
     own |= {t.untyped_storage().data_ptr() for t in student.model.buffers()}
-    kept: dict[int, torch.UntypedStorage] = {}  # holds them, or an address might be used again
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps them alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -106,7 +106,7 @@ def kept_bytes(student: Student, length: int) -> int:
 
 
 def _bytes(count: int) -> str:
-    """A number of bytes in words: "538 MB"."""
+    """A number of bytes as text: "538 MB"."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -114,7 +114,7 @@ def _bytes(count: int) -> str:
 
 
 def _cost(name: str) -> str:
-    """What a metric costs beside the pass itself."""
+    """What a metric costs in addition to the pass."""
     metric = get_metric(name)
     if metric.needs_leaves:
         return "answer leaves"

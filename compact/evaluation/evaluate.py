@@ -1,4 +1,4 @@
-"""A student's greedy answers to questions, judged, with a 95% interval."""
+"""Measures a student's accuracy: greedy answers to questions, judged, with a 95% interval."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """Returns the greedy continuation of each prompt, the end token and what follows it cut off.
+    """Returns the greedy continuation of each prompt, up to but without the end token.
 
     Args:
         model: a causal LM of transformers (or a peft model around one), in eval mode.
         processing_class: its tokenizer.
-        prompts: token ids of each prompt, any lengths; they become one left-padded batch.
-        max_new_tokens: upper limit of the continuation.
+        prompts: token ids of each prompt, of any length; they form one left-padded batch.
+        max_new_tokens: most tokens of a continuation.
     """
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
@@ -61,7 +61,7 @@ def generate(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    # Plain greedy search whatever the model's generation_config suggests.
+    # Always plain greedy search: ignore the model's generation_config.
     output = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -82,7 +82,7 @@ def generate(
 
 
 def summarise(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Returns accuracy with its 95% interval and the counts behind it."""
+    """Returns accuracy with its 95% interval, and the counts that it is computed from."""
     items = list(items)
     correct = sum(item["correct"] for item in items)
     low, high = wilson_interval(correct, len(items))
@@ -104,7 +104,7 @@ def describe(name: str, summary: dict[str, Any]) -> str:
         f"{name}: accuracy {summary['accuracy']:.3f} ({summary['correct']}/{summary['items']}, "
         f"95% CI {summary['ci_low']:.3f}-{summary['ci_high']:.3f}), "
         f"{summary['unparsed']} without an answer, "
-        f"{summary['mean_tokens']:.0f} tokens an answer, {summary['seconds']:.0f} s"
+        f"{summary['mean_tokens']:.0f} tokens per answer, {summary['seconds']:.0f} s"
     )
 
 
@@ -123,21 +123,22 @@ def evaluate(
     """Answers each problem greedily and judges the answers.
 
     Args:
-        model: a causal LM; it is put in eval mode and back.
+        model: a causal LM; it is put in eval mode, and its mode is restored at the end.
         processing_class: its tokenizer.
         problems: the questions; only question_id, prompt and answer are read.
-        out: item file (JSON lines, appended batch by batch); items that it holds already are kept.
-        settings: what identifies the run; kept beside `out` and compared when a run continues.
-        judge: judges completions, each in its problem's answer domain; a new one when None.
-        max_new_tokens: upper limit of an answer.
-        batch_size: answers generated at once; results do not depend on it but for rounding.
-        progress: whether to draw a progress bar.
+        out: item file (JSON lines, appended after each batch); items already in it are not
+            answered again.
+        settings: what identifies the run; saved beside `out` and compared when a run resumes.
+        judge: judges completions, each in its problem's answer domain; None: a new one.
+        max_new_tokens: most tokens of an answer.
+        batch_size: answers generated at once; it changes results only by rounding.
+        progress: whether to show a progress bar.
 
     Returns:
         items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
 
     Raises:
-        ValueError: no problems, a question_id that occurs twice, or `out` of another run.
+        ValueError: no problems, a question_id occurs twice, or `out` belongs to another run.
     """
     if not problems:
         raise ValueError("evaluate: problems must hold at least one problem, got none")
@@ -154,7 +155,8 @@ def evaluate(
         for p in problems
         if p.question_id not in done
     ]
-    # Longest first: a batch holds prompts of like length, and memory runs out at once or never.
+    # Longest first: prompts in a batch have similar length, and if memory is too small, the first
+    # batch shows it.
     todo.sort(key=lambda pair: -len(pair[0]))
     training = model.training
     model.eval()

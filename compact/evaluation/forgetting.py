@@ -1,4 +1,4 @@
-"""What a student forgot: perplexity and KL on retained text, accuracy lost on retained tasks."""
+"""Measures what a student forgot: perplexity and KL on retained text, accuracy drop on tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_texts(path: str | Path) -> list[str]:
     """Reads retained texts: JSON lines {"text": ...}, or plain text with blank lines between them.
 
     Raises:
-        ValueError: `file:line` of a row without text, or a file without any text.
+        ValueError: a row has no text (names `file:line`), or the file has no text at all.
         OSError: the file cannot be read.
     """
     raw = Path(path).read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def read_texts(path: str | Path) -> list[str]:
                 )
             texts += [text] if text.strip() else []
     if not texts:
-        raise ValueError(f"{path}: holds no text")
+        raise ValueError(f"{path}: expected at least one text, got none")
     return texts
 
 
@@ -51,21 +51,21 @@ def text_drift(
     *,
     max_length: int = 1024,
 ) -> dict[str, float]:
-    """Measures how far a student has moved from its base on texts it should still know.
+    """Measures how far a student has moved from its base on retained texts.
 
     Args:
         student: the distilled model.
-        base: the model it started from; the student itself with its adapter switched off, where the
-            student is a peft model and `base` is the same object.
+        base: the model that it started from. If `base` is the same object as `student`, a peft
+            model, the base is the student with its adapter disabled.
         processing_class: the tokenizer of both.
-        texts: the retained text set.
-        max_length: tokens of a text that are read.
+        texts: the retained texts.
+        max_length: most tokens read of each text.
 
     Returns:
-        tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats a token.
+        tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats per token.
 
     Raises:
-        ValueError: no text has two tokens.
+        ValueError: no text has two or more tokens.
     """
     device = next(student.parameters()).device
     count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
@@ -117,7 +117,7 @@ def paired_drop(base: Path, student: Path) -> dict[str, float]:
 
 
 def describe_forgetting(found: dict[str, Any]) -> str:
-    """Returns what was forgotten, a line a text set or task."""
+    """Returns the measured forgetting as text, one line per text set or task."""
     lines = [
         f"{path}: accuracy {x['base_accuracy']:.3f} -> {x['student_accuracy']:.3f}, drop "
         f"{x['drop']:+.3f} (95% CI {x['drop_low']:+.3f} to {x['drop_high']:+.3f})"
@@ -127,6 +127,6 @@ def describe_forgetting(found: dict[str, Any]) -> str:
         x = found["text"]
         lines.append(
             f"{x['data']}: perplexity {x['base_perplexity']:.2f} -> {x['student_perplexity']:.2f}, "
-            f"KL {x['kl']:.4f} nats a token over {x['tokens']} tokens"
+            f"KL {x['kl']:.4f} nats per token over {x['tokens']} tokens"
         )
     return "\n".join(lines)

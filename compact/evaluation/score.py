@@ -1,10 +1,10 @@
-"""Scores and weights of rationales without training, to audit or filter data.
+"""Scores and weighs rationales without training, to audit or filter data.
 
-One row a rationale: question_id, teacher, answer (the final answer that was read), adaptability,
-consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). What is
-found goes to OUT.partial as it comes, so a killed run goes on; OUT is written whole, at the end,
-when the spread of the scores over the data is known and the weights can be given. With --graphs the
-consensus graph of every problem is saved too; `compact graph` draws one.
+One row per rationale: question_id, teacher, answer (the extracted final answer), adaptability,
+consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). Scores
+are appended to OUT.partial after each pass, so a killed run can resume. The weights depend on the
+spread of the scores over all data, so OUT is written at the end, in one piece. --graphs also saves
+the consensus graph of every problem; `compact graph` draws one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compact.resumable import ResumableRows
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
 
-# Enough to keep a processor busy; more would only make progress and what a kill costs coarser.
+# Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
 
 
@@ -52,22 +52,22 @@ def score_problems(
     """Scores every rationale and weighs it within its problem.
 
     Args:
-        student: the student whose scores are asked for; nothing of it changes.
+        student: the student that scores; it is not changed.
         processing_class: its tokenizer.
         problems: problems with their rationales.
-        weigher: a preset or policy, new: its statistics become those of `problems`.
-        max_length: most tokens of prompt and one rationale.
+        weigher: a new preset or policy; its statistics become those of `problems`.
+        max_length: most tokens of the prompt and one rationale.
         leaf_budget: as in `encode_problem`; steps without an answer leaf have no gain.
-        partial: file to keep what is found in, and to go on from; None keeps nothing.
-        settings: what the kept scores depend on; kept ones with other settings are refused.
-        graphs: folder for the consensus graphs, one file a problem; None saves none.
+        partial: file that the scores are saved to, and that a killed run resumes from; None: none.
+        settings: what the saved scores depend on; a file with other settings is refused.
+        graphs: folder for the consensus graphs, one file per problem; None: none are saved.
 
     Returns:
-        One row a rationale, in the order of the data.
+        One row per rationale, in the order of the data.
 
     Raises:
-        ValueError: a problem that cannot be encoded, a metric that cannot be used, `partial` of
-            other settings.
+        ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
+            settings.
     """
     store = ResumableRows(partial, settings or {}, key="question_id") if partial else None
     found = {} if store is None else store.done
@@ -97,7 +97,7 @@ def score_problems(
 
 
 def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
-    """Problems of about the same length, a pass at a time."""
+    """Yields the problems of one pass at a time; they have similar lengths."""
     chunk: list[EncodedProblem] = []
     for problem in sorted(problems, key=tree_length):
         if chunk and (len(chunk) + 1) * tree_length(problem) > _TOKENS_A_PASS:
@@ -109,7 +109,7 @@ def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]
 
 
 def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    """(question_id, rows of its rationales); a preset's weights are found later, from all."""
+    """Yields (question_id, rows of its rationales); `_weigh` fills in the weights of a preset."""
     if isinstance(weigher, PresetWeigher):
         scores, weight = weigher.score(pass_), None
     else:
@@ -152,7 +152,7 @@ def _save_graphs(pass_: Pass, folder: Path) -> None:
 
 
 def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
-    """Fills in the weights of a preset, with the running spread that of all the scores."""
+    """Fills in the weights of a preset, with the spread of all scores."""
     flat = [row for rows in problems for row in rows]
     scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.metrics}
     offsets = torch.tensor([0, *(len(rows) for rows in problems)]).cumsum(0)
@@ -165,7 +165,7 @@ def parse_metrics(pairs: Sequence[str]) -> dict[str, str]:
     """Reads "axis=metric" overrides.
 
     Raises:
-        ValueError: not of this form, or an unknown axis.
+        ValueError: a text does not have this form, or the axis is unknown.
     """
     overrides: dict[str, str] = {}
     for pair in pairs:

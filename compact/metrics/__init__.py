@@ -1,13 +1,14 @@
-"""The registry of metrics: one score a rationale, read from a finished pass.
+"""The registry of metrics: one score per rationale, computed from a finished pass.
 
 A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its axis. To add one,
 
     @register("my-metric", axis="consensus")
     def my_metric(pass_: Pass) -> Tensor: ...
 
-in any module that is imported before training, and name it where a preset names its metrics. A
-metric sees what the one forward left behind and cannot start another: the student is locked while
-it scores. Two axes raise a weight, adaptability and consensus; difficulty lowers it.
+in any module that is imported before training, and use its name as the metric of an axis in a
+preset. A metric reads the results of the one forward pass. It cannot run the student again: the
+student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
+lowers it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from compact.registry import Registry, unknown
 Axis = Literal["adaptability", "consensus", "difficulty"]
 AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
 
-# Each of these files registers one metric, or the forms of one, and states formula and source.
+# Each file registers one metric, or variants of one, and states the formula and its source.
 _BUILT_IN = (
     *("gain", "hsic", "probe", "probe_released"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
@@ -40,13 +41,13 @@ class Metric:
     """A registered metric.
 
     Attributes:
-        name: what users write.
-        axis: the axis on which it may be used.
+        name: the name that users write.
+        axis: the axis that it can be used for.
         score: the function from a pass to [R] float scores.
         needs_leaves: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
-        needs_padded: it needs one row a rationale, the way the released code pads.
-        needs_leaf_hidden: it reads `Pass.leaf_hidden` too, so leaves kept from an earlier step will
-            not do: with leaf_every > 1 the trainer refuses it.
+        needs_padded: it needs the padded layout, one row per rationale, as in the released code.
+        needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
+            suffice, so the trainer refuses it with leaf_every > 1.
     """
 
     name: str
@@ -68,7 +69,7 @@ def register(
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
-    """Returns a decorator that makes a function known as metric `name` of `axis`.
+    """Returns a decorator that registers a function as metric `name` of `axis`.
 
     The other arguments are those of `Metric`.
 
@@ -102,7 +103,7 @@ def _without_forward(name: str, score: Callable[[Pass], Tensor]) -> Callable[[Pa
 
     def refuse(*_: object) -> None:
         raise RuntimeError(
-            f"metric {name} must not run the student: it scores what the one forward left behind"
+            f"metric {name} must not run the student: it must score the results of the pass"
         )
 
     @functools.wraps(score)
@@ -123,8 +124,8 @@ def get_metric(name: str, axis: Axis | None = None) -> Metric:
     """Returns the metric `name`.
 
     Raises:
-        ValueError: if it is unknown or belongs to another axis than the one asked for; the message
-            lists what there is.
+        ValueError: if it is unknown or does not belong to `axis`; the message lists the known
+            names.
     """
     names = metric_names(axis)
     if name not in names:

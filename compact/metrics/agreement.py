@@ -1,19 +1,25 @@
 """Consensus as agreement in numbers with trustworthy teachers, and grounded arithmetic.
 
-C_k = sum_j t_j s(k, j) / sum_j t_j + g_k. t_j is the trust in rationale j: 1 where the answer that
-it states is the gold one, 0 where it is another, exp(I^j_n), the student's mean likelihood of a
-token of the gold answer after j, where it states none; all 1 where all are 0. s is the Jaccard
-index of the sets of numbers in the steps and the stated answer (some teachers write a result only
-there: "594 / 3 = ? The answer is 198"); where neither rationale holds a number, the cosine of their
-hidden states at the end of the last step. g_k is the share of the rationale's
-equations that are grounded: the arithmetic holds, and every operand stands in the question or is
-the result of a grounded equation before it (1 without equations). Source: this project.
+C_k = sum_j t_j s(k, j) / sum_j t_j + g_k.
 
-Hidden states hardly notice one wrong number, the numbers do; grounding needs no majority; and the
-gold answer keeps a wrong majority from winning. It is read from the text and not, as in
-`gold-weighted`, from the student's likelihoods: a student who cannot add yet trusts two colluding
-teachers too much (zoo B, early: weight .54 on the right one instead of .97), and consensus stays
-independent of adaptability, so that their correlation measures the reliability of both.
+t_j is the trust in rationale j: 1 if its stated answer is the gold answer, 0 if it is another one.
+If it states none, t_j = exp(I^j_n), the student's mean likelihood of a token of the gold answer
+after j. If every t_j is 0, all are set to 1.
+
+s(k, j) is the Jaccard index of the sets of numbers in the steps and the stated answer (some
+teachers write a result only in the answer: "594 / 3 = ? The answer is 198"). If neither rationale
+has a number, s is the cosine of their hidden states at the end of the last step.
+
+g_k is the share of the rationale's equations that are grounded, 1 without equations. An equation is
+grounded if its arithmetic holds and every operand is in the question or is the result of an earlier
+grounded equation. Source: this project.
+
+Reasons: one wrong number hardly changes hidden states, but it changes the set of numbers. Grounding
+needs no majority. Trust in the gold answer prevents a wrong majority from winning. Trust is read
+from the text, not from the student's likelihoods as in `gold-weighted`, for two reasons. A student
+that cannot add yet trusts two teachers with the same error too much (zoo B, early: weight .54 on
+the right one instead of .97). And consensus stays independent of adaptability, so that their
+correlation measures the reliability of both.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from compact.text.equations import equations, numbers
 
 
 def grounded_share(prompt: str, steps: Sequence[str]) -> float:
-    """Returns the share of equations that hold and use known numbers only; 1 without equations."""
+    """Returns the share of equations that are grounded; 1 without equations."""
     known = set(numbers(prompt))
     count = grounded = 0
     for step in steps:

@@ -1,7 +1,7 @@
 """Consensus as the vote of final answers.
 
-C_k = the share of the problem's K rationales with the same normalised final answer as k, itself
-included; a rationale without an answer agrees with itself only. Source: self-consistency (Wang et
+C_k = the share of the problem's K rationales (k included) with the same normalised final answer as
+k. A rationale without an answer agrees only with itself. Source: self-consistency (Wang et
 al., arXiv 2203.11171), over teachers instead of samples.
 """
 
@@ -17,7 +17,7 @@ from compact.passes import Batch, Pass
 
 
 def answer_share(batch: Batch) -> Tensor:
-    """Returns [R] float32: how many of the problem's rationales share this final answer, over K."""
+    """Returns [R] float32, the share of the problem's K rationales with this final answer."""
     shares = []
     for problem in batch.problems:
         votes = Counter(r.answer for r in problem.rationales)

@@ -1,9 +1,9 @@
-"""Consensus as agreement with the teachers whom the student finds consistent with the gold answer.
+"""Consensus as agreement with the rationales that make the gold answer likely for the student.
 
-w = softmax_k(I^k_n), I^k_n the mean log-likelihood of the gold answer after rationale k;
-C_k = sum_j w_j cos(g_k, g_j), g_k the hidden state at the answer cue after the last step. Two
-teachers who share an error cannot outvote one who is right. Source: this project; it repairs a
-plain consensus (the abstract of COMPACT, arXiv 2601.13992), which follows a wrong majority.
+w = softmax_k(I^k_n), where I^k_n is the mean log-likelihood of the gold answer after rationale k.
+C_k = sum_j w_j cos(g_k, g_j), where g_k is the hidden state at the answer cue after the last step.
+Two teachers with the same error cannot outvote one that is right. Source: this project. The plain
+consensus in the abstract of COMPACT (arXiv 2601.13992) follows a wrong majority.
 """
 
 from __future__ import annotations

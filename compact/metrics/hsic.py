@@ -1,9 +1,10 @@
-"""Adaptability as statistical dependence between how a rationale runs and where the answer stands.
+"""Adaptability as statistical dependence between hidden states and the gold answer's likelihood.
 
-HSIC with a linear kernel between the hidden states x_t [d] along the reasoning and the level c_t
-of the gold answer, HSIC = tr(K H L H) / n^2 with K = X X^T, L = c c^T, H the centring matrix, n
-positions. With a linear kernel this is |(1/n) sum_t (x_t - mean x)(c_t - mean c)|^2: O(n d) time
-and O(d) memory, no n x n matrix. Hidden states are scaled to unit length first. Source: HSIC
+HSIC with a linear kernel between the hidden states x_t [d] along the reasoning and c_t, the mean
+log-likelihood of the gold answer: HSIC = tr(K H L H) / n^2 with K = X X^T, L = c c^T, H the
+centring matrix and n the number of positions. With a linear kernel this equals
+|(1/n) sum_t (x_t - mean x)(c_t - mean c)|^2, which takes O(n d) time and O(d) memory and needs no
+n x n matrix. Hidden states are first scaled to unit length. Source: HSIC
 (Gretton et al., 2005) as an estimator of the mutual information that COMPACT (arXiv 2601.13992)
 names; an option, not a default.
 """

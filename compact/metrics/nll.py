@@ -1,6 +1,6 @@
 """Difficulty as the mean negative log-likelihood of a rationale.
 
-D_k = (1/T_k) sum_t nll^k_t over the completion tokens, the end-of-turn token included. Source: the
+D_k = (1/T_k) sum_t nll^k_t over the completion tokens, including the end-of-turn token. Source: the
 abstract of COMPACT (arXiv 2601.13992), "loss-based difficulty"; the released code does the same.
 """
 
@@ -15,5 +15,5 @@ from compact.passes.segments import segment_mean
 
 @register("nll", axis="difficulty")
 def nll(pass_: Pass) -> Tensor:
-    """Returns [R] mean nll in nats a token."""
+    """Returns [R] mean nll in nats per token."""
     return segment_mean(pass_.stats.nll.detach(), pass_.batch.token_offsets)

@@ -1,10 +1,10 @@
-"""Adaptability as jumps of the gold answer's likelihood along a rationale.
+"""Adaptability as rises of the gold answer's likelihood along a rationale.
 
 c_t = (1/m) sum_j log p_t(a_j) (`probe`) or the mean raw logit (1/m) sum_j z_t[a_j] (`probe-raw`),
 read in the row after token t; A_k = sum_t mask_t relu(c_t - c_{t-1}) over the tokens before the
 answer marker, mask 1 at thinking words, else 0.1. Source: the mutual-information adaptability of
-COMPACT (arXiv 2601.13992), restricted to the assistant's reasoning as its figure shows. Costs
-nothing: the gold logits lie in rows that the head computes anyway.
+COMPACT (arXiv 2601.13992), restricted to the assistant's reasoning as its figure shows. It is free:
+the head computes the rows of the gold logits anyway.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ THINKING_WORDS = (
     *("Suppose", "Hmm", "Okay", "Note"),
 )
 OTHER_WORDS = 0.1
-"""Mask of tokens that are no thinking word."""
+"""Mask at tokens that are not thinking words."""
 
 
 @lru_cache(maxsize=8)
 def thinking_ids(processing_class: PreTrainedTokenizerBase) -> Tensor:
-    """Returns [n] int64 sorted ids of the thinking words of one token, bare or after a space."""
+    """Returns [n] int64 sorted ids of thinking words of one token, bare or after a space."""
     forms = [space + word for word in THINKING_WORDS for space in ("", " ")]
     encoded = [processing_class(form, add_special_tokens=False)["input_ids"] for form in forms]
     return torch.tensor(sorted({ids[0] for ids in encoded if len(ids) == 1}), dtype=torch.int64)
 
 
 def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
-    """Returns float32 mask of token_ids' shape: 1 at thinking words, else 0.1.
+    """Returns a float32 mask of the shape of token_ids: 1 at thinking words, else 0.1.
 
     Raises:
         ValueError: if the student was made without its tokenizer.
@@ -51,20 +51,20 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
 
 @register("probe", axis="adaptability")
 def probe(pass_: Pass) -> Tensor:
-    """Returns [R] masked sum of rising log-likelihood, in nats."""
+    """Returns [R] masked sum of the rises of the log-likelihood, in nats."""
     return _jumps(pass_, pass_.stats.gold_logp)
 
 
 @register("probe-raw", axis="adaptability")
 def probe_raw(pass_: Pass) -> Tensor:
-    """Returns [R] masked sum of rising raw logits."""
+    """Returns [R] masked sum of the rises of the raw logits."""
     return _jumps(pass_, pass_.stats.gold_logit)
 
 
 def _jumps(pass_: Pass, level: Tensor | None) -> Tensor:
-    """Returns [R] sums of mask x relu(level[m + 1] - level[m]), where token m is before the marker.
+    """Returns [R] sums of mask x relu(level[m + 1] - level[m]) over tokens m before the marker.
 
-    level [M] stands in the row that predicts token m, thus after token m - 1.
+    level[m] is read in the row that predicts token m, that is, after token m - 1.
     """
     if level is None:
         raise ValueError("probe: stats must hold the gold answer's logits, got none")

@@ -1,10 +1,10 @@
-"""Adaptability as the public training code of COMPACT computes it, weaknesses included.
+"""Adaptability exactly as the public training code of COMPACT computes it.
 
-c_t = (1/m) sum_j z_t[a_j] with raw logits at every position of the padded row (prompt, rationale
-and padding alike, as if the problem's rationales were padded to the longest of them), A_k = sum_{t
->= 1} mask_t relu(c_t - c_{t-1}), mask_t 1 where token t is a thinking word, else 0.1. Source: the
-released training code of COMPACT (arXiv 2601.13992), as restated in the design notes. It grows
-with length on pure noise; `probe` and `gain` do not.
+c_t = (1/m) sum_j z_t[a_j] with raw logits at every position of the padded row: prompt, rationale
+and padding, with the problem's rationales padded to the longest of them.
+A_k = sum_{t >= 1} mask_t relu(c_t - c_{t-1}), mask_t 1 where token t is a thinking word, else 0.1.
+Source: the released training code of COMPACT (arXiv 2601.13992), as restated in the design notes.
+Weakness: on pure noise it grows with length; `probe` and `gain` do not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from compact.passes import Pass
 
 @register("probe-released", axis="adaptability", needs_padded=True)
 def probe_released(pass_: Pass) -> Tensor:
-    """Returns [R] masked sum of rising raw logits over every position of the row.
+    """Returns [R] masked sum of the rises of the raw logits over every position of the row.
 
     Raises:
         ValueError: if the batch is not padded: padding is part of the formula.

@@ -1,12 +1,12 @@
-"""Consensus as the support of a rationale's steps and its end on the mainstream path.
+"""Consensus as the support of a rationale's steps, with a bonus for ending on the mainstream path.
 
-Steps of different teachers match when each is the other's best match with similarity >= 0.8 and
-order is preserved; components are step classes; the support of a class is its number of teachers /
-K; the mainstream path is the heaviest path by support of the DAG of classes, or all of them where
-several are equally heavy. C_k = mean support of k's steps + 0.5 [k's final class lies on the
-mainstream path]. No tie is broken by the order of the teachers. Similarity: where steps hold
-mathematics, an equation in common or else the Jaccard index of their numbers; otherwise the cosine
-of mean step hidden states. Source: the abstract of COMPACT (arXiv 2601.13992), "graph-based
+Steps of different teachers match when each is the other's best match, their similarity is >= 0.8
+and order is preserved. The connected components are step classes. The support of a class is its
+number of teachers / K. The mainstream path is the path of the DAG of classes with the largest sum
+of support; equally heavy paths all count. C_k = mean support of k's steps + 0.5 [k's final class
+lies on the mainstream path]. The order of the teachers never breaks a tie. Similarity of steps with
+mathematics: an equation in common, or else the Jaccard index of their numbers; of other steps: the
+cosine of their mean hidden states. Source: the abstract of COMPACT (arXiv 2601.13992), "graph-based
 consensus ... mainstream reasoning paths"; completed in the design notes.
 """
 
@@ -41,7 +41,7 @@ def step_texts(batch: Batch) -> list[list[tuple[str, ...]]]:
 
 
 def step_graphs(pass_: Pass) -> tuple[Steps, Graphs]:
-    """Returns the steps and their graphs; kept in the pass's cache."""
+    """Returns the steps and their graphs; cached in the pass."""
     if "step_graphs" not in pass_.cache:
         steps = describe_steps(step_texts(pass_.batch), step_states(pass_).cpu().numpy())
         pass_.cache["step_graphs"] = steps, build_graphs(steps)

@@ -1,7 +1,8 @@
 """Turns a problem into token ids: prompt, K rationales with their steps, answer cue, gold answer.
 
-The prompt is tokenised once and shared by the K rationales, so a rationale is tokenised on its own
-and appended; the answer leaf of a step continues the text at the end of that step in the same way.
+The K rationales share the prompt. The prompt is tokenised once; each rationale is tokenised on its
+own and appended. The answer leaf of a step is tokenised on its own too, and appended at the end of
+that step.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
 
 CUE = "The answer is "
 LEAF_BUDGET = 0.25
-"""Default share of a row's tokens that its answer leaves may add."""
+"""Default for most tokens of answer leaves, as a share of a row's tokens."""
 
 
 def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids of a prompt, up to where the student begins to write.
+    """Token ids of a prompt, up to the first token that the student writes.
 
-    With a chat template the text is a user's message and the generation prompt follows it. Without
-    one the text is followed by a newline, unless it ends in white space, and the tokenizer adds the
-    special tokens it always adds.
+    With a chat template, the text becomes a user message and the generation prompt follows. Without
+    one, a newline follows the text unless it ends in white space, and the tokenizer adds its usual
+    special tokens.
 
     Raises:
-        ValueError: chat messages, but the tokenizer has no chat template.
+        ValueError: the prompt is chat messages, but the tokenizer has no chat template.
     """
     if processing_class.chat_template is None:
         return tuple(_plain_prompt_ids(_plain_text(prompt, "prompt"), processing_class))
@@ -51,22 +52,24 @@ def encode_problem(
 ) -> EncodedProblem:
     """Encodes one problem.
 
-    A rationale is cut where prompt + rationale reaches max_length; its steps are cut with it.
+    A rationale is truncated so that prompt + rationale has at most max_length tokens; so are its
+    steps.
 
     Args:
         problem: question, gold answer and K >= 1 rationales.
         processing_class: a fast tokenizer (its character offsets place the steps).
         max_length: most tokens of prompt + one rationale.
-        leaf_budget: most tokens of answer leaves, as a share of those of prompt and rationales; see
-            `choose_leaf_steps`.
-        cue: what an answer leaf says before the gold answer.
+        leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
+            rationales; see `choose_leaf_steps`.
+        cue: the text before the gold answer in an answer leaf.
 
     Returns:
         The problem as token ids, for every layout.
 
     Raises:
-        ValueError: no rationale; the prompt leaves no room for a rationale within max_length; a cue
-            without text; a chat template that does not keep prompt and completion as they are.
+        ValueError: the problem has no rationale; the prompt leaves no room for a rationale within
+            max_length; the cue has no text; the chat template changes prompt or completion; or the
+            tokenizer reads the gold answer differently after a space.
         TypeError: the tokenizer gives no character offsets.
     """
     where = f"question_id {problem.question_id!r}"
@@ -125,16 +128,16 @@ def encode_problem(
 def choose_leaf_steps(
     counts: Sequence[int], *, row: int, leaf: int, budget: float
 ) -> list[tuple[int, ...]]:
-    """Returns after which steps of each rationale an answer leaf stands.
+    """Returns the indices of the steps of each rationale that get an answer leaf.
 
-    All of them where the budget allows. Otherwise each rationale gets the same share of its steps,
-    at least one: its last step, and others at even distances before it.
+    All steps get one if the budget allows it. Otherwise the same share of the steps of each
+    rationale, at least one: the last step, and earlier steps at even distances.
 
     Args:
-        counts: [K] steps of each rationale.
+        counts: [K] number of steps of each rationale.
         row: tokens of prompt and rationales.
         leaf: tokens of one leaf.
-        budget: most tokens of all leaves, the bare question's included, as a share of `row`.
+        budget: most tokens of all leaves, including the question's, as a share of `row`.
     """
     total = sum(counts)
     if leaf * (total + 1) <= budget * row:
@@ -150,9 +153,9 @@ def choose_leaf_steps(
 def _with_one_name_an_answer(
     rationales: Sequence[EncodedRationale], problem: Problem
 ) -> list[EncodedRationale]:
-    """Gives answers that match one text: that of the gold answer where they match it.
+    """Gives matching answers the same text, the gold answer's text if they match it.
 
-    From here on two answers of the problem are the same when their texts are.
+    After this, two answers of the problem match if and only if their texts are equal.
     """
     domain = problem.domain
     names = [domain.normalise(problem.answer)]
@@ -170,13 +173,14 @@ def _with_one_name_an_answer(
 def _encode_rationale(
     teacher: str, text: str, ids: list[int], ends: list[int], room: int, domain: Domain
 ) -> EncodedRationale:
-    """Places steps and marker on the tokens.
+    """Finds the tokens of each step and of the answer marker.
 
     Args:
-        teacher: who wrote it.
+        teacher: the teacher that wrote the rationale.
         text: the completion.
-        ids: its tokens, with what the chat template puts around it.
-        ends: for each token the end of its characters in `text`; <= 0 before it, > len(text) after.
+        ids: its tokens, with those that the chat template adds around it.
+        ends: for each token, where its characters end in `text`: <= 0 before the text, > len(text)
+            after it.
         room: most tokens to keep.
         domain: reads the final answer.
     """
@@ -185,7 +189,7 @@ def _encode_rationale(
     texts: list[str] = []
     spaced: list[bool] = []
     for step in split_steps(text):
-        # A token belongs to a step when its last character does: " Therefore" starts in the gap.
+        # A token belongs to the step of its last character: " Therefore" starts between two steps.
         start = _first(ends, step.start + 1)
         end = min(_first(ends, step.end), len(ids) - 1) + 1
         if steps:
@@ -193,13 +197,13 @@ def _encode_rationale(
         if start >= len(kept):
             break
         end = min(end, len(kept))
-        if end <= start:  # one token holds the end of a step and all of the next: no place between
+        if end <= start:  # one token has the end of a step and all of the next step: skip it
             continue
         steps.append((start, end))
         texts.append(step.text)
         last = min(ends[end - 1], len(text))
         spaced.append(not text[:last][-1:].isspace())
-    if not steps:  # cut off within the first words: what is left is the one step
+    if not steps:  # cut within the first words: all kept tokens are one step
         steps, texts, spaced = [(0, len(kept))], [text], [True]
     marker = find_marker(text)
     answer = domain.extract(text) if len(kept) == len(ids) else None
@@ -237,8 +241,8 @@ def _completion(
     full = _render(messages + answer, processing_class, generation_prompt=False)
     if not full.startswith(before):
         raise ValueError(
-            f"{where}: the chat template does not continue the generation prompt "
-            f"{before[-40:]!r} with the answer; found {full[: len(before)][-40:]!r}"
+            f"{where}: the chat template must put the completion after the generation prompt "
+            f"{before[-40:]!r}, got {full[: len(before)][-40:]!r}"
         )
     rest = full[len(before) :]
     text = answer[-1]["content"]
@@ -248,12 +252,12 @@ def _completion(
         start = rest.find(text)
     if start < 0:
         raise ValueError(
-            f"{where}: the chat template changes the completion; expected {text[:40]!r} in "
+            f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
             f"{rest[:80]!r}"
         )
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
-    # What follows the end of turn (a newline in many templates) is not the student's to write.
+    # Drop the tokens after the end of turn (a newline in many templates): not trained on.
     special = set(processing_class.all_special_ids)
     for i, token in enumerate(ids):
         if ends[i] > len(text) and token in special:
@@ -264,14 +268,15 @@ def _completion(
 def _split_cue(
     cue: str, gold: str, processing_class: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokenises cue + gold as one text, so that the answer's tokens are those of running text.
+    """Tokenises cue + gold as one text, so that the answer has the same tokens as within a text.
 
-    A token across the border (" 145") belongs to the answer.
+    A token that covers the end of the cue and the start of the answer (" 145") belongs to the
+    answer.
     """
     ids, ends = _tokenise(cue + gold, processing_class)
     border = _first(ends, len(cue) + 1)
     if border == 0:
-        raise ValueError(f"cue {cue!r} has no token of its own before the answer {gold!r}")
+        raise ValueError(f"cue must have its own token before the answer {gold!r}, got {cue!r}")
     return tuple(ids[:border]), tuple(ids[border:])
 
 
@@ -282,7 +287,7 @@ def _tokenise(text: str, processing_class: PreTrainedTokenizerBase) -> tuple[lis
 
 
 def _plain_prompt_ids(text: str, processing_class: PreTrainedTokenizerBase) -> list[int]:
-    """Prompt ids without a chat template, without the end of text that a tokenizer may add."""
+    """Prompt ids without a chat template; removes an end-of-text token that the tokenizer adds."""
     ids = list(processing_class(text if text[-1:].isspace() else text + "\n")["input_ids"])
     if ids and ids[-1] == processing_class.eos_token_id:
         ids.pop()

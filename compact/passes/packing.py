@@ -1,10 +1,10 @@
-"""Packs problems into the tensors of one forward pass: trees that share the prompt, or padded rows.
+"""Builds the tensors of one forward pass in a layout: trees that share the prompt, or padded rows.
 
-A tree row is the prompts of its problems and then their rationales. A rationale is cut into nodes
-at its step ends, so that an answer leaf, which lives in a block of its own, sees its prefix and
-nothing else. One rule masks everything: a token sees another when its node sees the other's node
-and its position is not smaller. Positions restart at each branch point, so a rationale reads as if
-it stood alone.
+A tree row has the prompts of its problems, then their rationales. A rationale is split into nodes
+at its step ends. Answer leaves are in a separate block; because of the nodes, a leaf sees its
+prefix and nothing else. One rule defines the mask: a token sees another token if its node sees the
+node of the other token and its position is not smaller. Every rationale starts at the position
+after its prompt, so the student reads it as if it were the only one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Tables:
     leaf_index: list[int] = field(default_factory=list)
 
     def add_rationale(self, problem: int, rationale: EncodedRationale) -> None:
-        """Enters a rationale's tokens, all but their rows."""
+        """Adds a rationale's tokens, without their rows."""
         index = len(self.token_counts)
         self.problem.append(problem)
         self.token_counts.append(len(rationale.ids))
@@ -69,7 +69,7 @@ class _Tables:
         self.step.extend(step)
 
     def add_leaf(self, leaf: _Leaf, row: int, last_cue: int) -> None:
-        """Enters an answer leaf whose last cue token is at (row, last_cue) of the leaf block."""
+        """Adds an answer leaf whose last cue token is at (row, last_cue) of the leaf block."""
         index = len(self.leaf_step)
         self.leaf_step.append(leaf.step)
         self.leaf_rows.extend((row, last_cue + j) for j in range(len(leaf.gold)))
@@ -89,12 +89,12 @@ class _Leaf:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """What is fed: nothing is predicted from the last gold token."""
+        """The input tokens, without the last gold token, which predicts nothing."""
         return self.cue + self.gold[:-1]
 
 
 def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
-    """The answer leaves of one rationale, one after each step that is asked about."""
+    """The answer leaves of one rationale, one after each step that has a leaf."""
     for i in rationale.asked_steps:
         end = rationale.steps[i][1]
         cue = problem.spaced_cue_ids if rationale.spaced[i] else problem.cue_ids
@@ -111,14 +111,15 @@ def tree_length(problem: EncodedProblem) -> int:
 
 
 def plan_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts problems into rows of at most `capacity` tokens: first fit, longest first.
+    """Assigns problems to rows of at most `capacity` tokens: first fit, longest first.
 
     Args:
         lengths: tokens of each problem.
         capacity: tokens of a row; a longer problem gets a row of its own.
 
     Returns:
-        The problems of each row, rows by falling length, so that neighbours waste little padding.
+        The problems of each row, starting with the row of the longest problem, so that
+        neighbouring rows need little padding.
     """
     rows: list[list[int]] = []
     free: list[int] = []
@@ -145,14 +146,15 @@ def build_batch(
     """Builds the tensors of one forward pass over `problems`.
 
     Args:
-        problems: P >= 1 problems; tables keep their order whatever rows they get.
+        problems: P >= 1 problems; the tables keep their order, the rows may not.
         layout: "tree" or "padded".
         leaves: whether answer leaves are built.
-        pad_token_id: fills rows; never seen by any token.
-        row_capacity: tree only: problems share a row up to this many tokens (0: a row a problem).
+        pad_token_id: pads rows; no token of a problem sees it.
+        row_capacity: tree only: problems share a row of at most this many tokens (0: one row per
+            problem).
 
     Raises:
-        ValueError: no problems, or an unknown layout.
+        ValueError: there are no problems, or the layout is unknown.
     """
     if not problems:
         raise ValueError("problems must hold at least one problem, got none")
@@ -176,8 +178,8 @@ def _build_tree(
         for p in members:
             prompt_node[p] = _new_node(sees[b], [])
             start[p] = main[b].add(problems[p].prompt_ids, 0, prompt_node[p])
-    # Rows hold problems in the order of the plan; the tables follow the order of `problems`, so
-    # rationales are placed after all prompts. Who stands where in a row is of no importance.
+    # The plan orders the rows, but the tables follow the order of `problems`. So all prompts are
+    # added first and the rationales after them; the order within a row does not matter.
     tables = _Tables()
     for p, problem in enumerate(problems):
         b, depth = place[p], len(problem.prompt_ids)
@@ -207,9 +209,8 @@ def _build_tree(
             b = place[p]
             depth = len(problem.prompt_ids)
             _plant(_question_leaf(problem), tables, b, leaf[b], sees[b], [prompt_node[p]], depth)
-    pads = [
-        _new_node(s, []) for s in sees
-    ]  # padding sees itself: a row without any key would be NaN
+    # Padding sees itself: attention without any key would give NaN.
+    pads = [_new_node(s, []) for s in sees]
     size = max(len(s) for s in sees)
     visible = torch.zeros(len(plan), size, size, dtype=torch.bool)
     for b, nodes in enumerate(sees):
@@ -243,7 +244,7 @@ def _plant(
 def _build_padded(
     problems: Sequence[EncodedProblem], leaves: bool, pad_token_id: int, row_capacity: int
 ) -> Batch:
-    del row_capacity  # a row a rationale, whatever its length
+    del row_capacity  # always one row per rationale
     tables = _Tables()
     main: list[_Row] = []
     leaf: list[_Row] = []
@@ -322,11 +323,11 @@ def _finish(
 
 
 def _stack(rows: list[_Row], pad_token_id: int, pads: list[int] | None) -> Block:
-    """Right-pads rows; nodes where the rows have any (`pads`)."""
+    """Right-pads the rows; `pads` is the padding node of each row, None if rows have no nodes."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_token_id)
-    # Positions run on over the padding of a plain row, as they do in a model called without any:
-    # the `released` scores read padding too.
+    # Positions continue over the padding, as in a model called without position ids: the `released`
+    # scores read padding too.
     positions = torch.arange(length).repeat(len(rows), 1)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
     nodes = None if pads is None else _tensor(pads)[:, None].repeat(1, length)
@@ -355,16 +356,16 @@ def _flat(pairs: Sequence[tuple[int, int]], length: int) -> Tensor:
 def tree_rule(
     batch: Batch, *, leaves: bool
 ) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]:
-    """Who sees whom in a tree, as a function of indices.
+    """Which key each query sees in a tree, as a function of indices.
 
     Args:
         batch: a batch with layout "tree".
-        leaves: the rule of the leaf block, whose keys are main block then leaf block; else that of
-            the main block.
+        leaves: True: the rule of the leaf block, with keys of the main block, then of the leaf
+            block. False: the rule of the main block.
 
     Returns:
-        The rule (row, query, key) -> bool on index tensors that broadcast, and how many queries and
-        keys a row has.
+        The rule (row, query, key) -> bool on index tensors that broadcast, and the number of
+        queries and keys of a row.
     """
     visible, key_nodes, key_positions = batch.visible, batch.main.segments, batch.main.position_ids
     assert key_nodes is not None and visible is not None

@@ -1,4 +1,4 @@
-"""Numbers as they stand in English text: where they are, their exact value, their one form."""
+"""Finds numbers in English text, and converts them to exact values and to a normal form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fractions import Fraction
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 
 # A number: optional sign, thousands separators, decimals, a fraction (3/4), a mixed number
-# (1 1/2), an exponent (1.5e-3). No part of a date (05/01/2020), a time or a ratio (3:30) is one,
-# and no part of a version or a section (1.2.3).
+# (1 1/2), an exponent (1.5e-3). Parts of a date (05/01/2020), of a time or ratio (3:30), and of a
+# version or section number (1.2.3) are not numbers.
 NUMBER = re.compile(
     r"(?<![\w.])(?<!\d[:/])[-−]?"
     r"(?:\d{1,6}[ ]\d{1,6}/\d{1,6}"
@@ -23,16 +23,17 @@ _PARTS = re.compile(
     r"(?:/(?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
 )
 MAX_DIGITS = 1000
-"""The longest text that is read as a number."""
+"""Most characters of a text that is read as a number."""
 MAX_EXPONENT = 400
-"""The largest exponent, of either sign, that is read: "1e9999999999" is text, not a number."""
+"""Largest absolute exponent of a number: "1e9999999999" is text, not a number."""
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Returns the number that `text` is, exactly, or None.
+    """Returns the exact value of `text` if it is a number, else None.
 
-    Read are "1,450.0", "-3", "3/4", "1 1/2" and "1.5e-3". More than `MAX_DIGITS` characters or an
-    exponent beyond `MAX_EXPONENT` are no number, so that the value stays small.
+    Examples of numbers are "1,450.0", "-3", "3/4", "1 1/2" and "1.5e-3". A text with more than
+    `MAX_DIGITS` characters or an exponent beyond `MAX_EXPONENT` is not a number, to limit the size
+    of the value.
     """
     plain = text.strip()
     found = _PARTS.fullmatch(plain) if len(plain) <= MAX_DIGITS else None
@@ -53,7 +54,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def format_number(number: Fraction) -> str:
-    """Returns the one text of a number: 1450, 0.25, or 1/3 where no decimal is exact."""
+    """Returns the normal form of a number: 1450, 0.25, or 1/3 if no decimal is exact."""
     if number.denominator == 1:
         return str(number.numerator)
     rest, digits = number.denominator, 0
@@ -87,7 +88,7 @@ NUMBER_WORDS = re.compile(
 
 
 def parse_number_words(text: str) -> Fraction | None:
-    """Returns the number that is written in words, or None: "one hundred and five" is 105."""
+    """Returns the number that `text` gives in words, or None: "one hundred and five" is 105."""
     words = text.lower().replace("-", " ").split()
     if not words or len(words) > 20:
         return None

@@ -1,4 +1,4 @@
-"""Splits a rationale into reasoning steps and finds where its answer part begins."""
+"""Splits a rationale into reasoning steps and finds the start of its answer part."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One reasoning step: `text` is the rationale's text[start:end], without space around it."""
+    """One reasoning step; `text` is the rationale's text[start:end], stripped."""
 
     start: int
     end: int
     text: str
 
 
-# What announces the answer. A connective in front belongs to the answer part: "Therefore," alone
-# would be an empty step. So do the signs of a Markdown heading or of bold type.
+# The words that announce the answer. A connective before them belongs to the answer part, because
+# "Therefore," alone would be an empty step. So do the signs of a Markdown heading or of bold type.
 _KIND = (
     r"(?:(?:most\s+|more\s+)?(?:final|correct|right|best|likely|probable|appropriate|accurate"
     r"|suitable|reasonable|logical|plausible|closest|overall|short)\s+)"
@@ -23,7 +23,7 @@ _KIND = (
 _NOUN = rf"(?:{_KIND}{{0,2}}answer(?:\s+choice)?|{_KIND}{{1,2}}(?:option|choice))"
 _TOPIC = r"(?:\s+to\s+(?:the|this|your)\s+(?:\w{1,20}\s+)?(?:question|problem|puzzle|riddle))?"
 _VERB = r"(?:is|would\s+be|must\s+be|should\s+be|will\s+be)\b"
-_SIGNS = r"[*_#>\s:$({\[\\]"  # what may stand between "The answer is" and "\boxed"
+_SIGNS = r"[*_#>\s:$({\[\\]"  # allowed between "The answer is" and "\boxed"
 _MARKER = re.compile(
     # "The answer is 7", "So the most likely answer is: **7", "The answer is $\boxed{7}$"
     r"(?P<direct>(?:\b(?:so|therefore|thus|hence|finally|consequently),?\s+)?"
@@ -41,8 +41,8 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 
-# Spans in which nothing is cut. A single $...$ is LaTeX only when its inside looks like it, since
-# rationales are full of dollar amounts ("$7 + $17 = $24").
+# LaTeX is never cut. A single $...$ is LaTeX only if it contains \, ^ or _, because rationales have
+# many dollar amounts ("$7 + $17 = $24").
 _LATEX = re.compile(
     r"\\\((?:[^\\]|\\[^()])*\\\)|\\\[(?:[^\\]|\\[^\[\]])*\\\]|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
     r"|\$(?=[^$\n]*[\\^_])[^$\n]*\$",
@@ -54,7 +54,7 @@ ABBREVIATION = re.compile(
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
 
-# A cut stands where the match ends. After a sentence no small letter follows ("3 lbs. of coffee").
+# A cut is at the end of a match. There is no cut before a lower-case letter ("3 lbs. of coffee").
 _CUT = re.compile(
     r"\n+"
     r"|[.!?;]+[\"')\]]*\s+(?=[^a-z\s])"
@@ -68,8 +68,8 @@ _CONTENT = re.compile(r"\w")
 class Marker(NamedTuple):
     """An answer marker text[start:end].
 
-    `direct` markers ("The answer is", a box, "####") are followed by the answer itself; after the
-    others ("Answer:", a heading) a sentence or a whole paragraph may come first.
+    After a `direct` marker ("The answer is", a box, "####") the answer itself follows. After other
+    markers ("Answer:", a heading) a sentence or a whole paragraph may come first.
     """
 
     start: int
@@ -83,23 +83,23 @@ def find_markers(text: str) -> list[Marker]:
 
 
 def find_marker(text: str) -> int:
-    r"""Returns the character offset of the last answer marker, len(text) where there is none.
+    r"""Returns the character offset of the last answer marker, len(text) if there is none.
 
-    The last one, because a rationale may say "The answer is 25 x 14 = ? The answer is 350".
+    The last marker counts because a text may say "The answer is 25 x 14 = ? The answer is 350".
     """
     markers = find_markers(text)
     return markers[-1].start if markers else len(text)
 
 
 def split_steps(text: str) -> list[Step]:
-    """Splits what stands before the answer marker into steps, in order; at least one.
+    """Splits the text before the answer marker into steps, in order; returns at least one.
 
     Cuts are newlines, sentence ends (not within decimals, abbreviations, list numbers or LaTeX),
-    "Step n" and connectives after a comma (", so", ", then"). A text without anything before its
-    marker is one step as a whole.
+    "Step n" and connectives after a comma (", so", ", then"). If nothing comes before the marker,
+    the whole text is one step.
 
     Raises:
-        ValueError: if the text has nothing but white space.
+        ValueError: if the text is only white space.
     """
     if not text.strip():
         raise ValueError("split_steps: text must not be empty")
@@ -120,10 +120,10 @@ def split_steps(text: str) -> list[Step]:
 
 
 def _is_no_sentence_end(text: str, start: int, match: re.Match[str]) -> bool:
-    """Whether the cut is only the full stop of an abbreviation or of a list number."""
+    """Whether the cut is at the full stop of an abbreviation or of a list number."""
     if match.group()[0] != ".":
         return False
-    # The last characters are enough; "x" stands for what is cut off, so that no line begins there.
+    # The last 40 characters are enough. "x" replaces earlier text, so that no line starts there.
     near = max(start, match.start() - 40)
     before = ("x" if near > start else "") + text[near : match.start()]
     return bool(ABBREVIATION.search(before) or _LIST_NUMBER.search(before))
@@ -137,7 +137,7 @@ def _trim(text: str, start: int, end: int) -> Step:
 
 
 def _add(steps: list[Step], text: str, start: int, end: int) -> None:
-    """Appends text[start:end] unless it holds punctuation only, which joins the step before it."""
+    """Appends text[start:end] as a step; punctuation alone is joined to the previous step."""
     step = _trim(text, start, end)
     if _CONTENT.search(step.text):
         steps.append(step)

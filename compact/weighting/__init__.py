@@ -1,4 +1,4 @@
-"""From scores to one weight a rationale: presets, policies, the weighers that apply them."""
+"""Turns scores into one weight per rationale: presets, policies and their weighers."""
 
 from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset

@@ -1,16 +1,16 @@
-"""The consistency term: rationales that count together should lead the student to like predictions.
+"""The consistency term: rationales with high weights should lead to similar predictions.
 
-sum_{i<j} alpha_i alpha_j symKL(P_i, P_j), symKL(p, q) = KL(p || q) + KL(q || p), each pair's
-averaged over its aligned positions. Two kinds:
+sum_{i<j} alpha_i alpha_j symKL(P_i, P_j), symKL(p, q) = KL(p || q) + KL(q || p). The divergence of
+each pair is the mean over its aligned positions. There are two kinds of alignment:
 
-- "positions", as released: every absolute position where both rows hold a token, that of the
-  shorter one's last token included. Over the prompt they share, two rationales predict alike: those
-  positions add nothing, so they are not computed, but the mean is over them too. Under dropout that
-  holds of a tree, which reads the prompt once; rows that repeat it differ by what each has dropped,
-  and there it is computed.
-- "answer": what predicts their answer parts is aligned, from the answer marker on; a rationale
-  without one has no pair. What two rationales say on the way may differ, what they conclude should
-  not.
+- "positions", as released: every absolute position where both rows have a token, including the last
+  token of the shorter row. Two rationales predict the same over the prompt that they share, so the
+  prompt positions are not computed: they count as zeros in the mean. With dropout this is true for
+  the tree layout, which reads the prompt once. Padded rows repeat the prompt with different
+  dropout, so there the prompt positions are computed.
+- "answer": the positions that predict the answer parts, from the answer marker on. A rationale
+  without a marker has no pairs. The reasoning of two rationales may differ; their conclusions
+  should not.
 
 Source: COMPACT (arXiv 2601.13992), as restated in the design notes.
 """
@@ -28,12 +28,12 @@ from compact.passes import Pass
 from compact_ops import pairwise_symmetric_kl
 
 SKIP = 1e-4
-"""Pairs whose product of weights is below this are left out."""
+"""Pairs whose product of weights is smaller than this are skipped."""
 
 
 @dataclass(frozen=True)
 class ConsistencyTerm:
-    """The term as a loss term of the trainer, times lambda.
+    """The consistency term, times lambda, as a loss term of the trainer.
 
     Attributes:
         factor: lambda.
@@ -50,11 +50,11 @@ class ConsistencyTerm:
 
 
 def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: str) -> Tensor:
-    """Returns the term summed over the problems of the pass, a scalar; lambda is the caller's.
+    """Returns the term summed over the problems of the pass, a scalar, without the factor lambda.
 
     Args:
-        live_hidden: [B, L, H] final hidden states with their graph.
-        pass_: the pass they belong to.
+        live_hidden: [B, L, H] final hidden states with their autograd graph.
+        pass_: the pass that they belong to.
         weights: [R] weights of the rationales.
         kind: "positions" or "answer".
 
@@ -66,7 +66,7 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     batch, student = pass_.batch, pass_.student
     offsets = batch.token_offsets.tolist()
     alpha = weights.detach().tolist()
-    # Whether rows differ over the prompt they share, so that its positions have to be computed.
+    # Whether rows differ over their shared prompt, so that its positions must be computed.
     noisy = kind == "positions" and batch.layout == "padded" and _drops(student.body)
     left, right, factors = [], [], []
     first = 0

@@ -1,9 +1,9 @@
-"""Plain ways to weigh teachers, the baselines of COMPACT.
+"""Policies: simple ways to weigh teachers, the baselines of COMPACT.
 
-A policy is a function of its settings that returns a function of the pass and the number of
-optimizer steps so far, which gives the weights [R]; `@register_policy(NAME)` makes it known. A
-policy that leaves a problem out (no rationale of the single teacher, none that is right) gives 0 to
-all of its rationales: the problem has no loss.
+A policy takes its settings and returns a function (pass, optimizer steps so far) -> weights [R].
+`@register_policy(NAME)` registers it. A policy can skip a problem, for example if the single
+teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
+problem, and the problem has no loss.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def split_teacher(name: str) -> tuple[str, str | None]:
 
 
 def _share(mass: Tensor, offsets: Tensor) -> Tensor:
-    """Returns [R] mass >= 0 divided by its sum over the problem; 0 where that is 0."""
+    """Returns [R] mass >= 0 divided by its sum over the problem; 0 if the sum is 0."""
     total = segment_sum(mass, offsets)[segment_of(offsets)]
     return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
@@ -52,10 +52,10 @@ def uniform() -> Policy:
 
 @register_policy("random")
 def random(seed: int = 0) -> Policy:
-    """Weights drawn evenly from the simplex: normalised Exp(1) draws.
+    """Weights drawn uniformly from the simplex: normalised Exp(1) draws.
 
-    Drawn from (seed, step, question, rationale), so neither the split into micro-batches nor the
-    rank nor the order of the teachers matters.
+    The draws depend on (seed, step, question, rationale) only, not on the micro-batches, the rank
+    or the order of the teachers.
     """
 
     def policy(pass_: Pass, steps: int) -> Tensor:
@@ -72,7 +72,7 @@ def random(seed: int = 0) -> Policy:
 
 @register_policy(SINGLE)
 def single(teacher: str) -> Policy:
-    """Weights 1 for the rationale of one teacher: plain distillation from it."""
+    """Weights 1 for the rationale of one teacher: distillation from that teacher only."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
@@ -84,7 +84,7 @@ def single(teacher: str) -> Policy:
 
 @register_policy("answer-vote")
 def answer_vote() -> Policy:
-    """Weights even over the rationales whose final answer has the most votes (ties share)."""
+    """Equal weights for the rationales whose final answer has the most votes (ties included)."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
@@ -97,7 +97,7 @@ def answer_vote() -> Policy:
 
 @register_policy("softmax-nll")
 def softmax_nll(tau: float = 1.0) -> Policy:
-    """Weights softmax_k(-NLL_k / tau), NLL_k the mean over the rationale's tokens."""
+    """Weights softmax_k(-NLL_k / tau), NLL_k the mean nll over the rationale's tokens."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
@@ -111,8 +111,9 @@ def softmax_nll(tau: float = 1.0) -> Policy:
 def ca_mkd() -> Policy:
     """Weights (1 - softmax_k CE_k) / (K - 1).
 
-    Source: CA-MKD (Zhang et al., arXiv 2201.00007), with the student's cross-entropy on the
-    rationale in place of a teacher's on the label: a text teacher has no logits. K = 1 gives 1.
+    Source: CA-MKD (Zhang et al., arXiv 2201.00007). It uses a teacher's cross-entropy on the label;
+    a text teacher has no logits, so this uses the student's cross-entropy CE_k on the rationale.
+    K = 1 gives 1.
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
@@ -127,7 +128,8 @@ def ca_mkd() -> Policy:
 def ebkd() -> Policy:
     """Weights (1 - H_k / sum H) / (K - 1), H_k the student's mean entropy along the rationale.
 
-    Source: entropy-based weighting (Kwon et al., 2020), with the student's entropy, as above.
+    Source: entropy-based weighting (Kwon et al., 2020), with the student's entropy in place of the
+    teacher's, which has no logits. K = 1 gives 1.
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
@@ -139,9 +141,9 @@ def ebkd() -> Policy:
 
 @register_policy("oracle")
 def oracle(teachers: Collection[str] = ()) -> Policy:
-    """Weights even over the right rationales: those whose final answer is the gold one.
+    """Equal weights for the right rationales: those whose final answer is the gold answer.
 
-    Where the truth is known otherwise (the teacher zoo), `teachers` names who is right.
+    If it is known which teachers are right (the teacher zoo), `teachers` names them instead.
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:

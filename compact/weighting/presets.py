@@ -1,6 +1,6 @@
-"""Presets: ways to weigh teachers, as data.
+"""Presets: which metrics give the weights, and with which settings.
 
-A preset of your own is a function without arguments that returns a `Preset`:
+To add a preset, write a function without arguments that returns a `Preset`:
 
     @register_preset("mine")
     def mine() -> Preset:
@@ -18,17 +18,17 @@ from compact.registry import Registry
 
 @dataclass(frozen=True)
 class Preset:
-    """A way to weigh, as data; every field can be overridden by name.
+    """The metrics and settings of a weighting; every field can be overridden by name.
 
     Attributes:
         adaptability, consensus, difficulty: the metric of each axis, or "none".
-        beta: factors (adaptability, consensus, difficulty); the last enters with a minus sign.
-        ddof: degrees of freedom taken off in the variance over K.
-        eps: added to the standard deviation in place of s0 where it is > 0.
+        beta: factors (adaptability, consensus, difficulty); difficulty is subtracted.
+        ddof: degrees of freedom subtracted from K in the variance.
+        eps: if > 0, it is added to the standard deviation, and s0 is not used.
         shrink: s0 in units of the running within-problem standard deviation.
-        reliable: whether u is multiplied by its running reliability r. Needs two axes.
+        reliable: whether u is multiplied by its running reliability r; needs two axes.
         tau: temperature of the softmax.
-        floor: share of the weight spread evenly over the K rationales.
+        floor: share of the weight that is divided equally among the K rationales.
         warmup: problems over which the weights move from uniform to alpha.
         consistency: kind of the consistency term, "positions", "answer" or "none".
         consistency_weight: its factor lambda.
@@ -49,10 +49,10 @@ class Preset:
     consistency_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Checks the values, which may come from a recipe.
+        """Checks the values, which a recipe may set.
 
         Raises:
-            ValueError: names the field, what was expected and what was found.
+            ValueError: a value is not allowed; the message names the field.
         """
         if not isinstance(self.beta, Sequence) or [_is_number(b) for b in self.beta] != [True] * 3:
             raise ValueError(f"beta must be three numbers, got {self.beta!r}")
@@ -88,10 +88,10 @@ DEFAULT_PRESET = "robust"
 
 
 def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], Preset]]:
-    """Returns a decorator that makes the preset a function returns known as `name`.
+    """Returns a decorator that registers the preset that a function returns as `name`.
 
     Raises:
-        ValueError: when it is applied: the name is taken, or a value of the preset cannot be used.
+        ValueError: when applied, if the name is taken or a value of the preset is not allowed.
     """
 
     def add(make: Callable[[], Preset]) -> Callable[[], Preset]:
@@ -103,19 +103,19 @@ def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], 
 
 @register_preset("released")
 def released() -> Preset:
-    """What the public training code computes."""
+    """The weights of the public training code."""
     return Preset("probe-released", "attention", "nll", ddof=1, eps=1e-4, consistency="positions")
 
 
 @register_preset("paper")
 def paper() -> Preset:
-    """The abstract and the published figure."""
+    """The weights described in the abstract and the published figure."""
     return Preset("probe", "step-graph", "nll", ddof=1, eps=1e-4, consistency="answer")
 
 
 @register_preset("robust")
 def robust() -> Preset:
-    """The default: the best preset on the teacher zoo; docs/results/labelled.md has its limits."""
+    """The default: the best preset on the teacher zoo; see docs/results/labelled.md for limits."""
     return Preset(
         "gain", "agreement", "nll", beta=(0.5, 1.0, 0.0), shrink=0.5, reliable=True, tau=0.3
     )

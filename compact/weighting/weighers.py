@@ -1,16 +1,16 @@
-"""From scores to one weight a rationale: the presets of COMPACT and, beside them, plain policies.
+"""Turns scores into one weight per rationale, with the presets of COMPACT or with policies.
 
-z-score over the K rationales of a problem: z(S) = (S - mean) / sqrt(var + s0^2), s0 = shrink x the
-running within-problem standard deviation; u = sum_s beta_s z_s with beta of difficulty negative;
-alpha = softmax(r u / tau), mixed with the uniform weight by floor and warm-up. r is the running
-reliability of u where a preset asks for it, else 1. Weights carry no gradient, are >= 0 and sum to
-1 a problem; K = 1 gives 1.
+The z-score over the K rationales of a problem is z(S) = (S - mean) / sqrt(var + s0^2), where s0 =
+shrink x the running within-problem standard deviation. u = sum_s beta_s z_s, with a negative beta
+for difficulty. alpha = softmax(r u / tau), mixed with the uniform weight by floor and warm-up. r is
+the running reliability of u if the preset is `reliable`, else 1. Weights have no gradient, are >= 0
+and sum to 1 over each problem; K = 1 gives 1.
 
-Reliability. A z-score says how far a rationale stands out, not whether that means anything: noise
-has z-scores as large as signal. Axes that measure the same quality by different means agree, noise
-does not, so r is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(n-1)
-(1 - sum_s var(beta_s z_s) / var(u)) >= 0, and r u is the best linear guess of the quality from u
-(Kelley's formula). It counts as if _DOUBT problems without any agreement had come before.
+Reliability. Noise has z-scores as large as signal, so a z-score alone does not show whether a
+difference is real. Axes that measure the same quality in different ways agree; noise does not. So r
+is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(n-1)
+(1 - sum_s var(beta_s z_s) / var(u)) >= 0, and r u is the best linear estimate of the quality from u
+(Kelley's formula). r starts as if _DOUBT problems without any agreement had been seen.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from compact_ops import problem_weights
 
 
 class Weights(NamedTuple):
-    """What a weigher says of a pass.
+    """The weights that a weigher gives to a pass, with the scores behind them.
 
     Attributes:
-        weight: [R] float32, sums to 1 over each problem (all 0 where a policy leaves it out).
+        weight: [R] float32, sums to 1 over each problem (all 0 if a policy skips it).
         scores: axis -> [R] the raw score; empty for policies.
         zscores: axis -> [R] the score standardised within its problem; empty for policies.
     """
@@ -47,15 +47,15 @@ class Weights(NamedTuple):
 
 
 class Weigher(Protocol):
-    """What packing and trainer may ask of presets and policies alike.
+    """The interface of presets and policies for the trainer and other callers.
 
     Attributes:
         name: preset or policy, as the user wrote it.
         needs_leaves: it reads answer leaves.
-        needs_padded: it needs one row a rationale.
-        leaf_hidden_readers: metrics that read hidden states of leaves.
-        consistency: the consistency term that goes with it.
-        teacher: the only teacher whose rationales it uses; None where it uses all.
+        needs_padded: it needs the padded layout, one row per rationale.
+        leaf_hidden_readers: metrics that read the hidden states of leaves.
+        consistency: the consistency term to add to the loss, or None.
+        teacher: the only teacher whose rationales it uses; None if it uses all.
     """
 
     name: str
@@ -69,7 +69,10 @@ class Weigher(Protocol):
         """Returns the weights of a pass; changes no state."""
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        """Takes in the scores of all problems of one optimizer step, in data order over ranks."""
+        """Updates the running statistics with the scores of one optimizer step.
+
+        The scores are those of all problems on all ranks, in data order.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
@@ -78,19 +81,19 @@ class Weigher(Protocol):
         """Restores what `state_dict` returned."""
 
 
-# How fast running statistics follow: an optimizer step has this share of them.
+# Share of one optimizer step in the running statistics.
 _MOMENTUM = 0.05
-# Problems without agreement of the axes that the reliability starts from.
+# The reliability starts as if it had seen this many problems without agreement of the axes.
 _DOUBT = 16
 
 
 def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float) -> Tensor:
-    """Returns [R] z-scores within each problem; 0 where a problem has one rationale.
+    """Returns [R] z-scores within each problem; 0 if a problem has one rationale.
 
     Args:
         scores: [R] float.
-        offsets: [P + 1] rationales of each problem.
-        ddof: degrees of freedom taken off in the variance.
+        offsets: [P + 1] offsets of each problem's rationales.
+        ddof: degrees of freedom subtracted from K in the variance.
         eps: if > 0, z = (s - mean) / (std + eps), else z = (s - mean) / sqrt(var + prior_std^2).
         prior_std: s0, in the score's units.
     """
@@ -98,7 +101,7 @@ def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std
     centred = scores - segment_mean(scores, offsets)[problem]
     var = within_variance(scores, offsets, ddof)[problem]
     scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
-    # Rationales that score alike leave only rounding behind: no scale to measure it by.
+    # With equal scores the scale is 0 and the differences are rounding errors: return 0.
     return torch.where(scale > 0, centred / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
 
 
@@ -153,7 +156,7 @@ class PresetWeigher:
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
     def __call__(self, pass_: Pass) -> Weights:
-        """Returns the weights of a pass, from the present running statistics.
+        """Returns the weights of a pass, with the current running statistics.
 
         Raises:
             ValueError: if a score is not finite, naming metric, question and teacher.
@@ -194,7 +197,7 @@ class PresetWeigher:
 
     @property
     def reliability(self) -> float:
-        """The running reliability r of u in 0..1; 1 where the preset does not ask for it."""
+        """The running reliability r of u in 0..1; 1 if the preset is not `reliable`."""
         if not self.preset.reliable:
             return 1.0
         if self.total_variance == 0.0:
@@ -214,13 +217,13 @@ class PresetWeigher:
         }
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        """Takes in the scores of all problems of one optimizer step."""
+        """Updates the running statistics with the scores of all problems of one optimizer step."""
         several = offsets.diff() > 1
         if not bool(several.any()):
             return
         self.updates += 1
         self.problems_seen += int(several.sum())
-        # A plain mean until it has 1 / _MOMENTUM terms, then an exponential one.
+        # A plain mean over the first 1 / _MOMENTUM steps, then an exponential moving average.
         share = max(_MOMENTUM, 1.0 / self.updates)
         for axis, score in scores.items():
             std = float(within_variance(score.double(), offsets)[several].mean()) ** 0.5
@@ -257,7 +260,7 @@ class PresetWeigher:
 
 @dataclass
 class PolicyWeigher:
-    """Weighs by one of the plain policies; its only state is how many steps it has seen."""
+    """Weighs by a policy; its only state is the number of optimizer steps."""
 
     name: str
     policy: Callable[[Pass, int], Tensor]
@@ -299,12 +302,12 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
     Args:
         name: a preset (released, paper, robust), a policy (uniform, random, single:TEACHER,
             answer-vote, softmax-nll, ca-mkd, ebkd, oracle), or one that was registered.
-        overrides: fields of `Preset` (consensus="answer", tau=0.5), or what the policy takes
+        overrides: fields of `Preset` (consensus="answer", tau=0.5), or arguments of the policy
             (`seed` of random, `teachers` of oracle).
 
     Raises:
         ValueError: if a name, an override or a metric is unknown (the message lists them), or the
-            value of an override cannot be used.
+            value of an override is not allowed.
     """
     if name in PRESETS:
         known = [f.name for f in fields(Preset)]
@@ -328,7 +331,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
 
 
 def weigher_names() -> list[str]:
-    """Returns what may be written as `preset`: presets, then policies."""
+    """Returns the values allowed for `preset`: presets, then policies."""
     return [*PRESETS, *(f"{SINGLE}:TEACHER" if p == SINGLE else p for p in POLICIES)]
 
 

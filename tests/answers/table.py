@@ -1,4 +1,4 @@
-r"""Phrasings of final answers as models write them: what is to be read in each.
+r"""Phrasings of final answers as models write them: what is expected of each.
 
 A group is (gold, prompt, rows); a row is (completion, what is extracted, whether that is right).
 """

@@ -68,7 +68,7 @@ def test_a_real_hang_costs_one_item() -> None:
 
 
 def check_hostile(a: str, b: str) -> bool:
-    """Hangs deaf to signals, dies, raises or answers, as told."""
+    """Hangs and ignores signals, exits, raises or answers, as `a` says."""
     if a == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
@@ -108,7 +108,7 @@ def test_pool_survives_hanging_dying_and_raising_checkers() -> None:
 
 
 def test_a_check_of_the_main_script_is_refused() -> None:
-    with pytest.raises(ValueError, match="check: expected a function at the top"):
+    with pytest.raises(ValueError, match="check: expected a top-level function"):
         CheckerPool(lambda a, b: True)
 
 
@@ -145,7 +145,7 @@ def test_a_hang_in_matches_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_process_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    with pytest.raises(RuntimeError, match="answer checker could not be started"):
+    with pytest.raises(RuntimeError, match="answer checker could not start a process"):
         CheckerPool(check_hostile)
 
 

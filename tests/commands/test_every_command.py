@@ -1,4 +1,4 @@
-"""Every command with what can go wrong from outside: one clear line, a status other than 0."""
+"""Every command with wrong input or a failing system: one clear line, a status other than 0."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_interrupted(
 
 
 def test_ctrl_c_at_a_training_run_says_where_to_go_on(place: Path, tmp_path: Path) -> None:
-    """A real process, a real signal; its newest checkpoint is whole and it goes on from there."""
+    """A real process and signal: the newest checkpoint is complete and training resumes from it."""
     run = tmp_path / "run"
     argv = ["train", "--config", str(place / "recipe.yaml"), "--output_dir", str(run)]
     argv += ["--save_steps", "1", "--max_steps"]
@@ -233,7 +233,7 @@ def test_ctrl_c_at_a_training_run_says_where_to_go_on(place: Path, tmp_path: Pat
     checkpoint, damaged = newest_whole(run)
     assert checkpoint is not None and not damaged
     assert stderr.splitlines()[-1] == (
-        f"compact: error: interrupted; {checkpoint} is whole: "
+        f"compact: error: interrupted; {checkpoint} is complete: "
         "resume with --resume_from_checkpoint true"
     )
     assert "Traceback" not in stderr
@@ -255,7 +255,7 @@ def adapter(place: Path, tmp_path: Path) -> Path:
 def test_a_folder_with_an_adapter_is_a_model(
     place: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run's folder stands for the student that it trained, in every command that reads one."""
+    """Every command that reads a student also reads the folder of a run."""
     assert main(["doctor", str(adapter)]) == 0
     assert "layout" in capsys.readouterr().out
     scores = []
@@ -298,7 +298,7 @@ def test_an_adapter_is_trained_on(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The matrices go on from where they are, and the run names the same student."""
+    """Training continues from these matrices, and the run names the same student."""
     command = ["train", "--config", str(place / "recipe.yaml"), "--max_steps", "1"]
     command += ["--model", str(adapter), "--output_dir", str(tmp_path / "on")]
     assert main(command) == 1  # the recipe trains every weight

@@ -1,4 +1,4 @@
-"""`compact train --num_processes 2` forwards to accelerate and tells errors in one line as well."""
+"""`compact train --num_processes 2` starts accelerate and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_fsdp2_by_name_trains_the_same_student(recipe: Path, tmp_path: Path) -> 
 
 
 def test_error_of_a_rank_is_one_line(recipe: Path, tmp_path: Path) -> None:
-    """What ranks cannot read is told once, without the launcher's own report."""
+    """Input that ranks cannot read is reported once, without the launcher's own report."""
     (tmp_path / "empty").mkdir()
     argv = ["train", "--config", str(recipe), "--num_processes", "2"]
     done = start(*argv, "--model", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "run"))
@@ -91,7 +91,7 @@ def test_error_of_a_rank_is_one_line(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_cause_is_told_and_not_who_was_ended_for_it() -> None:
-    """Process 1 tells an error, or is killed; process 0 only got the launcher's SIGTERM."""
+    """Process 1 reports an error or is killed; process 0 only gets the launcher's SIGTERM."""
     ended, killed, told = (
         ProcessFailure(0, 10, status, "") for status in (-signal.SIGTERM, -signal.SIGKILL, 1)
     )

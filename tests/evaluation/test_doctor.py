@@ -1,4 +1,4 @@
-"""What `compact doctor` promises is what a pass then needs, and its advice can be followed."""
+"""`compact doctor` predicts what a pass needs, and its advice works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.toy import _SIZES, CONFIGS, make_model
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_kept_bytes_grow_with_the_tokens(kind: str) -> None:
-    """So a figure for many tokens may be drawn from two short passes."""
+    """Linear, so two short passes give the bytes for many tokens."""
     student = Student.of(make_model(kind).train())
     short, middle, long = (kept_bytes(student, n) for n in (32, 96, 224))
     assert 0 < short < middle
@@ -35,7 +35,7 @@ def test_what_lora_needs_is_less_than_what_full_training_needs() -> None:
     least = 4 * (64 - 32) * config.num_hidden_layers * a_token
     assert least < kept_bytes(lora, 64) - kept_bytes(lora, 32)
     assert kept_bytes(lora, 64) < kept_bytes(full, 64)
-    eager = "eager attention its scores"
+    eager = "eager attention also keeps its scores"
     assert eager not in text and eager in needs(Student.of(make_model("gemma").train()), 64)
 
 

@@ -74,7 +74,7 @@ def test_batched_generation_equals_one_prompt_at_a_time(model, tokenizer):
 
 
 def scripted(answers):
-    """Stands in for `generate`: says what the script has for each prompt."""
+    """Replaces `generate`: returns the scripted answer for each prompt."""
     calls = []
 
     def generate(model, tokenizer, prompts, max_new_tokens):
@@ -173,7 +173,7 @@ def test_item_file_of_other_settings_is_refused(model, tokenizer, data, tmp_path
     with pytest.raises(ValueError, match="max_new_tokens was 256, now 99"):
         module.evaluate(model, tokenizer, problems, out, max_new_tokens=99, progress=False)
     (tmp_path / "items.summary.json").unlink()
-    with pytest.raises(ValueError, match="exists, but not its items.summary.json"):
+    with pytest.raises(ValueError, match="expected items.summary.json beside it"):
         module.evaluate(model, tokenizer, problems, out, progress=False)
     with pytest.raises(ValueError, match="at least one problem"):
         module.evaluate(model, tokenizer, [], progress=False)
@@ -284,7 +284,7 @@ def test_forgetting_without_a_base_is_refused(saved, data, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("One text.\nIts second line.\n\nAnother text.\n")
     assert forgetting.read_texts(texts) == ["One text.\nIts second line.", "Another text."]
-    with pytest.raises(ValueError, match="--base must name the model it came from"):
+    with pytest.raises(ValueError, match="--base must name the base student"):
         command(
             "--model", saved, "--data", data, "--out", tmp_path / "x.jsonl", "--retained", texts
         )
@@ -296,12 +296,12 @@ def test_retained_texts_name_the_bad_line(tmp_path):
     with pytest.raises(ValueError, match=r"texts.jsonl:2: expected"):
         forgetting.read_texts(path)
     path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no text"):
+    with pytest.raises(ValueError, match="expected at least one text, got none"):
         forgetting.read_texts(path)
 
 
 def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp_path):
-    """The names stay the same; what stands behind them does not."""
+    """The names of model and data stay the same, but their contents change."""
     student, questions = tmp_path / "student", tmp_path / "questions.jsonl"
     shutil.copytree(saved, student)
     shutil.copy(data, questions)
@@ -310,12 +310,12 @@ def test_items_of_other_weights_or_questions_are_not_taken_over(saved, data, tmp
     assert command(*words) == 0 and command(*words) == 0
     weights = load_file(student / "model.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, student / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds rows of other settings \(weights was"):
+    with pytest.raises(ValueError, match=r"has rows from other settings \(weights was"):
         command(*words)
     shutil.copy(saved / "model.safetensors", student)
     assert command(*words) == 0
     questions.write_text(questions.read_text() + "\n")
-    with pytest.raises(ValueError, match=r"holds rows of other settings \(content was"):
+    with pytest.raises(ValueError, match=r"has rows from other settings \(content was"):
         command(*words)
 
 

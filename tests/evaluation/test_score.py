@@ -94,7 +94,7 @@ def test_errors_are_one_line(
 def test_scores_of_other_options_are_refused(
     score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What another preset left half done is neither used nor lost."""
+    """The partial file of another preset is neither used nor deleted."""
     assert score("--limit", "2") == 0
     limited = Path("scores.jsonl").read_text()
     rows = [{"question_id": "x", "rows": []}]
@@ -102,7 +102,7 @@ def test_scores_of_other_options_are_refused(
     side = Path("scores.jsonl.summary.json")
     side.write_text(json.dumps({"settings": {"preset": "paper"}}))
     assert score("--limit", "2") == 1
-    assert "holds rows of other settings (data was None" in capsys.readouterr().err
+    assert "has rows from other settings (data was None" in capsys.readouterr().err
     assert Path("scores.jsonl").read_text() == limited
     Path("scores.jsonl.partial").unlink()
     assert score("--limit", "2") == 0

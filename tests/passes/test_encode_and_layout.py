@@ -76,7 +76,7 @@ def test_chat_template_ends_the_turn_and_drops_what_follows() -> None:
         encode_problem(problem(), build_tokenizer(), max_length=200).rationales[0].step_texts
     )
     tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'][::-1]")
-    with pytest.raises(ValueError, match="chat template changes the completion"):
+    with pytest.raises(ValueError, match="chat template must keep the completion"):
         encode_problem(problem(), tokenizer, max_length=200)
 
 

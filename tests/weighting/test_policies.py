@@ -73,7 +73,7 @@ def test_policies_that_read_the_answer(finished: Pass) -> None:
 
 
 def test_random_depends_on_seed_and_step_only(finished: Pass) -> None:
-    """Drawn anew at every step, the same in every run, evenly over the simplex."""
+    """Drawn again at every step, the same in every run, uniform over the simplex."""
 
     def draws(weigher: Weigher, steps: int) -> np.ndarray:
         found = []
@@ -87,5 +87,5 @@ def test_random_depends_on_seed_and_step_only(finished: Pass) -> None:
     assert not np.allclose(first[0], first[1])
     assert not np.allclose(first[0], draws(make_weigher("random", seed=2), 1)[0])
     np.testing.assert_allclose(first.mean(0), np.full(4, 0.25), atol=0.03)
-    # A coordinate of an even draw from the simplex has variance (K - 1) / (K^2 (K + 1)).
+    # A coordinate of a uniform draw from the simplex has variance (K - 1) / (K^2 (K + 1)).
     np.testing.assert_allclose(first.var(0), np.full(4, 3 / 80), atol=0.012)

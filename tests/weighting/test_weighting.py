@@ -169,7 +169,7 @@ def test_zscores_are_those_that_weigh() -> None:
 
 
 def test_warm_up_goes_from_uniform_to_the_weights() -> None:
-    """Linear in the problems seen; those with one teacher teach nothing about the spread."""
+    """Linear in the problems seen; problems with one teacher do not change the spread."""
     weigher = make_weigher("robust", warmup=8, reliable=False)
     full = make_weigher("robust", reliable=False)
     scores = _tensors(_SCORES)
@@ -184,7 +184,7 @@ def test_warm_up_goes_from_uniform_to_the_weights() -> None:
 
 
 def test_running_spread_is_a_mean_first_and_follows_later() -> None:
-    """Twenty steps count alike, then a step has a share of a twentieth."""
+    """The first twenty steps have equal shares; each later step has a share of a twentieth."""
     weigher = make_weigher("robust")
 
     def update(factor: float) -> None:
@@ -223,6 +223,6 @@ def test_state_comes_back() -> None:
     ],
 )
 def test_unknown_names_are_told(name: str, overrides: dict[str, int], message: str) -> None:
-    """With what there is."""
+    """The message lists the known names."""
     with pytest.raises(ValueError, match=message):
         make_weigher(name, **overrides)
