@@ -17,8 +17,17 @@ Row = dict[str, Any]
 
 
 def summary_path(rows: Path) -> Path:
-    """Returns the file of settings and summary for a file of rows: x.jsonl -> x.summary.json."""
-    return rows.with_name(rows.stem + ".summary.json")
+    """Returns the file of settings and summary for a file of rows: x.jsonl -> x.summary.json.
+
+    Any other name keeps its suffix, so that two files of rows never share a summary.
+    """
+    return rows.with_name(rows.name.removesuffix(".jsonl") + ".summary.json")
+
+
+def remove_rows(rows: Path) -> None:
+    """Removes a file of rows and its summary, once their results are saved elsewhere."""
+    for path in (rows, summary_path(rows)):
+        path.unlink(missing_ok=True)
 
 
 class ResumableRows:
@@ -27,6 +36,8 @@ class ResumableRows:
     Attributes:
         done: key -> row, of this run and of earlier ones.
     """
+
+    _running = False
 
     def __init__(self, path: str | Path, settings: dict[str, Any], *, key: str) -> None:
         """Opens the file, which may have rows of an interrupted run, and creates its folders.
@@ -41,10 +52,12 @@ class ResumableRows:
                 line is not a row.
             OSError: a file cannot be read or written.
         """
-        self.path, self.settings, self.key = Path(path), settings, key
+        self.path, self.key = Path(path), key
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._read()
-        write_json(summary_path(self.path), {"settings": settings, "status": "running"})
+        if not self.done:
+            self._mark_running()
         self._file = self.path.open("a", encoding="utf-8")
 
     def append(self, row: Row) -> None:
@@ -53,6 +66,8 @@ class ResumableRows:
         Raises:
             OSError: the row cannot be written, for example on a full disk.
         """
+        if not self._running:  # the summary of a complete run stays until a row is added
+            self._mark_running()
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         self.done[str(row[self.key])] = row
@@ -62,11 +77,10 @@ class ResumableRows:
         about = {"settings": self.settings, "status": "complete", **summary}
         write_json(summary_path(self.path), about)
 
-    def discard(self) -> None:
-        """Removes the file and its summary, for a caller that has saved the results elsewhere."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-        summary_path(self.path).unlink(missing_ok=True)
+    def _mark_running(self) -> None:
+        about = {"settings": self.settings, "status": "running"}
+        write_json(summary_path(self.path), about)
+        self._running = True
 
     def __enter__(self) -> ResumableRows:
         return self

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.resumable import ResumableRows, summary_path
+from compact.resumable import ResumableRows, remove_rows, summary_path
 
 SETTINGS = {"model": "m", "limit": None}
 
@@ -74,6 +74,18 @@ def test_summary_and_removal(tmp_path: Path) -> None:
         rows.complete({"items": 1})
     found = json.loads(summary_path(path).read_text())
     assert found == {"settings": SETTINGS, "status": "complete", "items": 1}
-    with ResumableRows(path, SETTINGS, key="id") as rows:
-        rows.discard()
+    with ResumableRows(path, SETTINGS, key="id"):
+        pass  # nothing was added: the run is still complete
+    assert json.loads(summary_path(path).read_text()) == found
+    remove_rows(path)
     assert list(path.parent.iterdir()) == []
+
+
+def test_names_and_settings_that_could_be_taken_for_others(tmp_path: Path) -> None:
+    """Two files never share a summary; settings compare as JSON reads them back."""
+    names = ("res", "res.jsonl", "res.partial", "res.jsonl.partial")
+    assert len({summary_path(Path(name)) for name in names}) == len(names) - 1  # res, res.jsonl
+    for _ in range(2):
+        with ResumableRows(tmp_path / "x.jsonl", {"a": (1, 2), "b": {1: "x"}}, key="id") as rows:
+            rows.append({"id": str(len(rows.done))})
+    assert len(rows.done) == 2

@@ -88,6 +88,9 @@ def _run(arguments: list[str]) -> int:
         print(_overview())
         return 0 if arguments else 2
     arguments, modules = _without_imports(arguments)
+    if arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(unknown("command", command, list(COMMANDS)), 2)
@@ -114,7 +117,7 @@ def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
             value = value if equals else next(left, "")
             if not value or value.startswith("-"):
                 raise ValueError("--import must name a module, as in --import my_module")
-            modules.append(value)
+            modules += value.split(",")
         else:
             rest.append(argument)
     if not rest:

@@ -74,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
         found = load_questions(path)[: args.limit]
         if args.answer_type is not None:
             found = [replace(p, answer_type=args.answer_type) for p in found]
-        for problem in found:
-            _ = problem.domain  # report an invalid gold answer before the model loads
+        for problem in found:  # report an invalid gold answer before the model loads
+            try:
+                _ = problem.domain
+            except ValueError as error:
+                raise ValueError(f"{path}: question_id {problem.question_id!r}: {error}") from None
         return found
 
     problems = questions(args.data)

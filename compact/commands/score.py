@@ -10,7 +10,7 @@ from compact.data import load_problems, of_teacher
 from compact.evaluation.score import parse_metrics, score_problems
 from compact.files import check_output, content_of, content_of_student, write_whole
 from compact.passes.encode import LEAF_BUDGET
-from compact.resumable import summary_path
+from compact.resumable import remove_rows
 from compact.student import Student, load_model
 from compact.weighting import DEFAULT_PRESET, PresetWeigher, make_weigher
 
@@ -98,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
         graphs=graphs,
     )
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    for kept in (partial, summary_path(partial)):
-        kept.unlink(missing_ok=True)
+    remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     if isinstance(weigher, PresetWeigher) and weigher.preset.reliable:
         print(f"reliability of the weights: {weigher.reliability:.2f} of 1 (see docs/method.md)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from compact.commands.metrics import first_line, print_table
+from compact.commands.metrics import print_table
 from compact.strategies import STRATEGIES
 
 EPILOG = """example:
@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the registry of strategies."""
-    rows = [(n, ", ".join(s.needs) or "nothing", first_line(s)) for n, s in STRATEGIES.items()]
+    rows = [
+        (name, ", ".join(strategy.needs) or "nothing", (strategy.__doc__ or "").partition("\n")[0])
+        for name, strategy in STRATEGIES.items()
+    ]
     print_table("strategies", rows)
     return 0

@@ -242,6 +242,11 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales).
     """
+    if (folder / "result.json").exists():
+        raise ValueError(
+            f"{folder}: expected an unfinished run, found a finished one of an earlier version; "
+            "choose another --out"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     model, processing_class, problems, questions = task.start(seed)

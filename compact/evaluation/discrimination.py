@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -168,9 +169,7 @@ def plant(
         rationales = list(problem.rationales)
         old = rationales[where]
         rationales[where] = type(old)(old.teacher, spoilt, old.line)
-        found.append(
-            Problem(problem.question_id, problem.prompt, problem.answer, tuple(rationales))
-        )
+        found.append(replace(problem, rationales=tuple(rationales)))
         for i, rationale in enumerate(rationales):
             labels[problem.question_id, rationale.teacher] = kind if i == where else "right"
         if len(found) == limit:
@@ -267,9 +266,9 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
 
 def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int) -> Table:
     """Scores real rationales with planted errors of every kind, with a real student."""
+    pool = load_problems(data)
     model, processing_class = load_student(model_name)
     student = Student.of(model, processing_class)
-    pool = load_problems(data)
     merged: Table = {}
     for kind in PLANTS:
         chosen: list[Problem] = []
@@ -278,9 +277,14 @@ def svamp_study(data: Path, model_name: str, seeds: Sequence[int], problems: int
             part, kinds = plant(pool, kind, seed, problems)
             for problem in part:  # a problem may be drawn under several seeds
                 name = f"{seed}/{problem.question_id}"
-                chosen.append(Problem(name, problem.prompt, problem.answer, problem.rationales))
+                chosen.append(replace(problem, question_id=name))
                 for r in problem.rationales:
                     labels[name, r.teacher] = kinds[problem.question_id, r.teacher]
+        if not chosen:
+            raise ValueError(
+                f"{data}: expected problems with three or more rationales, all right, in which an "
+                f"error of kind {kind!r} can be planted, got none"
+            )
         found = study(
             student, processing_class, chosen, labels, batch_problems=2, progress=f"SVAMP {kind}"
         )

@@ -225,13 +225,14 @@ def mislead(
                 theirs += 1
                 planted += spoilt is not None
                 completion = spoilt or completion
-            rows.append(
-                {
-                    "question_id": problem.question_id,
-                    "prompt": problem.prompt,
-                    "teacher": rationale.teacher,
-                    "completion": completion,
-                    "answer": problem.answer,
-                }
-            )
+            row = {
+                "question_id": problem.question_id,
+                "prompt": problem.prompt,
+                "teacher": rationale.teacher,
+                "completion": completion,
+                "answer": problem.answer,
+            }
+            if problem.answer_type is not None:
+                row["answer_type"] = problem.answer_type
+            rows.append(row)
     return rows, planted, theirs

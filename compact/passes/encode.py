@@ -142,10 +142,11 @@ def choose_leaf_steps(
     total = sum(counts)
     if leaf * (total + 1) <= budget * row:
         return [tuple(range(n)) for n in counts]
-    allowed = max(int(budget * row / leaf) - 1, 0)
+    allowed = int(budget * row / leaf) - 1
+    spare, rest = max(allowed - len(counts), 0), max(total - len(counts), 1)
     chosen = []
     for n in counts:
-        mine = max(n * allowed // total, 1)
+        mine = 1 + (n - 1) * spare // rest
         chosen.append(tuple(-(-(i + 1) * n // mine) - 1 for i in range(mine)))
     return chosen
 

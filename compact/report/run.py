@@ -173,12 +173,15 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
             f"{run.folder}: expected a saved student to analyse problems with, got none"
         )
     model, processing_class = load_model(str(folder))
-    max_length = run.info.get("settings", {}).get("max_length", 2560)
+    settings = run.info.get("settings", {})
+    limits: dict[str, Any] = {
+        "max_length": settings.get("max_length", 2560),
+        # Runs before the leaf budget asked after every step.
+        "leaf_budget": settings.get("leaf_budget", math.inf),
+    }
     student = Student.of(model)
-    layout = choose_layout(student, "auto", max_length)[0]
-    encoded = [
-        encode_problem(problems[q], processing_class, max_length=max_length) for q in question_ids
-    ]
+    layout = choose_layout(student, "auto", limits["max_length"])[0]
+    encoded = [encode_problem(problems[q], processing_class, **limits) for q in question_ids]
     bar = tqdm(encoded, desc="analysing problems", unit="problem")
     return [explain_problem(student, processing_class, p, layout) for p in bar]
 

@@ -76,14 +76,14 @@ class MicroBatchLoss:
         """
         training = self.student.model.training
         alone = self.accelerator.num_processes == 1
-        problems: Sequence[EncodedProblem] = [item.problem for item in items]
+        own = [item.problem for item in items]
+        problems: Sequence[EncodedProblem] = own
         if training:
             problems = self.strategy.rollout(problems, self.student)
-            if len(problems) != len(items):
-                raise ValueError(
-                    f"rollout of {type(self.strategy).__name__} must return {len(items)} problems, "
-                    f"got {len(problems)}"
-                )
+            given, got = ([p.question_id for p in ps] for ps in (own, problems))
+            if given != got:
+                name = type(self.strategy).__name__
+                raise ValueError(f"rollout of {name} must return question_ids {given}, got {got}")
         needs_leaves = self.weigher.needs_leaves
         due = not training or number % self.args.leaf_every == 0
         kept = [self._kept(p) if needs_leaves and not due else None for p in problems]

@@ -19,8 +19,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from compact.config import CompactConfig
 from compact.files import write_json
+from compact.strategies import Strategy
 from compact.trainer.checkpoints import damage, newest_whole
+from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +41,44 @@ def write_run_file(run: Path, about: dict[str, Any]) -> None:
     write_json(run / "run.json", about | more)
 
 
-def read_state(checkpoint: Path, preset: str) -> tuple[dict[str, Any], int]:
+def write_state(
+    checkpoint: Path,
+    args: CompactConfig,
+    weigher: Weigher,
+    kept_levels: dict[str, list[float]],
+    strategy: Strategy,
+) -> None:
+    """Writes COMPACT's own state into a checkpoint."""
+    state: dict[str, Any] = {
+        "preset": args.preset,
+        "weigher": weigher.state_dict(),
+        "gains": kept_levels,  # the name that earlier checkpoints have
+    }
+    if args.strategy is not None:
+        state["strategy"] = {"name": args.strategy, "state": strategy.state_dict()}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+
+
+def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dict[str, Any], int]:
     """Reads COMPACT's own state from a checkpoint.
 
     Returns:
         The state (keys weigher, gains, strategy), and the checkpoint's step.
 
     Raises:
-        ValueError: the checkpoint was written with another preset.
+        ValueError: the checkpoint was written with another preset or strategy.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
     if state.get("preset", preset) != preset:
         raise ValueError(
             f"preset must be {state['preset']!r} to resume from {checkpoint}, which holds the "
             f"running statistics of that preset, got {preset!r}"
+        )
+    saved = state.get("strategy", {}).get("name")
+    if saved != strategy:
+        raise ValueError(
+            f"strategy must be {saved!r} to resume from {checkpoint}, which was written with it, "
+            f"got {strategy!r}"
         )
     return state, int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 

@@ -16,6 +16,7 @@ from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
+from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
@@ -36,8 +37,13 @@ def refuse_zero3() -> None:
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
 
 
-def check_leaf_every(weigher: Weigher, args: CompactConfig) -> None:
-    """Raises ValueError if `leaf_every` > 1 but a metric needs the leaves of every step."""
+def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
+    """Raises ValueError if `leaf_every` > 1 but leaves must be computed anew at every step."""
+    if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:
+        raise ValueError(
+            f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
+            f"step to step, got {args.leaf_every}"
+        )
     if args.leaf_every > 1 and weigher.leaf_hidden_readers:
         raise ValueError(
             f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "

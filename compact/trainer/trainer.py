@@ -58,12 +58,12 @@ from compact.trainer.records import (
 )
 from compact.trainer.runlog import ScoreLog
 from compact.trainer.saving import (
-    STATE_FILE,
     checkpoint_to_resume,
     cleared_up,
     keep_callback_states,
     read_state,
     write_run_file,
+    write_state,
 )
 from compact.trainer.step import (
     AfterStep,
@@ -134,7 +134,7 @@ class CompactTrainer(Trainer):
         setup.refuse_zero3()
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
-        setup.check_leaf_every(self.weigher, args)
+        setup.check_leaf_every(self.weigher, self.strategy, args)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)
@@ -522,14 +522,7 @@ class CompactTrainer(Trainer):
             if self.args.should_save:
                 keep_callback_states(self.state, [*self.callback_handler.callbacks, self.control])
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-                compact_state = {
-                    "preset": self.args.preset,
-                    "weigher": self.weigher.state_dict(),
-                    "gains": self._loss.kept_levels,
-                }
-                if self.args.strategy is not None:
-                    compact_state["strategy"] = self.strategy.state_dict()
-                (staged / STATE_FILE).write_text(json.dumps(compact_state))
+                write_state(staged, self.args, self.weigher, self._loss.kept_levels, self.strategy)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish(staged, final)
@@ -579,10 +572,11 @@ class CompactTrainer(Trainer):
 
     def _load_compact_state(self, checkpoint: Path) -> int:
         """Restores running statistics, kept levels and strategy; returns the step."""
-        state, step = read_state(checkpoint, self.args.preset)
+        state, step = read_state(checkpoint, self.args.preset, self.args.strategy)
         self.weigher.load_state_dict(state["weigher"])
         self._loss.kept_levels = state["gains"]
-        self.strategy.load_state_dict(state.get("strategy", {}))
+        if "strategy" in state:
+            self.strategy.load_state_dict(state["strategy"]["state"])
         return step
 
     def _note_run(self, run: Path, started: str, status: str) -> None:

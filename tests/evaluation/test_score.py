@@ -99,7 +99,7 @@ def test_scores_of_other_options_are_refused(
     limited = Path("scores.jsonl").read_text()
     rows = [{"question_id": "x", "rows": []}]
     Path("scores.jsonl.partial").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    side = Path("scores.jsonl.summary.json")
+    side = Path("scores.jsonl.partial.summary.json")
     side.write_text(json.dumps({"settings": {"preset": "paper"}}))
     assert score("--limit", "2") == 1
     assert "has rows from other settings (data was None" in capsys.readouterr().err

@@ -33,14 +33,14 @@ from helpers.trajectories import TEACHERS, rows_of, train
 def test_the_budget_holds_and_the_last_step_is_always_asked(
     counts: list[int], row: int, leaf: int, budget: float
 ) -> None:
-    """At most the budget, but for the last step of each rationale; distances are even."""
+    """At most the budget, or the last step of each rationale alone; distances are even."""
     chosen = choose_leaf_steps(counts, row=row, leaf=leaf, budget=budget)
     for n, steps in zip(counts, chosen, strict=True):
         assert steps[-1] == n - 1 and list(steps) == sorted(set(steps))
         gaps = [b - a for a, b in zip((-1, *steps), steps, strict=False)]
         assert max(gaps) - min(gaps) <= 1
     used = leaf * (1 + sum(map(len, chosen)))
-    assert used <= budget * row or any(len(steps) == 1 for steps in chosen)
+    assert used <= budget * row or all(len(steps) == 1 for steps in chosen)
     if leaf * (1 + sum(counts)) <= budget * row:
         assert [len(steps) for steps in chosen] == counts
 

@@ -105,7 +105,7 @@ def test_state_is_kept_and_resumed(tmp_path: Path, registered: list[str]) -> Non
     rows = rows_of(*TEACHERS)
     train(tmp_path / "run", rows, **settings, max_steps=1)
     state = json.loads((tmp_path / "run/checkpoint-1/compact_state.json").read_text())
-    assert state["strategy"] == {"steps": 1}
+    assert state["strategy"] == {"name": "every-hook", "state": {"steps": 1}}
     whole = train(tmp_path / "whole", rows, **settings)
     registered.clear()
     resumed = train(
@@ -116,6 +116,29 @@ def test_state_is_kept_and_resumed(tmp_path: Path, registered: list[str]) -> Non
     )
     assert "resumed at 1" in registered and "step 2" in registered and "step 1" not in registered
     assert torch.equal(resumed[1], whole[1])
+
+
+def test_another_strategy_does_not_resume(tmp_path: Path) -> None:
+    """The checkpoint says which strategy its state belongs to."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
+    train(tmp_path, rows_of(*TEACHERS), **saving, strategy="every-hook", max_steps=1)
+    checkpoint = str(tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match="strategy must be 'every-hook' to resume.* got None"):
+        train(tmp_path, rows_of(*TEACHERS), **saving, resume_from_checkpoint=checkpoint)
+
+
+def test_rollouts_that_cannot_be_used(tmp_path: Path) -> None:
+    """Kept leaves need the same rationales at every step, and a rollout keeps the problems."""
+    with pytest.raises(ValueError, match="leaf_every must be 1 with strategy every-hook"):
+        train(tmp_path / "a", rows_of(*TEACHERS), strategy="every-hook", leaf_every=2)
+
+    @register_strategy("renames")
+    class Renames(Strategy):
+        def rollout(self, problems: Sequence[EncodedProblem], student: Any) -> Any:
+            return [replace(p, question_id="other") for p in problems]
+
+    with pytest.raises(ValueError, match="rollout of Renames must return question_ids .*'other'"):
+        train(tmp_path / "b", rows_of(*TEACHERS), strategy="renames")
 
 
 def test_the_consistency_term_is_a_loss_term() -> None:
