@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
     more = ", ..." if len(teachers) > 6 else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), {repeated} duplicates left out -> {out}"
+        f"({listed}{more}), duplicates left out: {repeated} -> {out}"
     )
     return 0
