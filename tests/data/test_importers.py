@@ -110,7 +110,9 @@ def test_teachers_of_several_files_meet_at_the_prompt(tmp_path, capsys):
     out = tmp_path / "new" / "train.jsonl"
     assert command(f"human={human}", f"big={other}", "--gold", human, "--out", out) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("2 problems, 4 rationales of 2 teachers (human 2, big 2), duplicates left out: 1")
+    assert printed.startswith(
+        "2 problems, 4 rationales of 2 teachers (human 2, big 2), duplicates left out: 1"
+    )
     problems = load_problems(out)
     assert [p.question_id for p in problems] == ["train-00000", "train-00001"]
     assert [p.answer for p in problems] == ["5", "6"]
