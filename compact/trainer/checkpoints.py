@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 UNFINISHED_MODEL = "unfinished-model"
+_OLDER = "older-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -21,7 +23,9 @@ def staging_folder(final: Path) -> Path:
 
 def clear_unfinished(run: Path) -> None:
     """Removes unfinished checkpoints and models of a run that was killed."""
-    for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*")):
+    _restore_older(run)
+    aside = run.glob(f"{_OLDER}checkpoint-*")
+    for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*"), *aside):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -32,8 +36,9 @@ def publish(staged: Path, final: Path) -> None:
     (staged / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
     for path in (*files, staged / MANIFEST, staged):
         _sync(path)
-    # An older checkpoint of the step is removed once the new one has its name, not before.
-    older = final.with_name(f"unfinished-{final.name}-older")
+    # An older checkpoint of the step is removed once the new one has its name, not before. If the
+    # run is killed between the two renames, `_restore_older` gives the older one its name back.
+    older = final.with_name(_OLDER + final.name)
     shutil.rmtree(older, ignore_errors=True)
     if final.exists():
         final.rename(older)
@@ -81,6 +86,7 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     Returns:
         Its folder, or None if there is none; and one line of text for each newer, damaged one.
     """
+    _restore_older(run)
     damaged: list[str] = []
     for checkpoint in sorted(run.glob("checkpoint-*"), key=_step, reverse=True):
         if _NAME.fullmatch(checkpoint.name) is None or not checkpoint.is_dir():
@@ -90,6 +96,15 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
             return checkpoint, damaged
         damaged.append(f"{checkpoint} is damaged: {problem}")
     return None, damaged
+
+
+def _restore_older(run: Path) -> None:
+    """Renames checkpoints back that a killed run had moved aside for one of the same step."""
+    for older in run.glob(f"{_OLDER}checkpoint-*"):
+        final = older.with_name(older.name.removeprefix(_OLDER))
+        if not final.exists():
+            with suppress(FileNotFoundError):  # another rank was faster
+                older.rename(final)
 
 
 def _step(checkpoint: Path) -> int:

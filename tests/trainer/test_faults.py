@@ -5,7 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.trainer import CompactTrainer, NonFiniteError
-from compact.trainer.checkpoints import damage, newest_whole
+from compact.trainer.checkpoints import clear_unfinished, damage, newest_whole, publish
 from compact.trainer.runlog import read_scores
 
 TOKENIZER = build_tokenizer()
@@ -183,6 +183,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     again.train(resume_from_checkpoint=True)
     assert torch.equal(parameters(again), parameters(whole))
     assert read_scores(tmp_path / "run").equals(read_scores(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("look", [newest_whole, clear_unfinished])
+def test_killed_while_a_checkpoint_is_replaced(tmp_path: Path, look: Callable[..., object]) -> None:
+    """Between the two renames the older checkpoint has another name; it gets its own back."""
+    final, staged = tmp_path / "checkpoint-2", tmp_path / "unfinished-checkpoint-2"
+    for content in ("old", "new"):
+        staged.mkdir()
+        (staged / "weights").write_text(content)
+        publish(staged, final)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+        assert (final / "weights").read_text() == content
+    final.rename(tmp_path / "older-checkpoint-2")
+    staged.mkdir()
+    look(tmp_path)
+    assert newest_whole(tmp_path) == (final, []) and (final / "weights").read_text() == "new"
+    clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
