@@ -37,8 +37,6 @@ class ResumableRows:
         done: key -> row, of this run and of earlier ones.
     """
 
-    _running = False
-
     def __init__(self, path: str | Path, settings: dict[str, Any], *, key: str) -> None:
         """Opens the file, which may have rows of an interrupted run, and creates its folders.
 
@@ -52,7 +50,7 @@ class ResumableRows:
                 line is not a row.
             OSError: a file cannot be read or written.
         """
-        self.path, self.key = Path(path), key
+        self.path, self.key, self._running = Path(path), key, False
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._read()

@@ -44,6 +44,15 @@ def same_number(a: str, b: str) -> bool | None:
     return abs(x - y) <= size / 10**6
 
 
+def match_by_value(domain: Domain, a: str | None, b: str | None) -> bool:
+    """Compares two answers as numbers if both are numbers, else by their normal form."""
+    if a is None or b is None:
+        return False
+    x, y = domain.normalise(a), domain.normalise(b)
+    same = same_number(x, y)
+    return x == y if same is None else same
+
+
 def free_numbers(text: str) -> Iterator[re.Match[str]]:
     """Yields the numbers of an unwrapped text that are not part of an expression."""
     for found in NUMBER.finditer(text):
@@ -178,8 +187,4 @@ class Number(Domain):
 
     def matches(self, a: str | None, b: str | None) -> bool:
         """Compares as numbers if both are numbers, else as plain text."""
-        if a is None or b is None:
-            return False
-        x, y = self.normalise(a), self.normalise(b)
-        same = same_number(x, y)
-        return x == y if same is None else same
+        return match_by_value(self, a, b)

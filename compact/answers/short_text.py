@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from compact.answers import number
 from compact.answers.base import Domain, register_domain
 from compact.answers.date import Date
-from compact.answers.number import bare_number, same_number
+from compact.answers.number import bare_number, match_by_value
 from compact.answers.reading import (
     LONGEST_ANSWER,
     parts,
@@ -127,8 +127,4 @@ class General(Domain):
 
     def matches(self, a: str | None, b: str | None) -> bool:
         """Compares as numbers if both are numbers, else in normal form."""
-        if a is None or b is None:
-            return False
-        x, y = self.normalise(a), self.normalise(b)
-        same = same_number(x, y)
-        return x == y if same is None else same
+        return match_by_value(self, a, b)

@@ -71,7 +71,7 @@ class Arm:
     @property
     def teacher(self) -> str | None:
         """The only teacher that the arm trains on; None where it uses all."""
-        return make_weigher(self.preset, **self.overrides).teacher
+        return split_teacher(self.preset)[1]
 
 
 @dataclass(frozen=True)

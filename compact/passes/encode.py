@@ -96,7 +96,8 @@ def encode_problem(
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
-    rationales = _with_one_name_an_answer(rationales, problem)
+    normal_gold = problem.domain.normalise(problem.answer)
+    rationales = _unify_answers(rationales, problem.domain, normal_gold)
     gold = problem.answer.strip()
     cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
     spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
@@ -118,7 +119,7 @@ def encode_problem(
         rationales=tuple(
             replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
         ),
-        gold=problem.domain.normalise(problem.answer),
+        gold=normal_gold,
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
@@ -151,22 +152,21 @@ def choose_leaf_steps(
     return chosen
 
 
-def _with_one_name_an_answer(
-    rationales: Sequence[EncodedRationale], problem: Problem
+def _unify_answers(
+    rationales: Sequence[EncodedRationale], domain: Domain, gold: str
 ) -> list[EncodedRationale]:
     """Gives matching answers the same text, the gold answer's text if they match it.
 
     After this, two answers of the problem match if and only if their texts are equal.
     """
-    domain = problem.domain
-    names = [domain.normalise(problem.answer)]
+    texts = [gold]
     found = []
     for rationale in rationales:
         answer = rationale.answer
-        if answer is not None:
-            known = (name for name in names if name == answer or domain.matches(name, answer))
-            answer = next(known, answer)
-            names.append(answer)
+        if answer is not None and answer not in texts:
+            answer = next((text for text in texts if domain.matches(text, answer)), answer)
+            if answer not in texts:
+                texts.append(answer)
         found.append(replace(rationale, answer=answer))
     return found
 
