@@ -3,7 +3,8 @@
 A policy takes its settings and returns a function (pass, optimizer steps so far) -> weights [R].
 `@register_policy(NAME)` registers it. A policy can skip a problem, for example if the single
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
-problem, and the problem has no loss.
+problem, and the problem has no loss. A policy that reads optional token statistics names them in
+an attribute of the function that it returns: `policy.statistics = ("rank",)`.
 """
 
 from __future__ import annotations
