@@ -9,6 +9,9 @@ in any module that is imported before training, and use its name as the metric o
 preset. A metric reads the results of the one forward pass. It cannot run the student again: the
 student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
 lowers it.
+
+In a problem without a gold answer, a metric that needs one gives every rationale the score 0. Equal
+scores have z-score 0, so the axis has no effect on the weights of that problem.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ class Metric:
         needs_padded: it needs the padded layout, one row per rationale, as in the released code.
         needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
             suffice, so the trainer refuses it with leaf_every > 1.
+        needs_gold: it says nothing without gold answers. Data in which no problem has one are
+            refused.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Metric:
     needs_leaves: bool = False
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
+    needs_gold: bool = False
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -68,6 +74,7 @@ def register(
     needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
+    needs_gold: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that registers a function as metric `name` of `axis`.
 
@@ -87,6 +94,7 @@ def register(
             needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
+            needs_gold=needs_gold,
         )
         METRICS.add(name, metric, score)
         return score

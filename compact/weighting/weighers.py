@@ -27,7 +27,7 @@ from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
-from compact.weighting.policies import POLICIES, SINGLE, split_teacher
+from compact.weighting.policies import NEED_GOLD, POLICIES, SINGLE, split_teacher
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
 from compact_ops import problem_weights
 
@@ -54,6 +54,7 @@ class Weigher(Protocol):
         needs_leaves: it reads answer leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
+        gold_readers: what cannot work without gold answers: metrics, or the policy itself.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
     """
@@ -62,6 +63,7 @@ class Weigher(Protocol):
     needs_leaves: bool
     needs_padded: bool
     leaf_hidden_readers: tuple[str, ...]
+    gold_readers: tuple[str, ...]
     consistency: ConsistencyTerm | None
     teacher: str | None
 
@@ -147,6 +149,9 @@ class PresetWeigher:
         )
         signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
+        self.gold_readers = tuple(
+            m.name for axis, m in self.metrics.items() if m.needs_gold and self._beta[axis]
+        )
         if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
             raise ValueError(
                 f"{self.name}: reliable needs two axes with a metric and beta != 0, "
@@ -268,6 +273,7 @@ class PolicyWeigher:
     needs_leaves: bool = False
     needs_padded: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
+    gold_readers: tuple[str, ...] = ()
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
 
@@ -324,8 +330,12 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
+    # An oracle that is told which teachers are right reads no gold answer.
+    reads_gold = policy in NEED_GOLD and not overrides.get("teachers")
+    readers = (policy,) if reads_gold else ()
     try:
-        return PolicyWeigher(name, POLICIES[policy](**overrides), teacher=teacher)
+        made = POLICIES[policy](**overrides)
+        return PolicyWeigher(name, made, teacher=teacher, gold_readers=readers)
     except TypeError as error:
         raise ValueError(f"override of {name}: {error}") from None
 
