@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             config,
             model=args.model,
             limit=args.limit,
+            arms=arms,
         )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

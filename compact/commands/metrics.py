@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric costs in addition to the pass."""
-    if metric.needs_leaves:
-        return "answer leaves"
-    return "padded rows" if metric.needs_padded else "free"
+    """Returns what a metric costs in addition to the pass, and whether it needs gold answers."""
+    cost = "padded rows" if metric.needs_padded else "free"
+    cost = "answer leaves" if metric.needs_leaves else cost
+    return f"{cost}, gold answers" if metric.needs_gold else cost
 
 
 def meaning(metric: Metric) -> str:

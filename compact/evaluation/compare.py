@@ -41,7 +41,7 @@ from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
-from compact.weighting import make_weigher
+from compact.weighting import check_gold, make_weigher
 from compact.weighting.policies import split_teacher
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,7 @@ def file_task(
     *,
     model: str | None,
     limit: int | None,
+    arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
 
@@ -185,6 +186,12 @@ def file_task(
         config: its training settings are used; preset, overrides and output_dir are not.
         model: the student; replaces the recipe's.
         limit: largest number of test questions.
+        arms: the weightings to compare, to refuse at once what the data do not allow.
+
+    Raises:
+        ValueError: the recipe names no model, a row cannot be used, or the data have no gold
+            answers and an arm needs them.
+        OSError: a file cannot be read.
     """
     name = model or recipe.model
     if name is None:
@@ -196,6 +203,8 @@ def file_task(
             recipe_file,
         )
     problems = load_problems(data)[: recipe.max_problems]
+    for arm in arms:
+        check_gold(make_weigher(arm.preset, **arm.overrides), problems)
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:

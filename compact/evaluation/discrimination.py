@@ -159,13 +159,13 @@ def plant(
     labels: dict[tuple[str, str], str] = {}
     for problem in rng.sample(list(problems), len(problems)):
         texts = [str(r.completion) for r in problem.rationales]
-        domain = problem.domain
-        if len(texts) < 3 or not all(
-            domain.matches(domain.extract(text), problem.answer) for text in texts
-        ):
+        domain, gold = problem.domain, problem.answer
+        if gold is None or len(texts) < 3:
+            continue
+        if not all(domain.matches(domain.extract(text), gold) for text in texts):
             continue
         where = rng.randrange(len(texts))
-        spoilt = PLANTS[kind](texts[where], problem.answer, rng)
+        spoilt = PLANTS[kind](texts[where], gold, rng)
         if spoilt is None:
             continue
         rationales = list(problem.rationales)

@@ -138,7 +138,8 @@ def evaluate(
         items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
 
     Raises:
-        ValueError: no problems, a question_id occurs twice, or `out` belongs to another run.
+        ValueError: no problems, a question_id occurs twice or has no gold answer, or `out` belongs
+            to another run.
     """
     if not problems:
         raise ValueError("evaluate: problems must hold at least one problem, got none")
@@ -146,6 +147,10 @@ def evaluate(
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
+    golds = {p.question_id: p.answer for p in problems if p.answer is not None}
+    if len(golds) < len(ids):
+        without = next(i for i in ids if i not in golds)
+        raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
     rows = None if out is None else ResumableRows(out, settings, key="question_id")
@@ -177,7 +182,10 @@ def evaluate(
                 answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
                 verdicts = judge.judge(
-                    [(p.domain, x, p.answer) for x, (_, p) in zip(texts, part, strict=True)]
+                    [
+                        (p.domain, x, golds[p.question_id])
+                        for x, (_, p) in zip(texts, part, strict=True)
+                    ]
                 )
                 for i, (_, problem) in enumerate(part):
                     item = {

@@ -9,6 +9,9 @@ in any module that is imported before training, and use its name as the metric o
 preset. A metric reads the results of the one forward pass. It cannot run the student again: the
 student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
 lowers it.
+
+In a problem without a gold answer, a metric that needs one gives every rationale the score 0. Equal
+scores have z-score 0, so the axis has no effect on the weights of that problem.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ class Metric:
             suffice, so the trainer refuses it with leaf_every > 1.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
             "sum_p2", "margin"); who runs the pass asks for them.
+        needs_gold: it says nothing without gold answers. Data in which no problem has one are
+            refused.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Metric:
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
     statistics: tuple[str, ...] = ()
+    needs_gold: bool = False
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -73,6 +79,7 @@ def register(
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
     statistics: Sequence[str] = (),
+    needs_gold: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that registers a function as metric `name` of `axis`.
 
@@ -96,6 +103,7 @@ def register(
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
             statistics=tuple(statistics),
+            needs_gold=needs_gold,
         )
         METRICS.add(name, metric, score)
         return score

@@ -49,13 +49,13 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
     return torch.where(torch.isin(token_ids, words), 1.0, OTHER_WORDS)
 
 
-@register("probe", axis="adaptability")
+@register("probe", axis="adaptability", needs_gold=True)
 def probe(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the log-likelihood, in nats."""
     return _jumps(pass_, pass_.stats.gold_logp)
 
 
-@register("probe-raw", axis="adaptability")
+@register("probe-raw", axis="adaptability", needs_gold=True)
 def probe_raw(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the raw logits."""
     return _jumps(pass_, pass_.stats.gold_logit)

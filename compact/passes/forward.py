@@ -74,7 +74,6 @@ def run_pass(
             hidden, leaf_hidden = run_tree(student, batch, _body)
         else:
             hidden, leaf_hidden = _run_padded(student, batch)
-    gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
     stats_of = partial(
         linear_token_stats,
         bias=student.bias,
@@ -86,7 +85,7 @@ def run_pass(
         student.weight,
         batch.target,
         rows=batch.rows,
-        gold=gold,
+        gold=_gold_answers(batch),
         head_grad=head_grad,
         filter_eps=filter_eps,
         statistics=statistics,
@@ -102,8 +101,32 @@ def run_pass(
             )
             counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
             leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
+    live = _without_stand_ins(live, batch)
     stats = live.map(Tensor.detach)
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
+
+
+def _gold_answers(batch: Batch) -> GoldAnswers:
+    """Returns the table of gold answers for `linear_token_stats`, which needs one of each problem.
+
+    Token 0 stands in for a gold answer that the data do not have.
+    """
+    problem = batch.problem[batch.rationale]
+    if all(p.gold_ids for p in batch.problems):
+        return GoldAnswers(batch.gold_ids, batch.gold_offsets, problem)
+    answers = [p.gold_ids or (0,) for p in batch.problems]
+    ids = torch.tensor([token for answer in answers for token in answer], device=problem.device)
+    sizes = torch.tensor([0, *map(len, answers)], device=problem.device)
+    return GoldAnswers(ids, sizes.cumsum(0), problem)
+
+
+def _without_stand_ins(stats: TokenStats, batch: Batch) -> TokenStats:
+    """Returns the statistics with 0 in place of what `linear_token_stats` read for stand-ins."""
+    if all(p.gold_ids for p in batch.problems):
+        return stats
+    known = (batch.gold_offsets.diff() > 0)[batch.problem[batch.rationale]]
+    assert stats.gold_logit is not None and stats.gold_logp is not None
+    return stats._replace(gold_logit=stats.gold_logit * known, gold_logp=stats.gold_logp * known)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:

@@ -90,7 +90,7 @@ class MicroBatchLoss:
         batch = build_batch(
             problems,
             layout=self.layout,
-            leaves=needs_leaves and self._leaves_due(kept),
+            leaves=needs_leaves and self._leaves_due(problems, kept),
             pad_token_id=self.student.pad_token_id,
             row_capacity=self.args.max_length,
         ).to(self.args.device)
@@ -125,21 +125,25 @@ class MicroBatchLoss:
     def _kept(self, problem: EncodedProblem) -> list[float] | None:
         """The leaf likelihoods of the problem's last visit; None where they are of other leaves."""
         levels = self.kept_levels.get(problem.question_id)
-        asked = sum(len(r.asked_steps) for r in problem.rationales)
-        return levels if levels is not None and len(levels) == asked + 1 else None
+        asked = sum(len(r.asked_steps) for r in problem.rationales) + 1 if problem.gold_ids else 0
+        return levels if levels is not None and len(levels) == asked else None
 
-    def _leaves_due(self, kept: Sequence[list[float] | None]) -> bool:
-        """Whether the micro-batch runs answer leaves: it does if some problem has no kept levels.
+    def _leaves_due(
+        self, problems: Sequence[EncodedProblem], kept: Sequence[list[float] | None]
+    ) -> bool:
+        """Whether the micro-batch runs answer leaves.
+
+        It does if some problem has a gold answer to ask for and no kept levels.
 
         If parameters are sharded, every run of the body gathers them from all ranks. So all ranks
         run leaves if one rank has to.
         """
-        due = None in kept
+        due = any(k is None and p.gold_ids for p, k in zip(problems, kept, strict=True))
         sharded = self.accelerator.distributed_type in (
             DistributedType.FSDP,
             DistributedType.DEEPSPEED,
         )
-        if sharded and self.args.leaf_every > 1:
+        if sharded:
             due = any(gather_object([due]))
         return due
 

@@ -75,7 +75,7 @@ from compact.trainer.step import (
     restore_gradients,
     scale_gradients,
 )
-from compact.weighting import PresetWeigher, Weigher, make_weigher
+from compact.weighting import PresetWeigher, Weigher, check_gold, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -138,6 +138,7 @@ class CompactTrainer(Trainer):
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)
+            check_gold(self.weigher, problems)
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             options = setup.mapping(args.model_init_kwargs)

@@ -1,4 +1,4 @@
-"""Checks of the steps of a rationale that a person can repeat: arithmetic, and numbers from nowhere.
+"""Checks of steps that a person can repeat: arithmetic, and numbers from nowhere.
 
 - `arithmetic`: an equation of the text does not hold ("4 + 14 = 20").
 - `numbers`: a number comes from nowhere. It is not in the question, is not the result of an
@@ -35,11 +35,11 @@ class Outcome(NamedTuple):
     """The result of one check on one rationale.
 
     Attributes:
-        count: n, the opportunities.
+        chances: n, how often the check could have fired.
         failures: (index of the step, what failed, in words) of each failure.
     """
 
-    count: int
+    chances: int
     failures: tuple[tuple[int, str], ...]
 
 
@@ -72,14 +72,14 @@ def base_rates(outcomes: Iterable[tuple[Outcomes, float]]) -> dict[str, float]:
     for of_rationale, weight in outcomes:
         for name, outcome in of_rationale.items():
             fired[name] += weight * len(outcome.failures)
-            total[name] += weight * outcome.count
+            total[name] += weight * outcome.chances
     return {name: fired[name] / total[name] for name in _PRIOR}
 
 
 def evidence(outcomes: Outcomes, rates: Mapping[str, float]) -> dict[str, float]:
     """Returns the evidence of each check against a rationale, in nats, 0 to `MOST`."""
     return {
-        name: min(_surprise(len(o.failures), o.count * rates[name]), MOST)
+        name: min(_surprise(len(o.failures), o.chances * rates[name]), MOST)
         for name, o in outcomes.items()
     }
 

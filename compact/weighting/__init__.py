@@ -1,5 +1,6 @@
 """Turns scores into one weight per rationale: presets, policies and their weighers."""
 
+from compact.weighting.gold import check_gold
 from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
 from compact.weighting.weighers import (
@@ -18,6 +19,7 @@ __all__ = [
     "PresetWeigher",
     "Weigher",
     "Weights",
+    "check_gold",
     "make_weigher",
     "register_policy",
     "register_preset",

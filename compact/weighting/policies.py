@@ -25,6 +25,8 @@ POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
 register_policy = POLICIES.register
 SINGLE = "single"
 """The policy that is written single:TEACHER."""
+NEED_GOLD = {"oracle"}
+"""The policies that read gold answers."""
 
 
 def split_teacher(name: str) -> tuple[str, str | None]:
@@ -144,14 +146,15 @@ def ebkd() -> Policy:
 def oracle(teachers: Collection[str] = ()) -> Policy:
     """Equal weights for the right rationales: those whose final answer is the gold answer.
 
-    If it is known which teachers are right (the teacher zoo), `teachers` names them instead.
+    A problem without a gold answer has no right rationale. If it is known which teachers are right
+    (the teacher zoo), `teachers` names them instead.
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
         right = [
-            float(r.teacher in teachers if teachers else r.answer == problem.gold)
+            float(r.teacher in teachers if teachers else right)
             for problem in pass_.batch.problems
-            for r in problem.rationales
+            for r, right in zip(problem.rationales, problem.right, strict=True)
         ]
         offsets = pass_.batch.problem_offsets
         return _share(torch.tensor(right, device=offsets.device), offsets)

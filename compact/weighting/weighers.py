@@ -27,7 +27,7 @@ from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
-from compact.weighting.policies import POLICIES, SINGLE, split_teacher
+from compact.weighting.policies import NEED_GOLD, POLICIES, SINGLE, split_teacher
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
 from compact_ops import problem_weights
 
@@ -54,6 +54,7 @@ class Weigher(Protocol):
         needs_leaves: it reads answer leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
+        gold_readers: what cannot work without gold answers: metrics, or the policy itself.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
@@ -63,6 +64,7 @@ class Weigher(Protocol):
     needs_leaves: bool
     needs_padded: bool
     leaf_hidden_readers: tuple[str, ...]
+    gold_readers: tuple[str, ...]
     consistency: ConsistencyTerm | None
     teacher: str | None
     statistics: tuple[str, ...]
@@ -150,6 +152,9 @@ class PresetWeigher:
         self.statistics = statistics_of(self.metrics.values())
         signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
+        self.gold_readers = tuple(
+            m.name for axis, m in self.metrics.items() if m.needs_gold and self._beta[axis]
+        )
         if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
             raise ValueError(
                 f"{self.name}: reliable needs two axes with a metric and beta != 0, "
@@ -271,6 +276,7 @@ class PolicyWeigher:
     needs_leaves: bool = False
     needs_padded: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
+    gold_readers: tuple[str, ...] = ()
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
     statistics: tuple[str, ...] = ()
@@ -328,12 +334,15 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
+    # An oracle that is told which teachers are right reads no gold answer.
+    reads_gold = policy in NEED_GOLD and not overrides.get("teachers")
+    readers = (policy,) if reads_gold else ()
     try:
         weigh = POLICIES[policy](**overrides)
     except TypeError as error:
         raise ValueError(f"override of {name}: {error}") from None
     statistics = tuple(getattr(weigh, "statistics", ()))
-    return PolicyWeigher(name, weigh, teacher=teacher, statistics=statistics)
+    return PolicyWeigher(name, weigh, teacher=teacher, gold_readers=readers, statistics=statistics)
 
 
 def weigher_names() -> list[str]:
