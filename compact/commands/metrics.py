@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the registries of metrics, presets, policies and answer domains."""
     names = [name for name in weigher_names() if name not in PRESETS]
-    print_table("metrics", [(n, m.axis, metric_needs(m), meaning(m)) for n, m in METRICS.items()])
+    rows = [
+        (n, m.axis, m.direction, metric_needs(m), meaning(m), m.aggregation)
+        for n, m in METRICS.items()
+    ]
+    print_table("metrics: axis, better scores, needs, meaning, aggregation", rows)
     print_table("presets", [(name, preset_metrics(preset)) for name, preset in PRESETS.items()])
     print_table(
         "policies",

@@ -103,7 +103,12 @@ def final_level(pass_: Pass) -> Tensor:
     return torch.where(gains.offsets.diff() > 0, gains.level[last], gains.start)
 
 
-@register("gain", axis="adaptability", needs_leaves=True)
+@register(
+    "gain",
+    axis="adaptability",
+    needs_leaves=True,
+    aggregation="last step and epiphanies; mean over rationales",
+)
 def gain(pass_: Pass) -> Tensor:
     """Returns [R] A_k in nats."""
     gains = step_gains(pass_)
