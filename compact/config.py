@@ -40,6 +40,11 @@ class CompactConfig(TrainingArguments):
     overrides: dict[str, Any] | str | None = _option(
         None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
     )
+    token_weights: str = _option(
+        "none",
+        "what each token's loss is multiplied by, besides the rationale's weight: none, dft, eaft, "
+        "cll, or a registered name",
+    )
     max_length: int = _option(2560, "longest prompt plus completion, in tokens")
     strategy: str | None = _option(
         None, "distillation method besides the weighting: the name of a registered strategy"
