@@ -34,8 +34,8 @@ class CompactConfig(TrainingArguments):
 
     preset: str = _option(
         "robust",
-        "how teachers are weighted: a preset (released, paper, robust) or a policy "
-        "(uniform, random, single:TEACHER, answer-vote, softmax-nll, ca-mkd, ebkd, oracle)",
+        "how teachers are weighted: a preset (released, paper, robust) or a policy (uniform, "
+        "random, single:TEACHER, answer-vote, rejection, ...; `compact metrics` lists all)",
     )
     overrides: dict[str, Any] | str | None = _option(
         None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"

@@ -301,7 +301,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
 
     Args:
         name: a preset (released, paper, robust), a policy (uniform, random, single:TEACHER,
-            answer-vote, softmax-nll, ca-mkd, ebkd, oracle), or one that was registered.
+            answer-vote, rejection and the others of docs/method.md), or one that was registered.
         overrides: fields of `Preset` (consensus="answer", tau=0.5), or arguments of the policy
             (`seed` of random, `teachers` of oracle).
 
@@ -326,7 +326,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         overrides["teacher"] = teacher
     try:
         return PolicyWeigher(name, POLICIES[policy](**overrides), teacher=teacher)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
 
 
