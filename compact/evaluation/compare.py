@@ -20,7 +20,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from compact.weighting.policies import split_teacher
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
+DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 # Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
 _T = (
     *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
@@ -97,8 +97,12 @@ class Task:
     max_new_tokens: int
 
 
-def parse_arm(text: str) -> Arm:
+def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     """Reads "NAME" or "NAME,key=value,...".
+
+    Args:
+        text: the arm as the user wrote it.
+        right_teachers: teachers that are known to be right, for the arm "oracle".
 
     Raises:
         ValueError: the text does not have this form, or a name or setting is unknown.
@@ -116,6 +120,8 @@ def parse_arm(text: str) -> Arm:
             raise ValueError(
                 f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
             ) from None
+    if preset == "oracle" and right_teachers:
+        overrides.setdefault("teachers", sorted(right_teachers))
     make_weigher(preset, **overrides)
     return Arm(text, preset, overrides)
 
@@ -261,8 +267,6 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     model, processing_class, problems, questions = task.start(seed)
     steps = _steps(task, arm, problems, processing_class, tokens)
     overrides = dict(arm.overrides)
-    if arm.preset == "oracle" and task.name.startswith("zoo-"):
-        overrides["teachers"] = sorted(zoo.RIGHT)
     if arm.preset == "random":
         overrides.setdefault("seed", seed)
     config = replace(

@@ -53,8 +53,9 @@ def score_everything(
         progress: label of the progress bar.
 
     Returns:
-        Name -> [R] float32, higher is better. A metric has its own name (difficulty is negated); a
-        preset or policy has the name "weight of NAME" and gives the logarithm of its weight.
+        Name -> [R] float32, higher is better. A metric has its own name, and is negated
+        where lower is better; a preset or policy has the name "weight of NAME" and gives the
+        logarithm of its weight.
     """
     policies = {name: make_weigher(name) for name in POLICIES}
     presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
@@ -75,7 +76,7 @@ def score_everything(
         for name in metric_names():
             metric = get_metric(name)
             values = metric.score(passes[metric.needs_padded])
-            collect(parts, name, -values if metric.axis == "difficulty" else values)
+            collect(parts, name, -values if metric.direction == "lower" else values)
         for name, preset in presets.items():
             for axis, values in preset.score(passes[preset.needs_padded]).items():
                 collect(preset_scores[name], axis, values)

@@ -108,7 +108,13 @@ def final_level(pass_: Pass) -> Tensor:
     return level
 
 
-@register("gain", axis="adaptability", needs_leaves=True, needs_gold=True)
+@register(
+    "gain",
+    axis="adaptability",
+    needs_leaves=True,
+    needs_gold=True,
+    aggregation="last step and epiphanies; mean over rationales",
+)
 def gain(pass_: Pass) -> Tensor:
     """Returns [R] A_k in nats."""
     gains = step_gains(pass_)

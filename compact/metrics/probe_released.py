@@ -17,7 +17,13 @@ from compact.metrics.probe import thinking_mask
 from compact.passes import Pass
 
 
-@register("probe-released", axis="adaptability", needs_padded=True, needs_gold=True)
+@register(
+    "probe-released",
+    axis="adaptability",
+    needs_padded=True,
+    needs_gold=True,
+    aggregation="masked sum over the row; mean over rationales",
+)
 def probe_released(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the raw logits over every position of the row.
 

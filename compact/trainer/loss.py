@@ -1,4 +1,8 @@
-"""The loss of a micro-batch: build tensors, run the student, weight, add the loss terms."""
+"""The loss of a micro-batch: build tensors, run the student, weight, add the loss terms.
+
+The loss of a rationale is its weight times the mean over its tokens of token weight times nll
+(`compact.weighting.token_weights`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from compact.student import Student
 from compact.trainer.batches import Item
 from compact.trainer.records import ProblemRecord, records_of, with_kept_levels
 from compact.trainer.step import OpenStep, named, not_finite_in
-from compact.weighting import Weigher
+from compact.weighting import Weigher, weigh_tokens
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,17 @@ class MicroBatchLoss:
                 weights = self.weigher(pass_)
             counted = torch.tensor([item.counted for item in items], device=hidden.device)
             weight = weights.weight.detach() * counted[batch.problem]
-            nll = segment_mean(live.nll, batch.token_offsets)
-            loss = (weight * nll).sum()
+            of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
+            own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
+            loss = (weight * own_loss).sum()
             for term in self.terms:
                 loss = loss + term(hidden, pass_, weight)
         if not bool(torch.isfinite(loss)):
             terms = " or ".join(term.name for term in self.terms)
             what = f"{named(problems)}: the {terms} term is {float(loss)}"
             step.meet_not_finite(what, alone=alone)
-        return loss, records_of(pass_, weights, nll.detach(), with_levels=needs_leaves)
+        nll = segment_mean(pass_.stats.nll, batch.token_offsets)  # without token weights
+        return loss, records_of(pass_, weights, nll, with_levels=needs_leaves)
 
     def _kept(self, problem: EncodedProblem) -> list[float] | None:
         """The leaf likelihoods of the problem's last visit; None where they are of other leaves."""

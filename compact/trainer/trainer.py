@@ -5,9 +5,10 @@ logits. From them the weigher computes a weight for each rationale. The loss of 
 
     L = (1 / N) sum_p [ sum_k alpha_k D_k + lambda sum_{i<j} alpha_i alpha_j symKL(P_i, P_j) ]
 
-over the N problems of the whole optimizer step (D_k: mean loss over the tokens of rationale k). It
-is the same for any split into micro-batches, accumulation and ranks. Weights carry no gradient. The
-second term belongs to the preset (weighting/consistency.py); a strategy may add other terms.
+over the N problems of the whole optimizer step. D_k is the mean over the tokens of rationale k of
+their nll, times their token weights (weighting/token_weights.py). The loss is the same for any
+split into micro-batches, accumulation and ranks. Weights carry no gradient. The second term belongs
+to the preset (weighting/consistency.py); a strategy may add other terms.
 
 This file holds the hooks of transformers' loop, in the order in which they run. They use setup.py
 (before the first step), step.py (a step, non-finite values), records.py (plain numbers), batches.py
@@ -75,7 +76,7 @@ from compact.trainer.step import (
     restore_gradients,
     scale_gradients,
 )
-from compact.weighting import PresetWeigher, Weigher, check_gold, make_weigher
+from compact.weighting import TOKEN_WEIGHTS, PresetWeigher, Weigher, check_gold, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -135,6 +136,7 @@ class CompactTrainer(Trainer):
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_leaf_every(self.weigher, self.strategy, args)
+        TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)

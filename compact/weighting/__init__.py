@@ -3,6 +3,11 @@
 from compact.weighting.gold import check_gold
 from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
+from compact.weighting.token_weights import (
+    TOKEN_WEIGHTS,
+    register_token_weights,
+    weigh_tokens,
+)
 from compact.weighting.weighers import (
     PresetWeigher,
     Weigher,
@@ -15,6 +20,7 @@ __all__ = [
     "DEFAULT_PRESET",
     "POLICIES",
     "PRESETS",
+    "TOKEN_WEIGHTS",
     "Preset",
     "PresetWeigher",
     "Weigher",
@@ -23,5 +29,7 @@ __all__ = [
     "make_weigher",
     "register_policy",
     "register_preset",
+    "register_token_weights",
+    "weigh_tokens",
     "weigher_names",
 ]

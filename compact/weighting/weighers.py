@@ -311,7 +311,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
 
     Args:
         name: a preset (released, paper, robust), a policy (uniform, random, single:TEACHER,
-            answer-vote, softmax-nll, ca-mkd, ebkd, oracle), or one that was registered.
+            answer-vote, rejection and the others of docs/method.md), or one that was registered.
         overrides: fields of `Preset` (consensus="answer", tau=0.5), or arguments of the policy
             (`seed` of random, `teachers` of oracle).
 
@@ -334,12 +334,10 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
-    # An oracle that is told which teachers are right reads no gold answer.
-    reads_gold = policy in NEED_GOLD and not overrides.get("teachers")
-    readers = (policy,) if reads_gold else ()
+    readers = (policy,) if policy in NEED_GOLD else ()
     try:
         weigh = POLICIES[policy](**overrides)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
     statistics = tuple(getattr(weigh, "statistics", ()))
     return PolicyWeigher(name, weigh, teacher=teacher, gold_readers=readers, statistics=statistics)
