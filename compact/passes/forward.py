@@ -63,13 +63,7 @@ def run_pass(
     Raises:
         ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
-    if batch.layout == "tree":
-        _check_reach(student, batch)
-    with lean(student.body):
-        if batch.layout == "tree":
-            hidden, leaf_hidden = run_tree(student, batch, _body)
-        else:
-            hidden, leaf_hidden = _run_padded(student, batch)
+    hidden, leaf_hidden = _hidden_states(student, batch)
     gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
     stats_of = partial(
         linear_token_stats,
@@ -99,6 +93,29 @@ def run_pass(
             leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
     stats = live.map(Tensor.detach)
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
+
+
+def token_states(student: Student, batch: Batch) -> Tensor:
+    """Returns the hidden states [M, H] that predict the completion tokens of a batch.
+
+    Only the body runs. Its batch may have another layout than that of another model; the order of
+    the tokens is the same.
+
+    Args:
+        student: any model in parts, such as a white-box teacher; gradients as in `run_pass`.
+        batch: from `build_batch`, on the device of the model.
+    """
+    return _hidden_states(student, batch)[0].flatten(0, 1)[batch.rows]
+
+
+def _hidden_states(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Runs the body: hidden states of the main block and of the leaf block."""
+    if batch.layout == "tree":
+        _check_reach(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            return run_tree(student, batch, _body)
+        return _run_padded(student, batch)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:
