@@ -67,13 +67,7 @@ def run_pass(
     Raises:
         ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
-    if batch.layout == "tree":
-        _check_reach(student, batch)
-    with lean(student.body):
-        if batch.layout == "tree":
-            hidden, leaf_hidden = run_tree(student, batch, _body)
-        else:
-            hidden, leaf_hidden = _run_padded(student, batch)
+    hidden, leaf_hidden = _hidden_states(student, batch)
     stats_of = partial(
         linear_token_stats,
         bias=student.bias,
@@ -127,6 +121,29 @@ def _without_stand_ins(stats: TokenStats, batch: Batch) -> TokenStats:
     known = (batch.gold_offsets.diff() > 0)[batch.problem[batch.rationale]]
     assert stats.gold_logit is not None and stats.gold_logp is not None
     return stats._replace(gold_logit=stats.gold_logit * known, gold_logp=stats.gold_logp * known)
+
+
+def token_states(student: Student, batch: Batch) -> Tensor:
+    """Returns the hidden states [M, H] that predict the completion tokens of a batch.
+
+    Only the body runs. Its batch may have another layout than that of another model; the order of
+    the tokens is the same.
+
+    Args:
+        student: any model in parts, such as a white-box teacher; gradients as in `run_pass`.
+        batch: from `build_batch`, on the device of the model.
+    """
+    return _hidden_states(student, batch)[0].flatten(0, 1)[batch.rows]
+
+
+def _hidden_states(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Runs the body: hidden states of the main block and of the leaf block."""
+    if batch.layout == "tree":
+        _check_reach(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            return run_tree(student, batch, _body)
+        return _run_padded(student, batch)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:

@@ -204,6 +204,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Student", info.get("student")),
         ("Data", info.get("data")),
         ("Weights", info.get("weigher")),
+        ("Strategy", info.get("strategy")),
+        ("Options of the strategy", settings.get("strategy_options")),
         ("Learning rate", settings.get("learning_rate")),
         ("Epochs", settings.get("num_train_epochs")),
         ("Seed", settings.get("seed")),

@@ -83,7 +83,8 @@ class MicroBatchLoss:
         own = [item.problem for item in items]
         problems: Sequence[EncodedProblem] = own
         if training:
-            problems = self.strategy.rollout(problems, self.student)
+            with self.accelerator.autocast():
+                problems = self.strategy.rollout(problems, self.student)
             given, got = ([p.question_id for p in ps] for ps in (own, problems))
             if given != got:
                 name = type(self.strategy).__name__
@@ -114,11 +115,13 @@ class MicroBatchLoss:
                 return live.nll.sum(), []
             with torch.no_grad():
                 weights = self.weigher(pass_)
+                if training:
+                    weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
             counted = torch.tensor([item.counted for item in items], device=hidden.device)
             weight = weights.weight.detach() * counted[batch.problem]
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
-            loss = (weight * own_loss).sum()
+            loss = self.strategy.nll_factor * (weight * own_loss).sum()
             for term in self.terms:
                 loss = loss + term(hidden, pass_, weight)
         if not bool(torch.isfinite(loss)):

@@ -67,8 +67,8 @@ from compact.trainer.saving import (
     write_state,
 )
 from compact.trainer.step import (
-    AfterStep,
     OpenStep,
+    StrategySteps,
     bad_gradient,
     clear_gradients,
     copy_gradients,
@@ -76,7 +76,7 @@ from compact.trainer.step import (
     restore_gradients,
     scale_gradients,
 )
-from compact.weighting import TOKEN_WEIGHTS, PresetWeigher, Weigher, check_gold, make_weigher
+from compact.weighting import TOKEN_WEIGHTS, Weigher, check_gold, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -135,7 +135,7 @@ class CompactTrainer(Trainer):
         setup.refuse_zero3()
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
-        setup.check_leaf_every(self.weigher, self.strategy, args)
+        setup.check_strategy(self.weigher, self.strategy, args)
         TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
@@ -185,7 +185,7 @@ class CompactTrainer(Trainer):
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
-        self.add_callback(AfterStep(self.strategy))
+        self.add_callback(StrategySteps(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._step = OpenStep()
         self._means = TeacherMeans()
@@ -349,9 +349,8 @@ class CompactTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs like transformers; lines of training also get means per teacher."""
         if "loss" in logs:
-            logs = logs | self._means.take()
-            if isinstance(self.weigher, PresetWeigher) and self.weigher.preset.reliable:
-                logs["reliability"] = self.weigher.reliability
+            own = {f"strategy/{name}": value for name, value in self.strategy.take_log().items()}
+            logs = logs | self._means.take() | self.weigher.take_log() | own
         super().log(logs, start_time)
 
     # Data: `_forward` turns problems into tensors.
@@ -367,11 +366,14 @@ class CompactTrainer(Trainer):
         args = self.args
         seed = args.data_seed if args.data_seed is not None else args.seed
         shuffled = args.train_sampling_strategy == "random"
+        own_order = type(self.strategy).data_step is not Strategy.data_step
         return self._loader(
             self.train_dataset,
             self._train_batch_size,
             seed=seed if shuffled else None,
             drop_last=args.dataloader_drop_last,
+            accumulation=args.gradient_accumulation_steps,
+            data_step=self.strategy.data_step if own_order else None,
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> ProblemLoader:

@@ -5,13 +5,16 @@ A policy takes its settings and returns a function (pass, optimizer steps so far
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
 problem, and the problem has no loss. A policy that reads optional token statistics names them in
 an attribute of the function that it returns: `policy.statistics = ("rank",)`.
+
+A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +25,38 @@ from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.registry import Registry
 
-Policy = Callable[[Pass, int], Tensor]
+
+class StatefulPolicy:
+    """A policy that logs, or that changes with the scores of each optimizer step.
+
+    The trainer gathers the scores of a step from all micro-batches and ranks, in data order. State
+    that only `update` changes is therefore the same for any micro-batches, accumulation and ranks.
+    """
+
+    def scores(self, pass_: Pass) -> dict[str, Tensor]:
+        """Returns name -> [R] float: what `weigh` and `update` need. Changes no state."""
+        return {}
+
+    def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
+        """Returns the weights [R] of a pass from its scores. Changes no state but the log's."""
+        raise NotImplementedError
+
+    def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
+        """Updates the state with the scores of an optimizer step, problems in data order."""
+
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, of the steps since the last one."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+Policy = Callable[[Pass, int], Tensor] | StatefulPolicy
 POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
 register_policy = POLICIES.register
 SINGLE = "single"

@@ -15,7 +15,7 @@ is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +27,14 @@ from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
-from compact.weighting.policies import NEED_GOLD, POLICIES, SINGLE, split_teacher
+from compact.weighting.policies import (
+    NEED_GOLD,
+    POLICIES,
+    SINGLE,
+    Policy,
+    StatefulPolicy,
+    split_teacher,
+)
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
 from compact_ops import problem_weights
 
@@ -77,6 +84,9 @@ class Weigher(Protocol):
 
         The scores are those of all problems on all ranks, in data order.
         """
+
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, since the last line."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
@@ -247,6 +257,10 @@ class PresetWeigher:
         self.item_variance = (1.0 - share) * self.item_variance + share * item
         self.total_variance = (1.0 - share) * self.total_variance + share * total
 
+    def take_log(self) -> dict[str, float]:
+        """Returns the reliability, if the preset uses it."""
+        return {"reliability": self.reliability} if self.preset.reliable else {}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
         return {
@@ -268,10 +282,10 @@ class PresetWeigher:
 
 @dataclass
 class PolicyWeigher:
-    """Weighs by a policy; its only state is the number of optimizer steps."""
+    """Weighs by a policy; its state is the number of optimizer steps and that of the policy."""
 
     name: str
-    policy: Callable[[Pass, int], Tensor]
+    policy: Policy
     updates: int = 0
     needs_leaves: bool = False
     needs_padded: bool = False
@@ -287,23 +301,39 @@ class PolicyWeigher:
         Raises:
             ValueError: if a weight is not finite, naming question and teacher.
         """
+        scores: dict[str, Tensor] = {}
         with torch.no_grad():
-            weight = self.policy(pass_, self.updates).float()
+            if isinstance(self.policy, StatefulPolicy):
+                scores = self.policy.scores(pass_)
+                weight = self.policy.weigh(scores, pass_).float()
+            else:
+                weight = self.policy(pass_, self.updates).float()
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(_unusable(self.name, "policy", weight, pass_))
-        return Weights(weight, {}, {})
+        return Weights(weight, scores, {})
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        """Counts an optimizer step."""
+        """Counts an optimizer step, and updates a policy with state."""
         self.updates += 1
+        if isinstance(self.policy, StatefulPolicy):
+            self.policy.update(scores, offsets)
+
+    def take_log(self) -> dict[str, float]:
+        """Returns what a policy with state logs."""
+        if not isinstance(self.policy, StatefulPolicy):
+            return {}
+        return {f"policy/{name}": value for name, value in self.policy.take_log().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the count of steps."""
-        return {"updates": self.updates}
+        """Returns the count of steps, and the state of the policy."""
+        own = self.policy.state_dict() if isinstance(self.policy, StatefulPolicy) else {}
+        return {"updates": self.updates} | ({"policy": own} if own else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.updates = int(state["updates"])
+        if isinstance(self.policy, StatefulPolicy) and "policy" in state:
+            self.policy.load_state_dict(state["policy"])
 
 
 def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
