@@ -96,7 +96,7 @@ def score_problems(
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
-        for chunk in _chunks(left):
+        for chunk in passes_of(left):
             pass_ = observe(student, chunk, layout=layout, statistics=weigher.statistics)
             if graphs:
                 _save_graphs(pass_, graphs)
@@ -119,7 +119,7 @@ def _judgement(rationale: EncodedRationale) -> Judgement:
     return rationale.judgement
 
 
-def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
+def passes_of(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
     """Yields the problems of one pass at a time; they have similar lengths."""
     chunk: list[EncodedProblem] = []
     for problem in sorted(problems, key=tree_length):
