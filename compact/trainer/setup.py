@@ -20,6 +20,7 @@ from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
+from compact.validity.summary import describe
 from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,12 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     return layout
 
 
-def log_leaves(problems: Sequence[EncodedProblem], budget: float) -> None:
-    """Logs how many steps the leaf budget leaves out, if any."""
+def log_data(problems: Sequence[EncodedProblem], budget: float) -> None:
+    """Logs what the weights rest on, and how many steps the leaf budget leaves out, if any."""
+    judged = [[r.judgement for r in p.rationales if r.judgement is not None] for p in problems]
+    if any(judged):
+        for sentence in describe([judgements for judgements in judged if judgements]):
+            logger.info("weights: %s", sentence)
     rationales = [r for p in problems for r in p.rationales]
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)

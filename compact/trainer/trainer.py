@@ -177,7 +177,7 @@ class CompactTrainer(Trainer):
                 "fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head"
             )
         if self.weigher.needs_leaves and self.train_dataset is not None:
-            setup.log_leaves(self.train_dataset.problems, args.leaf_budget)
+            setup.log_data(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)

@@ -222,12 +222,13 @@ def weights_of_presets(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
     for name in flat[0]["axes"]:
         weigher = PresetWeigher(name, PRESETS[name])
         scores = {
-            axis: torch.tensor([r["axes"][name][axis] for r in flat]) for axis in weigher.metrics
+            axis: torch.tensor([r["axes"][name][axis] for r in flat])
+            for axis in weigher.all_metrics
         }
         found[name] = _weigh(weigher, scores, offsets)
-        if VALIDITY in weigher.metrics and weigher.preset.validity == "judged":
+        if weigher.preset.validity == "judged":
             blind = PresetWeigher(name, PRESETS[name])
-            for axis, metric in blind.metrics.items():
+            for axis, metric in blind.all_metrics.items():
                 if metric.needs_judgements:
                     field = VALIDITY if axis == VALIDITY else "agreement"
                     scores[axis] = torch.tensor([r["blind"][field] for r in flat])
