@@ -88,6 +88,13 @@ def head_inputs(
     }
 
 
+def score_ids(tokens: int, vocabulary: int = 301, columns: int = 5, seed: int = 0) -> Tensor:
+    """Returns [tokens, columns] ids below `vocabulary`; about every sixth is absent (-1)."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocabulary, (tokens, columns), generator=g)
+    return torch.where(torch.rand(tokens, columns, generator=g) < 1 / 6, -1, ids)
+
+
 def head_terms(vocabulary: int = 301) -> Inputs:
     """Returns all optional terms of a head: bias [V], softcap, logit scale."""
     bias = torch.linspace(-1, 1, vocabulary, dtype=torch.float64)

@@ -24,7 +24,7 @@ from compact.data import Problem, load_problems
 from compact.lab import zoo
 from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
-from compact.metrics import get_metric, metric_names
+from compact.metrics import METRICS, get_metric, metric_names, statistics_of
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
@@ -59,6 +59,8 @@ def score_everything(
     """
     policies = {name: make_weigher(name) for name in POLICIES}
     presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
+    statistics = {*statistics_of(METRICS.values())}
+    statistics.update(name for policy in policies.values() for name in policy.statistics)
     parts: dict[str, list[Tensor]] = {}
     preset_scores: dict[str, dict[str, list[Tensor]]] = {name: {} for name in PRESETS}
 
@@ -68,8 +70,8 @@ def score_everything(
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
         chunk = problems[start : start + batch_problems]
         passes = {
-            False: observe(student, chunk, layout="tree"),
-            True: observe(student, chunk, layout="padded", leaves=False),
+            False: observe(student, chunk, layout="tree", statistics=statistics),
+            True: observe(student, chunk, layout="padded", leaves=False, statistics=statistics),
         }
         for name in metric_names():
             metric = get_metric(name)

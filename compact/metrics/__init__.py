@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compact.passes import Pass
 from compact.registry import Registry, unknown
+from compact_ops import STATISTICS
 
 Axis = Literal["adaptability", "consensus", "difficulty", "control"]
 AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
@@ -36,9 +37,9 @@ RATIONALE_MEAN = "one value per rationale; mean over rationales"
 
 # Each file registers one metric, or variants of one, and states the formula and its source.
 _BUILT_IN = (
-    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec"),
+    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
-    *("nll", "scas_final"),
+    *("nll", "rsr", "scas_final"),
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
 
@@ -55,6 +56,8 @@ class Metric:
         needs_padded: it needs the padded layout, one row per rationale, as in the released code.
         needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
             suffice, so the trainer refuses it with leaf_every > 1.
+        statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
+            "sum_p2", "margin"); who runs the pass asks for them.
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
             teacher's rationales become the score of the teacher.
@@ -66,6 +69,7 @@ class Metric:
     needs_leaves: bool = False
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
+    statistics: tuple[str, ...] = ()
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
 
@@ -80,6 +84,7 @@ def register(
     needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
+    statistics: Sequence[str] = (),
     direction: Direction | None = None,
     aggregation: str = RATIONALE_MEAN,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
@@ -89,9 +94,12 @@ def register(
     difficulty, else "higher". Only a control may say otherwise.
 
     Raises:
-        ValueError: if the axis or direction is unknown, they contradict each other, or the name is
-            taken by another function.
+        ValueError: if the axis, the direction or a statistic is unknown, axis and direction
+            contradict each other, or the name is taken by another function.
     """
+    for statistic in statistics:
+        if statistic not in STATISTICS:
+            raise ValueError(unknown("register: statistics", statistic, STATISTICS))
     axes = (*AXES, CONTROL)
     if axis not in axes:
         raise ValueError(f"register: axis must be one of {', '.join(axes)}, got {axis!r}")
@@ -107,10 +115,11 @@ def register(
         metric = Metric(
             name=name,
             axis=axis,
-            score=_without_forward(name, score),
+            score=_without_forward(name, score, tuple(statistics)),
             needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
+            statistics=tuple(statistics),
             direction=direction or implied,
             aggregation=aggregation,
         )
@@ -120,11 +129,14 @@ def register(
     return add
 
 
-def _without_forward(name: str, score: Callable[[Pass], Tensor]) -> Callable[[Pass], Tensor]:
+def _without_forward(
+    name: str, score: Callable[[Pass], Tensor], statistics: tuple[str, ...]
+) -> Callable[[Pass], Tensor]:
     """Returns `score` without gradient, and with the student locked while it runs.
 
     Raises, when called:
         RuntimeError: if the metric runs the student.
+        ValueError: if the pass was run without the statistics that the metric reads.
     """
 
     def refuse(*_: object) -> None:
@@ -134,6 +146,12 @@ def _without_forward(name: str, score: Callable[[Pass], Tensor]) -> Callable[[Pa
 
     @functools.wraps(score)
     def locked(pass_: Pass) -> Tensor:
+        for statistic in statistics:
+            if getattr(pass_.stats, statistic) is None:
+                raise ValueError(
+                    f"metric {name}: the pass must be run with statistics={statistics}, "
+                    f"got none of {statistic!r}"
+                )
         modules = (pass_.student.model, pass_.student.body)
         locks = [module.register_forward_pre_hook(refuse) for module in modules]
         try:
@@ -158,6 +176,12 @@ def get_metric(name: str, axis: Axis | None = None) -> Metric:
         what = "metric" if axis is None else f"metric of {axis}"
         raise ValueError(unknown(what, name, names))
     return METRICS[name]
+
+
+def statistics_of(metrics: Iterable[Metric]) -> tuple[str, ...]:
+    """Returns the optional statistics that any of the metrics reads, in a fixed order."""
+    read = {name for metric in metrics for name in metric.statistics}
+    return tuple(name for name in STATISTICS if name in read)
 
 
 def metric_names(axis: Axis | None = None) -> list[str]:

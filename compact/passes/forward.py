@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ def observe(
     *,
     layout: Layout = "tree",
     leaves: bool = True,
+    statistics: Collection[str] = (),
 ) -> Pass:
     """Runs the student over problems without gradients, as all code outside training does.
 
@@ -32,12 +33,13 @@ def observe(
         problems: P >= 1 encoded problems.
         layout: "tree" or "padded", see `compact.passes.layout.choose_layout`.
         leaves: whether to run answer leaves, which give the level I_i after each step.
+        statistics: optional statistics of every completion token, as in `linear_token_stats`.
 
     Returns:
         The results of the forward, on the device of the student.
     """
     batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
-    return run_pass(student, batch.to(student.weight.device))[2]
+    return run_pass(student, batch.to(student.weight.device), statistics=statistics)[2]
 
 
 def run_pass(
@@ -46,6 +48,7 @@ def run_pass(
     *,
     head_grad: str = "auto",
     filter_eps: float = 0.0,
+    statistics: Collection[str] = (),
 ) -> tuple[TokenStats, Tensor, Pass]:
     """Runs body and head over a batch.
 
@@ -55,6 +58,7 @@ def run_pass(
         batch: from `build_batch`, on the device of the student.
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
+        statistics: optional statistics of every completion token, as in `linear_token_stats`.
 
     Returns:
         The token statistics, whose nll is differentiable; the final hidden states [B, L, H] with
@@ -85,6 +89,7 @@ def run_pass(
         gold=gold,
         head_grad=head_grad,
         filter_eps=filter_eps,
+        statistics=statistics,
     )
     leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
     if leaf_hidden is not None:

@@ -201,7 +201,8 @@ class Pass:
         hidden: [B, L, H] final hidden states of the main block (the input of the LM head).
         leaf_hidden: [B2, L2, H] those of the leaf block. None without leaves, and if every level
             comes from an earlier step (leaf_every > 1).
-        stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp.
+        stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp; rank,
+            sum_p2 and margin if the pass was run with these statistics, else None.
         leaf_logp: [A] the level I_i of docs/method.md at each answer leaf: the mean log-likelihood
             of the tokens of the gold answer, in nats. Empty without leaves.
         cache: values that metrics share within the pass (step graphs, hidden at the marker).

@@ -104,6 +104,7 @@ class MicroBatchLoss:
                 batch,
                 head_grad=self.args.head_grad,
                 filter_eps=self.args.filter_eps,
+                statistics=self.weigher.statistics,
             )
             if needs_leaves:
                 pass_ = with_kept_levels(pass_, kept)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, Metric, get_metric
+from compact.metrics import AXES, Metric, get_metric, statistics_of
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
@@ -56,6 +56,7 @@ class Weigher(Protocol):
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
+        statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Weigher(Protocol):
     leaf_hidden_readers: tuple[str, ...]
     consistency: ConsistencyTerm | None
     teacher: str | None
+    statistics: tuple[str, ...]
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass; changes no state."""
@@ -145,6 +147,7 @@ class PresetWeigher:
         self.leaf_hidden_readers = tuple(
             m.name for m in self.metrics.values() if m.needs_leaf_hidden
         )
+        self.statistics = statistics_of(self.metrics.values())
         signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
         if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
@@ -270,6 +273,7 @@ class PolicyWeigher:
     leaf_hidden_readers: tuple[str, ...] = ()
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
+    statistics: tuple[str, ...] = ()
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass.
@@ -325,9 +329,11 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
     if teacher is not None:
         overrides["teacher"] = teacher
     try:
-        return PolicyWeigher(name, POLICIES[policy](**overrides), teacher=teacher)
+        weigh = POLICIES[policy](**overrides)
     except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
+    statistics = tuple(getattr(weigh, "statistics", ()))
+    return PolicyWeigher(name, weigh, teacher=teacher, statistics=statistics)
 
 
 def weigher_names() -> list[str]:

@@ -16,6 +16,7 @@ from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import PRESETS, Weigher, make_weigher
 from compact.weighting.policies import POLICIES
+from compact_ops import STATISTICS
 from helpers.toy import VOCABULARY, ThinkingWords, make_model
 
 _STUDENT = replace(
@@ -80,7 +81,7 @@ def _passes(problems: list[EncodedProblem]) -> dict[bool, Pass]:
         layout = "padded" if padded else "tree"
         batch = build_batch(problems, layout=layout, leaves=True, pad_token_id=0)
         with torch.no_grad():
-            passes[padded] = run_pass(_STUDENT, batch)[2]
+            passes[padded] = run_pass(_STUDENT, batch, statistics=STATISTICS)[2]
     return passes
 
 
