@@ -74,7 +74,13 @@ def score_problems(
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
     left = [p for p in problems if p.question_id not in found]
     encoded = [
-        encode_problem(p, processing_class, max_length=max_length, leaf_budget=leaf_budget)
+        encode_problem(
+            p,
+            processing_class,
+            max_length=max_length,
+            leaf_budget=leaf_budget,
+            keep_tail=weigher.keep_tail,
+        )
         for p in left
     ]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")

@@ -24,6 +24,9 @@ from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
 
+RELEASED_WEIGHT_DECAY = 0.01
+"""That of the public training code: the default of torch.optim.AdamW. Here the default is 0."""
+
 
 def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
     """Returns a setting that `CompactConfig` has checked to be a mapping; {} for None."""
@@ -48,6 +51,17 @@ def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) 
         raise ValueError(
             f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
             f"states of fresh answer leaves, got {args.leaf_every}"
+        )
+
+
+def tell_of_weight_decay(args: CompactConfig) -> None:
+    """Warns if the preset is `released`, but the weight decay is not that of the public code."""
+    if args.preset == "released" and args.weight_decay != RELEASED_WEIGHT_DECAY:
+        logger.warning(
+            "released: the public training code has weight_decay %g, this run has %g; "
+            "recipes/released.yaml has all its settings",
+            RELEASED_WEIGHT_DECAY,
+            args.weight_decay,
         )
 
 
@@ -76,9 +90,10 @@ def encoded(
     weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
 ) -> ProblemDataset:
     """Returns the problems of `problems_of` as token ids."""
-    limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options["keep_tail"] = weigher.keep_tail
     problems = problems_of(weigher, dataset)
-    return ProblemDataset([encode_problem(p, processing_class, **limits) for p in problems])
+    return ProblemDataset([encode_problem(p, processing_class, **options) for p in problems])
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:

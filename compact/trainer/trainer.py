@@ -135,6 +135,7 @@ class CompactTrainer(Trainer):
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_leaf_every(self.weigher, self.strategy, args)
+        setup.tell_of_weight_decay(args)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)

@@ -55,6 +55,7 @@ class Weigher(Protocol):
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         gold_readers: what cannot work without gold answers: metrics, or the policy itself.
+        keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
     """
@@ -64,6 +65,7 @@ class Weigher(Protocol):
     needs_padded: bool
     leaf_hidden_readers: tuple[str, ...]
     gold_readers: tuple[str, ...]
+    keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
 
@@ -157,6 +159,7 @@ class PresetWeigher:
                 f"{self.name}: reliable needs two axes with a metric and beta != 0, "
                 f"got metrics {list(self.metrics)} with beta {self.preset.beta}"
             )
+        self.keep_tail = self.preset.keep_tail
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
@@ -274,6 +277,7 @@ class PolicyWeigher:
     needs_padded: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
     gold_readers: tuple[str, ...] = ()
+    keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
 
