@@ -89,17 +89,14 @@ def list_registries() -> int:
 
 
 def metric_needs(metric: Metric) -> str:
-<<<<<<< HEAD
-    """Returns what a metric costs in addition to the pass, and whether it needs gold answers."""
-    cost = "padded rows" if metric.needs_padded else "free"
-    cost = "answer leaves" if metric.needs_leaves else cost
-    return f"{cost}, gold answers" if metric.needs_gold else cost
-=======
     """Returns what a metric needs besides the pass: "free" if nothing."""
-    needs = {"answer leaves": metric.needs_leaves, "padded rows": metric.needs_padded}
+    needs = {
+        "answer leaves": metric.needs_leaves,
+        "padded rows": metric.needs_padded,
+        "gold answers": metric.needs_gold,
+    }
     named = [*(need for need, is_so in needs.items() if is_so), *metric.statistics]
     return ", ".join(named) or "free"
->>>>>>> metrics
 
 
 def meaning(metric: Metric) -> str:

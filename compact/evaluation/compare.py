@@ -315,11 +315,13 @@ def _steps(
     """Optimizer steps after which the arm has trained on its token budget."""
     config = task.config
     mine = arm.teacher
+    options: dict[str, Any] = {
+        "max_length": config.max_length,
+        "keep_tail": make_weigher(arm.preset, **arm.overrides).keep_tail,
+    }
     lengths = [
         [(r.teacher, len(r.ids)) for r in encoded.rationales]
-        for encoded in (
-            encode_problem(p, processing_class, max_length=config.max_length) for p in problems
-        )
+        for encoded in (encode_problem(p, processing_class, **options) for p in problems)
     ]
     everything = sum(n for problem in lengths for _, n in problem)
     budget = tokens or math.ceil(everything * config.num_train_epochs)

@@ -77,7 +77,11 @@ def score_problems(
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
     # What a vote or a check is worth is learned from all problems, those found earlier included.
     encoded = encode_problems(
-        problems, processing_class, max_length=max_length, leaf_budget=leaf_budget
+        problems,
+        processing_class,
+        max_length=max_length,
+        leaf_budget=leaf_budget,
+        keep_tail=weigher.keep_tail,
     )
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")

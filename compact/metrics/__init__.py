@@ -46,11 +46,7 @@ RATIONALE_MEAN = "one value per rationale; mean over rationales"
 _BUILT_IN = (
     *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
-<<<<<<< HEAD
     *("judged", "nll", "rsr", "scas_final"),
-=======
-    *("nll", "rsr", "scas_final"),
->>>>>>> metrics
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
 
@@ -69,12 +65,9 @@ class Metric:
             suffice, so the trainer refuses it with leaf_every > 1.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
             "sum_p2", "margin"); who runs the pass asks for them.
-<<<<<<< HEAD
         needs_gold: it says nothing without gold answers. Data in which no problem has one are
             refused.
         needs_judgements: it reads `EncodedRationale.judgement`.
-=======
->>>>>>> metrics
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
             teacher's rationales become the score of the teacher.
@@ -87,11 +80,8 @@ class Metric:
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
     statistics: tuple[str, ...] = ()
-<<<<<<< HEAD
     needs_gold: bool = False
     needs_judgements: bool = False
-=======
->>>>>>> metrics
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
 
@@ -107,11 +97,8 @@ def register(
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
     statistics: Sequence[str] = (),
-<<<<<<< HEAD
     needs_gold: bool = False,
     needs_judgements: bool = False,
-=======
->>>>>>> metrics
     direction: Direction | None = None,
     aggregation: str = RATIONALE_MEAN,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
@@ -147,11 +134,8 @@ def register(
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
             statistics=tuple(statistics),
-<<<<<<< HEAD
             needs_gold=needs_gold,
             needs_judgements=needs_judgements,
-=======
->>>>>>> metrics
             direction=direction or implied,
             aggregation=aggregation,
         )

@@ -25,6 +25,9 @@ from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
 
+RELEASED_WEIGHT_DECAY = 0.01
+"""That of the public training code: the default of torch.optim.AdamW. Here the default is 0."""
+
 
 def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
     """Returns a setting that `CompactConfig` has checked to be a mapping; {} for None."""
@@ -59,6 +62,17 @@ def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) ->
         )
 
 
+def tell_of_weight_decay(args: CompactConfig) -> None:
+    """Warns if the preset is `released`, but the weight decay is not that of the public code."""
+    if args.preset == "released" and args.weight_decay != RELEASED_WEIGHT_DECAY:
+        logger.warning(
+            "released: the public training code has weight_decay %g, this run has %g; "
+            "recipes/released.yaml has all its settings",
+            RELEASED_WEIGHT_DECAY,
+            args.weight_decay,
+        )
+
+
 def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
     """Returns the problems of a dataset that the weigher can use.
 
@@ -84,10 +98,11 @@ def encoded(
     weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
 ) -> ProblemDataset:
     """Returns the problems of `problems_of` as token ids."""
-    limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options["keep_tail"] = weigher.keep_tail
     problems = problems_of(weigher, dataset)
     judged = weigher.needs_judgements
-    return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **limits))
+    return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **options))
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:

@@ -136,6 +136,7 @@ class CompactTrainer(Trainer):
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_strategy(self.weigher, self.strategy, args)
+        setup.tell_of_weight_decay(args)
         TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:

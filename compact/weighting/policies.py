@@ -5,11 +5,8 @@ A policy takes its settings and returns a function (pass, optimizer steps so far
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
 problem, and the problem has no loss. A policy that reads optional token statistics names them in
 an attribute of the function that it returns: `policy.statistics = ("rank",)`.
-<<<<<<< HEAD
 
 A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
-=======
->>>>>>> metrics
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ class Weigher(Protocol):
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         needs_judgements: it reads `EncodedRationale.judgement`.
         gold_readers: what cannot work without gold answers: metrics, or the policy itself.
+        keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
@@ -82,6 +83,7 @@ class Weigher(Protocol):
     needs_judgements: bool
     leaf_hidden_readers: tuple[str, ...]
     gold_readers: tuple[str, ...]
+    keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
     statistics: tuple[str, ...]
@@ -175,6 +177,7 @@ class PresetWeigher:
             for axis, m in self.metrics.items()
             if m.needs_gold and self._beta[axis] and self.validity is None
         )
+        self.keep_tail = self.preset.keep_tail
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
@@ -302,6 +305,7 @@ class PolicyWeigher:
     needs_judgements: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
     gold_readers: tuple[str, ...] = ()
+    keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
     statistics: tuple[str, ...] = ()

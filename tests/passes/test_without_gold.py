@@ -22,7 +22,8 @@ KNOWN, OTHER = make_problem(1, [6, 9, 4]), make_problem(2, [5, 7])
 def without_gold(problem: EncodedProblem) -> EncodedProblem:
     """The problem as `encode_problem` gives it if the data have no answer."""
     bare = tuple(replace(r, leaf_steps=(), answer="7") for r in problem.rationales)
-    return replace(problem, gold=None, gold_ids=(), cue_ids=(), spaced_cue_ids=(), rationales=bare)
+    none = dict.fromkeys(("gold_ids", "cue_ids", "spaced_cue_ids", "raw_gold_ids"), ())
+    return replace(problem, gold=None, rationales=bare, **none)
 
 
 UNKNOWN = without_gold(make_problem(3, [8, 3, 5]))
