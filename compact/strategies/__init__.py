@@ -14,7 +14,15 @@ from compact.strategies.base import (
 )
 
 # Each file states formula, source and what is ours.
-_BUILT_IN = ("adaswitch", "co_supervised", "crsd", "fragment_ema", "mot", "p_align")
+_BUILT_IN = (
+    "adaswitch",
+    "co_supervised",
+    "crsd",
+    "feature_contrast",
+    "fragment_ema",
+    "mot",
+    "p_align",
+)
 for _name in _BUILT_IN:
     importlib.import_module(f"compact.strategies.{_name}")
 
