@@ -21,6 +21,7 @@ _BUILT_IN = (
     "feature_contrast",
     "fragment_ema",
     "mot",
+    "orion",
     "p_align",
 )
 for _name in _BUILT_IN:
