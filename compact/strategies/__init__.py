@@ -24,6 +24,7 @@ _BUILT_IN = (
     "mot",
     "orion",
     "p_align",
+    "trico",
 )
 for _name in _BUILT_IN:
     importlib.import_module(f"compact.strategies.{_name}")
