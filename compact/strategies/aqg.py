@@ -38,6 +38,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "multiply": ("*", lambda a, b: a * b),
 }
 _CONFUSED = {"add": "subtract", "subtract": "add", "multiply": "add"}
+_TRIES = 1000  # graphs that are drawn for a question
 TEACHER, MISCONCEPTION = "aqg", "aqg-misconception"
 
 
@@ -77,12 +78,12 @@ class Graph:
 
 
 def make_graph(rng: Random, leaves: int = 3, steps: int = 3) -> Graph:
-    """Draws a graph whose values are in 1..999; every step uses the node before it or a new leaf.
+    """Draws a graph whose values are in 1..999 and whose leaves are all used.
 
     Args:
         rng: random generator.
         leaves: number of given quantities, 2 to 5.
-        steps: number of computed quantities, 1 to 5.
+        steps: number of computed quantities, at least leaves / 2, at most 5.
     """
     while True:
         names = rng.sample(THINGS, leaves + steps)
@@ -91,16 +92,15 @@ def make_graph(rng: Random, leaves: int = 3, steps: int = 3) -> Graph:
         rules: dict[int, tuple[str, int, int]] = {}
         for name in names[leaves:]:
             nodes = list(values)
-            unused = [n for n in nodes if dag.out_degree(n) == 0]
-            a = rng.choice(unused)
-            b = rng.choice([n for n in nodes if n != a])
+            a, b = rng.sample(nodes, 2)
             operation = rng.choice(list(_OPERATIONS))
             node = dag.add_node(name)
             rules[node] = (operation, a, b)
             for part in (a, b):
                 dag.add_edge(part, node, None)
             values[node] = _OPERATIONS[operation][1](values[a], values[b])
-        if all(0 < value < 1000 for value in values.values()):
+        used = all(dag.out_degree(n) for n in list(values)[:leaves])
+        if used and all(0 < value < 1000 for value in values.values()):
             return Graph(dag, values, rules)
 
 
@@ -235,10 +235,16 @@ def make_problems(
     """Returns `count` problems whose kinds alternate; the same for the same arguments."""
     found: list[Problem] = []
     for i in range(count):
-        rng, problem = Random(f"aqg {seed} {i}"), None
-        while problem is None:
-            graph = make_graph(rng, leaves, steps)
-            problem = make_problem(kinds[i % len(kinds)], graph, f"aqg-{seed}-{i:05d}", rng)
+        rng, kind = Random(f"aqg {seed} {i}"), kinds[i % len(kinds)]
+        drawn = (
+            make_problem(kind, make_graph(rng, leaves, steps), f"aqg-{seed}-{i:05d}", rng)
+            for _ in range(_TRIES)
+        )
+        problem = next((p for p in drawn if p is not None), None)
+        if problem is None:
+            raise RuntimeError(
+                f"aqg: no graph of {leaves} leaves and {steps} steps has a {kind} question"
+            )
         found.append(problem)
     return found
 
@@ -276,6 +282,11 @@ class QuestionGraphs(Strategy):
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
             raise ValueError(f"kinds of aqg must be among {', '.join(KINDS)}, got {kinds!r}")
+        if 2 * steps < leaves:
+            least = -(-leaves // 2)
+            raise ValueError(
+                f"steps of aqg must be at least {least} to use {leaves} leaves, got {steps}"
+            )
         if "branch" in kinds and steps < 2:
             raise ValueError(f"steps of aqg must be at least 2 for branch questions, got {steps}")
         self.count, self.kinds, self.leaves, self.steps = count, tuple(kinds), leaves, steps

@@ -94,6 +94,7 @@ class Crsd(Strategy):
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
         """Returns the three terms of a pass."""
         batch, student = pass_.batch, pass_.student
+        means = self._means if hidden.requires_grad else Means()  # evaluation is not logged
         alone: list[EncodedProblem] = []
         tokens: list[Tensor] = []  # of the answers, among the completion tokens of the pass
         alphas: list[float] = []
@@ -123,7 +124,7 @@ class Crsd(Strategy):
         if self.kl:
             found = divergence(states, student, read.detach(), student)
             part = (alpha * segment_mean(found, short.token_offsets)).sum()
-            self._means.add("kl", float(part.detach()) / len(alone), len(alone))
+            means.add("kl", float(part.detach()) / len(alone), len(alone))
             total = total + self.kl * part
         if self.label:
             nll = linear_token_stats(
@@ -135,12 +136,12 @@ class Crsd(Strategy):
                 logit_scale=student.logit_scale,
             ).nll
             part = (alpha * segment_mean(nll, short.token_offsets)).sum()
-            self._means.add("answer nll", float(part.detach()) / len(alone), len(alone))
+            means.add("answer nll", float(part.detach()) / len(alone), len(alone))
             total = total + self.label * part
         if self.nce and len(alone) > 1:
             last = short.token_offsets[1:] - 1
             part = _info_nce(states[last], read[last], alpha, owners, self.temperature)
-            self._means.add("nce", float(part.detach()) / len(alone), len(alone))
+            means.add("nce", float(part.detach()) / len(alone), len(alone))
             total = total + self.nce * part
         return total
 

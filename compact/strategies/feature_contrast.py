@@ -161,6 +161,7 @@ class FeatureContrast(Strategy):
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
         """Returns the contrasts and the soft targets of a pass."""
         batch = pass_.batch
+        means = self._means if hidden.requires_grad else Means()  # evaluation is not logged
         own = completion_states(hidden, pass_)
         total = hidden.new_zeros((), dtype=torch.float32)
         places = _ends_of_reasoning(pass_, weight)
@@ -187,8 +188,8 @@ class FeatureContrast(Strategy):
             mine_now = own[tokens]
             inner = contrast(mine_now, mine_now, labels, self.temperature)
             outer = contrast(mine_now, features, labels, self.temperature)
-            self._means.add("contrast/student", float(inner.detach()))
-            self._means.add("contrast/teachers", float(outer.detach()))
+            means.add("contrast/student", float(inner.detach()))
+            means.add("contrast/teachers", float(outer.detach()))
             problems = len({p for _, p, _ in places})  # the trainer divides by the problems
             total = total + self.factor * problems * (inner + outer)
         return total

@@ -120,7 +120,8 @@ class FragmentEma(Strategy):
             teacher_logit_scale=student.logit_scale,
         )
         part = (weight * segment_mean(found, batch.token_offsets)).sum()
-        self._means.add("kl to the self-teacher", float(part.detach()) / len(batch.problems))
+        if hidden.requires_grad:  # training
+            self._means.add("kl to the self-teacher", float(part.detach()) / len(batch.problems))
         return self.factor * part
 
     @contextmanager
