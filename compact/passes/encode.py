@@ -178,6 +178,20 @@ def encode_problems(
     ]
 
 
+def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(ids),
+        steps=((0, len(ids)),),
+        step_texts=(text,),
+        spaced=(not text[-1:].isspace(),),
+        marker=len(ids),
+        answer=None,
+    )
+
+
 def choose_leaf_steps(
     counts: Sequence[int], *, row: int, leaf: int, budget: float
 ) -> list[tuple[int, ...]]:
