@@ -29,7 +29,7 @@ def failures(problem: Any, name: str, k: int = 0) -> list[tuple[int, str]]:
 
 def test_an_equation_that_does_not_hold_is_named() -> None:
     found = failures(case(["3 + 4 = 7 apples", "7 - 5 = 3"]), "arithmetic")
-    assert found == [(1, "7-5 = 3 does not hold")]
+    assert found == [(1, "7 - 5 = 3 does not hold")]
 
 
 @pytest.mark.parametrize(

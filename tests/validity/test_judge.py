@@ -42,7 +42,7 @@ def test_a_wrong_step_before_the_right_answer_costs_most_of_the_weight() -> None
     ]
     found = judge(problems)[0]
     assert found[1].validity < 0.1 < found[0].validity
-    assert ("arithmetic", 0, "14+4 = 20 does not hold") in [
+    assert ("arithmetic", 0, "4 + 14 = 20 does not hold") in [
         (f.kind, f.step, f.text) for f in found[1].findings
     ]
 

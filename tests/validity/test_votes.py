@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from compact.validity.votes import answer_probabilities, learn_weights
+from compact.validity import votes
+from compact.validity.cases import shares
 
 
 def case(answers: dict[str, str | None], gold: str | None = None, copies: bool = False) -> Any:
@@ -19,6 +20,14 @@ def case(answers: dict[str, str | None], gold: str | None = None, copies: bool =
         for t, a in answers.items()
     ]
     return SimpleNamespace(prompt="", gold=gold, rationales=rationales)
+
+
+def answer_probabilities(problem: Any, weight: dict[str, float]) -> list[float]:
+    return votes.answer_probabilities(problem, shares(problem), weight)
+
+
+def learn_weights(problems: list[Any]) -> dict[str, float]:
+    return votes.learn_weights(problems, [shares(problem) for problem in problems])
 
 
 def skilled(seed: int, count: int, skill: dict[str, float], gold: bool = False) -> list[Any]:
@@ -89,3 +98,15 @@ def test_nothing_to_learn_from() -> None:
     assert learn_weights([]) == {}
     weight = learn_weights([case({"a": None, "b": None})])
     assert weight["a"] == weight["b"]
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_wrong_arithmetic_costs_votes_only_where_it_goes_with_unlikely_answers(gold: bool) -> None:
+    problems = skilled(2, 200, {"a": 0.9, "b": 0.9, "c": 0.9, "d": 0.4}, gold)
+    own = [shares(problem) for problem in problems]
+    fails_with_d = [[False, False, False, True]] * len(problems)
+    lowered = votes.votes_without(problems, own, fails_with_d)
+    assert lowered[0][:3] == [1.0, 1.0, 1.0] and 0.3 < lowered[0][3] < 0.8
+    fails_with_a = [[True, False, False, False]] * len(problems)
+    assert votes.votes_without(problems, own, fails_with_a)[0][0] > 0.95
+    assert votes.votes_without(problems, own, [[False] * 4] * len(problems)) == own
