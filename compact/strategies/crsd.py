@@ -5,9 +5,10 @@ For a rationale r_k with the gold answer, a its tokens from the answer marker on
     L_KL = sum_k alpha_k mean_i KL( p(. | q, r_k, a_<i) || p(. | q, a_<i) )
     L_NCE = - log exp(sim(h, h+) / t) / sum_j exp(sim(h, h_j) / t),   t = .05
 
-The first distribution is the target and has no gradient. h is the state of the question alone, h+
-that after the rationale, each at the last token of the answer; h_j are those of the other problems
-of the micro-batch. `label` adds the negative log-likelihood of the answer given the question alone.
+The first distribution is the target and has no gradient. h is the state after the question alone,
+h+ that after the rationale, each where the answer marker is predicted; h_j are those of the other
+problems of the micro-batch. `label` adds the negative log-likelihood of the answer given the
+question alone.
 
 Source: contrastive reasoning self-distillation, search relevance (arXiv 2510.11056). Ours: the
 answer is that of a rationale's text, weights are COMPACT's, and the divergence is computed block by
@@ -139,8 +140,8 @@ class Crsd(Strategy):
             means.add("answer nll", float(part.detach()) / len(alone), len(alone))
             total = total + self.label * part
         if self.nce and len(alone) > 1:
-            last = short.token_offsets[1:] - 1
-            part = _info_nce(states[last], read[last], alpha, owners, self.temperature)
+            first = short.token_offsets[:-1]
+            part = _info_nce(states[first], read[first], alpha, owners, self.temperature)
             means.add("nce", float(part.detach()) / len(alone), len(alone))
             total = total + self.nce * part
         return total

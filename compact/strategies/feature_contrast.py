@@ -122,7 +122,8 @@ class FeatureContrast(Strategy):
         self.teachers, self.factor, self.soft = teachers, factor, soft
         self.temperature, self.dtype, self.seed = temperature, dtype, seed
         self.device: Any = "cpu"
-        self.models: dict[str, Student] = {}
+        self.paths: dict[str, str] = {}  # teacher of the data -> its white-box model
+        self.models: dict[str, Student] = {}  # by path
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -151,11 +152,11 @@ class FeatureContrast(Strategy):
                 f"teachers of feature-contrast must name a model for each of {names}, found none "
                 f"for {missing}"
             )
-        loaded = {
+        self.paths = {name: paths[name] for name in names}
+        self.models = {
             path: load_teacher(path, processing_class, self.device, self.dtype)
-            for path in dict.fromkeys(paths[name] for name in names)
+            for path in dict.fromkeys(self.paths.values())
         }
-        self.models = {name: loaded[paths[name]] for name in names}
         return problems
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
@@ -171,8 +172,8 @@ class FeatureContrast(Strategy):
             [answers[batch.problems[p].gold] for _, p, _ in places], device=own.device
         )
         tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
-        for model in dict.fromkeys(self.models.values()):
-            mine = [self.models.get(teacher) is model for teacher in batch.teachers]
+        for path, model in self.models.items():
+            mine = [self.paths.get(teacher) == path for teacher in batch.teachers]
             if not any(mine):
                 continue
             states = teacher_states(model, batch.problems)
