@@ -87,10 +87,10 @@ class Pace:
             self.given_up = str(failure)
         if failure.kind != "connection":
             self._met = True
-        if failure.busy and started >= self._slowed:
+        if failure.busy and started > self._slowed:
             self.limit = max(1.0, self.limit / 2)
             self._slowed = now
-        if started >= self._struck:
+        if started > self._struck:
             self._strikes += 1
             self._struck = now
             wait = failure.wait or 0.0
