@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "questions", metavar="QUESTIONS", help="JSON lines: question_id, prompt, answer"
+        "questions",
+        metavar="QUESTIONS",
+        help="JSON lines: question_id, prompt, answer if known",
     )
     parser.add_argument(
         "--teachers", required=True, metavar="FILE", help="YAML list of teachers and endpoints"
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and out.is_file() and not summary_path(out).exists():
         raise ValueError(f"--out must be a new file or one of an earlier collect, got {out}")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    problems = load_questions(args.questions)[: args.limit]
+    problems = load_questions(args.questions, need_answers=False)[: args.limit]
     plans: Plans = [(t, plan(t, problems)) for t in read_teachers(args.teachers)]
     store = Store(args.store or out.with_suffix(".sqlite"))
     try:

@@ -59,6 +59,9 @@ def evaluate_served(
         ImportError, OSError: as in `collect`.
     """
     start, out = time.monotonic(), Path(out)
+    unknown = next((p.question_id for p in problems if not p.answer), None)
+    if unknown is not None:
+        raise ValueError(f"question_id {unknown!r} must have a gold answer, got none")
     student = Teacher(
         "student",
         model=model,
@@ -88,7 +91,7 @@ def evaluate_served(
             answers = store.answers([item.key for item in items])
             texts = [answers[item.key].text.strip() for item in items]
             verdicts = judge.judge(
-                [(p.domain, text, p.answer) for p, text in zip(todo, texts, strict=True)]
+                [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]
             )
             for problem, item, text, verdict in zip(todo, items, texts, verdicts, strict=True):
                 rows.append(

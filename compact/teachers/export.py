@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from compact.answers import Judge, find_domain
-from compact.data.problems import text_of
+from compact.answers import Judge, Verdict
 from compact.teachers.collect import Item, Plans
 from compact.teachers.prompts import find_template
 from compact.teachers.spec import Teacher
@@ -128,20 +127,20 @@ def _marks(
     kept: Sequence[tuple[Item, Answer]], judge: Judge
 ) -> list[tuple[str | None, str | None]]:
     """Returns (answer that was read, mark) of each completion."""
-    problems = [item.problem for item, _ in kept]
-    gold = [i for i, problem in enumerate(problems) if problem.answer]
+    golds = {i: gold for i, (item, _) in enumerate(kept) if (gold := item.problem.answer)}
     verdicts = judge.judge(
-        [(problems[i].domain, kept[i][1].text, problems[i].answer) for i in gold]
+        [(kept[i][0].problem.domain, kept[i][1].text, gold) for i, gold in golds.items()]
     )
-    marks: list[tuple[str | None, str | None]] = [(None, None)] * len(kept)
-    for i, verdict in zip(gold, verdicts, strict=True):
-        mark = RIGHT if verdict.correct else WRONG
-        if verdict.predicted is None or verdict.note:
-            mark = UNREAD
-        marks[i] = (verdict.predicted, mark)
-    for i in set(range(len(kept))) - set(gold):
-        domain = find_domain(None, text_of(problems[i].prompt), problems[i].answer_type)
-        marks[i] = (domain.extract(kept[i][1].text), None)
+    found: dict[int, Verdict] = dict(zip(golds, verdicts, strict=True))
+    marks: list[tuple[str | None, str | None]] = []
+    for i, (item, answer) in enumerate(kept):
+        verdict = found.get(i)
+        if verdict is None:
+            marks.append((item.problem.domain.extract(answer.text), None))
+        elif verdict.predicted is None or verdict.note:
+            marks.append((verdict.predicted, UNREAD))
+        else:
+            marks.append((verdict.predicted, RIGHT if verdict.correct else WRONG))
     return marks
 
 
