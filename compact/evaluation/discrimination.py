@@ -26,7 +26,7 @@ from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
 from compact.metrics import METRICS, get_metric, metric_names, statistics_of
 from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problem
+from compact.passes.encode import encode_problems
 from compact.passes.forward import observe
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, PresetWeigher, make_weigher
@@ -199,7 +199,7 @@ def study(
         For each score, the AUC of each kind of error in `labels`. If the data has the zoo's good
         and verbose teachers, also how often good scores above verbose.
     """
-    encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
+    encoded = encode_problems(problems, processing_class, max_length=1024)
     scores = score_everything(
         student,
         encoded,
@@ -253,7 +253,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
                 for seed in seeds
                 for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
             ]
-            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            encoded = encode_problems(data, tokenizer, max_length=1024)
             progress = f"zoo {the_zoo.name}, {stage}"
             scores = score_everything(student, encoded, batch_problems=16, progress=progress)
             right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()

@@ -1,7 +1,8 @@
 """Scores and weighs rationales without training, to audit or filter data.
 
-One row per rationale: question_id, teacher, answer (the extracted final answer), adaptability,
-consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). Scores
+One row per rationale: question_id, teacher, answer (the extracted final answer), validity,
+adaptability, consensus, difficulty, weight, basis (what its answer was judged by), findings (what
+speaks against it, in words), steps (text and gain in nats), epiphanies (indices of steps). Scores
 are appended to OUT.partial after each pass, so a killed run can resume. The weights depend on the
 spread of the scores over all data, so OUT is written at the end, in one piece. --graphs also saves
 the consensus graph of every problem; `compact graph` draws one.
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -23,18 +25,33 @@ from compact.data import Problem
 from compact.graphs.step_graphs import as_rustworkx, save_graph
 from compact.metrics import AXES
 from compact.metrics.gain import step_gains
+from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
-from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import LEAF_BUDGET, encode_problem
+from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes.encode import LEAF_BUDGET, encode_problems
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
 from compact.resumable import ResumableRows
 from compact.student import Student
+from compact.validity import Judgement
+from compact.validity.summary import describe
 from compact.weighting import PresetWeigher, Weigher
 
 # Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
+
+
+class Scores(NamedTuple):
+    """What `compact score` found.
+
+    Attributes:
+        rows: one per rationale, in the order of the data.
+        about: sentences about what the weights rest on.
+    """
+
+    rows: list[dict[str, Any]]
+    about: list[str]
 
 
 def score_problems(
@@ -48,7 +65,7 @@ def score_problems(
     partial: Path | None = None,
     settings: dict[str, Any] | None = None,
     graphs: Path | None = None,
-) -> list[dict[str, Any]]:
+) -> Scores:
     """Scores every rationale and weighs it within its problem.
 
     Args:
@@ -63,7 +80,7 @@ def score_problems(
         graphs: folder for the consensus graphs, one file per problem; None: none are saved.
 
     Returns:
-        One row per rationale, in the order of the data.
+        The rows, and sentences about the data.
 
     Raises:
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
@@ -72,14 +89,14 @@ def score_problems(
     store = ResumableRows(partial, settings or {}, key="question_id") if partial else None
     found = {} if store is None else store.done
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
-    left = [p for p in problems if p.question_id not in found]
-    encoded = [
-        encode_problem(p, processing_class, max_length=max_length, leaf_budget=leaf_budget)
-        for p in left
-    ]
+    # What a vote or a check is worth is learned from all problems, those found earlier included.
+    encoded = encode_problems(
+        problems, processing_class, max_length=max_length, leaf_budget=leaf_budget
+    )
+    left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
-        for chunk in _chunks(encoded):
+        for chunk in passes_of(left):
             pass_ = observe(student, chunk, layout=layout, statistics=weigher.statistics)
             if graphs:
                 _save_graphs(pass_, graphs)
@@ -93,10 +110,16 @@ def score_problems(
     scored: list[list[dict[str, Any]]] = [found[p.question_id]["rows"] for p in problems]
     if isinstance(weigher, PresetWeigher):
         _weigh(scored, weigher)
-    return [row for problem in scored for row in problem]
+    about = describe(encoded, [[_judgement(r) for r in p.rationales] for p in encoded])
+    return Scores([row for problem in scored for row in problem], about)
 
 
-def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
+def _judgement(rationale: EncodedRationale) -> Judgement:
+    assert rationale.judgement is not None
+    return rationale.judgement
+
+
+def passes_of(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
     """Yields the problems of one pass at a time; they have similar lengths."""
     chunk: list[EncodedProblem] = []
     for problem in sorted(problems, key=tree_length):
@@ -115,6 +138,7 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
     else:
         scores, weight = {}, weigher(pass_).weight.tolist()
     listed = {axis: values.tolist() for axis, values in scores.items()}
+    judged = judgements(pass_)
     found = step_gains(pass_)
     gains, epiphanies, offsets = (x.tolist() for x in (found.gain, found.epiphany, found.offsets))
     r = 0
@@ -134,6 +158,8 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
                     "answer": rationale.answer,
                     **of_axes,
                     "weight": weight[r] if weight else None,
+                    "basis": judged[r].basis,
+                    "findings": [asdict(finding) for finding in judged[r].findings],
                     "steps": steps,
                     "epiphanies": [i for n, i in enumerate(asked) if epiphanies[first + n]],
                 }

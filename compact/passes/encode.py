@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain
 from compact.data import text_of
 from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
+from compact.validity import judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,6 +136,40 @@ def encode_problem(
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
     )
+
+
+def encode_problems(
+    problems: Sequence[Problem],
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    judged: bool = True,
+    **settings: Any,
+) -> list[EncodedProblem]:
+    """Encodes all problems of the data, and judges their rationales.
+
+    Args:
+        problems: as in `encode_problem`.
+        processing_class: as in `encode_problem`.
+        judged: whether every rationale gets a `judgement`. What a teacher's vote or a check is
+            worth is learned from all of `problems`.
+        settings: other arguments of `encode_problem`.
+
+    Raises:
+        ValueError, TypeError: as in `encode_problem`.
+    """
+    encoded = [encode_problem(problem, processing_class, **settings) for problem in problems]
+    if not judged:
+        return encoded
+    return [
+        replace(
+            problem,
+            rationales=tuple(
+                replace(r, judgement=judgement)
+                for r, judgement in zip(problem.rationales, judgements, strict=True)
+            ),
+        )
+        for problem, judgements in zip(encoded, judge(encoded), strict=True)
+    ]
 
 
 def choose_leaf_steps(

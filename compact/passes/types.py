@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from compact.validity import Judgement
+
 if TYPE_CHECKING:
     from compact.student import Student
     from compact_ops import TokenStats
@@ -38,6 +40,7 @@ class EncodedRationale:
             was found. Within a problem, answers that match have the same text: that of the gold
             answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
+        judgement: what the texts say about it; None if the data were not judged.
     """
 
     teacher: str
@@ -49,6 +52,7 @@ class EncodedRationale:
     marker: int
     answer: str | None
     leaf_steps: tuple[int, ...] | None = None
+    judgement: Judgement | None = None
 
     @property
     def asked_steps(self) -> tuple[int, ...]:

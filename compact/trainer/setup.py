@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
 from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problem
+from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.strategies import Strategy
@@ -85,7 +85,8 @@ def encoded(
     """Returns the problems of `problems_of` as token ids."""
     limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
     problems = problems_of(weigher, dataset)
-    return ProblemDataset([encode_problem(p, processing_class, **limits) for p in problems])
+    judged = weigher.needs_judgements
+    return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **limits))
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:

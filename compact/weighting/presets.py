@@ -22,11 +22,11 @@ class Preset:
 
     Attributes:
         adaptability, consensus, difficulty: the metric of each axis, or "none".
+        validity: the metric that multiplies the weight, or "none".
         beta: factors (adaptability, consensus, difficulty); difficulty is subtracted.
         ddof: degrees of freedom subtracted from K in the variance.
         eps: if > 0, it is added to the standard deviation, and s0 is not used.
         shrink: s0 in units of the running within-problem standard deviation.
-        reliable: whether u is multiplied by its running reliability r; needs two axes.
         tau: temperature of the softmax.
         floor: share of the weight that is divided equally among the K rationales.
         warmup: problems over which the weights move from uniform to alpha.
@@ -37,11 +37,11 @@ class Preset:
     adaptability: str
     consensus: str
     difficulty: str
+    validity: str = "none"
     beta: tuple[float, float, float] = (1.0, 1.0, 0.5)
     ddof: int = 0
     eps: float = 0.0
     shrink: float = 0.0
-    reliable: bool = False
     tau: float = 1.0
     floor: float = 0.0
     warmup: int = 0
@@ -70,8 +70,6 @@ class Preset:
             if not _is_number(value) or not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise ValueError(f"{name} must be a number {limits}, got {value!r}")
-        if not isinstance(self.reliable, bool):
-            raise ValueError(f"reliable must be true or false, got {self.reliable!r}")
         kinds = ("positions", "answer", "none")
         if self.consistency not in kinds:
             raise ValueError(
@@ -115,7 +113,7 @@ def paper() -> Preset:
 
 @register_preset("robust")
 def robust() -> Preset:
-    """The default: the best preset on the teacher zoo; see docs/results/labelled.md for limits."""
+    """The default: what the texts say about right and wrong, then what suits the student."""
     return Preset(
-        "gain", "agreement", "nll", beta=(0.5, 1.0, 0.0), shrink=0.5, reliable=True, tau=0.3
+        "gain", "agreement", "nll", validity="judged", beta=(0.5, 1.0, 0.0), shrink=0.5, tau=2.5
     )
