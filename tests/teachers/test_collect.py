@@ -220,6 +220,24 @@ def test_killed_at_random_moments(
         killed(tmp_path, server, times, seed=times)
 
 
+def test_interrupted(tmp_path: Path, questions: Write, teachers: Write) -> None:
+    """Ctrl-C ends with one line, and leaves no claim."""
+    questions(200)
+    with hostile_server(delay=0.05) as server:
+        teachers({"name": "a", "model": "m", "base_url": server.url, "concurrency": 2})
+        process = subprocess.Popen(command(tmp_path, "out"), stderr=subprocess.PIPE, text=True)
+        while server.requests < 4:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "error: interrupted; the answers so far are in" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
+    with sqlite3.connect(tmp_path / "out.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+        assert database.execute("SELECT count(*) FROM answers").fetchone()[0] > 0
+
+
 def test_two_processes_share_a_store(tmp_path: Path, questions: Write, teachers: Write) -> None:
     questions(100)
     with hostile_server(delay=0.05) as server:
