@@ -24,6 +24,8 @@ _FATAL = {401: "unauthorised", 402: "no credit", 404: "no such address or model"
 _AGAIN = (408, 409, 425, 429)
 _CONNECT = 10.0
 """Most seconds for a connection."""
+_TOO_MANY = 1 << 31
+"""Tokens that no reply has: a larger count is not believed."""
 HIDDEN = "[key]"
 """Stands for the key wherever an endpoint sends it back."""
 
@@ -149,14 +151,15 @@ class Endpoint:
             text = message.get("content") or ""
             reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
             finish = str(choice.get("finish_reason") or "stop")
+            model = str(body.get("model") or "")
             if not isinstance(text, str) or not isinstance(reasoning, str):
                 raise TypeError(f"content is {type(text).__name__}")
+            (text + reasoning + finish + model).encode("utf-8")  # no half of a surrogate pair
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             words = self._hide(f"{type(error).__name__}: {error}; {content[:80]!r}")
             raise Failure("broken reply", words, billed=True) from None
         if not text.strip() and finish not in ("length", "content_filter"):
             raise Failure("empty", "an empty answer", billed=usage == (0, 0), usage=usage)
-        model = str(body.get("model") or "")
         return Answer(self._hide(text), self._hide(reasoning), finish, self._hide(model), *usage)
 
     def _hide(self, text: str) -> str:
@@ -167,7 +170,7 @@ def _usage(body: Any) -> tuple[int, int]:
     """Returns the tokens of prompt and answer; 0 where the reply does not report them."""
     usage = body.get("usage") or {}
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    prompt, completion = (c if isinstance(c, int) and c > 0 else 0 for c in counts)
+    prompt, completion = (c if isinstance(c, int) and 0 < c < _TOO_MANY else 0 for c in counts)
     return prompt, completion
 
 
