@@ -89,17 +89,25 @@ def list_registries() -> int:
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric costs in addition to the pass, and whether it needs gold answers."""
-    cost = "padded rows" if metric.needs_padded else "free"
-    cost = "answer leaves" if metric.needs_leaves else cost
-    return f"{cost}, gold answers" if metric.needs_gold else cost
+    """Returns what a metric needs besides the pass: "free" if nothing."""
+    needs = {
+        "answer leaves": metric.needs_leaves,
+        "padded rows": metric.needs_padded,
+        "gold answers": metric.needs_gold,
+    }
+    named = [*(need for need, is_so in needs.items() if is_so), *metric.statistics]
+    return ", ".join(named) or "free"
 
 
 def meaning(metric: Metric) -> str:
-    """Returns the first docstring line: of the file for a built-in metric, else of the function."""
+    """Returns a docstring's first line: of the file of a built-in metric, else of the function.
+
+    The variants of one file are told apart by their functions.
+    """
     module = metric.score.__module__
+    alone = sum(m.score.__module__ == module for m in METRICS.values()) == 1
     built_in = module.startswith("compact.metrics.")
-    return first_line(sys.modules[module] if built_in else metric.score)
+    return first_line(sys.modules[module] if built_in and alone else metric.score)
 
 
 def preset_metrics(preset: Preset) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from compact.data import Problem, load_problems, of_teacher
 from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.score import parse_metrics, score_problems
-from compact.evaluation.teachers import reasons, teachers_page
+from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of, content_of_student, write_whole
 from compact.passes.encode import LEAF_BUDGET
 from compact.resumable import remove_rows
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         "graphs": args.graphs,
     }
     partial = out.with_name(f"{out.name}.partial")
-    rows, about = score_problems(
+    rows = score_problems(
         Student.of(model, processing_class),
         processing_class,
         problems,
@@ -134,10 +134,10 @@ def run(args: argparse.Namespace) -> int:
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
-    for sentence in about:
+    for sentence in about(rows):
         print(f"  {sentence}")
     if args.teachers is not None:
-        write_whole(Path(args.teachers), teachers_page(rows, about))
+        write_whole(Path(args.teachers), teachers_page(rows))
         print(f"about each teacher -> {args.teachers}")
     if args.kept is not None:
         kept = kept_by(rows, args.keep) if args.keep is not None else best_of(rows, args.top)

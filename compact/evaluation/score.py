@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -27,31 +27,17 @@ from compact.metrics import AXES
 from compact.metrics.gain import step_gains
 from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
-from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import LEAF_BUDGET, encode_problems
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
 from compact.resumable import ResumableRows
 from compact.student import Student
-from compact.validity import Judgement
-from compact.validity.summary import describe
 from compact.weighting import PresetWeigher, Weigher
 
 # Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
-
-
-class Scores(NamedTuple):
-    """What `compact score` found.
-
-    Attributes:
-        rows: one per rationale, in the order of the data.
-        about: sentences about what the weights rest on.
-    """
-
-    rows: list[dict[str, Any]]
-    about: list[str]
 
 
 def score_problems(
@@ -65,7 +51,7 @@ def score_problems(
     partial: Path | None = None,
     settings: dict[str, Any] | None = None,
     graphs: Path | None = None,
-) -> Scores:
+) -> list[dict[str, Any]]:
     """Scores every rationale and weighs it within its problem.
 
     Args:
@@ -80,7 +66,7 @@ def score_problems(
         graphs: folder for the consensus graphs, one file per problem; None: none are saved.
 
     Returns:
-        The rows, and sentences about the data.
+        One row per rationale, in the order of the data.
 
     Raises:
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
@@ -91,7 +77,11 @@ def score_problems(
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
     # What a vote or a check is worth is learned from all problems, those found earlier included.
     encoded = encode_problems(
-        problems, processing_class, max_length=max_length, leaf_budget=leaf_budget
+        problems,
+        processing_class,
+        max_length=max_length,
+        leaf_budget=leaf_budget,
+        keep_tail=weigher.keep_tail,
     )
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
@@ -110,13 +100,7 @@ def score_problems(
     scored: list[list[dict[str, Any]]] = [found[p.question_id]["rows"] for p in problems]
     if isinstance(weigher, PresetWeigher):
         _weigh(scored, weigher)
-    about = describe(encoded, [[_judgement(r) for r in p.rationales] for p in encoded])
-    return Scores([row for problem in scored for row in problem], about)
-
-
-def _judgement(rationale: EncodedRationale) -> Judgement:
-    assert rationale.judgement is not None
-    return rationale.judgement
+    return [row for problem in scored for row in problem]
 
 
 def passes_of(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
@@ -136,7 +120,7 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
     if isinstance(weigher, PresetWeigher):
         scores, weight = weigher.score(pass_), None
     else:
-        scores, weight = {}, weigher(pass_).weight.tolist()
+        scores, weight = {}, weigher(pass_).used.tolist()
     listed = {axis: values.tolist() for axis, values in scores.items()}
     judged = judgements(pass_)
     found = step_gains(pass_)
@@ -180,10 +164,10 @@ def _save_graphs(pass_: Pass, folder: Path) -> None:
 def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
     """Fills in the weights of a preset, with the spread of all scores."""
     flat = [row for rows in problems for row in rows]
-    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.metrics}
+    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.all_metrics}
     offsets = torch.tensor([0, *(len(rows) for rows in problems)]).cumsum(0)
     weigher.update(scores, offsets)
-    for row, weight in zip(flat, weigher.weigh(scores, offsets).weight.tolist(), strict=True):
+    for row, weight in zip(flat, weigher.weigh(scores, offsets).used.tolist(), strict=True):
         row["weight"] = weight
 
 

@@ -7,6 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compact.validity import Finding, Judgement
+from compact.validity.summary import describe
+
 Rows = Sequence[Mapping[str, Any]]
 _EXAMPLES = 3
 _KINDS = {
@@ -20,12 +23,11 @@ _KINDS = {
 }
 
 
-def teachers_page(rows: Rows, about: Sequence[str]) -> str:
+def teachers_page(rows: Rows) -> str:
     """Returns a Markdown page: a row per teacher, and examples of what speaks against each.
 
     Args:
         rows: rows of `compact score`.
-        about: sentences about the data, printed first.
     """
     sizes = Counter(row["question_id"] for row in rows)
     teachers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -37,7 +39,7 @@ def teachers_page(rows: Rows, about: Sequence[str]) -> str:
 
     ordered = sorted(teachers, key=lambda t: -statistics.fmean(map(relative, teachers[t])))
     used = [kind for kind in _KINDS if any(kind in _kinds(row) for row in rows)]
-    lines = ["# Teachers", "", *(f"- {sentence}." for sentence in about), ""]
+    lines = ["# Teachers", "", *(f"- {sentence}." for sentence in about(rows)), ""]
     lines += [
         "Weight x K: 1 is the even share. The other columns: share of the teacher's rationales.",
         "",
@@ -64,6 +66,16 @@ def teachers_page(rows: Rows, about: Sequence[str]) -> str:
                 f"- {_cell(row['question_id'])}: weight {row['weight']:.2f}: {_cell(words)}"
             )
     return "\n".join(lines) + "\n"
+
+
+def about(rows: Rows) -> list[str]:
+    """Returns sentences about what the weights of the rows rest on."""
+    problems: dict[str, list[Judgement]] = defaultdict(list)
+    for row in rows:
+        findings = tuple(Finding(**finding) for finding in row["findings"])
+        # Only basis and findings are described.
+        problems[row["question_id"]].append(Judgement(0.0, 0.0, row["basis"], findings))
+    return describe(list(problems.values()))
 
 
 def reasons(row: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ RATIONALE_MEAN = "one value per rationale; mean over rationales"
 
 # Each file registers one metric, or variants of one, and states the formula and its source.
 _BUILT_IN = (
-    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec"),
+    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
     *("judged", "nll", "rsr", "scas_final"),
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),

@@ -50,6 +50,7 @@ def encode_problem(
     max_length: int,
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
+    keep_tail: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
 
@@ -64,6 +65,8 @@ def encode_problem(
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
             rationales; see `choose_leaf_steps`.
         cue: the text before the gold answer in an answer leaf.
+        keep_tail: whether a rationale keeps the tokens that the chat template writes after the end
+            of turn (a newline in ChatML), as in the public training code; see `Weigher.keep_tail`.
 
     Returns:
         The problem as token ids, for every layout.
@@ -94,7 +97,9 @@ def encode_problem(
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
-        text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
+        text, ids, ends = _completion(
+            problem.prompt, rationale.completion, processing_class, label, keep_tail
+        )
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
@@ -135,6 +140,7 @@ def encode_problem(
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
+        raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
     )
 
 
@@ -170,6 +176,20 @@ def encode_problems(
         )
         for problem, judgements in zip(encoded, judge(encoded), strict=True)
     ]
+
+
+def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(ids),
+        steps=((0, len(ids)),),
+        step_texts=(text,),
+        spaced=(not text[-1:].isspace(),),
+        marker=len(ids),
+        answer=None,
+    )
 
 
 def choose_leaf_steps(
@@ -272,7 +292,11 @@ def _first(ends: list[int], position: int) -> int:
 
 
 def _completion(
-    prompt: Text, completion: Text, processing_class: PreTrainedTokenizerBase, where: str
+    prompt: Text,
+    completion: Text,
+    processing_class: PreTrainedTokenizerBase,
+    where: str,
+    keep_tail: bool,
 ) -> tuple[str, list[int], list[int]]:
     """Text, token ids (end of turn included) and character ends of a completion."""
     if processing_class.chat_template is None:
@@ -304,6 +328,8 @@ def _completion(
         )
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
+    if keep_tail:
+        return text, ids, ends
     # Drop the tokens after the end of turn (a newline in many templates): not trained on.
     special = set(processing_class.all_special_ids)
     for i, token in enumerate(ids):

@@ -30,7 +30,8 @@ class EncodedRationale:
     Attributes:
         teacher: the name of the teacher that wrote it.
         text: the completion as text.
-        ids: [T] token ids, the end-of-turn token included.
+        ids: [T] token ids, the end-of-turn token included, and what the chat template writes after
+            it if the problem was encoded with `keep_tail`.
         steps: one or more (start, end) token spans of the reasoning steps, in order, end exclusive.
         step_texts: the text of each step, aligned with `steps`.
         spaced: for each step, whether a space must stand between the end of the step and the cue.
@@ -75,6 +76,7 @@ class EncodedProblem:
             follows the cue; empty without a gold answer.
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
+        raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
     """
 
     question_id: str
@@ -85,6 +87,7 @@ class EncodedProblem:
     gold_ids: tuple[int, ...]
     cue_ids: tuple[int, ...]
     spaced_cue_ids: tuple[int, ...]
+    raw_gold_ids: tuple[int, ...] = ()
 
     @property
     def right(self) -> tuple[bool, ...]:

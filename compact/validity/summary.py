@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compact.validity.cases import Case
 from compact.validity.judge import Judgement
 
 
-def describe(cases: Sequence[Case], judgements: Sequence[Sequence[Judgement]]) -> list[str]:
+def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
     """Returns sentences about what the weights of the data can rest on, one a line.
 
     Args:
-        cases: the problems.
-        judgements: of every rationale of each problem.
+        problems: the judgements of the rationales of each problem.
     """
-    several = [(c, j) for c, j in zip(cases, judgements, strict=True) if len(j) > 1]
+    several = [judgements for judgements in problems if len(judgements) > 1]
     lines = []
-    alone = len(cases) - len(several)
+    alone = len(problems) - len(several)
     if alone:
-        lines.append(f"{_of(alone, len(cases))} problems have one rationale, of weight 1")
-    gold = [(c, j) for c, j in several if c.gold is not None]
+        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight 1")
+    gold = [judgements for judgements in several if judgements[0].basis == "gold"]
     if gold:
-        right = [sum(r.answer == c.gold for r in c.rationales) for c, _ in gold]
-        none = sum(n == 0 for n in right)
-        mixed = sum(0 < n < len(c.rationales) for n, (c, _) in zip(right, gold, strict=True))
+        right = [[not _kinds(j) & {"answer", "unread"} for j in judgements] for judgements in gold]
+        mixed = sum(any(r) and not all(r) for r in right)
+        none = sum(not any(r) for r in right)
         lines.append(
             f"{_of(mixed, len(gold))} problems with a gold answer have rationales that state it "
             "and others that do not: these get (almost) no weight"
@@ -33,10 +31,10 @@ def describe(cases: Sequence[Case], judgements: Sequence[Sequence[Judgement]]) -
             lines.append(
                 f"{_of(none, len(gold))} have no rationale that states the gold answer: they are "
                 "skipped, unless the answer of one could not be read. Is the gold answer written "
-                "as teachers write it? (`answer_type`, docs/data-format.md)"
+                "as teachers write it? (answer_type in docs/data-format.md)"
             )
-    voting = [(c, j) for c, j in several if c.gold is None]
-    nothing = sum(j[0].basis == "nothing" for _, j in voting)
+    voting = [judgements for judgements in several if judgements[0].basis != "gold"]
+    nothing = sum(judgements[0].basis == "nothing" for judgements in voting)
     if voting:
         lines.append(
             f"{_of(len(voting) - nothing, len(several))} problems without a gold answer are judged "
@@ -47,13 +45,13 @@ def describe(cases: Sequence[Case], judgements: Sequence[Sequence[Judgement]]) -
             f"{_of(nothing, len(voting))} of these have no two equal answers: nothing is known of "
             "them and their weights are nearly even; gold answers or more teachers would help"
         )
-    rationales = [judgement for _, of_case in several for judgement in of_case]
+    rationales = [judgement for of_problem in several for judgement in of_problem]
     for kind, words in (
         ("unread", "state no answer that could be read"),
         ("arithmetic", "hold an equation that is wrong"),
         ("numbers", "hold a number from nowhere"),
     ):
-        count = sum(any(f.kind == kind for f in j.findings) for j in rationales)
+        count = sum(kind in _kinds(j) for j in rationales)
         if count:
             lines.append(f"{_of(count, len(rationales))} rationales {words}")
     return lines
@@ -61,3 +59,7 @@ def describe(cases: Sequence[Case], judgements: Sequence[Sequence[Judgement]]) -
 
 def _of(count: int, total: int) -> str:
     return f"{count} of {total}"
+
+
+def _kinds(judgement: Judgement) -> set[str]:
+    return {finding.kind for finding in judgement.findings}

@@ -32,12 +32,13 @@ class Preset:
         warmup: problems over which the weights move from uniform to alpha.
         consistency: kind of the consistency term, "positions", "answer" or "none".
         consistency_weight: its factor lambda.
+        keep_tail: whether the tokens that the chat template writes after the end of turn (a newline
+            in ChatML) belong to the rationale: they are scored and trained on.
     """
 
     adaptability: str
     consensus: str
     difficulty: str
-    validity: str = "none"
     beta: tuple[float, float, float] = (1.0, 1.0, 0.5)
     ddof: int = 0
     eps: float = 0.0
@@ -47,6 +48,8 @@ class Preset:
     warmup: int = 0
     consistency: str = "none"
     consistency_weight: float = 0.1
+    keep_tail: bool = False
+    validity: str = "none"
 
     def __post_init__(self) -> None:
         """Checks the values, which a recipe may set.
@@ -70,6 +73,8 @@ class Preset:
             if not _is_number(value) or not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise ValueError(f"{name} must be a number {limits}, got {value!r}")
+        if not isinstance(self.keep_tail, bool):
+            raise ValueError(f"keep_tail must be true or false, got {self.keep_tail!r}")
         kinds = ("positions", "answer", "none")
         if self.consistency not in kinds:
             raise ValueError(
@@ -102,7 +107,13 @@ def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], 
 @register_preset("released")
 def released() -> Preset:
     """The weights of the public training code."""
-    return Preset("probe-released", "attention", "nll", ddof=1, eps=1e-4, consistency="positions")
+    return Preset(
+        *("probe-released", "attention", "nll"),
+        ddof=1,
+        eps=1e-4,
+        consistency="positions",
+        keep_tail=True,
+    )
 
 
 @register_preset("paper")

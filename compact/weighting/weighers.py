@@ -5,7 +5,8 @@ shrink x the running within-problem standard deviation. u = sum_s beta_s z_s, wi
 for difficulty. alpha = v softmax(u / tau) / sum, v the validity of the rationale (1 without a
 metric of that axis), mixed with the uniform weight by floor and warm-up before v is applied.
 Weights have no gradient, are >= 0 and sum to 1 over each problem; K = 1 gives 1. If several
-rationales compete and every validity is 0, all weights of the problem are 0: it is skipped.
+rationales compete and every validity is 0, v counts as 1, and `Weights.usable` is False: all are
+known to be wrong, and who trains or filters leaves the problem out (`Weights.used`).
 
 Noise has z-scores as large as signal, so u alone does not show whether a difference is real. A
 preset limits what u can do by its temperature: with tau = 2.5 and the factors of `robust`, scores
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, COMPATIBILITY, VALIDITY, Metric, get_metric, statistics_of
+from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric, statistics_of
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.registry import unknown
@@ -45,11 +46,19 @@ class Weights(NamedTuple):
         weight: [R] float32, sums to 1 over each problem (all 0 if a policy skips it).
         scores: axis -> [R] the raw score; empty for policies.
         zscores: axis -> [R] the score standardised within its problem; empty for policies.
+        usable: [R] bool, False in a problem whose rationales are all known to be wrong; None if
+            every problem is usable.
     """
 
     weight: Tensor
     scores: dict[str, Tensor]
     zscores: dict[str, Tensor]
+    usable: Tensor | None = None
+
+    @property
+    def used(self) -> Tensor:
+        """[R] the weights that count: 0 in a problem that is not usable."""
+        return self.weight if self.usable is None else self.weight * self.usable
 
 
 class Weigher(Protocol):
@@ -62,6 +71,7 @@ class Weigher(Protocol):
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         needs_judgements: it reads `EncodedRationale.judgement`.
         gold_readers: what cannot work without gold answers: metrics, or the policy itself.
+        keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
@@ -73,6 +83,7 @@ class Weigher(Protocol):
     needs_judgements: bool
     leaf_hidden_readers: tuple[str, ...]
     gold_readers: tuple[str, ...]
+    keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
     statistics: tuple[str, ...]
@@ -147,24 +158,26 @@ class PresetWeigher:
     def __post_init__(self) -> None:
         self.metrics: dict[str, Metric] = {
             axis: get_metric(getattr(self.preset, axis), axis)
-            for axis in AXES
+            for axis in COMPATIBILITY
             if getattr(self.preset, axis) != "none"
         }
-        self.needs_leaves = any(m.needs_leaves for m in self.metrics.values())
-        self.needs_padded = any(m.needs_padded for m in self.metrics.values())
-        self.leaf_hidden_readers = tuple(
-            m.name for m in self.metrics.values() if m.needs_leaf_hidden
-        )
-        self.statistics = statistics_of(self.metrics.values())
-        self.needs_judgements = any(m.needs_judgements for m in self.metrics.values())
+        name = self.preset.validity
+        self.validity = None if name == "none" else get_metric(name, VALIDITY)
+        read = self.all_metrics.values()
+        self.needs_leaves = any(m.needs_leaves for m in read)
+        self.needs_padded = any(m.needs_padded for m in read)
+        self.needs_judgements = any(m.needs_judgements for m in read)
+        self.leaf_hidden_readers = tuple(m.name for m in read if m.needs_leaf_hidden)
+        self.statistics = statistics_of(read)
         signed = zip(COMPATIBILITY, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
         # With a validity the weights mean something without gold answers too.
         self.gold_readers = tuple(
             m.name
             for axis, m in self.metrics.items()
-            if m.needs_gold and self._beta.get(axis) and VALIDITY not in self.metrics
+            if m.needs_gold and self._beta[axis] and self.validity is None
         )
+        self.keep_tail = self.preset.keep_tail
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
@@ -177,10 +190,15 @@ class PresetWeigher:
         scores = self.score(pass_)
         return self.weigh(scores, pass_.batch.problem_offsets)
 
+    @property
+    def all_metrics(self) -> dict[str, Metric]:
+        """Axis -> metric of every axis in use, validity first."""
+        return ({} if self.validity is None else {str(VALIDITY): self.validity}) | self.metrics
+
     def score(self, pass_: Pass) -> dict[str, Tensor]:
         """Returns axis -> [R] float32 scores, each checked to be finite."""
         scores: dict[str, Tensor] = {}
-        for axis, metric in self.metrics.items():
+        for axis, metric in self.all_metrics.items():
             score = metric.score(pass_).float()
             finite = torch.isfinite(score)
             if score.shape != (pass_.batch.num_rationales,) or not bool(finite.all()):
@@ -190,6 +208,8 @@ class PresetWeigher:
 
     def weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
         """Returns the weights for scores (axis -> [R]) of the problems of `offsets` [P + 1].
+
+        Without a score of validity every validity is 1.
 
         Raises:
             ValueError: a validity is negative.
@@ -214,17 +234,20 @@ class PresetWeigher:
         if self.problems_seen < preset.warmup:
             uniform = 1.0 / sizes[problem]
             weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
+        usable = None
         if VALIDITY in scores:
             validity = scores[VALIDITY]
             if bool((validity < 0).any()):
                 raise ValueError(
                     f"validity of {preset.validity} must be >= 0, got {float(validity.min())}"
                 )
-            alone = (sizes == 1)[problem]
-            product = torch.where(alone, weight, weight * validity)
+            product = weight * validity
             total = segment_sum(product, offsets)[problem]
-            weight = torch.where(total > 0, product / total.clamp(min=_TINY), 0.0)
-        return Weights(weight, dict(scores), z)
+            valid = total > 0
+            alone = (sizes == 1)[problem]
+            weight = torch.where(valid & ~alone, product / total.clamp(min=_TINY), weight)
+            usable = valid | alone
+        return Weights(weight, dict(scores), z, usable)
 
     def _prior(self, axis: str) -> float:
         return self.preset.shrink * self.spread.get(axis, 0.0)
@@ -282,6 +305,7 @@ class PolicyWeigher:
     needs_judgements: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
     gold_readers: tuple[str, ...] = ()
+    keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
     statistics: tuple[str, ...] = ()

@@ -65,6 +65,7 @@ def collect(
     """
     contest = _Contest.of(only)
     encoded = encode_problems(problems, processing_class, max_length=max_length)
+    tails = contest.with_tails(problems, processing_class, max_length)
     blind = [replace(problem, gold=None, gold_ids=()) for problem in encoded]
     unseen = dict(zip((p.question_id for p in encoded), judge(blind), strict=True))
     with ResumableRows(rows, dict(settings), key="question_id") as store:
@@ -72,7 +73,7 @@ def collect(
         bar = tqdm(total=len(encoded), initial=len(encoded) - len(left), desc=rows.stem, unit="q")
         with bar:
             for chunk in passes_of(left):
-                for row in contest.rows(student, chunk, labels, unseen):
+                for row in contest.rows(student, chunk, tails, labels, unseen):
                     store.append(row)
                 bar.update(len(chunk))
         store.complete({"questions": len(encoded)})
@@ -111,10 +112,25 @@ class _Contest:
             {name: make_weigher(name) for name in policies if name in chosen},
         )
 
+    def with_tails(
+        self,
+        problems: Sequence[Problem],
+        processing_class: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[str, EncodedProblem]:
+        """Returns question_id -> the problem as the public code reads it; {} if nobody asks."""
+        if not self.padded:
+            return {}
+        encoded = encode_problems(
+            problems, processing_class, judged=False, max_length=max_length, keep_tail=True
+        )
+        return {problem.question_id: problem for problem in encoded}
+
     def rows(
         self,
         student: Student,
         problems: Sequence[EncodedProblem],
+        tails: Mapping[str, EncodedProblem],
         labels: Labels,
         unseen: Mapping[str, Sequence[Judgement]],
     ) -> list[dict[str, Any]]:
@@ -123,7 +139,11 @@ class _Contest:
         passes = {False: tree}
         if self.padded:
             passes[True] = observe(
-                student, problems, layout="padded", leaves=False, statistics=self.statistics
+                student,
+                [tails[problem.question_id] for problem in problems],
+                layout="padded",
+                leaves=False,
+                statistics=self.statistics,
             )
         scores: dict[str, Tensor] = {}
         for metric in self.metrics:
@@ -222,12 +242,13 @@ def weights_of_presets(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
     for name in flat[0]["axes"]:
         weigher = PresetWeigher(name, PRESETS[name])
         scores = {
-            axis: torch.tensor([r["axes"][name][axis] for r in flat]) for axis in weigher.metrics
+            axis: torch.tensor([r["axes"][name][axis] for r in flat])
+            for axis in weigher.all_metrics
         }
         found[name] = _weigh(weigher, scores, offsets)
-        if VALIDITY in weigher.metrics and weigher.preset.validity == "judged":
+        if weigher.preset.validity == "judged":
             blind = PresetWeigher(name, PRESETS[name])
-            for axis, metric in blind.metrics.items():
+            for axis, metric in blind.all_metrics.items():
                 if metric.needs_judgements:
                     field = VALIDITY if axis == VALIDITY else "agreement"
                     scores[axis] = torch.tensor([r["blind"][field] for r in flat])
