@@ -66,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
     problems = load_problems(args.data)[: args.limit]
     if weigher.teacher is not None:
         of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
-    out = Path(args.out)
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: expected a file, got a directory")
-    check_output(out, args.data)
+    out = check_output(args.out, args.data, args.model, kind="scores")
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:
@@ -97,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         graphs=graphs,
     )
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out, text, kind="scores")
     remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     if isinstance(weigher, PresetWeigher) and weigher.preset.reliable:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, PresetWeigher, make_weigher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
 POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
@@ -303,7 +307,7 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(table: Table, path: Path, title: str, measure: str) -> None:
+def draw(table: Table, title: str, measure: str) -> Figure:
     """Draws the table: one row per score, one column per error, coloured by AUC."""
     from matplotlib.figure import Figure
 
@@ -320,4 +324,4 @@ def draw(table: Table, path: Path, title: str, measure: str) -> None:
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
     figure.tight_layout()
-    figure.savefig(path)
+    return figure

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from compact.config import CompactConfig
-from compact.files import write_json
+from compact.files import ANY_NUMBER, as_json, read_json, replace_whole
 from compact.strategies import Strategy
 from compact.trainer.checkpoints import damage, newest_whole
 from compact.weighting import Weigher
@@ -28,6 +28,12 @@ from compact.weighting import Weigher
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "compact_state.json"
+_STATE = {
+    "preset?": str,
+    "weigher": dict,
+    "gains": {str: [ANY_NUMBER]},
+    "strategy?": {"name": str, "state": object},
+}
 _TOKEN = re.compile(r"(--\w*token[ =])\S+")  # hides tokens that were given on the command line
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
@@ -38,7 +44,14 @@ def write_run_file(run: Path, about: dict[str, Any]) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
         "command": _TOKEN.sub(r"\1<hidden>", " ".join(sys.argv)),
     }
-    write_json(run / "run.json", about | more)
+    check_run_file(run)
+    replace_whole(run / "run.json", as_json(about | more))
+
+
+def check_run_file(run: Path) -> None:
+    """Raises ValueError if a folder's run.json was not written by a run."""
+    if (run / "run.json").exists():
+        read_json(run / "run.json", {"student": str, "status": str})
 
 
 def write_state(
@@ -68,7 +81,7 @@ def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dic
     Raises:
         ValueError: the checkpoint was written with another preset or strategy.
     """
-    state = json.loads((checkpoint / STATE_FILE).read_text())
+    state = read_json(checkpoint / STATE_FILE, _STATE)
     if state.get("preset", preset) != preset:
         raise ValueError(
             f"preset must be {state['preset']!r} to resume from {checkpoint}, which holds the "
@@ -80,7 +93,9 @@ def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dic
             f"strategy must be {saved!r} to resume from {checkpoint}, which was written with it, "
             f"got {strategy!r}"
         )
-    return state, int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    return state, int(
+        read_json(checkpoint / "trainer_state.json", {"global_step": int})["global_step"]
+    )
 
 
 def checkpoint_to_resume(run: Path, wanted: str | Path | Literal[True]) -> Path:
