@@ -7,6 +7,7 @@ that step.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -222,7 +223,7 @@ def _encode_rationale(
 
 def _first(ends: list[int], position: int) -> int:
     """Index of the first token that ends at or after `position` characters; len(ends) if none."""
-    return next((i for i, end in enumerate(ends) if end >= position), len(ends))
+    return bisect_left(ends, position)
 
 
 def _completion(
