@@ -34,11 +34,16 @@ class CompactConfig(TrainingArguments):
 
     preset: str = _option(
         "robust",
-        "how teachers are weighted: a preset (released, paper, robust) or a policy "
-        "(uniform, random, single:TEACHER, answer-vote, softmax-nll, ca-mkd, ebkd, oracle)",
+        "how teachers are weighted: a preset (released, paper, robust) or a policy (uniform, "
+        "random, single:TEACHER, answer-vote, rejection, ...; `compact metrics` lists all)",
     )
     overrides: dict[str, Any] | str | None = _option(
         None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
+    )
+    token_weights: str = _option(
+        "none",
+        "what each token's loss is multiplied by, besides the rationale's weight: none, dft, eaft, "
+        "cll, or a registered name",
     )
     max_length: int = _option(2560, "longest prompt plus completion, in tokens")
     strategy: str | None = _option(

@@ -14,6 +14,7 @@ from compact.evaluation.compare import (
     parse_arm,
     zoo_task,
 )
+from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
 
 EPILOG = """example:
@@ -54,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
-    arms = [parse_arm(text) for text in dict.fromkeys(args.arms)]
+    of_zoo = args.data in ("zoo-a", "zoo-b")
+    arms = [parse_arm(text, RIGHT if of_zoo else ()) for text in dict.fromkeys(args.arms)]
     seeds = list(dict.fromkeys(args.seeds))
-    if args.data in ("zoo-a", "zoo-b"):
+    if of_zoo:
         task = zoo_task(
             args.data[-1],
             problems=args.problems,
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             config,
             model=args.model,
             limit=args.limit,
+            arms=arms,
         )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     teachers = Counter(row["teacher"] for row in rows)
     listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
+    without = sum(problem.answer is None for problem in problems)
+    no_gold = f", problems without a gold answer: {without}" if without else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), duplicates left out: {repeated} -> {out}"
+        f"({listed}{more}), duplicates left out: {repeated}{no_gold} -> {out}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`compact metrics`: lists metrics, presets, policies and answer domains."""
+"""`compact metrics`: lists metrics, presets, policies, token weights and answer domains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from compact.answers import domain_names, get_domain
 from compact.metrics import METRICS, Metric
-from compact.weighting import POLICIES, PRESETS, Preset, weigher_names
+from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, Preset, weigher_names
 
 EPILOG = """example:
   compact metrics
@@ -24,24 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the registries of metrics, presets, policies and answer domains."""
+    """Prints the registries of metrics, presets, policies, token weights and answer domains."""
     names = [name for name in weigher_names() if name not in PRESETS]
-    print_table("metrics", [(n, m.axis, metric_needs(m), meaning(m)) for n, m in METRICS.items()])
+    rows = [
+        (n, m.axis, m.direction, metric_needs(m), meaning(m), m.aggregation)
+        for n, m in METRICS.items()
+    ]
+    print_table("metrics: axis, better scores, needs, meaning, aggregation", rows)
     print_table("presets", [(name, preset_metrics(preset)) for name, preset in PRESETS.items()])
     print_table(
         "policies",
         [(n, first_line(f)) for n, f in zip(names, POLICIES.values(), strict=True)],
     )
+    print_table("token weights", [(name, first_line(w)) for name, w in TOKEN_WEIGHTS.items()])
     domains = [(name, first_line(get_domain(name))) for name in domain_names()]
     print_table("answer domains, in the order in which they are tried", domains)
     return 0
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric costs in addition to the pass."""
-    if metric.needs_leaves:
-        return "answer leaves"
-    return "padded rows" if metric.needs_padded else "free"
+    """Returns what a metric costs in addition to the pass, and whether it needs gold answers."""
+    cost = "padded rows" if metric.needs_padded else "free"
+    cost = "answer leaves" if metric.needs_leaves else cost
+    return f"{cost}, gold answers" if metric.needs_gold else cost
 
 
 def meaning(metric: Metric) -> str:

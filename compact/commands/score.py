@@ -12,7 +12,7 @@ from compact.files import check_output, content_of, content_of_student, write_wh
 from compact.passes.encode import LEAF_BUDGET
 from compact.resumable import remove_rows
 from compact.student import Student, load_model
-from compact.weighting import DEFAULT_PRESET, PresetWeigher, make_weigher
+from compact.weighting import DEFAULT_PRESET, PresetWeigher, check_gold, make_weigher
 
 EPILOG = """example:
   compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     problems = load_problems(args.data)[: args.limit]
     if weigher.teacher is not None:
         of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
+    check_gold(weigher, problems)
     out = check_output(args.out, args.data, args.model, kind="scores")
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None

@@ -192,15 +192,15 @@ def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
     return Sample(
         _field(row, "instruction", where),
         tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
-        _field(row, "label", where),
+        _optional(row, where, "label"),
     )
 
 
 def from_cot(row: dict[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
     row = {name.lower(): value for name, value in row.items()}
-    cot, answer = _field(row, "cot", where), _field(row, "answer", where)
-    if find_marker(cot) == len(cot):
+    cot, answer = _field(row, "cot", where), _optional(row, where, "answer")
+    if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(_field(row, "question", where), (cot,), answer)
 
@@ -217,7 +217,7 @@ def from_compact(row: dict[str, Any], where: str) -> Sample:
     return Sample(
         content("prompt"),
         () if row.get("completion") in (None, "", []) else (content("completion"),),
-        _field(row, "answer", where),
+        _optional(row, where, "answer"),
         _optional(row, where, "teacher"),
         _optional(row, where, "answer_type"),
     )
@@ -282,8 +282,9 @@ def gold_answers(path: Path) -> dict[str, str]:
     for where, sample in read_samples(path):
         answer = sample.answer
         if answer is None:
-            # Only formats whose completions are text have rows without an answer.
-            text = str(sample.completions[0])
+            if not sample.completions:
+                raise ValueError(f"{where}: field 'answer' must hold text, got a row without it")
+            text = text_of(sample.completions[0])
             domain = find_domain(None, text_of(sample.prompt))
             answer = domain.extract(text) or (domain.normalise(text) if len(text) <= 40 else None)
             if not answer:
@@ -304,8 +305,8 @@ def import_files(
         sources: pairs (teacher, file). If the teacher is None, it is the teacher that the row
             names, else the file's stem. If a row has several rationales, the n-th belongs to
             teacher `name-n`.
-        gold: file of gold answers, needed if the rows have none. Its answers replace those of the
-            rows.
+        gold: file of gold answers, which replace those of the rows. Without it, a prompt has the
+            answer of any of its rows; it may have none.
         prefix: start of the question ids; a number follows, in order of first appearance.
 
     Returns:
@@ -317,27 +318,28 @@ def import_files(
         OSError: a file cannot be read.
     """
     golds = gold_answers(gold) if gold else {}
-    firsts: dict[str, tuple[str, str, Text, str]] = {}
+    firsts: dict[str, tuple[str, Text]] = {}
+    answers: dict[str, tuple[str, str]] = {}
     problems: dict[str, dict[str, dict[str, Any]]] = {}
     repeated = 0
     for name, path in sources:
         for where, sample in read_samples(path):
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
-            if answer is None:
-                what = (
-                    f"{gold} has no such prompt"
-                    if gold
-                    else "give a file of gold answers as --gold"
-                )
-                raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
-            fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
-            first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
-            domain = find_domain(agreed, text_of(prompt), sample.answer_type)
-            if answer != agreed and not domain.matches(answer, agreed):
+            fresh = (f"{prefix}-{len(firsts):05d}", sample.prompt)
+            question_id, prompt = firsts.setdefault(key, fresh)
+            if answer is not None:
+                first, agreed = answers.setdefault(key, (where, answer))
+                domain = find_domain(agreed, text_of(prompt), sample.answer_type)
+                if answer != agreed and not domain.matches(answer, agreed):
+                    raise ValueError(
+                        f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt "
+                        f"at {first}; give a file of the right answers as --gold"
+                    )
+            elif gold:
                 raise ValueError(
-                    f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
-                    f"{first}; give a file of the right answers as --gold"
+                    f"{where}: the row has no gold answer (answer or label); {gold} has no such "
+                    "prompt"
                 )
             rows = problems.setdefault(key, {})
             base = name or sample.teacher or path.stem
@@ -351,10 +353,12 @@ def import_files(
                     "prompt": prompt,
                     "teacher": teacher,
                     "completion": completion,
-                    "answer": agreed,
                 }
                 if sample.answer_type is not None:
                     rows[teacher]["answer_type"] = sample.answer_type
+    for key, (_, agreed) in answers.items():
+        for row in problems.get(key, {}).values():
+            row["answer"] = agreed
     found = [row for rows in problems.values() for row in rows.values()]
     if not found:
         raise ValueError(f"{sources[0][1]}: expected at least one completion, got only questions")

@@ -1,8 +1,9 @@
 """Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
 
-A row is one rationale: question_id, prompt, teacher, completion, answer and, if wanted, answer_type
-(a domain of `compact.answers`). Prompt and completion are text or chat messages. Test files have
-neither teacher nor completion; use `load_questions` for them. Every error names the file and line
+A row is one rationale: question_id, prompt, teacher, completion and, if known, answer (the gold
+answer) and answer_type (a domain of `compact.answers`). Prompt and completion are text or chat
+messages. Test files have no teacher and no completion, but need the answer; use `load_questions`
+for them. Every error names the file and line
 (or the row of the data set), the field, and what is wrong.
 """
 
@@ -42,11 +43,19 @@ class Rationale:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its gold answer and the rationales of K teachers (K = 0 in a test file)."""
+    """A question with its gold answer and the rationales of K teachers (K = 0 in a test file).
+
+    Attributes:
+        question_id: its id.
+        prompt: the question, text or chat messages.
+        answer: the gold answer as the data write it; None if the data have none.
+        rationales: the rationales, in the order of the rows.
+        answer_type: the answer domain that the data name; None if they name none.
+    """
 
     question_id: str
     prompt: Text
-    answer: str
+    answer: str | None
     rationales: tuple[Rationale, ...]
     answer_type: str | None = None
 
@@ -54,10 +63,13 @@ class Problem:
     def domain(self) -> Domain:
         """The kind of answer: found once, from gold answer, options in the prompt, answer_type.
 
+        Without a gold answer, the answers that the rationales state take its place.
+
         Raises:
             ValueError: the gold answer is none of `answer_type`.
         """
-        return find_domain(self.answer, text_of(self.prompt), self.answer_type)
+        completions = (text_of(r.completion) for r in self.rationales)
+        return find_domain(self.answer, text_of(self.prompt), self.answer_type, completions)
 
 
 def text_of(content: Text) -> str:
@@ -81,7 +93,7 @@ def load_problems(
     Raises:
         ValueError: `file:line: field ...` for a row that cannot be used: not JSON, a field missing
             or empty, two rationales of one teacher, prompts or answers that disagree within a
-            problem; or if there is no row.
+            problem, an answer in only some rows of a problem; or if there is no row.
         TypeError: a field, or `source`, has the wrong type.
         OSError: the file cannot be read.
     """
@@ -134,7 +146,9 @@ def _group(source: Any, with_rationales: bool) -> list[Problem]:
     for where, line, row in _rows(source):
         question_id = _text(row, "question_id", where)
         prompt = _content(row, "prompt", where)
-        answer = _text(row, "answer", where)
+        # Rationales may come without a gold answer. A test question cannot be judged without one.
+        unknown = with_rationales and row.get("answer") is None
+        answer = None if unknown else _text(row, "answer", where)
         answer_type = None if row.get("answer_type") is None else _text(row, "answer_type", where)
         problem = Problem(question_id, prompt, answer, (), answer_type)
         if question_id not in first:
@@ -188,6 +202,12 @@ def _check_agreement(problem: Problem, where: str, first_where: str, first: Prob
         raise ValueError(
             f"{where}: answer_type of {name} must be {first.answer_type!r} as at {first_where}, "
             f"got {problem.answer_type!r}"
+        )
+    if (problem.answer is None) != (first.answer is None):
+        here, there = ("has no", "has one") if problem.answer is None else ("has an", "has none")
+        raise ValueError(
+            f"{where}: {name} {here} answer here, but {there} at {first_where}; all rows of a "
+            "problem must have it, or none"
         )
     same = problem.answer == first.answer
     if not same and not first.domain.matches(problem.answer, first.answer):

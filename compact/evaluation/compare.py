@@ -20,7 +20,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
-from compact.weighting import make_weigher
+from compact.weighting import check_gold, make_weigher
 from compact.weighting.policies import split_teacher
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ _RUN = {
     "seconds": ANY_NUMBER,
 }
 
-DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
+DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 # Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
 _T = (
     *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
@@ -124,8 +124,12 @@ class Task:
     max_new_tokens: int
 
 
-def parse_arm(text: str) -> Arm:
+def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     """Reads "NAME" or "NAME,key=value,...".
+
+    Args:
+        text: the arm as the user wrote it.
+        right_teachers: teachers that are known to be right, for the arm "oracle".
 
     Raises:
         ValueError: the text does not have this form, or a name or setting is unknown.
@@ -143,6 +147,8 @@ def parse_arm(text: str) -> Arm:
             raise ValueError(
                 f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
             ) from None
+    if preset == "oracle" and right_teachers:
+        overrides.setdefault("teachers", sorted(right_teachers))
     make_weigher(preset, **overrides)
     return Arm(text, preset, overrides)
 
@@ -201,6 +207,7 @@ def file_task(
     *,
     model: str | None,
     limit: int | None,
+    arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
 
@@ -212,6 +219,12 @@ def file_task(
         config: its training settings are used; preset, overrides and output_dir are not.
         model: the student; replaces the recipe's.
         limit: largest number of test questions.
+        arms: the weightings to compare, to refuse at once what the data do not allow.
+
+    Raises:
+        ValueError: the recipe names no model, a row cannot be used, or the data have no gold
+            answers and an arm needs them.
+        OSError: a file cannot be read.
     """
     name = model or recipe.model
     if name is None:
@@ -223,6 +236,8 @@ def file_task(
             recipe_file,
         )
     problems = load_problems(data)[: recipe.max_problems]
+    for arm in arms:
+        check_gold(make_weigher(arm.preset, **arm.overrides), problems)
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
@@ -280,8 +295,6 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     model, processing_class, problems, questions = task.start(seed)
     steps = _steps(task, arm, problems, processing_class, tokens)
     overrides = dict(arm.overrides)
-    if arm.preset == "oracle" and task.name.startswith("zoo-"):
-        overrides["teachers"] = sorted(zoo.RIGHT)
     if arm.preset == "random":
         overrides.setdefault("seed", seed)
     config = replace(

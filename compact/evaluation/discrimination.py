@@ -25,7 +25,7 @@ from compact.data import Problem, load_problems
 from compact.lab import zoo
 from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
-from compact.metrics import get_metric, metric_names
+from compact.metrics import METRICS, get_metric, metric_names, statistics_of
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
@@ -57,11 +57,14 @@ def score_everything(
         progress: label of the progress bar.
 
     Returns:
-        Name -> [R] float32, higher is better. A metric has its own name (difficulty is negated); a
-        preset or policy has the name "weight of NAME" and gives the logarithm of its weight.
+        Name -> [R] float32, higher is better. A metric has its own name, and is negated
+        where lower is better; a preset or policy has the name "weight of NAME" and gives the
+        logarithm of its weight.
     """
     policies = {name: make_weigher(name) for name in POLICIES}
     presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
+    statistics = {*statistics_of(METRICS.values())}
+    statistics.update(name for policy in policies.values() for name in policy.statistics)
     parts: dict[str, list[Tensor]] = {}
     preset_scores: dict[str, dict[str, list[Tensor]]] = {name: {} for name in PRESETS}
 
@@ -71,13 +74,13 @@ def score_everything(
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
         chunk = problems[start : start + batch_problems]
         passes = {
-            False: observe(student, chunk, layout="tree"),
-            True: observe(student, chunk, layout="padded", leaves=False),
+            False: observe(student, chunk, layout="tree", statistics=statistics),
+            True: observe(student, chunk, layout="padded", leaves=False, statistics=statistics),
         }
         for name in metric_names():
             metric = get_metric(name)
             values = metric.score(passes[metric.needs_padded])
-            collect(parts, name, -values if metric.axis == "difficulty" else values)
+            collect(parts, name, -values if metric.direction == "lower" else values)
         for name, preset in presets.items():
             for axis, values in preset.score(passes[preset.needs_padded]).items():
                 collect(preset_scores[name], axis, values)
@@ -161,13 +164,13 @@ def plant(
     labels: dict[tuple[str, str], str] = {}
     for problem in rng.sample(list(problems), len(problems)):
         texts = [str(r.completion) for r in problem.rationales]
-        domain = problem.domain
-        if len(texts) < 3 or not all(
-            domain.matches(domain.extract(text), problem.answer) for text in texts
-        ):
+        domain, gold = problem.domain, problem.answer
+        if gold is None or len(texts) < 3:
+            continue
+        if not all(domain.matches(domain.extract(text), gold) for text in texts):
             continue
         where = rng.randrange(len(texts))
-        spoilt = PLANTS[kind](texts[where], problem.answer, rng)
+        spoilt = PLANTS[kind](texts[where], gold, rng)
         if spoilt is None:
             continue
         rationales = list(problem.rationales)

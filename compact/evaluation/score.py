@@ -96,7 +96,7 @@ def score_problems(
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
         for chunk in _chunks(encoded):
-            pass_ = observe(student, chunk, layout=layout)
+            pass_ = observe(student, chunk, layout=layout, statistics=weigher.statistics)
             if graphs:
                 _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):

@@ -4,7 +4,7 @@ C_k = sum_j t_j s(k, j) / sum_j t_j + g_k.
 
 t_j is the trust in rationale j: 1 if its stated answer is the gold answer, 0 if it is another one.
 If it states none, t_j = exp(I^j_n), the student's mean likelihood of a token of the gold answer
-after j. If every t_j is 0, all are set to 1.
+after j. If every t_j is 0, or there is no gold answer, all are set to 1.
 
 s(k, j) is the Jaccard index of the sets of numbers in the steps and the stated answer (some
 teachers write a result only in the answer: "594 / 3 = ? The answer is 198"). If neither rationale
@@ -64,6 +64,8 @@ def _similarities(problem: EncodedProblem, states: Tensor) -> Tensor:
 
 def _trust(problem: EncodedProblem, level: Tensor) -> Tensor:
     """Returns [K] t_j; `level` [K] is I_n, nats."""
+    if problem.gold is None:
+        return torch.ones_like(level)
     trust = torch.tensor(
         [
             float(likelihood if r.answer is None else r.answer == problem.gold)

@@ -17,7 +17,13 @@ from compact.metrics.probe import thinking_mask
 from compact.passes import Pass
 
 
-@register("probe-released", axis="adaptability", needs_padded=True)
+@register(
+    "probe-released",
+    axis="adaptability",
+    needs_padded=True,
+    needs_gold=True,
+    aggregation="masked sum over the row; mean over rationales",
+)
 def probe_released(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the raw logits over every position of the row.
 
@@ -36,6 +42,9 @@ def probe_released(pass_: Pass) -> Tensor:
         mine = row_of[batch.problem_offsets[index] : batch.problem_offsets[index + 1]]
         longest = int(lengths[mine].max())
         gold = batch.gold_ids[batch.gold_offsets[index] : batch.gold_offsets[index + 1]]
+        if not len(gold):
+            scores.append(pass_.hidden.new_zeros(len(mine), dtype=torch.float32))
+            continue
         # Only the gold answer's columns of the head: no [L, V] logits.
         logits = pass_.hidden[mine, :longest] @ student.weight[gold].T
         logits = student.logit_scale * logits.float()

@@ -57,7 +57,8 @@ def encode_problem(
     steps.
 
     Args:
-        problem: question, gold answer and K >= 1 rationales.
+        problem: question, gold answer and K >= 1 rationales. Without a gold answer there are no
+            answer leaves.
         processing_class: a fast tokenizer (its character offsets place the steps).
         max_length: most tokens of prompt + one rationale.
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
@@ -97,9 +98,22 @@ def encode_problem(
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
-    normal_gold = problem.domain.normalise(problem.answer)
+    answer = problem.answer
+    normal_gold = None if answer is None else problem.domain.normalise(answer)
     rationales = _unify_answers(rationales, problem.domain, normal_gold)
-    gold = problem.answer.strip()
+    encoded = EncodedProblem(
+        question_id=problem.question_id,
+        prompt=text_of(problem.prompt),
+        prompt_ids=prompt_ids,
+        rationales=tuple(replace(r, leaf_steps=()) for r in rationales),
+        gold=normal_gold,
+        gold_ids=(),
+        cue_ids=(),
+        spaced_cue_ids=(),
+    )
+    if answer is None:
+        return encoded
+    gold = answer.strip()
     cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
     spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
     if spaced_gold_ids != gold_ids:
@@ -113,14 +127,11 @@ def encode_problem(
         leaf=len(cue_ids) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
-    return EncodedProblem(
-        question_id=problem.question_id,
-        prompt=text_of(problem.prompt),
-        prompt_ids=prompt_ids,
+    return replace(
+        encoded,
         rationales=tuple(
             replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
         ),
-        gold=normal_gold,
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
@@ -154,13 +165,13 @@ def choose_leaf_steps(
 
 
 def _unify_answers(
-    rationales: Sequence[EncodedRationale], domain: Domain, gold: str
+    rationales: Sequence[EncodedRationale], domain: Domain, gold: str | None
 ) -> list[EncodedRationale]:
     """Gives matching answers the same text, the gold answer's text if they match it.
 
     After this, two answers of the problem match if and only if their texts are equal.
     """
-    texts = [gold]
+    texts = [] if gold is None else [gold]
     found = []
     for rationale in rationales:
         answer = rationale.answer

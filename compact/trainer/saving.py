@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from compact.config import CompactConfig
@@ -32,8 +34,9 @@ _STATE = {
     "preset?": str,
     "weigher": dict,
     "gains": {str: [ANY_NUMBER]},
-    "strategy?": {"name": str, "state": object},
+    "strategy?": {"name": str, "state": dict},
 }
+TENSOR_FILE = "strategy.safetensors"
 _TOKEN = re.compile(r"(--\w*token[ =])\S+")  # hides tokens that were given on the command line
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
@@ -68,7 +71,14 @@ def write_state(
         "gains": kept_levels,  # the name that earlier checkpoints have
     }
     if args.strategy is not None:
-        state["strategy"] = {"name": args.strategy, "state": strategy.state_dict()}
+        own = strategy.state_dict()
+        tensors = {name: v.detach().cpu() for name, v in own.items() if isinstance(v, Tensor)}
+        if tensors:
+            save_file(
+                {n: t.contiguous().clone() for n, t in tensors.items()}, checkpoint / TENSOR_FILE
+            )
+        plain = {name: value for name, value in own.items() if name not in tensors}
+        state["strategy"] = {"name": args.strategy, "state": plain}
     (checkpoint / STATE_FILE).write_text(json.dumps(state))
 
 
@@ -93,9 +103,10 @@ def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dic
             f"strategy must be {saved!r} to resume from {checkpoint}, which was written with it, "
             f"got {strategy!r}"
         )
-    return state, int(
-        read_json(checkpoint / "trainer_state.json", {"global_step": int})["global_step"]
-    )
+    if (checkpoint / TENSOR_FILE).exists():
+        state["strategy"]["state"] |= load_file(checkpoint / TENSOR_FILE)
+    trainer_state = read_json(checkpoint / "trainer_state.json", {"global_step": int})
+    return state, int(trainer_state["global_step"])
 
 
 def checkpoint_to_resume(run: Path, wanted: str | Path | Literal[True]) -> Path:

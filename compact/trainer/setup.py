@@ -37,8 +37,15 @@ def refuse_zero3() -> None:
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
 
 
-def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
-    """Raises ValueError if `leaf_every` > 1 but leaves must be computed anew at every step."""
+def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
+    """Raises ValueError if weigher, strategy and settings do not go together."""
+    strategy.check(weigher, args)
+    sharded = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}") == "true"]
+    if sharded and strategy.needs_whole_model:
+        raise ValueError(
+            f"strategy must not be {args.strategy} with {sharded[0]}, because it reads whole "
+            "parameters on each process; use one process or ddp"
+        )
     if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:
         raise ValueError(
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "

@@ -15,19 +15,26 @@ is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, Metric, get_metric
+from compact.metrics import AXES, Metric, get_metric, statistics_of
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
-from compact.weighting.policies import POLICIES, SINGLE, split_teacher
+from compact.weighting.policies import (
+    NEED_GOLD,
+    POLICIES,
+    SINGLE,
+    Policy,
+    StatefulPolicy,
+    split_teacher,
+)
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
 from compact_ops import problem_weights
 
@@ -54,16 +61,20 @@ class Weigher(Protocol):
         needs_leaves: it reads answer leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
+        gold_readers: what cannot work without gold answers: metrics, or the policy itself.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
+        statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
     """
 
     name: str
     needs_leaves: bool
     needs_padded: bool
     leaf_hidden_readers: tuple[str, ...]
+    gold_readers: tuple[str, ...]
     consistency: ConsistencyTerm | None
     teacher: str | None
+    statistics: tuple[str, ...]
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass; changes no state."""
@@ -73,6 +84,9 @@ class Weigher(Protocol):
 
         The scores are those of all problems on all ranks, in data order.
         """
+
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, since the last line."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
@@ -145,8 +159,12 @@ class PresetWeigher:
         self.leaf_hidden_readers = tuple(
             m.name for m in self.metrics.values() if m.needs_leaf_hidden
         )
+        self.statistics = statistics_of(self.metrics.values())
         signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
+        self.gold_readers = tuple(
+            m.name for axis, m in self.metrics.items() if m.needs_gold and self._beta[axis]
+        )
         if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
             raise ValueError(
                 f"{self.name}: reliable needs two axes with a metric and beta != 0, "
@@ -239,6 +257,10 @@ class PresetWeigher:
         self.item_variance = (1.0 - share) * self.item_variance + share * item
         self.total_variance = (1.0 - share) * self.total_variance + share * total
 
+    def take_log(self) -> dict[str, float]:
+        """Returns the reliability, if the preset uses it."""
+        return {"reliability": self.reliability} if self.preset.reliable else {}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
         return {
@@ -260,16 +282,18 @@ class PresetWeigher:
 
 @dataclass
 class PolicyWeigher:
-    """Weighs by a policy; its only state is the number of optimizer steps."""
+    """Weighs by a policy; its state is the number of optimizer steps and that of the policy."""
 
     name: str
-    policy: Callable[[Pass, int], Tensor]
+    policy: Policy
     updates: int = 0
     needs_leaves: bool = False
     needs_padded: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
+    gold_readers: tuple[str, ...] = ()
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
+    statistics: tuple[str, ...] = ()
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass.
@@ -277,23 +301,39 @@ class PolicyWeigher:
         Raises:
             ValueError: if a weight is not finite, naming question and teacher.
         """
+        scores: dict[str, Tensor] = {}
         with torch.no_grad():
-            weight = self.policy(pass_, self.updates).float()
+            if isinstance(self.policy, StatefulPolicy):
+                scores = self.policy.scores(pass_)
+                weight = self.policy.weigh(scores, pass_).float()
+            else:
+                weight = self.policy(pass_, self.updates).float()
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(_unusable(self.name, "policy", weight, pass_))
-        return Weights(weight, {}, {})
+        return Weights(weight, scores, {})
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        """Counts an optimizer step."""
+        """Counts an optimizer step, and updates a policy with state."""
         self.updates += 1
+        if isinstance(self.policy, StatefulPolicy):
+            self.policy.update(scores, offsets)
+
+    def take_log(self) -> dict[str, float]:
+        """Returns what a policy with state logs."""
+        if not isinstance(self.policy, StatefulPolicy):
+            return {}
+        return {f"policy/{name}": value for name, value in self.policy.take_log().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the count of steps."""
-        return {"updates": self.updates}
+        """Returns the count of steps, and the state of the policy."""
+        own = self.policy.state_dict() if isinstance(self.policy, StatefulPolicy) else {}
+        return {"updates": self.updates} | ({"policy": own} if own else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.updates = int(state["updates"])
+        if isinstance(self.policy, StatefulPolicy) and "policy" in state:
+            self.policy.load_state_dict(state["policy"])
 
 
 def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
@@ -301,7 +341,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
 
     Args:
         name: a preset (released, paper, robust), a policy (uniform, random, single:TEACHER,
-            answer-vote, softmax-nll, ca-mkd, ebkd, oracle), or one that was registered.
+            answer-vote, rejection and the others of docs/method.md), or one that was registered.
         overrides: fields of `Preset` (consensus="answer", tau=0.5), or arguments of the policy
             (`seed` of random, `teachers` of oracle).
 
@@ -324,10 +364,13 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
+    readers = (policy,) if policy in NEED_GOLD else ()
     try:
-        return PolicyWeigher(name, POLICIES[policy](**overrides), teacher=teacher)
-    except TypeError as error:
+        weigh = POLICIES[policy](**overrides)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
+    statistics = tuple(getattr(weigh, "statistics", ()))
+    return PolicyWeigher(name, weigh, teacher=teacher, gold_readers=readers, statistics=statistics)
 
 
 def weigher_names() -> list[str]:

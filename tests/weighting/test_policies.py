@@ -65,11 +65,47 @@ def test_policies_that_read_the_answer(finished: Pass) -> None:
     """The most common answer, the right answer, or who wrote it."""
     found = finished
     np.testing.assert_allclose(weight(found, "answer-vote"), [0.5, 0, 0.5, 0])
-    np.testing.assert_allclose(weight(found, "oracle"), [0.5, 0, 0.5, 0])
+    np.testing.assert_allclose(weight(found, "rejection"), [0.5, 0, 0.5, 0])
     np.testing.assert_allclose(weight(found, "oracle", teachers={"t1"}), [0, 1, 0, 0])
     np.testing.assert_allclose(weight(found, "single:t3"), [0, 0, 0, 1])
     np.testing.assert_allclose(weight(found, "single:nobody"), np.zeros(4))
     np.testing.assert_allclose(weight(found, "uniform"), np.full(4, 0.25))
+
+
+def test_rejection_skips_a_problem_without_a_right_rationale(finished: Pass) -> None:
+    """Nobody states the gold answer: no weight, so the problem has no loss."""
+    (problem,) = finished.batch.problems
+    batch = replace(finished.batch, problems=(replace(problem, gold="9"),))
+    np.testing.assert_allclose(weight(replace(finished, batch=batch), "rejection"), np.zeros(4))
+
+
+@pytest.mark.parametrize("teachers", [(), "t1"])
+def test_oracle_must_be_told_who_is_right(teachers: object) -> None:
+    """The message says what to use where the gold answer is all that is known."""
+    with pytest.raises(
+        ValueError, match="override of oracle: teachers must list .*, use rejection"
+    ):
+        make_weigher("oracle", teachers=teachers)
+
+
+def test_policies_by_length(finished: Pass) -> None:
+    """Rationales of 5, 9, 7 and 12 tokens."""
+    np.testing.assert_allclose(weight(finished, "longest"), [0, 0, 0, 1])
+    np.testing.assert_allclose(weight(finished, "shortest"), [1, 0, 0, 0])
+
+
+def test_persyn_takes_the_most_likely_of_the_right_ones(finished: Pass) -> None:
+    """0.6 right + 0.4 likely: right comes first; without a right one, the most likely is taken."""
+    likely = -by_rationale(finished, finished.stats.nll)
+    scaled = (likely - likely.min()) / (likely.max() - likely.min())
+    for gold in ("7", "8", "9"):
+        (problem,) = finished.batch.problems
+        batch = replace(finished.batch, problems=(replace(problem, gold=gold),))
+        right = np.array([float(a == gold) for a in _ANSWERS])
+        best = int((0.6 * right + 0.4 * scaled).argmax())
+        found = weight(replace(finished, batch=batch), "persyn")
+        np.testing.assert_allclose(found, np.eye(4)[best])
+        assert right[best] == right.max()
 
 
 def test_random_depends_on_seed_and_step_only(finished: Pass) -> None:
