@@ -18,6 +18,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,7 +108,7 @@ def parse_json(text: str, where: str) -> Any:
             of a surrogate pair, or a number with thousands of digits.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
         place = f"{where}:{error.lineno}" if "\n" in text else where
         raise ValueError(
@@ -117,17 +118,7 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: {_TOO_DEEP}") from None
     except ValueError as error:  # a key given twice, or an integer that is too long
         raise ValueError(f"{where}: expected JSON, got {str(error).split(';')[0]}") from None
-    return checked_json(value, text, where)
-
-
-def checked_json(value: Any, text: str, where: str) -> Any:
-    """Returns a value that was read from a JSON text, after checks that the parser leaves out.
-
-    Raises:
-        ValueError: nested deeper than `MAX_DEPTH`, or a text holds half of a surrogate pair.
-    """
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise ValueError(f"{where}: {_TOO_DEEP}")
+    check_depth(value, text, where)
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -136,14 +127,20 @@ def checked_json(value: Any, text: str, where: str) -> Any:
     return value
 
 
+def check_depth(value: Any, text: str, where: str) -> None:
+    """Raises ValueError if a value, read from a JSON text, is nested deeper than `MAX_DEPTH`."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError(f"{where}: {_TOO_DEEP}")
+
+
 _TOO_DEEP = f"expected at most {MAX_DEPTH} levels of nesting, got more"
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of JSON pairs; raises ValueError if a key is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:40]!r} twice in one object")
     return found
 

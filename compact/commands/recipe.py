@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from compact.config import CompactConfig, RecipeConfig
+from compact.files import parse_yaml, read_text
 
 # Another name of a key, as in other tools -> its name here.
 _OTHER_NAMES = {
@@ -78,21 +79,9 @@ def known_keys() -> list[str]:
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
     """Key -> (value, file:line)."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a recipe, got a directory")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text)
-        values = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}{line}: not YAML: {what}") from None
+    text = read_text(path)
+    values = parse_yaml(text, str(path))
+    root = yaml.compose(text)
     if root is None:
         return {}
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
@@ -118,9 +107,11 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
         name = name.replace("-", "_")
         if not equals:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if not text.strip():
+            raise ValueError(f"--{name} must have a value (null for none), got {text!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text, f"--{name}")
+        except ValueError:
             value = text
         found[name] = (value, f"--{name}")
     return found
@@ -145,8 +136,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     mapping = any(_is_mapping(choice) for choice in choices)
     if mapping and isinstance(value, str) and value.startswith("{"):  # quoted, in a recipe
         choices = tuple(choice for choice in choices if choice is not str)  # not a path
-        with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
+        with suppress(ValueError):
+            value = parse_yaml(value, where)
     for choice in choices:
         result, fits = _fit(value, choice)
         if fits:

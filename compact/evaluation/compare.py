@@ -174,7 +174,6 @@ def zoo_task(
         return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
 
     config = CompactConfig(
-        output_dir="",
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
         learning_rate=1e-3,

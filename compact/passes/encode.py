@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from compact.answers import Domain
 from compact.data import text_of
+from compact.data.problems import REASONING
 from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
 
@@ -268,6 +269,15 @@ def _completion(
             f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
             f"{rest[:80]!r}"
         )
+    reasoning = answer[-1].get(REASONING, "").strip()
+    if reasoning:
+        first = rest.find(reasoning, 0, start)
+        if first < 0:
+            raise ValueError(
+                f"{where}: the chat template must keep {REASONING}, got {rest[:80]!r}; write the "
+                "reasoning into content, as <think>...</think> or as plain text"
+            )
+        text, start = rest[first : start + len(text)], first
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
     # Drop the tokens after the end of turn (a newline in many templates): not trained on.
@@ -324,6 +334,8 @@ def _plain_text(content: Text, what: str) -> str:
     """Text of a prompt or completion for a tokenizer without a chat template."""
     if isinstance(content, str):
         return content
+    if any(REASONING in message for message in content):
+        raise ValueError(f"{what} holds {REASONING}, but the tokenizer has no chat template")
     if len(content) == 1:
         return content[0]["content"]
     raise ValueError(

@@ -77,7 +77,8 @@ def load_student(
             "name, found a file"
         )
     else:
-        _check_config(path)
+        with _readable(name_or_path, "model"):
+            _check_config(path)
     with _readable(name_or_path, "tokenizer"):
         if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
             processing_class = AutoTokenizer.from_pretrained(adapter, **hub)

@@ -79,7 +79,7 @@ def write_state(
             )
         plain = {name: value for name, value in own.items() if name not in tensors}
         state["strategy"] = {"name": args.strategy, "state": plain}
-    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dict[str, Any], int]:
