@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cuda-checks gpu bench bench-gate docs lint format native clean
+.PHONY: help demo test test-slow cuda-checks gpu kill bench bench-gate docs lint format native clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -46,6 +46,10 @@ cuda-checks: native  ## five checks of the CUDA kernels that need no GPU (4 minu
 
 gpu:  ## on a machine with a GPU: build, test, sanitize, measure, into gpu-results/ (see tools/gpu.sh)
 	PY=$(PY) tools/gpu.sh
+
+TIMES ?= 50
+kill: native  ## kill commands at random moments; TIMES=50 results must be equal (15 minutes)
+	$(PY) tools/kill.py --times $(TIMES)
 
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done

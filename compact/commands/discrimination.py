@@ -69,6 +69,6 @@ def run(args: argparse.Namespace) -> int:
     measure = "AUC (0.5 is chance)"
     if args.what == "weights":
         title, measure = f"weight on right rationales, seeds {args.seeds}", "share of the weight"
-    write_whole(picture, picture_of(draw(table, title, measure), "png"), kind=kind)
+    write_whole(picture, picture_of(draw(table, title, measure), "png", tidy=True), kind=kind)
     print(as_markdown(table))
     return 0

@@ -497,7 +497,6 @@ def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
     return figure
 
 
@@ -553,5 +552,5 @@ def compare(
     write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n", kind=_KIND)
     write_whole(out / "compare.md", as_markdown(summary), kind=_KIND)
     write_whole(out / "compare.csv", as_csv(results), kind=_KIND)
-    write_whole(out / "compare.png", picture_of(figure, "png"), kind=_KIND)
+    write_whole(out / "compare.png", picture_of(figure, "png", tidy=True), kind=_KIND)
     return summary

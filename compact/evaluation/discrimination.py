@@ -326,5 +326,4 @@ def draw(table: Table, title: str, measure: str) -> Figure:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
-    figure.tight_layout()
     return figure

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 
-def picture_of(figure: Figure, format: str) -> bytes:
+def picture_of(figure: Figure, format: str, *, tidy: bool = False) -> bytes:
     """Returns a figure as the bytes of a picture; names from data are plain text, not formulas.
 
     Args:
         figure: the figure.
         format: one of `FORMATS`.
+        tidy: whether to lay out the axes so that no text overlaps.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text
@@ -31,6 +32,8 @@ def picture_of(figure: Figure, format: str) -> bytes:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
+    if tidy:
+        figure.tight_layout()
     with rc_context({"text.usetex": False}):
         figure.savefig(content, format=format, bbox_inches="tight")
     return content.getvalue()
