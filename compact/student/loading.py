@@ -112,6 +112,7 @@ def load_student(
         model.name_or_path = model.config.name_or_path = str(path)
     if adapter is not None:
         model = _with_adapter(model, adapter, is_trainable)
+    _check_vocabulary(model, processing_class, name_or_path)
     for name, weight in model.named_parameters():
         if not math.isfinite(float(weight.detach().sum(dtype=torch.float32))):
             where_from = adapter if adapter is not None and "lora_" in name else name_or_path
@@ -119,6 +120,24 @@ def load_student(
                 f"{where_from}: expected finite weights, got NaN or infinity in {name}"
             )
     return model.eval(), processing_class
+
+
+def _check_vocabulary(model: Any, processing_class: Any, name: str | Path) -> None:
+    """Raises ValueError if the tokenizer has ids without a row in the embedding.
+
+    Added special tokens may lie beyond it (the text models of Gemma 3 have one for images), but not
+    the padding and end-of-text tokens, which are used.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    used = {"padding token": processing_class.pad_token_id}
+    used |= {"end-of-text token": processing_class.eos_token_id}
+    used |= {"last token": processing_class.vocab_size - 1}
+    for what, token in used.items():
+        if token is not None and token >= rows:
+            raise ValueError(
+                f"{name}: the tokenizer's {what} has id {token}, but the model's embedding has "
+                f"{rows} rows; tokenizer and model must belong together"
+            )
 
 
 def _with_adapter(model: Any, adapter: str | Path, is_trainable: bool) -> Any:
