@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cuda-checks gpu study bench bench-gate docs lint format native clean
+.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate docs lint format native clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -63,6 +63,10 @@ STUDY_ARMS   = uniform oracle answer-vote softmax-nll robust mgda pcgrad mind \
 study: native  ## every strategy and policy on zoo B at equal steps (many hours; STUDY_FLAGS, STUDY_OUT)
 	$(PY) -c 'from compact.lab.zoo_student import load_zoo_student as load; load("late")'
 	$(PY) -m compact compare zoo-b --arms $(STUDY_ARMS) $(STUDY_FLAGS) --out $(STUDY_OUT)
+
+TIMES ?= 50
+kill: native  ## kill commands at random moments; TIMES=50 results must be equal (15 minutes)
+	$(PY) tools/kill.py --times $(TIMES)
 
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from compact.files import parse_yaml, read_text
+
 
 def compose(path: Path) -> tuple[yaml.Node | None, Any]:
     """Reads a YAML file.
@@ -26,20 +28,9 @@ def compose(path: Path) -> tuple[yaml.Node | None, Any]:
         ValueError: the file is not UTF-8 or not YAML; the message names file and line.
         OSError: the file cannot be read.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a YAML file, got a directory")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.compose(text), yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}{line}: not YAML: {what}") from None
+    text = read_text(path)
+    values = parse_yaml(text, str(path))
+    return yaml.compose(text), values
 
 
 def mapping(node: yaml.MappingNode, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -80,8 +71,8 @@ def converted(value: Any, hint: Any, where: str) -> Any:
     mapping = any(_is_mapping(choice) for choice in choices)
     if mapping and isinstance(value, str) and value.startswith("{"):  # quoted, in a recipe
         choices = tuple(choice for choice in choices if choice is not str)  # not a path
-        with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
+        with suppress(ValueError):
+            value = parse_yaml(value, where)
     for choice in choices:
         result, fits = _fit(value, choice)
         if fits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,8 +15,8 @@ from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
 from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
-from compact.files import content_of, content_of_student, write_json
-from compact.resumable import summary_path
+from compact.files import check_output, content_of, content_of_student
+from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name, load_model
 
 EPILOG = """example:
@@ -87,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{path}: question_id {problem.question_id!r}: {error}") from None
         return found
 
+    texts_of = [args.retained] if args.retained else []
+    out = check_output(args.out, args.data, *args.retained_task, *texts_of)
     problems = questions(args.data)
     if args.endpoint is not None:
         return _served(args, problems)
@@ -123,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"{describe(data, summary)} -> {out}", flush=True)
         return summary
 
-    out = Path(args.out)
     try:
         measure(model, args.model, args.data, problems, out, own)
         drops = {}
@@ -144,8 +144,10 @@ def run(args: argparse.Namespace) -> int:
             found["text"] = {"data": args.retained} | text_drift(
                 model, base, processing_class, texts
             )
-        report = json.loads(summary_path(out).read_text(encoding="utf-8"))
-        write_json(summary_path(out), report | {"forgetting": found})
+        before = read_summary(out).get("forgetting", {})
+        tasks_before = before.get("tasks", {}) if isinstance(before, dict) else {}
+        kept = {"text": before["text"]} if "text" in before else {}
+        add_to_summary(out, {"forgetting": kept | found | {"tasks": tasks_before | drops}})
         print(describe_forgetting(found))
     return 0
 

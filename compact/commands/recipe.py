@@ -11,6 +11,7 @@ import yaml
 
 from compact.config import CompactConfig, RecipeConfig
 from compact.fields import compose, converted, field_types, mapping
+from compact.files import parse_yaml
 
 # Another name of a key, as in other tools -> its name here.
 _OTHER_NAMES = {
@@ -92,9 +93,11 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
         name = name.replace("-", "_")
         if not equals:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if not text.strip():
+            raise ValueError(f"--{name} must have a value (null for none), got {text!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text, f"--{name}")
+        except ValueError:
             value = text
         found[name] = (value, f"--{name}")
     return found

@@ -96,14 +96,13 @@ def run(args: argparse.Namespace) -> int:
     if weigher.teacher is not None:
         of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
     check_gold(weigher, problems)
-    out = Path(args.out)
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: expected a file, got a directory")
-    others = [Path(path) for path in (args.kept, args.teachers) if path is not None]
-    for path in (out, *others):
-        check_output(path, args.data)
-    if len({path.resolve() for path in (out, *others)}) <= len(others):
-        raise ValueError("--out, --kept and --teachers must be different files")
+    outputs = {"--out": (args.out, "scores")}
+    outputs |= {"--kept": (args.kept, "rationales")} if args.kept is not None else {}
+    outputs |= {"--teachers": (args.teachers, "teachers")} if args.teachers is not None else {}
+    paths = [check_output(p, args.data, args.model, kind=kind) for p, kind in outputs.values()]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{', '.join(outputs)} must be different files")
+    out = paths[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:
@@ -131,13 +130,14 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         graphs=graphs,
     )
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out, text, kind="scores")
     remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     for sentence in about(rows):
         print(f"  {sentence}")
     if args.teachers is not None:
-        write_whole(Path(args.teachers), teachers_page(rows))
+        write_whole(Path(args.teachers), teachers_page(rows), kind="teachers")
         print(f"about each teacher -> {args.teachers}")
     if args.kept is not None:
         kept = kept_by(rows, args.keep) if args.keep is not None else best_of(rows, args.top)
@@ -152,7 +152,8 @@ def _write_kept(path: Path, data: str, problems: Sequence[Problem], kept: Sequen
     lines = Path(data).read_text(encoding="utf-8-sig").split("\n")
     numbers = [r.line for problem in problems for r in problem.rationales]
     chosen = sorted(line for line, keep in zip(numbers, kept, strict=True) if keep)
-    write_whole(path, "".join(lines[line - 1].rstrip("\r") + "\n" for line in chosen))
+    text = "".join(lines[line - 1].rstrip("\r") + "\n" for line in chosen)
+    write_whole(path, text, kind="rationales")
 
 
 def _print_dropped(rows: Sequence[dict[str, Any]], kept: Sequence[bool]) -> None:

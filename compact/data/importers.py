@@ -20,6 +20,7 @@ from typing import Any
 
 from compact.answers import find_domain
 from compact.data.problems import Text, text_of
+from compact.files import check_depth, read_text, without_repeats
 from compact.text.steps import find_marker
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -52,19 +53,19 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: `file:line: ...` if a row is not a JSON object.
         OSError: the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
-    decoder = json.JSONDecoder()
+    text = read_text(path)
+    decoder = json.JSONDecoder(object_pairs_hook=without_repeats)
     array = text.lstrip()[:1] == "["
     at = _skip(text, text.index("[") + 1 if array else 0)
-    line, counted = 1, 0
+    line, counted, number, last = 1, 0, 0, 0
     while at < len(text) and not (array and text[at] == "]"):
         line += text.count("\n", counted, at)
         counted = at
+        number += 1
+        # In an array that stands on one line, the number of the row says more than the line.
+        where, last = f"{path}:{line}" + (f": row {number}" if line == last else ""), line
         try:
-            row, at = decoder.raw_decode(text, at)
+            row, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
@@ -72,12 +73,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         except RecursionError:
             raise ValueError(
-                f"{path}:{line}: expected a JSON object, got one nested too deeply"
+                f"{where}: expected a JSON object, got one nested too deeply"
             ) from None
+        except ValueError as error:  # a key given twice, or an integer that is too long
+            what = str(error).split(";")[0]
+            raise ValueError(f"{where}: expected a JSON object, got {what}") from None
+        check_depth(row, text[at:end], where)
         if not isinstance(row, dict):
-            raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
-        yield f"{path}:{line}", row
-        at = _skip(text, at)
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row
+        at = _skip(text, end)
         if array:
             line += text.count("\n", counted, at)
             counted = at
@@ -85,6 +90,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 found = repr(text[at : at + 20]) if at < len(text) else "the end of the file"
                 raise ValueError(f"{path}:{line}: expected ',' or ']' after a row, got {found}")
             at = _skip(text, at + 1) if text[at] == "," else at
+    if array:
+        if at >= len(text):
+            raise ValueError(f"{path}:{line}: expected ']' at the end of the array")
+        rest = _skip(text, at + 1)
+        if rest < len(text):
+            line += text.count("\n", counted, rest)
+            found = repr(text[rest : rest + 20])
+            raise ValueError(f"{path}:{line}: expected nothing after the array, got {found}")
 
 
 def _skip(text: str, at: int) -> int:

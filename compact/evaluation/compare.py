@@ -24,16 +24,26 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow.compute as pc
-import yaml
 
 from compact.config import CompactConfig, RecipeConfig
 from compact.data import Problem, load_problems, load_questions, text_of
 from compact.evaluation.evaluate import evaluate
-from compact.files import content_of, content_of_student, write_whole
+from compact.files import (
+    ANY_NUMBER,
+    RECORDS,
+    SHARE,
+    check_output,
+    content_of,
+    content_of_student,
+    parse_yaml,
+    read_text,
+    write_whole,
+)
+from compact.graphs.drawing import picture_of
 from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
@@ -46,7 +56,24 @@ from compact.trainer.runlog import read_scores
 from compact.weighting import check_gold, make_weigher
 from compact.weighting.policies import split_teacher
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 logger = logging.getLogger(__name__)
+
+_KIND = "comparison"
+# All that a run of an arm writes into its folder: it saves neither checkpoints nor a model.
+_OF_AN_ARM = {"scores", "run.json", "trainer_state.json", RECORDS}
+_RUN = {
+    "arm": str,
+    "seed": int,
+    "accuracy": SHARE,
+    "right_weight": SHARE,
+    "weights": {str: SHARE},
+    "tokens": int,
+    "steps": int,
+    "seconds": ANY_NUMBER,
+}
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 # Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
@@ -121,8 +148,8 @@ def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     for pair in pairs:
         key, _, value = pair.partition("=")
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            overrides[key.strip()] = parse_yaml(value, "--arms")
+        except ValueError:
             raise ValueError(
                 f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
             ) from None
@@ -157,7 +184,6 @@ def zoo_task(
         return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
 
     config = CompactConfig(
-        output_dir="",
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
         learning_rate=1e-3,
@@ -247,7 +273,7 @@ def file_task(
             "test": test,
             "questions": content_of(test),
             "limit": limit,
-            "recipe": recipe_file.read_text(),
+            "recipe": read_text(recipe_file),
         },
         max_new_tokens=256,
     )
@@ -267,10 +293,11 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales).
     """
-    if (folder / "result.json").exists():
+    foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
+    if foreign:
         raise ValueError(
-            f"{folder}: expected an unfinished run, found a finished one of an earlier version; "
-            "choose another --out"
+            f"{folder}: expected an unfinished run of this comparison, found {foreign[0]}; choose "
+            "another --out"
         )
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
@@ -447,7 +474,7 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return text.getvalue()
 
 
-def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draws a panel of accuracy and one of weight on right rationales, one row per arm."""
     from matplotlib.figure import Figure
 
@@ -484,8 +511,7 @@ def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
+    return figure
 
 
 def compare(
@@ -506,10 +532,12 @@ def compare(
     Raises:
         ValueError: `out` holds runs with other settings.
     """
+    for suffix in ("json", "md", "csv", "png"):
+        check_output(out / f"compare.{suffix}", kind=_KIND)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
     asked = {"task": task.name, **task.about, "tokens_asked": tokens}
-    with ResumableRows(out / "runs.jsonl", asked, key="run") as finished:
+    with ResumableRows(out / "runs.jsonl", asked, key="run", shape=_RUN) as finished:
         for seed in seeds:
             for arm in arms:
                 run = f"{quote(arm.name, safe='=,:')}-{seed}"
@@ -534,8 +562,9 @@ def compare(
         "command": " ".join(sys.argv),
         "arms": summary,
     }
-    write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n")
-    write_whole(out / "compare.md", as_markdown(summary))
-    write_whole(out / "compare.csv", as_csv(results))
-    draw(summary, out / "compare.png", f"{task.name}, {len(seeds)} seeds, equal tokens")
+    figure = draw(summary, f"{task.name}, {len(seeds)} seeds, equal tokens")
+    write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n", kind=_KIND)
+    write_whole(out / "compare.md", as_markdown(summary), kind=_KIND)
+    write_whole(out / "compare.csv", as_csv(results), kind=_KIND)
+    write_whole(out / "compare.png", picture_of(figure, "png", tidy=True), kind=_KIND)
     return summary

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ from compact.passes.forward import observe
 from compact.passes.packing import Layout
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, PresetWeigher, make_weigher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
 POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
@@ -321,7 +325,7 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(table: Table, path: Path, title: str, measure: str) -> None:
+def draw(table: Table, title: str, measure: str) -> Figure:
     """Draws the table: one row per score, one column per error, coloured by AUC."""
     from matplotlib.figure import Figure
 
@@ -337,5 +341,4 @@ def draw(table: Table, path: Path, title: str, measure: str) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
-    figure.tight_layout()
-    figure.savefig(path)
+    return figure

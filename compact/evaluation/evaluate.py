@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -17,6 +18,15 @@ from compact.data import Problem
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
 from compact.student.generation import generate
+
+_ITEM = {
+    "completion": str,
+    "gold": str,
+    "predicted": (str, None),
+    "correct": bool,
+    "note": str,
+    "tokens": int,
+}
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
@@ -93,7 +103,7 @@ def evaluate(
         raise ValueError("evaluate: problems must hold at least one problem, got none")
     ids = [p.question_id for p in problems]
     if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
+        twice = Counter(ids).most_common(1)[0][0]
         raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
     golds = {p.question_id: p.answer for p in problems if p.answer is not None}
     if len(golds) < len(ids):
@@ -101,7 +111,7 @@ def evaluate(
         raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    rows = None if out is None else ResumableRows(out, settings, key="question_id")
+    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=_ITEM)
     done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
     todo = [
         (encode_prompt(p.prompt, processing_class), p)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem
+from compact.files import ANY_NUMBER, SHARE
 from compact.graphs.step_graphs import as_rustworkx, save_graph
 from compact.metrics import AXES
 from compact.metrics.gain import step_gains
@@ -38,6 +39,19 @@ from compact.weighting import PresetWeigher, Weigher
 
 # Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
+# A row of the partial file: the rows of a problem, with what is needed to weigh them.
+_SCORE = (ANY_NUMBER, None)
+_ROWS: Any = {
+    "rows": [
+        {
+            "teacher": str,
+            "weight": (SHARE, None),
+            **dict.fromkeys(map(str, AXES), _SCORE),
+            "steps": [{"text": str, "gain": _SCORE}],
+            "epiphanies": [int],
+        }
+    ]
+}
 
 
 def score_problems(
@@ -72,7 +86,9 @@ def score_problems(
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
             settings.
     """
-    store = ResumableRows(partial, settings or {}, key="question_id") if partial else None
+    store = (
+        ResumableRows(partial, settings or {}, key="question_id", shape=_ROWS) if partial else None
+    )
     found = {} if store is None else store.done
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
     # What a vote or a check is worth is learned from all problems, those found earlier included.

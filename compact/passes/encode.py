@@ -7,12 +7,14 @@ that step.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain
 from compact.data import text_of
+from compact.data.problems import REASONING
 from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
 from compact.validity import judge
@@ -288,7 +290,7 @@ def _encode_rationale(
 
 def _first(ends: list[int], position: int) -> int:
     """Index of the first token that ends at or after `position` characters; len(ends) if none."""
-    return next((i for i, end in enumerate(ends) if end >= position), len(ends))
+    return bisect_left(ends, position)
 
 
 def _completion(
@@ -326,6 +328,15 @@ def _completion(
             f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
             f"{rest[:80]!r}"
         )
+    reasoning = answer[-1].get(REASONING, "").strip()
+    if reasoning:
+        first = rest.find(reasoning, 0, start)
+        if first < 0:
+            raise ValueError(
+                f"{where}: the chat template must keep {REASONING}, got {rest[:80]!r}; write the "
+                "reasoning into content, as <think>...</think> or as plain text"
+            )
+        text, start = rest[first : start + len(text)], first
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
     if keep_tail:
@@ -384,6 +395,8 @@ def _plain_text(content: Text, what: str) -> str:
     """Text of a prompt or completion for a tokenizer without a chat template."""
     if isinstance(content, str):
         return content
+    if any(REASONING in message for message in content):
+        raise ValueError(f"{what} holds {REASONING}, but the tokenizer has no chat template")
     if len(content) == 1:
         return content[0]["content"]
     raise ValueError(

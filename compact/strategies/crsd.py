@@ -103,9 +103,9 @@ class Crsd(Strategy):
         offsets, r, weights = batch.token_offsets.tolist(), 0, weight.tolist()
         for p, problem in enumerate(batch.problems):
             answers = []
-            for rationale in problem.rationales:
+            for rationale, right in zip(problem.rationales, problem.right, strict=True):
                 answer = rationale.ids[rationale.marker :]
-                if rationale.answer == problem.gold and answer and weights[r] > 0:
+                if right and answer and weights[r] > 0:
                     answers.append(plain_rationale(rationale.teacher, answer, ""))
                     tokens.append(torch.arange(offsets[r] + rationale.marker, offsets[r + 1]))
                     alphas.append(weights[r])

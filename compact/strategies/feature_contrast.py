@@ -213,9 +213,8 @@ def _ends_of_reasoning(pass_: Pass, weight: Tensor) -> list[tuple[int, int, int]
     counted = weight.tolist()
     places, r = [], 0
     for own in pass_.batch.problems:
-        for rationale in own.rationales:
-            right = rationale.answer == own.gold and rationale.marker < len(rationale.ids)
-            if right and counted[r] > 0:
+        for rationale, right in zip(own.rationales, own.right, strict=True):
+            if right and rationale.marker < len(rationale.ids) and counted[r] > 0:
                 places.append((r, problem[r], offsets[r] + rationale.marker))
             r += 1
     return places

@@ -102,7 +102,7 @@ class Trico(Strategy):
         encoded = [
             encode_problem(p, processing_class, max_length=self.max_length) for p in problems
         ]
-        right = [i for i, p in enumerate(encoded) if any(r.answer == p.gold for r in p.rationales)]
+        right = [i for i, p in enumerate(encoded) if any(p.right)]
         chosen = set(right[-self.gold :])
         if not chosen or len(chosen) >= len(problems):
             raise ValueError(
@@ -122,8 +122,7 @@ class Trico(Strategy):
             total: Tensor | None = None
             for problem in self._encoded:
                 pass_ = observe(student, [problem], layout="padded", leaves=False)
-                right = [r.answer == problem.gold for r in problem.rationales]
-                own = head_gradients(pass_)[0][right].mean(0)
+                own = head_gradients(pass_)[0][list(problem.right)].mean(0)
                 total = own if total is None else total + own
             student.model.train(training)
             assert total is not None  # prepare found a gold set

@@ -37,14 +37,16 @@ from compact.config import CompactConfig
 from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
-from compact.student import Student, base_name, load_student
+from compact.student import Student, base_name, load_student, named_students
 from compact.trainer import setup
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.trainer.checkpoints import (
     UNFINISHED_MODEL,
+    check_fresh,
+    check_no_model,
+    check_not_student,
     clear_unfinished,
     move_whole,
-    newest_whole,
     publish,
     staging_folder,
 )
@@ -142,6 +144,7 @@ class CompactTrainer(Trainer):
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)
             check_gold(self.weigher, problems)
+        check_not_student(Path(str(args.output_dir)), *named_students(model))
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             options = setup.mapping(args.model_init_kwargs)
@@ -191,6 +194,7 @@ class CompactTrainer(Trainer):
         self._step = OpenStep()
         self._means = TeacherMeans()
         self._score_log: ScoreLog | None = None
+        self._own: set[Path] = set()  # folders whose files this trainer may replace
 
     @property
     def _alone(self) -> bool:
@@ -460,7 +464,7 @@ class CompactTrainer(Trainer):
 
         Raises:
             ValueError: there is no checkpoint to resume from, or a new run is started although
-                `output_dir` holds checkpoints.
+                `output_dir` holds checkpoints, a model or a finished run.
             NonFiniteError: see `training_step`.
         """
         run = Path(self._get_output_dir(trial))
@@ -469,12 +473,8 @@ class CompactTrainer(Trainer):
             checkpoint = checkpoint_to_resume(run, resume_from_checkpoint)
             last_step = self._load_compact_state(checkpoint)
         elif self.args.should_save:
-            newest, _ = newest_whole(run)
-            if newest is not None:
-                raise ValueError(
-                    f"output_dir {run} already holds {newest.name}; resume from it "
-                    "(resume_from_checkpoint: true), or choose another output_dir"
-                )
+            check_fresh(run, own=run.resolve() in self._own)
+        self._own.add(run.resolve())
         self._step, self._means = OpenStep(), TeacherMeans()
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         note = functools.partial(self._note_run, run, started)
@@ -552,9 +552,10 @@ class CompactTrainer(Trainer):
             OSError: a file could not be written; older files are unchanged.
             ValueError: the parameters are sharded and fsdp_state_dict_type saves shards only.
         """
-        folder = output_dir or self.args.output_dir
-        assert folder is not None  # TrainingArguments replaces None
-        final = Path(folder)
+        final = Path(str(output_dir or self.args.output_dir))
+        if self.args.should_save and final.resolve() not in self._own:
+            check_no_model(final)
+        self._own.add(final.resolve())
         staged = final / UNFINISHED_MODEL
         with cleared_up(staged, final):
             if self.args.should_save:

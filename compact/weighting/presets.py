@@ -70,7 +70,7 @@ class Preset:
             ("consistency_weight", 0, math.inf),
         ):
             value = getattr(self, name)
-            if not _is_number(value) or not least <= value <= most:
+            if not _is_number(value) or not (least <= value <= most and math.isfinite(value)):
                 limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise ValueError(f"{name} must be a number {limits}, got {value!r}")
         if not isinstance(self.keep_tail, bool):

@@ -12,6 +12,7 @@ from typing import Any
 from compact.evaluation.bench.measures import Contestant, Estimate, localisation, measure
 from compact.evaluation.discrimination import Table, draw
 from compact.files import write_whole
+from compact.graphs.drawing import picture_of
 
 Rows = Sequence[Mapping[str, Any]]
 _INTRODUCTION = """Area under the ROC curve within a question (AUC): how often a score ranks a right
@@ -30,14 +31,15 @@ def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
     found = {name: measure(rows) for name, rows in sets.items()}
     places = {name: localisation(rows) for name, rows in sets.items()}
     page = _markdown(found, places, sets, about)
-    write_whole(out / "bench.md", page)
-    write_whole(out / "bench.csv", _csv(found, places))
+    write_whole(out / "bench.md", page, kind="bench")
+    write_whole(out / "bench.csv", _csv(found, places), kind="bench")
     cells: Table = {name: dict.fromkeys(found, (math.nan, math.nan)) for name, _ in _order(found)}
     for data, contestants in found.items():
         for c in contestants:
             if c.name in cells:
                 cells[c.name][data] = (c.auc.value, 0.5 * (c.auc.high - c.auc.low))
-    draw(cells, out / "bench.png", "right above wrong within a question", "AUC (0.5 is chance)")
+    figure = draw(cells, "right above wrong within a question", "AUC (0.5 is chance)")
+    write_whole(out / "bench.png", picture_of(figure, "png", tidy=True), kind="bench")
     return page
 
 
