@@ -7,7 +7,8 @@ every policy, and the scores of its labelled steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,11 @@ from compact.student import Student
 from compact.text.equations import equations
 from compact.validity import Judgement, judge
 from compact.weighting import POLICIES, PRESETS, PresetWeigher, Weigher, make_weigher
+from compact.weighting.policies import StatefulPolicy
 
 STEP_SCORES = ("equations", "surprise", "suspicion", "length", "gain")
 """How a wrong step is looked for: its equations that do not hold; its total nll; the first, and the
 second where no equation of the rationale fails; its characters; the loss of gold likelihood."""
-_NEED_ARGUMENTS = ("single", "oracle")
-"""Policies that need a setting: they are no contestants."""
 WITHOUT_GOLD = " without gold"
 """Suffix of a preset that is scored as if the data had no gold answers."""
 
@@ -100,7 +100,7 @@ class _Contest:
         Raises:
             ValueError: a name is unknown.
         """
-        policies = [name for name in POLICIES if name not in _NEED_ARGUMENTS]
+        policies = [name for name, policy in POLICIES.items() if not _asks(name, policy)]
         known = (*METRICS, *PRESETS, *policies)
         for name in only:
             if name not in known:
@@ -180,6 +180,14 @@ class _Contest:
                 r += 1
             rows.append({"question_id": problem.question_id, "rationales": of_problem})
         return rows
+
+
+def _asks(name: str, policy: Callable[..., Any]) -> bool:
+    """Whether a policy needs a setting, or has a state to learn: it is then no contestant."""
+    settings = inspect.signature(policy).parameters.values()
+    if name == "oracle" or any(setting.default is setting.empty for setting in settings):
+        return True
+    return isinstance(policy(), StatefulPolicy)
 
 
 class _StepScores:
