@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
+from compact.passes.forward import check_ids
 from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
@@ -184,14 +185,14 @@ class CompactTrainer(Trainer):
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
+        check_ids(self.student, self.train_dataset.problems if self.train_dataset else ())
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
         self.add_callback(StrategySteps(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
-        self._step = OpenStep()
-        self._means = TeacherMeans()
+        self._step, self._means = OpenStep(), TeacherMeans()
         self._score_log: ScoreLog | None = None
         self._own: set[Path] = set()  # folders whose files this trainer may replace
 
@@ -458,8 +459,7 @@ class CompactTrainer(Trainer):
         Args:
             resume_from_checkpoint: the folder of a checkpoint. True takes the newest undamaged one
                 of `output_dir` and warns of each damaged one.
-            trial: as in transformers.
-            ignore_keys_for_eval: as in transformers.
+            trial, ignore_keys_for_eval: as in transformers.
 
         Raises:
             ValueError: there is no checkpoint to resume from, or a new run is started although
