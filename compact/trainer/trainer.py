@@ -443,8 +443,8 @@ class CompactTrainer(Trainer):
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        predictions: Any = None  # as transformers does if it collects none
-        return EvalLoopOutput(predictions, None, metrics, count)
+        none: Any = None  # no predictions, as in transformers if it collects none
+        return EvalLoopOutput(none, None, metrics, count)
 
     # A run and its checkpoints.
 
@@ -459,7 +459,8 @@ class CompactTrainer(Trainer):
         Args:
             resume_from_checkpoint: the folder of a checkpoint. True takes the newest undamaged one
                 of `output_dir` and warns of each damaged one.
-            trial, ignore_keys_for_eval: as in transformers.
+            trial: as in transformers.
+            ignore_keys_for_eval: as in transformers.
 
         Raises:
             ValueError: there is no checkpoint to resume from, or a new run is started although
