@@ -26,6 +26,11 @@ COMMANDS = {
     "graph": ("compact.commands.graph", "draw the consensus graph of a problem"),
     "compare": ("compact.commands.compare", "train with several weightings and compare them"),
     "report": ("compact.commands.report", "write one HTML page about a run"),
+    "collect": (
+        "compact.commands.collect",
+        "ask several teachers questions, and keep their rationales",
+    ),
+    "export": ("compact.commands.export", "merge a student's adapter into a folder to serve"),
     "import": ("compact.commands.import_", "convert files of other tools into rationales"),
     "planted": ("compact.commands.planted", "plant errors in rationales, to test a weighting"),
     "discrimination": (

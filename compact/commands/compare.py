@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines; or zoo-a, zoo-b")
     arms = " ".join(DEFAULT_ARMS)
     parser.add_argument(
-        "--arms", nargs="+", default=list(DEFAULT_ARMS), help=f"presets or policies [{arms}]"
+        "--arms",
+        nargs="+",
+        default=list(DEFAULT_ARMS),
+        help=f"presets or policies, with settings and a strategy after commas [{arms}]",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")

@@ -44,8 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=domain_names(),
         help="answer domain of all questions [detected per question; see compact metrics]",
     )
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="a server that answers for --model, its name there"
+    )
+    parser.add_argument(
+        "--api_key_env", metavar="NAME", help="environment variable with the endpoint's key"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at once [32]")
     group = parser.add_argument_group("forgetting, against the base student")
     group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
     group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     texts_of = [args.retained] if args.retained else []
     out = check_output(args.out, args.data, *args.retained_task, *texts_of)
     problems = questions(args.data)
+    if args.endpoint is not None:
+        return _served(args, problems)
     tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
     model, processing_class = load_model(args.model, args.adapter)
@@ -141,4 +149,25 @@ def run(args: argparse.Namespace) -> int:
         kept = {"text": before["text"]} if "text" in before else {}
         add_to_summary(out, {"forgetting": kept | found | {"tasks": tasks_before | drops}})
         print(describe_forgetting(found))
+    return 0
+
+
+def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
+    """Evaluates the student behind --endpoint."""
+    from compact.evaluation.served import evaluate_served
+
+    if args.adapter or args.base or args.retained or args.retained_task:
+        raise ValueError("--endpoint must stand without --adapter, --base and --retained")
+    settings = {"data": args.data, "limit": args.limit, "content": content_of(args.data)}
+    summary = evaluate_served(
+        args.endpoint,
+        args.model,
+        problems,
+        args.out,
+        settings=settings | {"answer_type": args.answer_type},
+        api_key_env=args.api_key_env,
+        max_new_tokens=args.max_new_tokens,
+        concurrency=args.batch_size,
+    )
+    print(f"{describe(args.data, summary)} -> {args.out}", flush=True)
     return 0

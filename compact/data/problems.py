@@ -99,11 +99,13 @@ def load_problems(
         TypeError: a field, or `source`, has the wrong type.
         OSError: the file cannot be read.
     """
-    return _group(source, with_rationales=True)
+    return _group(source, with_rationales=True, need_answers=False)
 
 
 def load_questions(
     source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
+    *,
+    need_answers: bool = True,
 ) -> list[Problem]:
     """Reads the questions and gold answers of a test file; ignores teacher and completion.
 
@@ -111,6 +113,7 @@ def load_questions(
 
     Args:
         source: as in `load_problems`.
+        need_answers: whether every question must have a gold answer.
 
     Returns:
         Problems without rationales.
@@ -118,7 +121,7 @@ def load_questions(
     Raises:
         ValueError, TypeError, OSError: as in `load_problems`.
     """
-    return _group(source, with_rationales=False)
+    return _group(source, with_rationales=False, need_answers=need_answers)
 
 
 def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
@@ -141,7 +144,7 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
     return found
 
 
-def _group(source: Any, with_rationales: bool) -> list[Problem]:
+def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Problem]:
     """Checks every row of `source` and groups the rows by question_id."""
     first: dict[str, tuple[str, Problem]] = {}
     rationales: dict[str, dict[str, Rationale]] = {}
@@ -149,7 +152,7 @@ def _group(source: Any, with_rationales: bool) -> list[Problem]:
         question_id = _text(row, "question_id", where, or_number=True)
         prompt = _content(row, "prompt", where)
         # Rationales may come without a gold answer. A test question cannot be judged without one.
-        unknown = with_rationales and row.get("answer") is None
+        unknown = not need_answers and row.get("answer") is None
         answer = None if unknown else _text(row, "answer", where, or_number=True)
         answer_type = None if row.get("answer_type") is None else _text(row, "answer_type", where)
         problem = Problem(question_id, prompt, answer, (), answer_type)

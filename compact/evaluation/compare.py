@@ -1,7 +1,8 @@
 """Trains on the same rationales with several weightings, at equal tokens, over seeds.
 
-An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5").
-Every arm trains on the same number of completion tokens, from the same student, on the same
+An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5"). So
+does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps.
+Every other arm trains on the same number of completion tokens, from the same student, on the same
 problems. An arm with one teacher sees fewer tokens per problem, so it makes more passes over the
 problems. OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
 `compact report OUT` shows them too. A finished run is a row of OUT/runs.jsonl and is not repeated,
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -47,6 +48,7 @@ from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
 from compact.resumable import ResumableRows
+from compact.strategies import make_strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
@@ -89,11 +91,15 @@ class Arm:
         name: the arm as the user wrote it.
         preset: name of the preset or policy.
         overrides: changed settings of the preset or policy.
+        strategy: name of the strategy, None for plain training.
+        options: arguments of the strategy.
     """
 
     name: str
     preset: str
     overrides: dict[str, Any]
+    strategy: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def teacher(self) -> str | None:
@@ -149,8 +155,12 @@ def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
             ) from None
     if preset == "oracle" and right_teachers:
         overrides.setdefault("teachers", sorted(right_teachers))
+    strategy, options = overrides.pop("strategy", None), overrides.pop("strategy_options", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"--arms: strategy_options of {preset} must be a mapping, got {options!r}")
     make_weigher(preset, **overrides)
-    return Arm(text, preset, overrides)
+    make_strategy(strategy, options)
+    return Arm(text, preset, overrides, strategy, options)
 
 
 def zoo_task(
@@ -301,6 +311,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         output_dir=str(folder),
         preset=arm.preset,
         overrides=overrides,
+        strategy=arm.strategy,
+        strategy_options=arm.options or None,
         max_steps=steps,
         seed=seed,
         save_strategy="no",
@@ -342,11 +354,13 @@ def _steps(
     """Optimizer steps after which the arm has trained on its token budget."""
     config = task.config
     mine = arm.teacher
+    options: dict[str, Any] = {
+        "max_length": config.max_length,
+        "keep_tail": make_weigher(arm.preset, **arm.overrides).keep_tail,
+    }
     lengths = [
         [(r.teacher, len(r.ids)) for r in encoded.rationales]
-        for encoded in (
-            encode_problem(p, processing_class, max_length=config.max_length) for p in problems
-        )
+        for encoded in (encode_problem(p, processing_class, **options) for p in problems)
     ]
     everything = sum(n for problem in lengths for _, n in problem)
     budget = tokens or math.ceil(everything * config.num_train_epochs)

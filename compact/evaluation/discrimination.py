@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,10 @@ from compact.lab import zoo
 from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
 from compact.metrics import METRICS, get_metric, metric_names, statistics_of
-from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problem
+from compact.passes import EncodedProblem, Pass
+from compact.passes.encode import encode_problems
 from compact.passes.forward import observe
+from compact.passes.packing import Layout
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, PresetWeigher, make_weigher
 
@@ -44,15 +46,17 @@ Labels = Mapping[tuple[str, str], str]
 def score_everything(
     student: Student,
     problems: Sequence[EncodedProblem],
+    with_tails: Sequence[EncodedProblem],
     *,
     batch_problems: int,
     progress: str,
 ) -> dict[str, Tensor]:
-    """Scores every rationale by every metric, preset and policy, with one pass per layout.
+    """Scores every rationale by every metric, preset and policy.
 
     Args:
         student: the student.
         problems: P encoded problems with R rationales in all.
+        with_tails: the same problems, encoded with `keep_tail`.
         batch_problems: problems per pass.
         progress: label of the progress bar.
 
@@ -72,20 +76,24 @@ def score_everything(
         store.setdefault(name, []).append(values.float())
 
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
-        chunk = problems[start : start + batch_problems]
-        passes = {
-            False: observe(student, chunk, layout="tree", statistics=statistics),
-            True: observe(student, chunk, layout="padded", leaves=False, statistics=statistics),
-        }
+        part = slice(start, start + batch_problems)
+
+        @cache
+        def pass_over(padded: bool, keep_tail: bool, part: slice = part) -> Pass:
+            chunk = (with_tails if keep_tail else problems)[part]
+            layout: Layout = "padded" if padded else "tree"
+            return observe(student, chunk, layout=layout, leaves=not padded, statistics=statistics)
+
         for name in metric_names():
             metric = get_metric(name)
-            values = metric.score(passes[metric.needs_padded])
+            values = metric.score(pass_over(metric.needs_padded, metric.needs_padded))
             collect(parts, name, -values if metric.direction == "lower" else values)
         for name, preset in presets.items():
-            for axis, values in preset.score(passes[preset.needs_padded]).items():
+            pass_ = pass_over(preset.needs_padded, preset.keep_tail)
+            for axis, values in preset.score(pass_).items():
                 collect(preset_scores[name], axis, values)
         for name, policy in policies.items():
-            collect(parts, f"weight of {name}", policy(passes[False]).weight.log())
+            collect(parts, f"weight of {name}", policy(pass_over(False, False)).weight.log())
     found = {name: torch.cat(values) for name, values in parts.items()}
     sizes = [len(problem.rationales) for problem in problems]
     offsets = torch.tensor([0, *sizes]).cumsum(0)
@@ -203,10 +211,14 @@ def study(
         For each score, the AUC of each kind of error in `labels`. If the data has the zoo's good
         and verbose teachers, also how often good scores above verbose.
     """
-    encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
+    encoded, with_tails = (
+        encode_problems(problems, processing_class, max_length=1024, keep_tail=keep)
+        for keep in (False, True)
+    )
     scores = score_everything(
         student,
         encoded,
+        with_tails,
         batch_problems=batch_problems,
         progress=progress,
     )
@@ -257,9 +269,12 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
                 for seed in seeds
                 for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
             ]
-            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            encoded = encode_problems(data, tokenizer, max_length=1024)
             progress = f"zoo {the_zoo.name}, {stage}"
-            scores = score_everything(student, encoded, batch_problems=16, progress=progress)
+            # The zoo's tokenizer has no chat template, so there are no tails.
+            scores = score_everything(
+                student, encoded, encoded, batch_problems=16, progress=progress
+            )
             right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()
             for name, values in scores.items():
                 if name.startswith("weight of "):

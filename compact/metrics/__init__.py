@@ -8,8 +8,9 @@ A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its
 in any module that is imported before training, and use its name as the metric of an axis in a
 preset. A metric reads the results of the one forward pass. It cannot run the student again: the
 student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
-lowers it. A metric of the axis "control" cannot be part of a preset: it is there so that every
-comparison of metrics shows what length, chance or a count of words would reach.
+lowers it; validity, >= 0, multiplies it. A metric of the axis "control" cannot be part of a preset:
+it is there so that every comparison of metrics shows what length, chance or a count of words would
+reach.
 
 In a problem without a gold answer, a metric that needs one gives every rationale the score 0. Equal
 scores have z-score 0, so the axis has no effect on the weights of that problem.
@@ -30,9 +31,12 @@ from compact.passes import Pass
 from compact.registry import Registry, unknown
 from compact_ops import STATISTICS
 
-Axis = Literal["adaptability", "consensus", "difficulty", "control"]
-AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
-"""The axes of a preset."""
+Axis = Literal["validity", "adaptability", "consensus", "difficulty", "control"]
+VALIDITY: Axis = "validity"
+COMPATIBILITY: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
+"""The axes of COMPACT: how well a rationale suits this student and the other rationales."""
+AXES: tuple[Axis, ...] = (VALIDITY, *COMPATIBILITY)
+"""The axes of a preset: validity multiplies the weight that the others give."""
 CONTROL: Axis = "control"
 Direction = Literal["higher", "lower"]
 TOKEN_MEAN = "mean over tokens; mean over rationales"
@@ -40,9 +44,9 @@ RATIONALE_MEAN = "one value per rationale; mean over rationales"
 
 # Each file registers one metric, or variants of one, and states the formula and its source.
 _BUILT_IN = (
-    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec"),
+    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
-    *("nll", "rsr", "scas_final"),
+    *("judged", "nll", "rsr", "scas_final"),
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
 
@@ -63,6 +67,7 @@ class Metric:
             "sum_p2", "margin"); who runs the pass asks for them.
         needs_gold: it says nothing without gold answers. Data in which no problem has one are
             refused.
+        needs_judgements: it reads `EncodedRationale.judgement`.
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
             teacher's rationales become the score of the teacher.
@@ -76,6 +81,7 @@ class Metric:
     needs_leaf_hidden: bool = False
     statistics: tuple[str, ...] = ()
     needs_gold: bool = False
+    needs_judgements: bool = False
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
 
@@ -92,6 +98,7 @@ def register(
     needs_leaf_hidden: bool = False,
     statistics: Sequence[str] = (),
     needs_gold: bool = False,
+    needs_judgements: bool = False,
     direction: Direction | None = None,
     aggregation: str = RATIONALE_MEAN,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
@@ -128,6 +135,7 @@ def register(
             needs_leaf_hidden=needs_leaf_hidden,
             statistics=tuple(statistics),
             needs_gold=needs_gold,
+            needs_judgements=needs_judgements,
             direction=direction or implied,
             aggregation=aggregation,
         )

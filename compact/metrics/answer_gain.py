@@ -67,7 +67,9 @@ def _last_leaf(pass_: Pass) -> Tensor:
     return pass_.batch.leaf_offsets[1:] - 1
 
 
-@register("answer-gain-net", axis="adaptability", needs_leaves=True, aggregation=_LAST)
+@register(
+    "answer-gain-net", axis="adaptability", needs_leaves=True, needs_gold=True, aggregation=_LAST
+)
 def net(pass_: Pass) -> Tensor:
     """Returns [R] I_n - I_0 in nats per answer token."""
     return final_level(pass_) - step_gains(pass_).start
@@ -77,37 +79,57 @@ def net(pass_: Pass) -> Tensor:
     "answer-gain-least",
     axis="adaptability",
     needs_leaves=True,
+    needs_gold=True,
     aggregation="least over steps with a leaf; mean over rationales",
 )
 def least(pass_: Pass) -> Tensor:
     """Returns [R] the smallest I_i - I_{i-1} in nats per answer token."""
     gains = step_gains(pass_)
-    return torch.stack([part.min() for part in gains.gain.split(gains.offsets.diff().tolist())])
+    parts = gains.gain.split(gains.offsets.diff().tolist())
+    # A problem without a gold answer has no leaves.
+    return torch.stack([part.min() if part.numel() else part.new_zeros(()) for part in parts])
 
 
-@register("answer-gain-mean-prob", axis="adaptability", needs_leaf_hidden=True, aggregation=_LAST)
+@register(
+    "answer-gain-mean-prob",
+    axis="adaptability",
+    needs_leaf_hidden=True,
+    needs_gold=True,
+    aggregation=_LAST,
+)
 def mean_prob(pass_: Pass) -> Tensor:
     """Returns [R] rise of the mean probability of an answer token, 0..1."""
+    batch = pass_.batch
+    known = batch.leaf_offsets.diff() > 0  # not in a problem without a gold answer
+    gain = pass_.leaf_logp.new_zeros(batch.num_rationales)
+    if not batch.gold_ids.numel():
+        return gain
     logp, offsets = answer_tokens(pass_)
     level = segment_mean(logp.exp(), offsets)
-    batch = pass_.batch
-    start = level[batch.question_leaf][batch.problem]
-    return (level[_last_leaf(pass_)] - start).clamp(0.0, 1.0)
+    start = level[batch.question_leaf[batch.problem[known]]]
+    gain[known] = (level[_last_leaf(pass_)[known]] - start).clamp(0.0, 1.0).to(gain.dtype)
+    return gain
 
 
 @register(
     "answer-gain-rlt",
     axis="adaptability",
     needs_leaf_hidden=True,
+    needs_gold=True,
     aggregation="mean and extreme over answer and rationale tokens; mean over rationales",
 )
 def rlt(pass_: Pass) -> Tensor:
     """Returns [R] reward of the rationale as an explanation, in nats."""
+    nll, ends = pass_.stats.nll.detach(), pass_.batch.token_offsets
+    known = pass_.batch.leaf_offsets.diff() > 0  # not in a problem without a gold answer
+    reward = nll.new_zeros(len(known))
+    if not pass_.batch.gold_ids.numel():
+        return reward
     logp, offsets = answer_tokens(pass_)
-    last = _last_leaf(pass_)
+    last = _last_leaf(pass_)[known]
     unlikeliest = torch.stack([part.min() for part in logp.split(offsets.diff().tolist())])
     told = segment_mean(logp, offsets)[last] + RLT_EXTREME * unlikeliest[last]
-    nll, ends = pass_.stats.nll.detach(), pass_.batch.token_offsets
     largest = torch.stack([part.max() for part in nll.split(ends.diff().tolist())])
     surprise = segment_mean(nll, ends) + RLT_EXTREME * largest
-    return told - RLT_PENALTY * surprise
+    reward[known] = (told - RLT_PENALTY * surprise[known]).to(reward.dtype)
+    return reward

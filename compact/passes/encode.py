@@ -10,13 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain
 from compact.data import text_of
 from compact.data.problems import REASONING
 from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
+from compact.validity import judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ def encode_problem(
     max_length: int,
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
+    keep_tail: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
 
@@ -65,6 +67,8 @@ def encode_problem(
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
             rationales; see `choose_leaf_steps`.
         cue: the text before the gold answer in an answer leaf.
+        keep_tail: whether a rationale keeps the tokens that the chat template writes after the end
+            of turn (a newline in ChatML), as in the public training code; see `Weigher.keep_tail`.
 
     Returns:
         The problem as token ids, for every layout.
@@ -95,7 +99,9 @@ def encode_problem(
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
-        text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
+        text, ids, ends = _completion(
+            problem.prompt, rationale.completion, processing_class, label, keep_tail
+        )
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
@@ -136,6 +142,55 @@ def encode_problem(
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
+        raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
+    )
+
+
+def encode_problems(
+    problems: Sequence[Problem],
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    judged: bool = True,
+    **settings: Any,
+) -> list[EncodedProblem]:
+    """Encodes all problems of the data, and judges their rationales.
+
+    Args:
+        problems: as in `encode_problem`.
+        processing_class: as in `encode_problem`.
+        judged: whether every rationale gets a `judgement`. What a teacher's vote or a check is
+            worth is learned from all of `problems`.
+        settings: other arguments of `encode_problem`.
+
+    Raises:
+        ValueError, TypeError: as in `encode_problem`.
+    """
+    encoded = [encode_problem(problem, processing_class, **settings) for problem in problems]
+    if not judged:
+        return encoded
+    return [
+        replace(
+            problem,
+            rationales=tuple(
+                replace(r, judgement=judgement)
+                for r, judgement in zip(problem.rationales, judgements, strict=True)
+            ),
+        )
+        for problem, judgements in zip(encoded, judge(encoded), strict=True)
+    ]
+
+
+def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(ids),
+        steps=((0, len(ids)),),
+        step_texts=(text,),
+        spaced=(not text[-1:].isspace(),),
+        marker=len(ids),
+        answer=None,
     )
 
 
@@ -239,7 +294,11 @@ def _first(ends: list[int], position: int) -> int:
 
 
 def _completion(
-    prompt: Text, completion: Text, processing_class: PreTrainedTokenizerBase, where: str
+    prompt: Text,
+    completion: Text,
+    processing_class: PreTrainedTokenizerBase,
+    where: str,
+    keep_tail: bool,
 ) -> tuple[str, list[int], list[int]]:
     """Text, token ids (end of turn included) and character ends of a completion."""
     if processing_class.chat_template is None:
@@ -280,6 +339,8 @@ def _completion(
         text, start = rest[first : start + len(text)], first
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
+    if keep_tail:
+        return text, ids, ends
     # Drop the tokens after the end of turn (a newline in many templates): not trained on.
     special = set(processing_class.all_special_ids)
     for i, token in enumerate(ids):

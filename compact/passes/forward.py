@@ -99,7 +99,7 @@ def run_pass(
         statistics=statistics,
     )
     leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
-    if leaf_hidden is not None:
+    if leaf_hidden is not None and len(leaf_logp):
         with torch.no_grad():
             asked = stats_of(
                 leaf_hidden.flatten(0, 1),

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from compact.validity import Judgement
+
 if TYPE_CHECKING:
     from compact.student import Student
     from compact_ops import TokenStats
@@ -28,7 +30,8 @@ class EncodedRationale:
     Attributes:
         teacher: the name of the teacher that wrote it.
         text: the completion as text.
-        ids: [T] token ids, the end-of-turn token included.
+        ids: [T] token ids, the end-of-turn token included, and what the chat template writes after
+            it if the problem was encoded with `keep_tail`.
         steps: one or more (start, end) token spans of the reasoning steps, in order, end exclusive.
         step_texts: the text of each step, aligned with `steps`.
         spaced: for each step, whether a space must stand between the end of the step and the cue.
@@ -38,6 +41,7 @@ class EncodedRationale:
             was found. Within a problem, answers that match have the same text: that of the gold
             answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
+        judgement: what the texts say about it; None if the data were not judged.
     """
 
     teacher: str
@@ -49,6 +53,7 @@ class EncodedRationale:
     marker: int
     answer: str | None
     leaf_steps: tuple[int, ...] | None = None
+    judgement: Judgement | None = None
 
     @property
     def asked_steps(self) -> tuple[int, ...]:
@@ -71,6 +76,7 @@ class EncodedProblem:
             follows the cue; empty without a gold answer.
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
+        raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
     """
 
     question_id: str
@@ -81,6 +87,7 @@ class EncodedProblem:
     gold_ids: tuple[int, ...]
     cue_ids: tuple[int, ...]
     spaced_cue_ids: tuple[int, ...]
+    raw_gold_ids: tuple[int, ...] = ()
 
     @property
     def right(self) -> tuple[bool, ...]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from compact.data import load_problems
 from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
 from compact.metrics import AXES
-from compact.passes.encode import encode_problem
+from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.report.explain import ExplainedProblem, explain_problem
 from compact.student import Student, load_model
@@ -213,7 +213,8 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
     }
     student = Student.of(model)
     layout = choose_layout(student, "auto", limits["max_length"])[0]
-    encoded = [encode_problem(problems[q], processing_class, **limits) for q in question_ids]
+    chosen = [problems[question_id] for question_id in question_ids]
+    encoded = encode_problems(chosen, processing_class, **limits)
     bar = tqdm(encoded, desc="analysing problems", unit="problem")
     return [explain_problem(student, processing_class, p, layout) for p in bar]
 

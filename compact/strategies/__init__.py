@@ -14,7 +14,18 @@ from compact.strategies.base import (
 )
 
 # Each file states formula, source and what is ours.
-_BUILT_IN = ("mot",)
+_BUILT_IN = (
+    "adaswitch",
+    "aqg",
+    "co_supervised",
+    "crsd",
+    "feature_contrast",
+    "fragment_ema",
+    "mot",
+    "orion",
+    "p_align",
+    "trico",
+)
 for _name in _BUILT_IN:
     importlib.import_module(f"compact.strategies.{_name}")
 

@@ -118,7 +118,7 @@ class MicroBatchLoss:
                 if training:
                     weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
             counted = torch.tensor([item.counted for item in items], device=hidden.device)
-            weight = weights.weight.detach() * counted[batch.problem]
+            weight = weights.used.detach() * counted[batch.problem]
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
             loss = self.strategy.nll_factor * (weight * own_loss).sum()

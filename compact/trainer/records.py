@@ -58,7 +58,7 @@ def records_of(
     """Returns the results of a pass as plain numbers, one record per problem."""
     batch = pass_.batch
     ends = batch.problem_offsets.tolist()
-    weight, losses = weights.weight.tolist(), nll.tolist()
+    weight, losses = weights.used.tolist(), nll.tolist()
     tokens = batch.token_offsets.diff().tolist()
     scores = {axis: s.tolist() for axis, s in weights.scores.items()}
     zscores = {axis: z.tolist() for axis, z in weights.zscores.items()}

@@ -139,6 +139,7 @@ class CompactTrainer(Trainer):
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_strategy(self.weigher, self.strategy, args)
+        setup.tell_of_weight_decay(args)
         TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
@@ -181,7 +182,7 @@ class CompactTrainer(Trainer):
                 "fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head"
             )
         if self.weigher.needs_leaves and self.train_dataset is not None:
-            setup.log_leaves(self.train_dataset.problems, args.leaf_budget)
+            setup.log_data(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)

@@ -14,10 +14,11 @@ and a rare one says much. The evidence of a check is at most `MOST` nats.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from compact.text.equations import equations, numbers
+from compact.text.equations import Equation, equations, numbers
 from compact.validity.cases import Case
 
 MOST = 3.0
@@ -112,8 +113,17 @@ def _arithmetic(steps: Sequence[str]) -> Outcome:
         for equation in equations(step):
             count += 1
             if not equation.holds:
-                failures.append((i, f"{equation.key.replace('=', ' = ')} does not hold"))
+                failures.append((i, f"{_shown(equation)} does not hold"))
     return Outcome(count, tuple(failures))
+
+
+def _shown(equation: Equation) -> str:
+    """Returns the equation with the operands in the order of the text: "4 + 14 = 20"."""
+    left, _, right = equation.key.partition("=")
+    signs = set(left) & set("+-*/()")
+    if len(signs) == 1 and signs <= {"+", "*"}:  # the normal form sorts these
+        left = signs.pop().join(equation.operands)
+    return re.sub(r"(?<=[\w)])([-+*/])", r" \1 ", left) + f" = {right}"
 
 
 def _sources(

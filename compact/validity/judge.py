@@ -1,12 +1,17 @@
 """The validity of each rationale, how likely it is to be right, from its own and others' texts.
 
-v_k = (q' + (q_k - q') exp(-sum of the evidence of the checks against k)) / copies_k
+v_k = (q' + (q_k - q') c_k / max c) / copies_k,    c_k = exp(-sum of the evidence of the checks)
 
 q_k is how likely its stated answer is (`votes`: 1 or 0 where the gold answer is known), q' that of
-the next less likely answer of the problem (0 if there is none), and copies_k the number of its
-rationales with the same text. So checks (`checks`) order the rationales of one answer, but never
-put one below those of a less likely answer: without a gold answer, a check that misreads a text
-would otherwise overrule the vote. (Measured without q': below the plain vote by up to .09 of AUC.)
+the next less likely answer of the problem (0 if there is none), max c the largest c of the
+rationales that state the same answer, and copies_k the number of rationales with the same text.
+
+So checks (`checks`) order the rationales of one answer: without a gold answer, a check that
+misreads a text would overrule the vote. Across answers only wrong arithmetic counts, as a smaller
+vote, and only as far as the data show that it goes with answers that others do not state
+(`votes_without`). `agreement` is treated alike: without a gold answer it is shifted so that every
+answer has the same mean. (Measured on labelled data without gold answers, against the plain vote:
+checks that cut across answers lost up to .09 of AUC, an agreement that does up to .08.)
 
 With a gold answer, a rationale of which no answer could be read has q_k = `UNREAD`.
 """
@@ -16,12 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from compact.validity.agreement import agreement, document_frequencies
 from compact.validity.cases import Case, shares
 from compact.validity.checks import CHECKS, Outcomes, base_rates, check, evidence
-from compact.validity.votes import answer_probabilities, learn_weights
+from compact.validity.votes import answer_probabilities, learn_weights, votes_without
 
 UNREAD = 0.2
 """q_k of a rationale without a readable answer where the gold answer is known."""
@@ -51,7 +57,7 @@ class Judgement:
 
     Attributes:
         validity: v_k in 0..1; its ratios within a problem count.
-        agreement: C_k in 0..1, how far it agrees with the others that count.
+        agreement: C_k, how far it agrees with the others that count; 0..1 with a gold answer.
         basis: what its answer was judged by: "gold", "vote", or "nothing" if no gold answer is
             known and no two rationales state the same answer.
         findings: what speaks against it.
@@ -72,13 +78,17 @@ def judge(cases: Sequence[Case]) -> list[tuple[Judgement, ...]]:
     Returns:
         One judgement per rationale of each problem.
     """
-    weight = learn_weights(cases)
-    likely = [answer_probabilities(case, weight) for case in cases]
+    own = [shares(case) for case in cases]
+    wrong = [
+        [bool(o["arithmetic"].failures) for o in check(c, s)]
+        for c, s in zip(cases, own, strict=True)
+    ]
+    votes = votes_without(cases, own, wrong)
+    weight = learn_weights(cases, votes)
+    likely = [answer_probabilities(c, v, weight) for c, v in zip(cases, votes, strict=True)]
     witnesses = [
-        [q * share for q, share in zip(of_case, shares(case), strict=True)]
-        if any(of_case)
-        else shares(case)
-        for case, of_case in zip(cases, likely, strict=True)
+        [q * s for q, s in zip(of_case, share, strict=True)] if any(of_case) else share
+        for of_case, share in zip(likely, own, strict=True)
     ]
     outcomes = [check(case, w) for case, w in zip(cases, witnesses, strict=True)]
     rates = base_rates(
@@ -111,11 +121,14 @@ def _judgements(
     top = max(likely)
     leaders = {a for a, q in zip(answers, likely, strict=True) if q == top}
     leading = leaders.pop() if basis == "vote" and len(leaders) == 1 else None
+    if case.gold is None:
+        agreed = _level(agreed, answers)
+    evidences = [evidence(of_rationale, rates) for of_rationale in outcomes]
+    kept = [math.exp(-sum(against.values())) for against in evidences]
     judgements = []
-    for k, share in enumerate(shares(case)):
-        against = evidence(outcomes[k], rates)
+    for k, (share, against) in enumerate(zip(shares(case), evidences, strict=True)):
         lower = max((q for q in likely if q < likely[k]), default=0.0)
-        kept = math.exp(-sum(against.values()))
+        best = max(kept[j] for j in _same(answers, k))
         findings = _about_the_answer(answers[k], likely[k], case.gold, leading)
         findings += [
             Finding(name, step, text)
@@ -125,9 +138,25 @@ def _judgements(
         ]
         if share < 1.0:
             findings.append(Finding("copy", None, f"{round(1 / share)} rationales have this text"))
-        validity = share * (lower + (likely[k] - lower) * kept)
+        validity = share * (lower + (likely[k] - lower) * kept[k] / best)
         judgements.append(Judgement(validity, agreed[k], basis, tuple(findings)))
     return tuple(judgements)
+
+
+def _same(answers: Sequence[str | None], k: int) -> list[int]:
+    """Returns the rationales that state the answer of k; k alone if it states none."""
+    if answers[k] is None:
+        return [k]
+    return [j for j, answer in enumerate(answers) if answer == answers[k]]
+
+
+def _level(values: Sequence[float], answers: Sequence[str | None]) -> list[float]:
+    """Returns the values, shifted so that those of every answer have the mean of all."""
+    middle = fmean(values)
+    return [
+        value - fmean(values[j] for j in _same(answers, k)) + middle
+        for k, value in enumerate(values)
+    ]
 
 
 def _about_the_answer(

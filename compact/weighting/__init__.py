@@ -1,5 +1,7 @@
 """Turns scores into one weight per rationale: presets, policies and their weighers."""
 
+import importlib
+
 from compact.weighting.gold import check_gold
 from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
@@ -15,6 +17,10 @@ from compact.weighting.weighers import (
     make_weigher,
     weigher_names,
 )
+
+# Policies with a file of their own, which states formula, source and what is ours.
+for _name in ("gradients", "mind", "muki"):
+    importlib.import_module(f"compact.weighting.{_name}")
 
 __all__ = [
     "DEFAULT_PRESET",

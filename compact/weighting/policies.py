@@ -256,6 +256,11 @@ class _ByMetric:
     metric: str
     weigh: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The optional token statistics that the metric reads."""
+        return get_metric(self.metric).statistics
+
     def __call__(self, pass_: Pass, steps: int) -> Tensor:
         score = get_metric(self.metric).score(pass_).float()
         return self.weigh(score, pass_.batch.problem_offsets)
@@ -271,6 +276,54 @@ def longest() -> Policy:
 def shortest() -> Policy:
     """All weight on the rationale with the fewest tokens; ties share it."""
     return _ByMetric("length", lambda score, offsets: _best(-score, offsets))
+
+
+@register_policy("rsr-min")
+def rsr_min() -> Policy:
+    """All weight on the rationale with the lowest `rsr`, the best one; ties share it.
+
+    Source: RSR (arXiv 2601.14249), which selects one trajectory per problem so.
+    """
+    return _ByMetric("rsr", lambda score, offsets: _best(-score, offsets))
+
+
+@register_policy("lark-chi2")
+def lark_chi2(keep: int | None = None) -> Policy:
+    """Weights (e_k - e_(B+1)) / (B (mean e - e_(B+1))) for the B largest `lark` scores e, else 0.
+
+    e_(B+1) is the largest score that is left out, the mean is over the B kept: the weights are
+    sparse, sum to 1 and need no temperature. Source: the chi-square selection of LARK (arXiv
+    2605.30651). Ours: B = K - 1 by default and at most; with B = K there is no e_(B+1). Where all
+    kept scores equal e_(B+1), the weights are even over all rationales with that score. K = 1 gives
+    1.
+
+    Args:
+        keep: B, at least 1; None for K - 1.
+
+    Raises:
+        ValueError: `keep` is less than 1 or no integer.
+    """
+    if keep is not None and (not isinstance(keep, int) or keep < 1):
+        raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+
+    def weigh(score: Tensor, offsets: Tensor) -> Tensor:
+        return torch.cat([_above_next(e, keep) for e in score.split(offsets.diff().tolist())])
+
+    return _ByMetric("lark", weigh)
+
+
+def _above_next(score: Tensor, keep: int | None) -> Tensor:
+    """Returns [K] shares of score - e_(B+1) among the B largest scores of a problem."""
+    count = len(score)
+    if count == 1:
+        return torch.ones_like(score)
+    kept = min(keep or count, count - 1)
+    left_out = score.sort(descending=True).values[kept]
+    rounding = _ROUNDING * score.abs().max()
+    mass = torch.where(score > left_out + rounding, score - left_out, 0.0)
+    if not bool(mass.any()):
+        mass = (score >= left_out - rounding).to(score)
+    return mass / mass.sum()
 
 
 def _best(score: Tensor, offsets: Tensor) -> Tensor:

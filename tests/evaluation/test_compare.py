@@ -99,8 +99,8 @@ def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
 def test_arm_settings_are_read_and_checked():
     arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
-    arm = compare.parse_arm("robust,beta=[0, 1, 0],reliable=false")
-    assert arm.overrides == {"beta": [0, 1, 0], "reliable": False}
+    arm = compare.parse_arm("robust,beta=[0, 1, 0],validity=none")
+    assert arm.overrides == {"beta": [0, 1, 0], "validity": "none"}
     assert compare.parse_arm("single:a, b").teacher == "a, b"
     with pytest.raises(ValueError, match="override of oracle: teachers must .* use rejection"):
         compare.parse_arm("oracle")

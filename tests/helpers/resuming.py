@@ -88,14 +88,17 @@ def assert_survives_sigkill(folder: Path, settings: str) -> None:
     """
     for name in ("whole", "killed"):
         process = _start(folder / name, folder / f"{name}.pt", settings)
-        if name == "killed":
-            deadline = time.monotonic() + 120
-            while not (folder / "killed/checkpoint-2").exists():
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            process = _start(folder / name, folder / f"{name}.pt", settings)
-        _, stderr = process.communicate(timeout=300)
+        try:
+            if name == "killed":
+                deadline = time.monotonic() + 600
+                while not (folder / "killed/checkpoint-2").exists():
+                    assert process.poll() is None and time.monotonic() < deadline
+                    time.sleep(0.005)
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                process = _start(folder / name, folder / f"{name}.pt", settings)
+            _, stderr = process.communicate(timeout=900)
+        finally:
+            process.kill()
         assert process.returncode == 0, stderr.decode()[-2000:]
     assert torch.equal(torch.load(folder / "whole.pt"), torch.load(folder / "killed.pt"))

@@ -71,6 +71,7 @@ def _problem(rationales: list[EncodedRationale]) -> EncodedProblem:
         gold_ids=_tokens("7"),
         cue_ids=_tokens("is"),
         spaced_cue_ids=_tokens("is"),
+        raw_gold_ids=_tokens("7"),
     )
 
 

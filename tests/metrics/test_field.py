@@ -21,6 +21,7 @@ from compact.passes import EncodedProblem, Pass
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
+from compact_ops import STATISTICS
 from helpers.toy import make_model, make_problem
 
 _MODEL = make_model("llama").eval()
@@ -52,7 +53,7 @@ def finished(request: pytest.FixtureRequest) -> Pass:
     """A pass with answer leaves in each layout."""
     batch = build_batch(problems(), layout=request.param, leaves=True, pad_token_id=0)
     with torch.no_grad():
-        return run_pass(_STUDENT, batch)[2]
+        return run_pass(_STUDENT, batch, statistics=STATISTICS)[2]
 
 
 @dataclass
@@ -133,6 +134,35 @@ def test_aslec_casl(finished: Pass) -> None:
     slope = np.linalg.solve(columns.T @ columns, columns.T @ mean)[3]
     assert abs(slope) > 1e-3
     agrees(finished, "aslec-casl", list(mean - slope * share), tolerance=2e-4)
+
+
+def test_lark(finished: Pass) -> None:
+    """From the gradient of the nll itself: its squared norm at the logits of each row."""
+    alone = everyone()
+    loss, brier = [], []
+    for one in alone:
+        gradient = torch.nn.functional.one_hot(one.ids[one.prompt :], one.rows.shape[1])
+        loss.append(-float(one.of_answer.mean()))
+        brier.append(float((gradient - one.rows.exp()).square().sum(dim=1).mean()))
+    wanted = []
+    for one, own_loss, own_brier in zip(alone, loss, brier, strict=True):
+        mine = [i for i, other in enumerate(alone) if other.problem == one.problem]
+        total = sum(loss[i] for i in mine)
+        rate = sum(brier[i] for i in mine) / total
+        share = own_loss / total  # as in the paper: (L / sum L) (2 rho - sum rho L / sum L)
+        wanted.append(share * (2 * own_brier / own_loss - rate))
+    agrees(finished, "lark", wanted, tolerance=1e-4)
+
+
+def test_rsr(finished: Pass) -> None:
+    """Ranks by sorting every row."""
+    wanted = []
+    for one in everyone():
+        order = one.rows.argsort(dim=1, descending=True)
+        place = (order == one.ids[one.prompt :, None]).int().argmax(dim=1)
+        ranks = (place + 1).clamp(max=100)
+        wanted.append(float(ranks.sum()) / -float(one.of_answer.sum()))
+    agrees(finished, "rsr", wanted, tolerance=1e-4)
 
 
 def test_scas_final(finished: Pass) -> None:

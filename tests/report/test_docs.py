@@ -181,7 +181,7 @@ def test_the_token_weights_of_the_guide_train(extending):
     extending("my_token_weights", "docs/metrics.md")
     plain = train(preset="uniform")["loss"]
     shutil.rmtree("run")
-    assert 0 < train(preset="uniform", token_weights="undecided")["loss"] < plain
+    assert 0 < train(preset="uniform", token_weights="uncertain")["loss"] < plain
 
 
 def test_the_token_weights_of_the_guide_give_the_gradient_of_full_logits():
@@ -283,7 +283,8 @@ def test_the_metrics_page_lists_every_metric_and_token_weight():
     text, token_weights = (ROOT / "docs/metrics.md").read_text().split("## Token weights")
     better = {}
     for row in re.findall(r"^\| `.*", text, re.MULTILINE):
-        names, _, direction, axis = row.replace("\\|", "").strip("| ").split(" | ")[:4]
+        cells = [cell.strip() for cell in row.replace("\\|", "").split("|")]
+        names, _, direction, axis = cells[1:5]
         better |= {name: (direction, axis) for name in re.findall(r"`([\w-]+)`", names)}
     assert set(better) == set(METRICS)
     for name, metric in METRICS.items():

@@ -15,7 +15,7 @@ KNOWN, UNKNOWN = Problem("a", "1?", "1", ()), Problem("b", "2?", None, ())
     [
         ("paper", {}, "probe of paper"),
         ("released", {}, "probe-released of released"),
-        ("oracle", {}, "oracle"),
+        ("rejection", {}, "rejection"),
         ("paper", {"adaptability": "none", "consensus": "gold-weighted"}, "gold-weighted of paper"),
     ],
 )
@@ -31,7 +31,7 @@ def test_refused_if_no_problem_has_one(
         check_gold(weigher, [UNKNOWN])
     named = str(e.value).partition("these need none: ")[2].split(", ")
     assert {"uniform", "single:TEACHER"} <= set(named)
-    assert not {"paper", "released", "oracle"} & set(named)
+    assert not {"paper", "released", "rejection"} & set(named)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_refused_if_no_problem_has_one(
     [
         ("uniform", {}),
         ("answer-vote", {}),
+        ("robust", {}),
         ("oracle", {"teachers": ["a"]}),
         ("paper", {"adaptability": "none"}),
         ("paper", {"beta": [0, 1, 0.5]}),
