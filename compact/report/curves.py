@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from compact.metrics import AXES
+from compact.metrics import AXES, VALIDITY
 from compact.report.charts import Interval, Series, interval_chart, line_chart
 from compact.report.run import COLOURS, Run, effective_teachers, logged, visits
 
 BINS = 40
 """Points of a curve over the steps of a run."""
 AXIS_TEXT = {
+    "validity": "How likely is it to be right? The weight is multiplied by it.",
     "adaptability": "Does it lead the student to the gold answer? Higher raises the weight.",
     "consensus": "Do its steps agree with the other teachers'? Higher raises the weight.",
     "difficulty": "How hard is it for the student to say? Higher lowers the weight.",
@@ -77,7 +78,7 @@ def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
     """Returns charts of how each score and the weight are distributed, one row per teacher."""
     charts = []
     for axis in AXES:
-        standard = not np.isnan(run.scores[f"z_{axis}"]).all()
+        standard = axis != VALIDITY and not np.isnan(run.scores[f"z_{axis}"]).all()
         rows = spread(run, f"z_{axis}" if standard else axis)
         if rows:
             chart = interval_chart(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from compact.data import load_problems
 from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
-from compact.metrics import AXES
+from compact.metrics import COMPATIBILITY
 from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.report.explain import ExplainedProblem, explain_problem
@@ -161,7 +161,7 @@ def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
     if not len(mine):
         return {}
     mine = mine[scores["step"][mine] == scores["step"][mine].max()]
-    columns = ("weight", *(f"z_{axis}" for axis in AXES))
+    columns = ("weight", *(f"z_{axis}" for axis in COMPATIBILITY))
     return {scores["teacher"][i]: {c: float(scores[c][i]) for c in columns} for i in mine}
 
 

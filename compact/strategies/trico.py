@@ -25,7 +25,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from compact.metrics import AXES
+from compact.metrics import COMPATIBILITY, VALIDITY
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
@@ -74,11 +74,13 @@ class Trico(Strategy):
             raise ValueError(
                 f"rate of trico must be at least 0 and tau above 0, got {rate!r} and {tau!r}"
             )
-        if len(beta) != len(AXES):
+        if len(beta) != len(COMPATIBILITY):
             raise ValueError(f"beta of trico must be three numbers, got {beta!r}")
         self.gold, self.rate, self.every = gold, rate, every
         signs = (1.0, 1.0, -1.0)
-        self.beta = {str(a): s * float(b) for a, s, b in zip(AXES, signs, beta, strict=True)}
+        self.beta = {
+            str(a): s * float(b) for a, s, b in zip(COMPATIBILITY, signs, beta, strict=True)
+        }
         self.log_tau = math.log(tau)
         self.max_length, self.steps = 2560, 0
         self._encoded: list[EncodedProblem] = []
@@ -138,9 +140,13 @@ class Trico(Strategy):
         z = torch.stack([weights.zscores[axis].float() for axis in axes])  # [axes, R]
         beta = z.new_tensor([self.beta[axis] for axis in axes])
         found = []
-        for own, gradients in zip(z.split(sizes, dim=1), head_gradients(pass_), strict=True):
+        validity = weights.scores.get(VALIDITY, torch.ones(z.shape[1]))
+        # Log of the validity, as in the weights of a preset. All 0 is handled by `Weights.usable`.
+        priors = validity.to(z).clamp(min=1e-30).log().split(sizes)
+        parts = zip(z.split(sizes, dim=1), priors, head_gradients(pass_), strict=True)
+        for own, prior, gradients in parts:
             u = beta @ own
-            alpha = (u / tau).softmax(0)
+            alpha = (u / tau + prior).softmax(0)
             found.append(alpha)
             cosine = gradients @ target / gradients.norm(dim=1).clamp(min=1e-30)
             centred = alpha * (cosine - alpha @ cosine)  # d(sum alpha cos) / d(u / tau)
