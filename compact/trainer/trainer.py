@@ -444,8 +444,7 @@ class CompactTrainer(Trainer):
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        none: Any = None  # no predictions, as in transformers if it collects none
-        return EvalLoopOutput(none, None, metrics, count)
+        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # no predictions
 
     # A run and its checkpoints.
 
@@ -477,8 +476,7 @@ class CompactTrainer(Trainer):
             check_fresh(run, own=run.resolve() in self._own)
         self._own.add(run.resolve())
         self._step, self._means = OpenStep(), TeacherMeans()
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        note = functools.partial(self._note_run, run, started)
+        note = functools.partial(self._note_run, run, datetime.now(timezone.utc))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             clear_unfinished(run)
@@ -587,7 +585,7 @@ class CompactTrainer(Trainer):
             self.strategy.load_state_dict(state["strategy"]["state"])
         return step
 
-    def _note_run(self, run: Path, started: str, status: str) -> None:
+    def _note_run(self, run: Path, started: datetime, status: str) -> None:
         """Writes run.json: settings, student, data and the status of the run."""
         about = {
             "settings": json.loads(self.args.to_json_string()),  # type: ignore[no-untyped-call]
@@ -597,6 +595,6 @@ class CompactTrainer(Trainer):
             "strategy": self.args.strategy,
             "layout": self.layout,
             "status": status,
-            "started": started,
+            "started": started.isoformat(timespec="seconds"),
         }
         write_run_file(run, about)
