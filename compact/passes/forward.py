@@ -17,6 +17,19 @@ from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
 
+def check_ids(student: Student, problems: Sequence[EncodedProblem]) -> None:
+    """Raises ValueError if a problem has a token id without a row in the student's embedding."""
+    rows = student.weight.shape[0]
+    for problem in problems:
+        parts = (problem.prompt_ids, problem.gold_ids, *(r.ids for r in problem.rationales))
+        largest = max((max(ids, default=0) for ids in parts), default=0)
+        if largest >= rows:
+            raise ValueError(
+                f"question_id {problem.question_id!r}: the tokenizer gives id {largest}, but the "
+                f"student's embedding has {rows} rows; tokenizer and model must belong together"
+            )
+
+
 @torch.no_grad()
 def observe(
     student: Student,
@@ -38,6 +51,7 @@ def observe(
     Returns:
         The results of the forward, on the device of the student.
     """
+    check_ids(student, problems)
     batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
     return run_pass(student, batch.to(student.weight.device), statistics=statistics)[2]
 

@@ -52,6 +52,12 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
+    rows, largest = model.get_input_embeddings().weight.shape[0], int(ids.max())
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer gives id {largest}, but the model's embedding has {rows} rows; "
+            "tokenizer and model must belong together"
+        )
     device = next(model.parameters()).device
     sampled = temperature > 0
     devices = [device] if device.type == "cuda" else []

@@ -7,7 +7,8 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +80,13 @@ def load_student(
     else:
         with _readable(name_or_path, "model"):
             _check_config(path)
-    with _readable(name_or_path, "tokenizer"):
-        if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
-            processing_class = AutoTokenizer.from_pretrained(adapter, **hub)
-        else:
-            processing_class = AutoTokenizer.from_pretrained(source, **where, **hub)
-    if processing_class.pad_token_id is None:
-        if processing_class.eos_token is None:
-            raise ValueError(
-                f"{name_or_path}: the tokenizer must have a padding or an end-of-text token, "
-                "found neither"
+    with _gguf_parsed_once() if where else nullcontext():
+        processing_class = _tokenizer(name_or_path, source, adapter, where | hub)
+        kwargs.setdefault("dtype", torch.float32)
+        with _readable(name_or_path, "model"):
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                source, **where, **kwargs, output_loading_info=True
             )
-        processing_class.pad_token = processing_class.eos_token
-    kwargs.setdefault("dtype", torch.float32)
-    with _readable(name_or_path, "model"):
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source, **where, **kwargs, output_loading_info=True
-        )
     model, loaded = found  # a pair, although it is annotated as a model
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(loaded["missing_keys"])
@@ -112,7 +103,6 @@ def load_student(
         model.name_or_path = model.config.name_or_path = str(path)
     if adapter is not None:
         model = _with_adapter(model, adapter, is_trainable)
-    _check_vocabulary(model, processing_class, name_or_path)
     for name, weight in model.named_parameters():
         if not math.isfinite(float(weight.detach().sum(dtype=torch.float32))):
             where_from = adapter if adapter is not None and "lora_" in name else name_or_path
@@ -122,22 +112,24 @@ def load_student(
     return model.eval(), processing_class
 
 
-def _check_vocabulary(model: Any, processing_class: Any, name: str | Path) -> None:
-    """Raises ValueError if the tokenizer has ids without a row in the embedding.
-
-    Added special tokens may lie beyond it (the text models of Gemma 3 have one for images), but not
-    the padding and end-of-text tokens, which are used.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    used = {"padding token": processing_class.pad_token_id}
-    used |= {"end-of-text token": processing_class.eos_token_id}
-    used |= {"last token": processing_class.vocab_size - 1}
-    for what, token in used.items():
-        if token is not None and token >= rows:
+def _tokenizer(
+    name: str | Path, source: str, adapter: str | Path | None, options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of an adapter's training run or of the model, with a padding token."""
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").exists()
+    if own:
+        options = {key: value for key, value in options.items() if key != "gguf_file"}
+    with _readable(name, "tokenizer"):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(adapter) if own else source, **options
+        )
+    if found.pad_token_id is None:
+        if found.eos_token is None:
             raise ValueError(
-                f"{name}: the tokenizer's {what} has id {token}, but the model's embedding has "
-                f"{rows} rows; tokenizer and model must belong together"
+                f"{name}: the tokenizer must have a padding or an end-of-text token, found neither"
             )
+        found.pad_token = found.eos_token
+    return found
 
 
 def _with_adapter(model: Any, adapter: str | Path, is_trainable: bool) -> Any:
@@ -218,6 +210,29 @@ def base_name(name: str) -> str:
     if not base:
         raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
     return base
+
+
+@contextmanager
+def _gguf_parsed_once() -> Iterator[None]:
+    """Within the context, a GGUF file is parsed once instead of for every part of the student.
+
+    transformers parses it for config, tokenizer and weights, and builds the map of tensor names
+    anew for each module. Both are functions of the file alone.
+    """
+    if importlib.util.find_spec("gguf") is None:  # transformers says that it is missing
+        yield
+        return
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    own = [getattr(gguf, name) for name in names]
+    for name, function in zip(names, own, strict=True):
+        setattr(gguf, name, lru_cache(maxsize=2)(function))
+    try:
+        yield
+    finally:
+        for name, function in zip(names, own, strict=True):
+            setattr(gguf, name, function)
 
 
 @contextmanager

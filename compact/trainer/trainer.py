@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
+from compact.passes.forward import check_ids
 from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
@@ -185,14 +186,14 @@ class CompactTrainer(Trainer):
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
+        check_ids(self.student, self.train_dataset.problems if self.train_dataset else ())
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
         self.add_callback(StrategySteps(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
-        self._step = OpenStep()
-        self._means = TeacherMeans()
+        self._step, self._means = OpenStep(), TeacherMeans()
         self._score_log: ScoreLog | None = None
         self._own: set[Path] = set()  # folders whose files this trainer may replace
 
@@ -443,8 +444,7 @@ class CompactTrainer(Trainer):
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        predictions: Any = None  # as transformers does if it collects none
-        return EvalLoopOutput(predictions, None, metrics, count)
+        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # no predictions
 
     # A run and its checkpoints.
 
@@ -476,8 +476,7 @@ class CompactTrainer(Trainer):
             check_fresh(run, own=run.resolve() in self._own)
         self._own.add(run.resolve())
         self._step, self._means = OpenStep(), TeacherMeans()
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        note = functools.partial(self._note_run, run, started)
+        note = functools.partial(self._note_run, run, datetime.now(timezone.utc))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             clear_unfinished(run)
@@ -586,7 +585,7 @@ class CompactTrainer(Trainer):
             self.strategy.load_state_dict(state["strategy"]["state"])
         return step
 
-    def _note_run(self, run: Path, started: str, status: str) -> None:
+    def _note_run(self, run: Path, started: datetime, status: str) -> None:
         """Writes run.json: settings, student, data and the status of the run."""
         about = {
             "settings": json.loads(self.args.to_json_string()),  # type: ignore[no-untyped-call]
@@ -596,6 +595,6 @@ class CompactTrainer(Trainer):
             "strategy": self.args.strategy,
             "layout": self.layout,
             "status": status,
-            "started": started,
+            "started": started.isoformat(timespec="seconds"),
         }
         write_run_file(run, about)
