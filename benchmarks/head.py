@@ -2,6 +2,7 @@
 
 All providers compute the mean cross-entropy and its gradient with respect to the hidden states
 (and, for a trained head, to the weight). COMPACT also computes entropy and top-1 correctness.
+compact-rank, -sum_p2, -margin, -scores and -statistics (all of them) ask for more, frozen head.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.real import smollm2_rows
-from compact_ops import TokenStats, linear_token_stats
+from compact_ops import STATISTICS, TokenStats, linear_token_stats
 
 SHAPES = (
     {"M": 1024, "H": 576, "V": 49152, "head": "frozen", "hidden": "random"},
@@ -142,6 +143,15 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         found["compact-filter"] = Provider(
             ours(head_grad="frozen", filter_eps=FILTER), expected, 0.05
         )
+        generator = torch.Generator().manual_seed(args.seed)
+        ids = torch.randint(len(weight), (len(target), 16), generator=generator).to(args.device)
+        asked: dict[str, dict[str, object]] = {n: {"statistics": (n,)} for n in STATISTICS}
+        asked["scores"] = {"score_ids": ids}
+        asked["statistics"] = {"statistics": STATISTICS, "score_ids": ids}
+        for name, more in asked.items():
+            found[f"compact-{name}"] = Provider(
+                ours(head_grad="frozen", **more), expected, rtol, slow=True
+            )
     found["products"] = Provider(floor, expected, rtol)
     found["torch"] = Provider(with_grad(naive), expected, rtol)
     found["torch-compile"] = Provider(with_grad(compiled), expected, rtol)

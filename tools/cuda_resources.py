@@ -16,7 +16,8 @@ from pathlib import Path
 TABLE = Path(__file__).parents[1] / "docs/results/cuda_resources.md"
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
 ENTRY = re.compile(
-    r"Compiling entry function '_ZN7compact4cuda\d+(\w+?)_kernelI(\w+?)EEv\w*' for '(\w+)'"
+    r"Compiling entry function '_ZN7compact4cuda\d+(\w+?)_kernelI(\w+?)(Lb[01]E)?EEv\w*' "
+    r"for '(\w+)'"
 )
 
 
@@ -26,8 +27,9 @@ def read_log(path: Path) -> dict[tuple[str, str, str], tuple[int, int, int]]:
     key, spill = None, 0
     for line in path.read_text().splitlines():
         if entry := ENTRY.search(line):
-            kernel, dtype, arch = entry.groups()
-            key = (kernel, TYPES[dtype], arch)
+            kernel, dtype, variant, arch = entry.groups()
+            more = " with kMore" if variant == "Lb1E" else ""
+            key = (kernel + more, TYPES[dtype], arch)
         elif stores := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spill = int(stores[1]) + int(stores[2])
         elif (used := re.search(r"Used (\d+) registers", line)) and key:

@@ -22,7 +22,7 @@ def refcheck(tmp_path, case, shape, *providers):
 def test_head(tmp_path, kind):
     names = ["products", "torch", "torch-linear-ce", "torch-linear-ce-chunked"]
     if kind == "frozen":
-        names += ["compact", "compact-filter"]
+        names += ["compact", "compact-filter", "compact-rank", "compact-statistics"]
     else:
         names += ["compact-fused", "compact-stash", "compact-recompute"]
     assert refcheck(tmp_path, "head", f"M=12,H=16,V=400,head={kind}", *names) == 0

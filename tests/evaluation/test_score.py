@@ -61,10 +61,12 @@ def test_the_guide_filters(score: Score, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_another_metric_for_an_axis(score: Score) -> None:
     """The vote in place of the preset's consensus."""
-    assert score("--metric", "consensus=answer", "--metric", "adaptability=hsic-linear") == 0
+    metrics = ("consensus=answer", "adaptability=hsic-linear", "difficulty=rsr")
+    assert score(*(word for metric in metrics for word in ("--metric", metric))) == 0
     rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
     assert {round(3 * row["consensus"]) / 3 for row in rows} <= {1 / 3, 2 / 3, 1.0}
     assert all(abs(3 * row["consensus"] - round(3 * row["consensus"])) < 1e-5 for row in rows)
+    assert all(row["difficulty"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,28 @@ def test_metrics_without_their_leaves_say_so(finished: Pass) -> None:
             get_metric(name).score(bare)
 
 
+def test_the_weigher_asks_for_the_statistics_of_its_metrics(finished: Pass) -> None:
+    """A pass without them is refused; `run_pass` computes those that the weigher names."""
+
+    @register("flat", axis="consensus", statistics=("sum_p2", "rank"))
+    def flat(pass_: Pass) -> torch.Tensor:
+        """Returns [R]: the mean of sum p^2 over each rationale."""
+        assert pass_.stats.sum_p2 is not None
+        return segment_mean(pass_.stats.sum_p2, pass_.batch.token_offsets)
+
+    weigher = make_weigher("paper", consensus="flat", difficulty="rsr")
+    assert weigher.statistics == ("rank", "sum_p2") and make_weigher("paper").statistics == ()
+    with pytest.raises(ValueError, match=r"metric flat: .*statistics=\('sum_p2', 'rank'\)"):
+        weigher(finished)
+    with torch.no_grad():
+        live, _, pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.statistics)
+    assert live.margin is None and not pass_.stats.sum_p2.requires_grad
+    weights = weigher(pass_)
+    assert bool((weights.scores["consensus"] > 0).all()) and "difficulty" in weights.scores
+    with pytest.raises(ValueError, match="register: statistics must be one of rank, .*'rnak'"):
+        register("other", axis="consensus", statistics=("rnak",))
+
+
 def test_kept_leaves_are_refused_where_their_states_are_read(tmp_path: Path) -> None:
     """With leaf_every > 1 there are no leaf states on most steps: told before anything loads."""
     assert get_metric("gold-weighted").needs_leaf_hidden

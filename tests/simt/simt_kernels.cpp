@@ -27,7 +27,7 @@ double lse_of(const std::vector<double>& z) {
   return m + std::log(s);
 }
 
-enum Values { kOrdinary, kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked };
+enum Values { kOrdinary, kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked, kTied, kOneNaN };
 
 template <typename T>
 void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t staged, Values values,
@@ -51,6 +51,8 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
       if (values == kSomeExcluded && v != target[r] && random() % 3 == 0) x = -kInf;
       if (values == kAllExcluded) x = -kInf;
       if (values == kPeaked && v == target[r]) x = 40;
+      if (values == kTied) x = std::round(x);
+      if (values == kOneNaN && v == (target[r] + 1) % cols) x = std::nan("");
       logits[r * cols + v] = make<T>(x);
       raw[r * cols + v] = simt::to_float(logits[r * cols + v]);
     }
@@ -120,7 +122,8 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
     near("entropy", r, entropy[r], h, kStat<T> * 8, std::max(1.0, std::log(cols)));
     near("gold_logit", r, gold_logit[r], golden, kStat<T>, big);
     near("gold_logp", r, gold_logp[r], golden - l, kStat<T>, big);
-    if (correct[r] != (live && zt >= top)) fail("correct", r, correct[r], live && zt >= top);
+    const bool known = live && l == l;  // a NaN logit makes the sum NaN
+    if (correct[r] != (known && zt >= top)) fail("correct", r, correct[r], known && zt >= top);
     if (more) {
       double squares = 0, other = -kInf;
       int64_t least = 1, most = 1;  // of the rank, for logits that float rounds
@@ -132,10 +135,10 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
         least += z[v] > zt + slack;
         most += slack > 0 ? z[v] > zt - slack : z[v] > zt;
       }
-      if (rank[r] < (live ? least : 0) || rank[r] > (live ? most : 0))
-        fail("rank", r, rank[r], live ? static_cast<double>(least) : 0);
+      if (rank[r] < (known ? least : 0) || rank[r] > (known ? most : 0))
+        fail("rank", r, rank[r], known ? static_cast<double>(least) : 0);
       near("sum_p2", r, sum_p2[r], squares, kStat<T> * 8, 1);
-      near("margin", r, margin[r], live ? zt - other : 0, kStat<T>, big);
+      near("margin", r, margin[r], known ? zt - other : live ? l : 0, kStat<T>, big);
       for (int64_t i = r * scores; i < (r + 1) * scores; ++i) {
         const double logp = score_ids[i] < 0 ? -kInf : z[score_ids[i]] - l;
         near("score_logp", i, score_logp[i], logp, kStat<T>, big);
@@ -167,7 +170,7 @@ void rows_of(uint64_t seed) {
                     true, more, seed + cols);
   for (bool more : {false, true}) {
     row_case<T>(3, 1000, 1, 256, 1 << 20 >> 14, kOrdinary, full, true, false, more, seed);
-    for (Values values : {kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked})
+    for (Values values : {kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked, kTied, kOneNaN})
       row_case<T>(6, 333, 1, 96, 8, values, plain, true, false, more, seed);
     row_case<T>(5, 515, 1, 32, 0, kSomeExcluded, full, false, false, more, seed);
   }

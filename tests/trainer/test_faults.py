@@ -44,6 +44,12 @@ def test_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCapture
     assert "resuming from checkpoint-1" in caplog.text
 
 
+def test_statistics_of_the_metrics_reach_training(tmp_path: Path) -> None:
+    """The trainer runs its passes with what the metrics of its preset read."""
+    trainer(tmp_path, preset="robust", overrides={"difficulty": "rsr"}, max_steps=1).train()
+    assert all(score > 0 for score in read_scores(tmp_path)["difficulty"].to_pylist())
+
+
 @pytest.mark.parametrize("action", ["stop", "skip"])
 def test_loss_that_is_not_finite_names_its_problem(
     tmp_path: Path, action: str, caplog: pytest.LogCaptureFixture

@@ -14,6 +14,7 @@ from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher, policies
+from compact.weighting.policies import POLICIES, Policy, register_policy
 from helpers.toy import make_model, make_problem
 
 _STUDENT = Student.of(make_model("llama").eval())
@@ -176,3 +177,29 @@ def test_random_depends_on_seed_and_step_only(finished: Pass) -> None:
     np.testing.assert_allclose(first.mean(0), np.full(4, 0.25), atol=0.03)
     # A coordinate of a uniform draw from the simplex has variance (K - 1) / (K^2 (K + 1)).
     np.testing.assert_allclose(first.var(0), np.full(4, 3 / 80), atol=0.012)
+
+
+def test_a_policy_names_the_statistics_that_it_reads(
+    finished: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attribute of the policy becomes that of its weigher; without it there are none."""
+    monkeypatch.setattr(POLICIES, "_entries", dict(POLICIES._entries))
+    monkeypatch.setattr(POLICIES, "_sources", dict(POLICIES._sources))
+
+    @register_policy("first-ranked")
+    def first_ranked() -> Policy:
+        def policy(pass_: Pass, _: int) -> torch.Tensor:
+            assert pass_.stats.rank is not None
+            first = (pass_.stats.rank == 1).float() + 0.1
+            mass = torch.stack([x.mean() for x in first.split(sizes)])
+            return mass / mass.sum()
+
+        policy.statistics = ("rank",)
+        return policy
+
+    sizes = finished.batch.token_offsets.diff().tolist()
+    weigher = make_weigher("first-ranked")
+    assert weigher.statistics == ("rank",) and make_weigher("uniform").statistics == ()
+    with torch.no_grad():
+        pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.statistics)[2]
+    assert float(weigher(pass_).weight.sum()) == pytest.approx(1.0)
