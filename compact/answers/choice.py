@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from compact.answers.base import Domain, register_domain
+from compact.answers.base import Alternative, Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+from compact.text.steps import concludes
 
 LETTERS = "ABCDEFGHIJ"
 # Forms of option labels in a prompt, most reliable first: "(A) x", "A) x", "A. x" or "A: x".
@@ -48,14 +49,27 @@ _IN_FRONT = re.compile(
     r"[^\w(]*(?:\(([A-Ja-j])\)|(?:(?i:option|choice)\W{1,3})?"
     r"(?:([A-J])(?![\w'/-]|\.\w)|([a-j])(?=[).:]|\W*$)))\)?"
 )
+# "so B is the correct answer", "which makes the field the best choice"
+_CHOSEN = re.compile(
+    r"\b(?:correct|right|best|final|likely|plausible|suitable|appropriate|accurate|logical)\s+"
+    r"(?:answer|option|choice)\b|\b(?:option|choice|answer)\s+\(?[A-J]\)?\s+is\s+(?:the\s+)?"
+    r"(?:correct|right|best|true)\b",
+    re.IGNORECASE,
+)
 _OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
 
 
 def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
-    """Returns the options of a prompt as (letter, text), () if it has none.
+    """Returns the options of a prompt as (letter, text in plain form), () if it has none."""
+    return tuple((letter, plain_text(text)) for letter, text in written_options(prompt))
 
-    The options are the last sequence of labels of one form that starts at A. Labels at the start of
-    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A.
+
+def written_options(prompt: str) -> tuple[tuple[str, str], ...]:
+    """Returns the options of a prompt as (letter, text as written), () if it has none.
+
+    The text is the first line that is not empty. The options are the last sequence of labels of one
+    form that starts at A. Labels at the start of a line have priority, so that "(A) (a) 5 volts,
+    (b) 3 volts" is option A.
     """
     for label in _LABELS:
         best: list[re.Match[str]] = []
@@ -69,15 +83,10 @@ def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
         if best:
             ends = [found.start() for found in best[1:]] + [len(prompt)]
             return tuple(
-                (found[1].upper(), _option_text(prompt[found.end() : end]))
+                (found[1].upper(), prompt[found.end() : end].strip().split("\n", 1)[0].strip())
                 for found, end in zip(best, ends, strict=True)
             )
     return ()
-
-
-def _option_text(text: str) -> str:
-    """Returns an option's text in plain form: its first line that is not empty."""
-    return plain_text(text.strip().split("\n", 1)[0])
 
 
 @register_domain("choice")
@@ -131,6 +140,28 @@ class Choice(Domain):
     def extract(self, completion: str) -> str | None:
         """Returns the option after the last answer marker, else the last option that is named."""
         return read(self, completion)
+
+    def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
+        """Returns the options of the prompt with their text; () if an option has no text."""
+        found = tuple(Alternative(*option) for option in written_options(prompt))
+        return found if all(option.text for option in found) else ()
+
+    def states(self, step: str) -> bool:
+        """Whether a step announces an answer, is an option and no more, or concludes an option.
+
+        A step that only mentions an option, or rejects one, states nothing.
+        """
+        if super().states(step):
+            return True
+        text = unwrap(step)
+        plain = plain_text(text)
+        front = self._in_front(text)
+        rest = plain_text(text[front.end :]) if front else plain
+        if plain and (not rest or rest in [option for _, option in self.options]):
+            return True
+        named = list(self._labels(text, _LABEL)) or self._texts(text)
+        named = named or list(self._labels(text, _CAPITAL))
+        return bool(_CHOSEN.search(text)) or (bool(named) and concludes(text))
 
     def stated(self, sentence: str) -> str | None:
         """Returns the first option, "" if the sentence joins it to another one or denies it."""
