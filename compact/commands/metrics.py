@@ -41,6 +41,8 @@ def metric_needs(metric: Metric) -> str:
     """Returns what a metric costs in addition to the pass."""
     if metric.needs_leaves:
         return "answer leaves"
+    if metric.needs_options:
+        return "option leaves"
     return "padded rows" if metric.needs_padded else "free"
 
 

@@ -67,7 +67,7 @@ def score_everything(
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
         chunk = problems[start : start + batch_problems]
         passes = {
-            False: observe(student, chunk, layout="tree"),
+            False: observe(student, chunk, layout="tree", options=True),
             True: observe(student, chunk, layout="padded", leaves=False),
         }
         for name in metric_names():
@@ -196,7 +196,7 @@ def study(
         For each score, the AUC of each kind of error in `labels`. If the data has the zoo's good
         and verbose teachers, also how often good scores above verbose.
     """
-    encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
+    encoded = [encode_problem(p, processing_class, max_length=1024, options=True) for p in problems]
     scores = score_everything(
         student,
         encoded,
@@ -250,7 +250,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
                 for seed in seeds
                 for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
             ]
-            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            encoded = [encode_problem(p, tokenizer, max_length=1024, options=True) for p in data]
             progress = f"zoo {the_zoo.name}, {stage}"
             scores = score_everything(student, encoded, batch_problems=16, progress=progress)
             right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()

@@ -74,13 +74,19 @@ def score_problems(
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
     left = [p for p in problems if p.question_id not in found]
     encoded = [
-        encode_problem(p, processing_class, max_length=max_length, leaf_budget=leaf_budget)
+        encode_problem(
+            p,
+            processing_class,
+            max_length=max_length,
+            leaf_budget=leaf_budget,
+            options=weigher.needs_options,
+        )
         for p in left
     ]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
         for chunk in _chunks(encoded):
-            pass_ = observe(student, chunk, layout=layout)
+            pass_ = observe(student, chunk, layout=layout, options=weigher.needs_options)
             if graphs:
                 _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):

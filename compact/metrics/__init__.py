@@ -48,6 +48,8 @@ class Metric:
         needs_padded: it needs the padded layout, one row per rationale, as in the released code.
         needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
             suffice, so the trainer refuses it with leaf_every > 1.
+        needs_options: it reads `Pass.option_logp`, so problems must be encoded, and the batch
+            built, with option leaves. The trainer refuses it with leaf_every > 1.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Metric:
     needs_leaves: bool = False
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
+    needs_options: bool = False
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -68,6 +71,7 @@ def register(
     needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
+    needs_options: bool = False,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that registers a function as metric `name` of `axis`.
 
@@ -87,6 +91,7 @@ def register(
             needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
+            needs_options=needs_options,
         )
         METRICS.add(name, metric, score)
         return score

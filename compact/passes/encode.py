@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compact.answers import Domain
 from compact.data import text_of
-from compact.passes.types import EncodedProblem, EncodedRationale
+from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def encode_problem(
     max_length: int,
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
+    options: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
 
@@ -61,7 +62,8 @@ def encode_problem(
         max_length: most tokens of prompt + one rationale.
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
             rationales; see `choose_leaf_steps`.
-        cue: the text before the gold answer in an answer leaf.
+        cue: the text before the gold answer or an option in a leaf.
+        options: whether to encode the answers that can be chosen, for option leaves.
 
     Returns:
         The problem as token ids, for every layout.
@@ -112,7 +114,7 @@ def encode_problem(
         leaf=len(cue_ids) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
-    return EncodedProblem(
+    encoded = EncodedProblem(
         question_id=problem.question_id,
         prompt=text_of(problem.prompt),
         prompt_ids=prompt_ids,
@@ -123,6 +125,68 @@ def encode_problem(
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
+    )
+    if not options:
+        return encoded
+    return _with_options(encoded, problem, processing_class, leaf_budget, cue)
+
+
+def _with_options(
+    encoded: EncodedProblem,
+    problem: Problem,
+    processing_class: PreTrainedTokenizerBase,
+    budget: float,
+    cue: str,
+) -> EncodedProblem:
+    """Adds the options and the readings of each rationale after which they are asked for.
+
+    The question and the steps that state no answer are always asked. The whole rationale is, in
+    all rationales or in none, if the budget (most tokens of option leaves, as a share of the tokens
+    of prompt and rationales) allows it.
+
+    Raises:
+        ValueError: the tokenizer reads the cue differently before different options.
+    """
+    domain, gold = problem.domain, encoded.gold
+    found = domain.alternatives(problem.answer, encoded.prompt)
+    names = [option.name for option in found]
+    # A token that has the space before the option belongs to the option, so every option has the
+    # same cue.
+    cues, ids = set(), []
+    for option in found:
+        for start in ("", " "):
+            text = start + cue.strip()
+            cue_ids, option_ids = _split_cue(text, " " + option.text, processing_class)
+            cues.add((start, cue_ids))
+        ids.append(option_ids)
+    if len(cues) > 2:
+        raise ValueError(
+            f"question_id {encoded.question_id!r}: the tokenizer reads the cue {cue!r} differently "
+            "before different options; give a longer cue"
+        )
+    of_start = dict(cues) or {"": (), " ": ()}
+    options = EncodedOptions(
+        ids=tuple(ids),
+        gold=names.index(gold) if gold in names else -1,
+        cue_ids=of_start[""],
+        spaced_cue_ids=of_start[" "],
+    )
+    unstated, whole = [], []
+    for rationale in encoded.rationales:
+        texts = rationale.step_texts
+        whole.append(tuple(range(len(texts))))
+        unstated.append(tuple(i for i in whole[-1] if not domain.states(texts[i])))
+    leaf = len(options.spaced_cue_ids) + sum(len(option) - 1 for option in ids)
+    row = len(encoded.prompt_ids) + sum(len(r.ids) for r in encoded.rationales)
+    needed = 1 + sum(len(set(readings)) for readings in zip(unstated, whole, strict=True))
+    readings = zip(unstated, whole if needed * leaf <= budget * row else unstated, strict=True)
+    return replace(
+        encoded,
+        options=options,
+        rationales=tuple(
+            replace(r, option_readings=tuple(dict.fromkeys(mine)))
+            for r, mine in zip(encoded.rationales, readings, strict=True)
+        ),
     )
 
 

@@ -44,6 +44,10 @@ def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) 
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
             f"step to step, got {args.leaf_every}"
         )
+    if args.leaf_every > 1 and weigher.needs_options:
+        raise ValueError(
+            f"leaf_every must be 1 with metrics that read option leaves, got {args.leaf_every}"
+        )
     if args.leaf_every > 1 and weigher.leaf_hidden_readers:
         raise ValueError(
             f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
@@ -76,7 +80,11 @@ def encoded(
     weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
 ) -> ProblemDataset:
     """Returns the problems of `problems_of` as token ids."""
-    limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    limits: dict[str, Any] = {
+        "max_length": args.max_length,
+        "leaf_budget": args.leaf_budget,
+        "options": weigher.needs_options,
+    }
     problems = problems_of(weigher, dataset)
     return ProblemDataset([encode_problem(p, processing_class, **limits) for p in problems])
 

@@ -52,6 +52,7 @@ class Weigher(Protocol):
     Attributes:
         name: preset or policy, as the user wrote it.
         needs_leaves: it reads answer leaves.
+        needs_options: it reads option leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         consistency: the consistency term to add to the loss, or None.
@@ -60,6 +61,7 @@ class Weigher(Protocol):
 
     name: str
     needs_leaves: bool
+    needs_options: bool
     needs_padded: bool
     leaf_hidden_readers: tuple[str, ...]
     consistency: ConsistencyTerm | None
@@ -141,6 +143,7 @@ class PresetWeigher:
             if getattr(self.preset, axis) != "none"
         }
         self.needs_leaves = any(m.needs_leaves for m in self.metrics.values())
+        self.needs_options = any(m.needs_options for m in self.metrics.values())
         self.needs_padded = any(m.needs_padded for m in self.metrics.values())
         self.leaf_hidden_readers = tuple(
             m.name for m in self.metrics.values() if m.needs_leaf_hidden
@@ -266,6 +269,7 @@ class PolicyWeigher:
     policy: Callable[[Pass, int], Tensor]
     updates: int = 0
     needs_leaves: bool = False
+    needs_options: bool = False
     needs_padded: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
     consistency: ConsistencyTerm | None = None
