@@ -32,6 +32,7 @@ AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
 _BUILT_IN = (
     *("gain", "hsic", "probe", "probe_released"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
+    *("option_contrast", "leak_adjusted", "posterior_consensus"),
     *("nll",),
 )
 
