@@ -64,6 +64,10 @@ class Domain(ABC):
         """
         return ()
 
+    def question(self, prompt: str) -> str:
+        """Returns the prompt without the list of the answers that can be chosen."""
+        return prompt
+
     def states(self, step: str) -> bool:
         """Whether a step of a rationale states an answer, right or wrong, or announces one."""
         return bool(find_markers(step))

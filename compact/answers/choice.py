@@ -65,11 +65,25 @@ def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
 
 
 def written_options(prompt: str) -> tuple[tuple[str, str], ...]:
-    """Returns the options of a prompt as (letter, text as written), () if it has none.
+    """Returns the options of a prompt as (letter, text as written), () if it has none."""
+    return tuple((option.letter, prompt[option.start : option.end]) for option in _find(prompt))
 
-    The text is the first line that is not empty. The options are the last sequence of labels of one
-    form that starts at A. Labels at the start of a line have priority, so that "(A) (a) 5 volts,
-    (b) 3 volts" is option A.
+
+class _Written(NamedTuple):
+    """An option in a prompt: where its label begins, and where its text begins and ends."""
+
+    label: int
+    start: int
+    end: int
+    letter: str
+
+
+def _find(prompt: str) -> list[_Written]:
+    """Returns the options of a prompt, [] if it has none.
+
+    The options are the last sequence of labels of one form that starts at A. Labels at the start of
+    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A. The text of an option
+    is its first line that is not empty.
     """
     for label in _LABELS:
         best: list[re.Match[str]] = []
@@ -82,11 +96,16 @@ def written_options(prompt: str) -> tuple[tuple[str, str], ...]:
                 best = run
         if best:
             ends = [found.start() for found in best[1:]] + [len(prompt)]
-            return tuple(
-                (found[1].upper(), prompt[found.end() : end].strip().split("\n", 1)[0].strip())
-                for found, end in zip(best, ends, strict=True)
-            )
-    return ()
+            return [_written(prompt, *pair) for pair in zip(best, ends, strict=True)]
+    return []
+
+
+def _written(prompt: str, label: re.Match[str], end: int) -> _Written:
+    """Returns the option of a label; `end` is where the next label begins."""
+    rest = prompt[label.end() : end]
+    start = label.end() + len(rest) - len(rest.lstrip())
+    text = rest.strip().split("\n", 1)[0].strip()
+    return _Written(label.start(), start, start + len(text), label[1].upper())
 
 
 @register_domain("choice")
@@ -145,6 +164,14 @@ class Choice(Domain):
         """Returns the options of the prompt with their text; () if an option has no text."""
         found = tuple(Alternative(*option) for option in written_options(prompt))
         return found if all(option.text for option in found) else ()
+
+    def question(self, prompt: str) -> str:
+        """Returns the prompt without its options, if something is left."""
+        options = _find(prompt)
+        if not options:
+            return prompt
+        before, after = prompt[: options[0].label].rstrip(), prompt[options[-1].end :].strip()
+        return "\n".join(part for part in (before, after) if part) or prompt
 
     def states(self, step: str) -> bool:
         """Whether a step announces an answer, is an option and no more, or concludes an option.

@@ -168,6 +168,7 @@ def _with_options(
     options = EncodedOptions(
         ids=tuple(ids),
         gold=names.index(gold) if gold in names else -1,
+        prompt_ids=_bare_prompt_ids(problem, processing_class),
         cue_ids=of_start[""],
         spaced_cue_ids=of_start[" "],
     )
@@ -188,6 +189,19 @@ def _with_options(
             for r, mine in zip(encoded.rationales, readings, strict=True)
         ),
     )
+
+
+def _bare_prompt_ids(
+    problem: Problem, processing_class: PreTrainedTokenizerBase
+) -> tuple[int, ...] | None:
+    """Token ids of the prompt without its list of options; None if it has none."""
+    prompt, question = problem.prompt, problem.domain.question
+    bare: Text = (
+        question(prompt)
+        if isinstance(prompt, str)
+        else [{**message, "content": question(message["content"])} for message in prompt]
+    )
+    return None if bare == prompt else encode_prompt(bare, processing_class)
 
 
 def choose_leaf_steps(

@@ -9,7 +9,7 @@ after its prompt, so the student reads it as if it were the only one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,16 +106,17 @@ class _Leaf:
     Attributes:
         rationale: the rationale that is read before; None for the bare question.
         step: the last step that is read; -1 for the bare question.
-        prefix: how many tokens of the rationale are read in the main block.
-        trunk: the tokens that follow in the leaf block: steps that are read without an earlier one,
-            and the cue.
+        prefix: how many tokens of the rationale are read in the main block, after the prompt; None
+            if nothing is read there.
+        trunk: the tokens that follow in the leaf block: a prompt and steps, if they are not those
+            of the main block, and the cue.
         targets: the answers that are asked for, each on its own.
         options: whether the targets are the options of the problem, else the gold answer.
     """
 
     rationale: EncodedRationale | None
     step: int
-    prefix: int
+    prefix: int | None
     trunk: tuple[int, ...]
     targets: tuple[tuple[int, ...], ...]
     options: bool = False
@@ -132,8 +133,9 @@ def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_L
 def _option_leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
     """The option leaves of one rationale, without those that stand after the question alone.
 
-    Steps that are read in their order from the first are read in the main block. After a gap, the
-    student must not see what stands in it, so the later steps are read once more in the leaf block.
+    Steps are read in the main block if they are the first ones, without a gap, and if its prompt is
+    the one to read. The student must not see what stands in a gap, so later steps are read once
+    more in the leaf block.
     """
     options = problem.options
     assert options is not None
@@ -141,11 +143,14 @@ def _option_leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iter
         if not reading:
             continue
         kept = next((n for n, step in enumerate(reading) if n != step), len(reading))
-        prefix = rationale.steps[kept - 1][1] if kept else 0
+        prefix: int | None = rationale.steps[kept - 1][1] if kept else 0
+        prompt: tuple[int, ...] = ()
+        if options.prompt_ids is not None:
+            prompt, prefix, kept = options.prompt_ids, None, 0
         lead = () if kept else rationale.ids[: rationale.steps[0][0]]
         again = [t for i in reading[kept:] for t in rationale.ids[slice(*rationale.steps[i])]]
         cue = options.spaced_cue_ids if rationale.spaced[reading[-1]] else options.cue_ids
-        trunk = (*lead, *again, *cue)
+        trunk = (*prompt, *lead, *again, *cue)
         yield _Leaf(rationale, reading[-1], prefix, trunk, options.ids, options=True)
 
 
@@ -154,8 +159,11 @@ def _question_leaf(problem: EncodedProblem) -> _Leaf:
 
 
 def _question_options(problem: EncodedProblem) -> _Leaf:
-    assert problem.options is not None
-    return _Leaf(None, -1, 0, problem.options.cue_ids, problem.options.ids, options=True)
+    options = problem.options
+    assert options is not None
+    prefix = 0 if options.prompt_ids is None else None
+    trunk = (*(options.prompt_ids or ()), *options.cue_ids)
+    return _Leaf(None, -1, prefix, trunk, options.ids, options=True)
 
 
 def tree_length(problem: EncodedProblem) -> int:
@@ -283,12 +291,12 @@ def _build_tree(
             node_at[0] = [prompt_node[p]]
             own = asked.of_rationale(problem, rationale)
             for each in own:
-                _plant(each, tables, b, leaf[b], sees[b], node_at[each.prefix], depth)
+                _plant(each, tables, b, leaf[b], sees[b], node_at, depth)
             tables.leaf_counts.append(sum(not each.options for each in own))
     for p, problem in enumerate(problems):
         b, depth = place[p], len(problem.prompt_ids)
         for each in asked.of_question(problem):
-            _plant(each, tables, b, leaf[b], sees[b], [prompt_node[p]], depth)
+            _plant(each, tables, b, leaf[b], sees[b], {0: [prompt_node[p]]}, depth)
     # Padding sees itself: attention without any key would give NaN.
     pads = [_new_node(s, []) for s in sees]
     size = max(len(s) for s in sees)
@@ -311,13 +319,17 @@ def _plant(
     b: int,
     row: _Row,
     sees: list[list[int]],
-    ancestors: list[int],
+    node_at: Mapping[int, list[int]],
     depth: int,
 ) -> None:
     """Adds one leaf to the leaf row of a tree: what its targets share once, then a node for each.
 
-    The last token of a target predicts nothing and is left out.
+    The last token of a target predicts nothing and is left out. node_at[n] are the nodes of the
+    prompt, which has `depth` tokens, and of the first n tokens of the rationale.
     """
+    start, ancestors = 0, list[int]()
+    if leaf.prefix is not None:
+        start, ancestors = depth + leaf.prefix, node_at[leaf.prefix]
     inputs = [target[:-1] for target in leaf.targets]
     shared = next(
         (n for n, tokens in enumerate(zip(*inputs, strict=False)) if len(set(tokens)) > 1),
@@ -328,14 +340,14 @@ def _plant(
         return
     stem = (*leaf.trunk, *inputs[0][:shared])
     node = _new_node(sees, ancestors)
-    first = row.add(stem, depth + leaf.prefix, node)
+    first = row.add(stem, start, node)
     cells = []
     for tokens in inputs:
         columns = list(range(first + len(leaf.trunk) - 1, first + len(stem)))
         if len(tokens) > shared:
             branch = _new_node(sees, [*ancestors, node])
-            start = row.add(tokens[shared:], depth + leaf.prefix + len(stem), branch)
-            columns += range(start, start + len(tokens) - shared)
+            own = row.add(tokens[shared:], start + len(stem), branch)
+            columns += range(own, own + len(tokens) - shared)
         cells.append([(b, column) for column in columns])
     tables.add_leaf(leaf, cells)
 
@@ -346,8 +358,10 @@ def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_i
     leaf: list[_Row] = []
 
     def add_leaf(problem: EncodedProblem, each: _Leaf) -> None:
-        read = each.rationale.ids[: each.prefix] if each.rationale else ()
-        prefix = problem.prompt_ids + read + each.trunk
+        prefix = each.trunk
+        if each.prefix is not None:
+            read = each.rationale.ids[: each.prefix] if each.rationale else ()
+            prefix = problem.prompt_ids + read + prefix
         cells = []
         for target in each.targets:
             columns = range(len(prefix) - 1, len(prefix) - 1 + len(target))

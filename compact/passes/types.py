@@ -67,12 +67,15 @@ class EncodedOptions:
     Attributes:
         ids: for each of J options, the tokens of its text after the cue; () for an open question.
         gold: index of the gold option; -1 if it is unknown.
+        prompt_ids: ids of the prompt without its list of options, which a small student would
+            copy from; None if the prompt has no such list.
         cue_ids: ids of the cue before an option.
         spaced_cue_ids: ids of the cue with a leading space.
     """
 
     ids: tuple[tuple[int, ...], ...]
     gold: int
+    prompt_ids: tuple[int, ...] | None
     cue_ids: tuple[int, ...]
     spaced_cue_ids: tuple[int, ...]
 

@@ -61,3 +61,12 @@ def test_alternatives_are_written_as_in_the_data() -> None:
         assert [option.text for option in found] == list(texts)
         assert [option.name for option in found] == ["yes", "no"]
     assert YesNo().alternatives(None, "") == () and NUMBER.alternatives("7", "3 + 4?") == ()
+
+
+def test_the_question_without_its_options() -> None:
+    """What stands before and after the list; a prompt of options alone stays."""
+    prompt = "Where?\n(A) sea\n(B) field\nGive the letter."
+    assert CHOICE.question(prompt) == "Where?\nGive the letter."
+    assert CHOICE.question("Where? A) sea B) field") == "Where?"
+    assert CHOICE.question("(A) sea\n(B) field") == "(A) sea\n(B) field"
+    assert CHOICE.question("Where?") == YES_NO.question("Where?") == "Where?"

@@ -107,7 +107,10 @@ def make_problem(seed: int, lengths: list[int], prompt: int = 5, steps: int = 2)
 
 
 def with_options(
-    problem: EncodedProblem, *readings: tuple[tuple[int, ...], ...], gold: int = 1
+    problem: EncodedProblem,
+    *readings: tuple[tuple[int, ...], ...],
+    gold: int = 1,
+    bare_prompt: bool = False,
 ) -> EncodedProblem:
     """Adds three options, two of which begin alike; readings[k] are those of rationale k."""
     g = torch.Generator().manual_seed(7)
@@ -116,7 +119,13 @@ def with_options(
         return tuple(torch.randint(1, VOCABULARY, (count,), generator=g).tolist())
 
     start = ids(2)
-    options = EncodedOptions((start + ids(3), ids(1), start + ids(2)), gold, ids(2), ids(2))
+    options = EncodedOptions(
+        ids=(start + ids(3), ids(1), start + ids(2)),
+        gold=gold,
+        prompt_ids=ids(4) if bare_prompt else None,
+        cue_ids=ids(2),
+        spaced_cue_ids=ids(2),
+    )
     return replace(
         problem,
         options=options,

@@ -72,7 +72,7 @@ def _problem(rationales: list[EncodedRationale]) -> EncodedProblem:
         gold_ids=_tokens("7"),
         cue_ids=_tokens("is"),
         spaced_cue_ids=_tokens("is"),
-        options=EncodedOptions((_tokens("7"), _tokens("8")), 0, _tokens("is"), _tokens("is")),
+        options=EncodedOptions((_tokens("7"), _tokens("8")), 0, None, _tokens("is"), _tokens("is")),
     )
 
 

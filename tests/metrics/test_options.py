@@ -57,7 +57,7 @@ def test_contrast_and_leak_adjusted(student: Student) -> None:
 def test_what_has_no_options_scores_nothing(student: Student) -> None:
     """An open question, and one without a gold answer, have neutral scores."""
     unknown = with_options(make_problem(1, [9, 8]), ((0,),), ((0, 1),), gold=-1)
-    question = replace(make_problem(2, [6, 9]), options=EncodedOptions((), -1, (), ()))
+    question = replace(make_problem(2, [6, 9]), options=EncodedOptions((), -1, None, (), ()))
     pass_ = observe(student, [unknown, question], options=True)
     for name in ("option-contrast", "leak-adjusted"):
         assert get_metric(name).score(pass_).tolist() == [0.0] * 4

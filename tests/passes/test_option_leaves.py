@@ -25,9 +25,10 @@ def problems() -> list[EncodedProblem]:
     first = with_options(make_problem(1, [12, 14, 13, 11], steps=3), *READINGS)
     spaced = replace(first.rationales[1], spaced=(False, False, True))
     first = replace(first, rationales=(first.rationales[0], spaced, *first.rationales[2:]))
-    open_question = replace(make_problem(2, [6]), options=EncodedOptions((), -1, (), ()))
+    open_question = replace(make_problem(2, [6]), options=EncodedOptions((), -1, None, (), ()))
+    bare = with_options(make_problem(4, [12, 14], steps=3), *READINGS[:2], bare_prompt=True)
     last = with_options(make_problem(3, [9, 8], prompt=3), ((0,),), ((),), gold=-1)
-    return [first, open_question, last]
+    return [first, open_question, bare, last]
 
 
 def by_hand(student: Student, problem: EncodedProblem, k: int, reading: tuple[int, ...]) -> list:
@@ -40,7 +41,7 @@ def by_hand(student: Student, problem: EncodedProblem, k: int, reading: tuple[in
     cue = options.spaced_cue_ids if reading and rationale.spaced[reading[-1]] else options.cue_ids
     found = []
     for ids in options.ids:
-        text = torch.tensor([problem.prompt_ids + read + cue + ids])
+        text = torch.tensor([(options.prompt_ids or problem.prompt_ids) + read + cue + ids])
         logp = student.model(input_ids=text).logits[0, :-1].log_softmax(-1)
         found.append(float(logp.gather(1, text[0, 1:, None])[-len(ids) :].mean()))
     return found
@@ -76,8 +77,8 @@ def test_each_place_is_a_plain_text(kind: str, layout: str) -> None:
                         of_place[place], torch.tensor(want), atol=1e-4, rtol=0
                     )
                 r += 1
-    assert leaves.gold.tolist() == [1, -1, -1]
-    assert leaves.offsets.diff().tolist()[-3:] == [3, 0, 3]
+    assert leaves.gold.tolist() == [1, -1, 1, -1]
+    assert leaves.offsets.diff().tolist()[-4:] == [3, 0, 3, 3]
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -108,7 +109,7 @@ def test_several_problems_share_a_row() -> None:
             return run_pass(student, batch)[2]
 
     one, many = run(400), run(0)
-    assert len(one.batch.main.input_ids) == 1 and len(many.batch.main.input_ids) == 3
+    assert len(one.batch.main.input_ids) == 1 and len(many.batch.main.input_ids) == 4
     torch.testing.assert_close(one.option_logp, many.option_logp, atol=1e-5, rtol=0)
 
 
@@ -162,6 +163,9 @@ def test_readings_leave_out_what_states_an_answer() -> None:
         ((), (0,)),
     ]
     assert found.options is not None and found.options.gold == 1 and len(found.options.ids) == 4
+    alone = replace(problem, prompt="Where do cows eat?")
+    tokenizer = build_tokenizer()
+    assert found.options.prompt_ids == encode_problem(alone, tokenizer, max_length=400).prompt_ids
 
 
 def test_the_budget_keeps_the_question_and_the_reasons() -> None:
