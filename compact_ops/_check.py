@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from compact_ops.types import GoldAnswers
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
+
+MOST_SCORES = 16
+"""Most ids per token whose log-likelihoods a call may ask for (csrc/ops/check.h)."""
 
 
 def compute_dtype(value: Tensor) -> torch.dtype:
@@ -124,6 +127,31 @@ def gold(op: str, value: GoldAnswers, count: int) -> None:
     tensor(op, "gold.ids", ids, INTS, ["G"])
     tensor(op, "gold.offsets", offsets, INTS, ["P + 1"])
     tensor(op, "gold.problem", problem, INTS, ["M"], M=count)
+
+
+def statistics(op: str, asked: Collection[str], known: Sequence[str]) -> None:
+    """Checks the names of optional statistics.
+
+    Raises:
+        TypeError: `asked` is one text instead of a collection of names.
+        ValueError: a name is unknown.
+    """
+    if isinstance(asked, str):
+        raise TypeError(f"{op}: statistics must be a collection of names, got {asked!r}")
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"{op}: statistics must be among {', '.join(known)}, got {name!r}")
+
+
+def score_ids(op: str, value: Tensor, count: int) -> None:
+    """Checks the ids [M, C] of which the log-likelihoods are asked for; C <= 16.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what was found.
+    """
+    columns = tensor(op, "score_ids", value, INTS, ["M", "C"], M=count).shape[1]
+    if columns > MOST_SCORES:
+        raise ValueError(f"{op}: score_ids must have at most {MOST_SCORES} columns, got {columns}")
 
 
 def gold_tensors(value: GoldAnswers | None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compact_ops._check import compute_dtype
+from compact_ops.types import TokenStats
 
 # For each row, the kernels keep one reference per this many vocabulary entries (csrc/ops/head.h).
 STASH_BLOCK = 256
@@ -78,6 +79,55 @@ def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple
     kinds = (dtype, dtype, dtype, torch.bool, dtype, dtype)
     sizes = (count, count, count, count, gold, gold)
     return tuple(like.new_empty((n,), dtype=k) for n, k in zip(sizes, kinds, strict=True))
+
+
+def empty_head_statistics(
+    like: Tensor,
+    count: int,
+    gold_ids: Tensor | None,
+    score_ids: Tensor | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor, ...]:
+    """Returns `empty_statistics`, then rank, sum_p2, margin and score_logp.
+
+    Args:
+        like: a tensor of the device and dtype of the hidden states.
+        count: M.
+        gold_ids: the gold answers, or None.
+        score_ids: [M, C] or None.
+        needs: whether rank, sum_p2 and margin are asked for; what is not has 0 rows.
+    """
+    dtype = compute_dtype(like)
+    rank, sum_p2, margin = (
+        like.new_empty((count if need else 0,), dtype=kind)
+        for need, kind in zip(needs, (torch.int32, dtype, dtype), strict=True)
+    )
+    shape = (0, 0) if score_ids is None else (count, score_ids.shape[1])
+    scores = like.new_empty(shape, dtype=dtype)
+    return *empty_statistics(like, count, gold_ids), rank, sum_p2, margin, scores
+
+
+def named_statistics(
+    out: Sequence[Tensor], gold: bool, scores: bool, needs: tuple[bool, ...]
+) -> TokenStats:
+    """Returns the ten statistics of a head operator by name; None for those not asked for."""
+    gold_logit, gold_logp, rank, sum_p2, margin, score_logp = (
+        x if asked else None
+        for x, asked in zip(out[4:10], (gold, gold, *needs, scores), strict=True)
+    )
+    nll, lse, entropy, correct = out[:4]
+    return TokenStats(
+        nll,
+        lse,
+        entropy,
+        correct,
+        gold_logit,
+        gold_logp,
+        rank=rank,
+        sum_p2=sum_p2,
+        margin=margin,
+        score_logp=score_logp,
+    )
 
 
 def register_autograd(

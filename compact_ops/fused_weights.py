@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check
-from compact_ops._library import STASH_BLOCK, backend, empty_statistics, register_fake
+from compact_ops._library import (
+    STASH_BLOCK,
+    backend,
+    empty_head_statistics,
+    named_statistics,
+    register_fake,
+)
 from compact_ops.types import TokenStats
 
 Weigher = Callable[[slice, TokenStats], Tensor]
@@ -100,6 +106,7 @@ def _sweep(
     gold_offsets: Tensor | None,
     gold_problem: Tensor | None,
     bias: Tensor | None,
+    score_ids: Tensor | None,
     weigh: Weigher | Tensor,
     bounds: Sequence[int],
     softcap: float,
@@ -107,10 +114,11 @@ def _sweep(
     ignore_index: int,
     filter_eps: float,
     needs: tuple[bool, bool, bool],
+    asked: tuple[bool, ...],
 ) -> tuple[Tensor, ...]:
-    """Returns six statistics and the weights [M], d_hidden [N, H], d_weight [V, H], d_bias [V].
+    """Returns ten statistics and the weights [M], d_hidden [N, H], d_weight [V, H], d_bias [V].
 
-    A gradient that is not needed has 0 rows.
+    A gradient that is not needed (`needs`) and a statistic that is not asked for have 0 rows.
     """
     need_hidden, need_weight, need_bias = needs
     dtype = _check.compute_dtype(hidden)
@@ -127,10 +135,11 @@ def _sweep(
         *stats, unit, shift = torch.ops.compact.linear_token_stats_fused(
             blocks, read[some], weight, target[some], gold_ids, gold_offsets,
             None if gold_problem is None else gold_problem[some],
-            bias, softcap, logit_scale, ignore_index, filter_eps, need_hidden,
+            bias, None if score_ids is None else score_ids[some],
+            softcap, logit_scale, ignore_index, filter_eps, need_hidden, *asked,
         )  # fmt: skip
-        golds = (None, None) if gold_ids is None else (stats[4], stats[5])
-        scale = weigh_chunk(weigh, some, TokenStats(*stats[:4], *golds))
+        by_name = named_statistics(stats, gold_ids is not None, score_ids is not None, asked)
+        scale = weigh_chunk(weigh, some, by_name)
         parts.append((*stats, scale))
         if need_hidden:
             torch.mul(unit, scale[:, None], out=d_read[some])
@@ -161,6 +170,7 @@ def _fused(
     gold_offsets: Tensor | None,
     gold_problem: Tensor | None,
     bias: Tensor | None,
+    score_ids: Tensor | None,
     token_weight: Tensor,
     softcap: float,
     logit_scale: float,
@@ -169,14 +179,16 @@ def _fused(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
+    *asked: bool,
 ) -> tuple[Tensor, ...]:
     """`_sweep` with known weights, as one operator for torch.compile."""
     out = _sweep(
         hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
-        token_weight, chunk_bounds(target.shape[0], None),
+        score_ids, token_weight, chunk_bounds(target.shape[0], None),
         softcap, logit_scale, ignore_index, filter_eps, (need_hidden, need_weight, need_bias),
+        asked,
     )  # fmt: skip
-    return *out[:6], *out[7:]
+    return *out[:10], *out[11:]
 
 
 def _fake(
@@ -188,6 +200,7 @@ def _fake(
     gold_offsets: Tensor | None,
     gold_problem: Tensor | None,
     bias: Tensor | None,
+    score_ids: Tensor | None,
     token_weight: Tensor,
     softcap: float,
     logit_scale: float,
@@ -196,11 +209,12 @@ def _fake(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
+    *asked: bool,
 ) -> tuple[Tensor, ...]:
     dtype = _check.compute_dtype(hidden)
     count, (vocabulary, width) = target.shape[0], weight.shape
     return (
-        *empty_statistics(hidden, count, gold_ids),
+        *empty_head_statistics(hidden, count, gold_ids, score_ids, asked),
         hidden.new_empty((hidden.shape[0] if need_hidden else 0, width), dtype=dtype),
         hidden.new_empty((vocabulary if need_weight else 0, width), dtype=dtype),
         hidden.new_empty((vocabulary if need_bias else 0,), dtype=dtype),
@@ -216,18 +230,20 @@ def _chunk_fake(
     gold_offsets: Tensor | None,
     gold_problem: Tensor | None,
     bias: Tensor | None,
+    score_ids: Tensor | None,
     softcap: float,
     logit_scale: float,
     ignore_index: int,
     filter_eps: float,
     need_hidden: bool,
+    *asked: bool,
 ) -> tuple[Tensor, ...]:
     """Shapes and dtypes of one chunk."""
     count, (vocabulary, width) = target.shape[0], weight.shape
     # The CUDA kernels need no references: their blocks are final.
     references = 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK)
     return (
-        *empty_statistics(hidden, count, gold_ids),
+        *empty_head_statistics(hidden, count, gold_ids, score_ids, asked),
         blocks.new_empty((count if need_hidden else 0, width)),
         blocks.new_empty((count, references)),
     )
@@ -302,7 +318,7 @@ def _gradients_copied(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, rows, _, _, _, bias, token_weight, *numbers = inputs
+    hidden, weight, target, rows, _, _, _, bias, _, token_weight, *numbers = inputs
     nll, lse, *_, d_hidden, d_weight, d_bias = output
     ctx.numbers = numbers[:4]
     # Do not allocate zeros [V, H] for outputs without an upstream gradient.
@@ -314,7 +330,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 16
+        return (None,) * 20
     saved = ctx.saved_tensors
     # Tensors of a tracer have another type and no values, so record one operator for all of this.
     run = _gradients if type(grad) is Tensor else torch.ops.compact_fused.gradients
@@ -325,7 +341,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         g.to(like.dtype) if need else None
         for g, need, like in zip(found, needs, kinds, strict=True)
     )
-    return d_hidden, d_weight, None, None, None, None, None, d_bias, *(None,) * 8
+    return d_hidden, d_weight, None, None, None, None, None, d_bias, *(None,) * 12
 
 
 class _Weighed(torch.autograd.Function):
@@ -334,16 +350,16 @@ class _Weighed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         """Takes the arguments of `_fused`, with (function, bounds) instead of the weights."""
-        weigh, bounds = inputs[8]
         hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias = inputs[:8]
-        softcap, logit_scale, ignore_index, filter_eps = inputs[9:13]
+        score_ids, (weigh, bounds) = inputs[8:10]
+        softcap, logit_scale, ignore_index, filter_eps = inputs[10:14]
         out = _sweep(
-            hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
+            hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias, score_ids,
             weigh, bounds,
-            softcap, logit_scale, ignore_index, filter_eps, inputs[13:],
+            softcap, logit_scale, ignore_index, filter_eps, inputs[14:17], inputs[17:],
         )  # fmt: skip
-        stats, weights, gradients = out[:6], out[6], out[7:]
-        _setup_context(ctx, (*inputs[:8], weights, *inputs[9:]), (*stats, *gradients))
+        stats, weights, gradients = out[:10], out[10], out[11:]
+        _setup_context(ctx, (*inputs[:9], weights, *inputs[10:]), (*stats, *gradients))
         ctx.mark_non_differentiable(*stats[1:], weights)
         return *stats, weights
 
@@ -360,28 +376,31 @@ def fused_head(
     problem_offsets: Sequence[int] | None,
     numbers: tuple[float, float, int, float],
     needs: tuple[bool, bool, bool],
+    asked: tuple[bool, ...],
 ) -> tuple[Tensor, ...]:
     """Returns the statistics of the head, with a differentiable nll, and the token weights.
 
     Args:
-        where: hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias.
+        where: hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias, score_ids.
         token_weight: [M], or a function that returns the weights of a chunk of tokens.
         problem_offsets: see chunk_bounds; only with a function.
         numbers: softcap (0: none), logit_scale, ignore_index, filter_eps.
         needs: whether hidden, weight and bias need a gradient.
+        asked: whether rank, sum_p2 and margin are asked for.
 
     Returns:
-        nll, lse, entropy, correct, gold_logit, gold_logp, token weights; see TokenStats.
+        nll, lse, entropy, correct, gold_logit, gold_logp, rank, sum_p2, margin, score_logp, token
+        weights; see TokenStats.
     """
     if isinstance(token_weight, Tensor):
         known = token_weight.detach()
-        out = torch.ops.compact_fused.linear_token_stats(*where, known, *numbers, *needs)
-        return *out[:6], known
+        out = torch.ops.compact_fused.linear_token_stats(*where, known, *numbers, *needs, *asked)
+        return *out[:10], known
     target = where[2]
     assert target is not None
     bounds = chunk_bounds(target.shape[0], problem_offsets)
     weighed: tuple[Tensor, ...] = _Weighed.apply(  # type: ignore[no-untyped-call]
-        *where, (token_weight, bounds), *numbers, *needs
+        *where, (token_weight, bounds), *numbers, *needs, *asked
     )
     return weighed
 
@@ -389,15 +408,16 @@ def fused_head(
 if backend() == "native":
     _tensors = (
         "Tensor hidden, Tensor weight, Tensor target, Tensor? rows, Tensor? gold_ids, "
-        "Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, Tensor token_weight"
+        "Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, Tensor? score_ids, "
+        "Tensor token_weight"
     )
     _numbers = "float softcap, float logit_scale, int ignore_index, float filter_eps"
     _op = torch.library.custom_op(
         "compact_fused::linear_token_stats",
         _fused,
         mutates_args=(),
-        schema=f"({_tensors}, {_numbers}, bool need_hidden, bool need_weight, bool need_bias) -> "
-        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        schema=f"({_tensors}, {_numbers}, bool need_hidden, bool need_weight, bool need_bias, "
+        f"bool need_rank, bool need_sum_p2, bool need_margin) -> ({', '.join(['Tensor'] * 13)})",
     )
     _op.register_fake(_fake)
     _op.register_autograd(_backward, setup_context=_setup_context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from compact_ops import _check, reference
 from compact_ops._library import (
     STASH_BLOCK,
     backend,
-    empty_statistics,
+    empty_head_statistics,
+    named_statistics,
     register_autograd,
     register_fake,
     register_once_differentiable,
@@ -26,6 +27,9 @@ _LOG = logging.getLogger("compact_ops")
 
 # What the forward keeps for the backward; the values of `keep` in csrc/library.cpp.
 _NOTHING, _UNIT, _UNIT_AND_STASH = 0, 1, 2
+
+STATISTICS = ("rank", "sum_p2", "margin")
+"""The statistics that a call may ask for by name; `TokenStats` says what they are."""
 
 
 class HeadPlan(NamedTuple):
@@ -117,6 +121,8 @@ def linear_token_stats(
     filter_eps: float = 0.0,
     token_weight: Tensor | Weigher | None = None,
     problem_offsets: Sequence[int] | None = None,
+    statistics: Collection[str] = (),
+    score_ids: Tensor | None = None,
 ) -> TokenStats:
     """Returns statistics of z = softcap(logit_scale * hidden @ weight.T + bias) for M targets.
 
@@ -157,6 +163,10 @@ def linear_token_stats(
         problem_offsets: [P + 1], only with a function: tokens of problem p are problem_offsets[p] :
             problem_offsets[p + 1]. The function then gets whole problems. A chunk has at most 256
             tokens or is one problem. The logits of one chunk are stored at a time.
+        statistics: names of `STATISTICS` to compute in the same pass: "rank", "sum_p2", "margin".
+            The rank and the margin are those of the logits that this call computes.
+        score_ids: [M, C] int32 or int64, C <= 16: gives score_logp, log p of these ids for every
+            token; -1 stands for no id.
 
     Returns:
         TokenStats of [M] tensors.
@@ -173,6 +183,9 @@ def linear_token_stats(
     _check.number(_OP, "filter_eps", filter_eps, 0, inclusive=True)
     if gold is not None:
         _check.gold(_OP, gold, count)
+    _check.statistics(_OP, statistics, STATISTICS)
+    if score_ids is not None:
+        _check.score_ids(_OP, score_ids, count)
     if isinstance(token_weight, Tensor):
         _check.tensor(_OP, "token_weight", token_weight, _check.FLOATS, ["M"], M=count)
     elif token_weight is not None and not callable(token_weight):
@@ -190,6 +203,7 @@ def linear_token_stats(
         target=target,
         rows=rows,
         bias=bias,
+        score_ids=score_ids,
         token_weight=token_weight if isinstance(token_weight, Tensor) else None,
         **_check.gold_tensors(gold),
     )
@@ -220,10 +234,15 @@ def linear_token_stats(
             softcap=softcap,
             logit_scale=logit_scale,
             ignore_index=ignore_index,
+            statistics=statistics,
+            score_ids=score_ids,
         )
     else:
         golds = (None, None, None) if gold is None else tuple(t.long() for t in gold)
-        where = hidden, weight, target.long(), None if rows is None else rows.long(), *golds, bias
+        scores = None if score_ids is None else score_ids.long()
+        row = None if rows is None else rows.long()
+        where = hidden, weight, target.long(), row, *golds, bias, scores
+        asked = tuple(name in statistics for name in STATISTICS)
         numbers = softcap or 0.0, logit_scale, ignore_index
         if plan.mode == "fused-weights" and token_weight is not None:
             needs = (
@@ -231,12 +250,13 @@ def linear_token_stats(
                 weight.requires_grad,
                 bias is not None and bias.requires_grad,
             )
-            out = fused_head(where, token_weight, problem_offsets, (*numbers, filter_eps), needs)
-            token_weight = out[6]
+            settings = (*numbers, filter_eps)
+            out = fused_head(where, token_weight, problem_offsets, settings, needs, asked)
+            token_weight = out[10]
         else:
             keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
-            out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps)
-        stats = TokenStats(*out[:4], *((None, None) if gold is None else out[4:6]))
+            out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps, *asked)
+        stats = named_statistics(out, gold is not None, score_ids is not None, asked)
     # Detach all but nll, so that a backward through another output raises instead of giving zeros.
     seen = stats.map(Tensor.detach)
     if token_weight is None:
@@ -255,11 +275,13 @@ def _fake(
     gold_offsets: Tensor | None,
     gold_problem: Tensor | None,
     bias: Tensor | None,
+    score_ids: Tensor | None,
     softcap: float,
     logit_scale: float,
     ignore_index: int,
     keep: int,
     filter_eps: float,
+    *needs: bool,
 ) -> tuple[Tensor, ...]:
     """Returns the shapes and dtypes of the operator's outputs."""
     dtype = _check.compute_dtype(hidden)
@@ -270,7 +292,7 @@ def _fake(
 
     stashed = count if keep == _UNIT_AND_STASH else 0
     return (
-        *empty_statistics(hidden, count, gold_ids),
+        *empty_head_statistics(hidden, count, gold_ids, score_ids, needs),
         empty(0 if keep == _NOTHING else count, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
         # On CUDA the stash is final and needs no shift, which has width 0.
@@ -315,8 +337,8 @@ register_once_differentiable("compact::linear_token_stats_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, rows, _, _, _, bias, *numbers = inputs
-    softcap, logit_scale, ignore_index, keep, filter_eps = numbers
+    hidden, weight, target, rows, _, _, _, bias, _, *numbers = inputs
+    softcap, logit_scale, ignore_index, keep, filter_eps = numbers[:5]
     nll, lse, *_, unit, stash, stash_shift = output
     ctx.numbers = softcap, logit_scale, ignore_index, filter_eps
     ctx.keep = keep
@@ -336,7 +358,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 13
+        return (None,) * 17
     rows, unit, hidden, weight, target, bias, nll, lse, stash, shift = ctx.saved_tensors
     softcap, logit_scale, ignore_index, filter_eps = ctx.numbers
     need_hidden, need_weight = ctx.needs_input_grad[:2]
@@ -361,7 +383,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         else:
             d_read = each if unit is None else scale[:, None] * each
         d_read = d_read.to(ctx.dtype)
-    return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 5
+    return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 9
 
 
 register_autograd("compact::linear_token_stats", _backward, _setup_context)

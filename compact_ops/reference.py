@@ -6,6 +6,8 @@ the truth. It stores every intermediate tensor and is not meant to be fast.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,19 @@ def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale
     return x if softcap is None else softcap * torch.tanh(x / softcap)
 
 
-def _stats(z: Tensor, target: Tensor, gold: GoldAnswers | None, ignore_index: int) -> TokenStats:
+def _others(z: Tensor, index: Tensor) -> Tensor:
+    """Returns a copy of z [M, V] with -inf at the target of each row."""
+    return z.scatter(1, index[:, None], -torch.inf)
+
+
+def _stats(
+    z: Tensor,
+    target: Tensor,
+    gold: GoldAnswers | None,
+    ignore_index: int,
+    statistics: Collection[str] = (),
+    score_ids: Tensor | None = None,
+) -> TokenStats:
     """Returns the statistics of final logits z [M, V]."""
     live = target != ignore_index
     index = torch.where(live, target, 0).long()
@@ -40,8 +54,22 @@ def _stats(z: Tensor, target: Tensor, gold: GoldAnswers | None, ignore_index: in
         p = logp.exp()
         entropy = -torch.where(p > 0, p * logp, p).sum(dim=1)
         correct = live & (target_logit >= z.amax(dim=1))
+        stats = TokenStats(nll, lse.detach(), entropy, correct, None, None)
+        if "rank" in statistics:
+            larger = (_others(z, index) > target_logit[:, None]).sum(dim=1)
+            rank = torch.where(live & ~lse.isnan(), 1 + larger, 0)
+            stats = stats._replace(rank=rank.to(torch.int32))
+        if "sum_p2" in statistics:
+            stats = stats._replace(sum_p2=p.square().sum(dim=1))
+        if "margin" in statistics:
+            margin = target_logit - _others(z, index).amax(dim=1)
+            stats = stats._replace(margin=torch.where(live, margin, 0))
+        if score_ids is not None:
+            absent = score_ids == -1
+            scores = logp.gather(1, torch.where(absent, 0, score_ids).long())
+            stats = stats._replace(score_logp=torch.where(absent, -torch.inf, scores))
         if gold is None:
-            return TokenStats(nll, lse.detach(), entropy, correct, None, None)
+            return stats
         begin = gold.offsets[gold.problem]
         count = gold.offsets[gold.problem + 1] - begin
         row = torch.repeat_interleave(torch.arange(len(z), device=z.device), count)
@@ -49,7 +77,7 @@ def _stats(z: Tensor, target: Tensor, gold: GoldAnswers | None, ignore_index: in
         item = torch.arange(len(row), device=z.device) - first[row] + begin[row]
         picked = z[row, gold.ids.long()[item]]
         gold_logit = torch.zeros_like(lse).index_add(0, row, picked) / count
-        return TokenStats(nll, lse.detach(), entropy, correct, gold_logit, gold_logit - lse)
+        return stats._replace(gold_logit=gold_logit, gold_logp=gold_logit - lse)
 
 
 def linear_token_stats(
@@ -63,10 +91,13 @@ def linear_token_stats(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     ignore_index: int = -100,
+    statistics: Collection[str] = (),
+    score_ids: Tensor | None = None,
 ) -> TokenStats:
     """See compact_ops.linear_token_stats; head_grad and filter_eps do not change the values."""
     read = hidden if rows is None else hidden[rows]
-    return _stats(_logits(read, weight, bias, softcap, logit_scale), target, gold, ignore_index)
+    z = _logits(read, weight, bias, softcap, logit_scale)
+    return _stats(z, target, gold, ignore_index, statistics, score_ids)
 
 
 def accumulate_weighted(
@@ -94,6 +125,40 @@ def pairwise_symmetric_kl(
     p, q = logp[left], logp[right]
     # A token that has probability 0 in both (-inf in both) adds nothing.
     return torch.where(p == q, 0, (p.exp() - q.exp()) * (p - q)).sum(dim=1)
+
+
+def head_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    *,
+    kind: str = "forward",
+    mix: float = 0.5,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    teacher_bias: Tensor | None = None,
+    teacher_softcap: float | None = None,
+    teacher_logit_scale: float = 1.0,
+) -> Tensor:
+    """See compact_ops.head_divergence."""
+    log_q = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
+    teacher = (teacher_bias, teacher_softcap, teacher_logit_scale)
+    with torch.no_grad():
+        log_p = _logits(teacher_hidden, teacher_weight, *teacher).log_softmax(dim=1)
+        log_p = log_p.to(log_q.dtype)
+    p, q = log_p.exp(), log_q.exp()
+
+    def kl(a: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
+        return torch.where(a > 0, a * (log_a - log_b), 0).sum(dim=1)
+
+    if kind == "forward":
+        return kl(p, log_p, log_q)
+    if kind == "reverse":
+        return kl(q, log_q, log_p)
+    log_m = (mix * p + (1 - mix) * q).log()
+    return mix * kl(p, log_p, log_m) + (1 - mix) * kl(q, log_q, log_m)
 
 
 def problem_weights(

@@ -88,6 +88,13 @@ def head_inputs(
     }
 
 
+def score_ids(tokens: int, vocabulary: int = 301, columns: int = 5, seed: int = 0) -> Tensor:
+    """Returns [tokens, columns] ids below `vocabulary`; about every sixth is absent (-1)."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocabulary, (tokens, columns), generator=g)
+    return torch.where(torch.rand(tokens, columns, generator=g) < 1 / 6, -1, ids)
+
+
 def head_terms(vocabulary: int = 301) -> Inputs:
     """Returns all optional terms of a head: bias [V], softcap, logit scale."""
     bias = torch.linspace(-1, 1, vocabulary, dtype=torch.float64)
@@ -112,6 +119,18 @@ def _filtered_inputs(seed: int, size: int) -> Inputs:
         "weight": torch.randn(290, 11, generator=g, dtype=torch.float64),
         "eps": 0.5,
     }
+
+
+def _divergence_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"hidden": (size, 6), "weight": (300, 6), "teacher_hidden": (size, 11)}
+    shapes["teacher_weight"] = (300, 11)
+    found: Inputs = {
+        name: torch.randn(*shape, generator=g, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    teacher = {"teacher_softcap": 2.0, "teacher_logit_scale": 0.5}
+    return found | head_terms(300) | teacher | {"kind": "jsd", "mix": 0.3}
 
 
 def _head_inputs(seed: int, size: int) -> Inputs:
@@ -178,6 +197,7 @@ def _tree_inputs(seed: int, size: int) -> Inputs:
 SAMPLES: dict[str, Sample] = {
     "accumulate_weighted": Sample(_accumulate_inputs, ("unit", "weight")),
     "filtered_matmul": Sample(_filtered_inputs, ("grad", "weight")),
+    "head_divergence": Sample(_divergence_inputs, ("hidden", "weight", "bias")),
     "linear_token_stats": Sample(_head_inputs, ("hidden", "weight", "bias")),
     "pairwise_symmetric_kl": Sample(_pairs_inputs, ("hidden", "weight", "bias")),
     "problem_weights": Sample(_problem_inputs),

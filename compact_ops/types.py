@@ -35,6 +35,15 @@ class TokenStats(NamedTuple):
         gold_logp: [M] mean log-likelihood of the gold answer's tokens, or None without `gold`.
         weight: [M] the token weights that the call got or computed, or None. No gradient flows into
             them.
+        rank: [M] int32, 1 + the number of other logits that are larger than the target's; 0 where
+            ignored or where a logit is NaN. It is 1 exactly where `correct` is True. None unless
+            asked for, like the fields below.
+        sum_p2: [M] sum over v of p_v^2, in (0, 1], whatever the target is. The squared norm of
+            d nll / d z is sum_p2 - 2 p_t + 1, with p_t = exp(-nll).
+        margin: [M] the target's logit minus the largest other logit, >= 0 exactly where `correct`
+            is True; 0 where ignored, inf if the vocabulary has one token.
+        score_logp: [M, C] log p of the ids that the call gave in `score_ids`, also where the target
+            is ignored; -inf where an id is absent (-1), so that a log-sum-exp leaves it out.
     """
 
     nll: Tensor
@@ -44,11 +53,13 @@ class TokenStats(NamedTuple):
     gold_logit: Tensor | None
     gold_logp: Tensor | None
     weight: Tensor | None = None
+    rank: Tensor | None = None
+    sum_p2: Tensor | None = None
+    margin: Tensor | None = None
+    score_logp: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
         """Applies `change` to every tensor; fields that are None stay None."""
         nll, lse, entropy, correct, *rest = self
-        golds_and_weight = (None if x is None else change(x) for x in rest)
-        return TokenStats(
-            change(nll), change(lse), change(entropy), change(correct), *golds_and_weight
-        )
+        optional = (None if x is None else change(x) for x in rest)
+        return TokenStats(change(nll), change(lse), change(entropy), change(correct), *optional)

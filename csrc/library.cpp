@@ -14,16 +14,19 @@
 #endif
 
 STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
-  // Statistics of M tokens; token m reads hidden[rows[m]] (rows = None: hidden[m]). `keep` is what
+  // Statistics of M tokens; token m reads hidden[rows[m]] (rows = None: hidden[m]). rank, sum_p2
+  // and margin are computed where needed, score_logp [M, C] for score_ids [M, C]. `keep` is what
   // the backward gets: 0 nothing, 1 unit = d nll / d hidden [M, H], 2 unit and the stash. The stash
   // is the softmax part of d nll / d x in bfloat16 [M, V], 0 at the target, to be multiplied by
   // exp(stash_shift[m, v / 256] - lse[m]). If stash_shift has width 0, the stash is final.
   m.def(
       "linear_token_stats(Tensor hidden, Tensor weight, Tensor target, Tensor? rows, "
-      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, "
-      "float logit_scale, int ignore_index, int keep, float filter_eps) "
+      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, "
+      "Tensor? score_ids, float softcap, float logit_scale, int ignore_index, int keep, "
+      "float filter_eps, bool need_rank, bool need_sum_p2, bool need_margin) "
       "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
-      "Tensor gold_logp, Tensor unit, Tensor stash, Tensor stash_shift)");
+      "Tensor gold_logp, Tensor rank, Tensor sum_p2, Tensor margin, Tensor score_logp, "
+      "Tensor unit, Tensor stash, Tensor stash_shift)");
 
   // Gradients for the upstream gradient grad [M] of nll: from the stash (then need_hidden is
   // false), or with stash = None from logits that are computed again. d_hidden [M, H] has a row per
@@ -41,10 +44,12 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
   // depends on the device. unit [R, H] as above, 0 rows if need_hidden is false.
   m.def(
       "linear_token_stats_fused(Tensor(a!) blocks, Tensor hidden, Tensor weight, Tensor target, "
-      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, float softcap, "
-      "float logit_scale, int ignore_index, float filter_eps, bool need_hidden) "
+      "Tensor? gold_ids, Tensor? gold_offsets, Tensor? gold_problem, Tensor? bias, "
+      "Tensor? score_ids, float softcap, float logit_scale, int ignore_index, float filter_eps, "
+      "bool need_hidden, bool need_rank, bool need_sum_p2, bool need_margin) "
       "-> (Tensor nll, Tensor lse, Tensor entropy, Tensor correct, Tensor gold_logit, "
-      "Tensor gold_logp, Tensor unit, Tensor shift)");
+      "Tensor gold_logp, Tensor rank, Tensor sum_p2, Tensor margin, Tensor score_logp, "
+      "Tensor unit, Tensor shift)");
 
   // Its second half: adds the gradients of sum(grad [R] * nll) to d_weight [V, H] and d_bias [V]
   // (0 rows: not needed). Overwrites `blocks`.

@@ -86,7 +86,7 @@ def _gold_and_others(problem: Problem) -> tuple[Alternative, list[Alternative]]:
         ValueError: the gold answer is no alternative, or the only one.
     """
     found = problem.domain.alternatives(problem.answer, text_of(problem.prompt))
-    gold = problem.domain.normalise(problem.answer)
+    gold = None if problem.answer is None else problem.domain.normalise(problem.answer)
     right = [option for option in found if option.name == gold]
     others = [option for option in found if option.name != gold]
     if len(right) != 1 or not others:

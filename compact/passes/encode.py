@@ -7,14 +7,17 @@ that step.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain
 from compact.data import text_of
+from compact.data.problems import REASONING
 from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
+from compact.validity import judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from compact.data import Message, Problem, Text
 
 CUE = "The answer is "
+OPTION_CUE = "So the answer is"
+"""The text before an option. docs/leaks.md compares it with others."""
 LEAF_BUDGET = 0.25
 """Default for most tokens of answer leaves, as a share of a row's tokens."""
 
@@ -49,6 +54,7 @@ def encode_problem(
     max_length: int,
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
+    keep_tail: bool = False,
     options: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
@@ -57,12 +63,15 @@ def encode_problem(
     steps.
 
     Args:
-        problem: question, gold answer and K >= 1 rationales.
+        problem: question, gold answer and K >= 1 rationales. Without a gold answer there are no
+            answer leaves.
         processing_class: a fast tokenizer (its character offsets place the steps).
         max_length: most tokens of prompt + one rationale.
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
             rationales; see `choose_leaf_steps`.
-        cue: the text before the gold answer or an option in a leaf.
+        cue: the text before the gold answer in an answer leaf.
+        keep_tail: whether a rationale keeps the tokens that the chat template writes after the end
+            of turn (a newline in ChatML), as in the public training code; see `Weigher.keep_tail`.
         options: whether to encode the answers that can be chosen, for option leaves.
 
     Returns:
@@ -94,13 +103,30 @@ def encode_problem(
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
-        text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
+        text, ids, ends = _completion(
+            problem.prompt, rationale.completion, processing_class, label, keep_tail
+        )
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
-    normal_gold = problem.domain.normalise(problem.answer)
+    answer = problem.answer
+    normal_gold = None if answer is None else problem.domain.normalise(answer)
     rationales = _unify_answers(rationales, problem.domain, normal_gold)
-    gold = problem.answer.strip()
+    encoded = EncodedProblem(
+        question_id=problem.question_id,
+        prompt=text_of(problem.prompt),
+        prompt_ids=prompt_ids,
+        rationales=tuple(replace(r, leaf_steps=()) for r in rationales),
+        gold=normal_gold,
+        gold_ids=(),
+        cue_ids=(),
+        spaced_cue_ids=(),
+    )
+    if options:
+        encoded = _with_options(encoded, problem, processing_class, leaf_budget)
+    if answer is None:
+        return encoded
+    gold = answer.strip()
     cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
     spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
     if spaced_gold_ids != gold_ids:
@@ -114,21 +140,65 @@ def encode_problem(
         leaf=len(cue_ids) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
-    encoded = EncodedProblem(
-        question_id=problem.question_id,
-        prompt=text_of(problem.prompt),
-        prompt_ids=prompt_ids,
+    return replace(
+        encoded,
         rationales=tuple(
-            replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
+            replace(r, leaf_steps=chosen)
+            for r, chosen in zip(encoded.rationales, steps, strict=True)
         ),
-        gold=normal_gold,
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
+        raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
     )
-    if not options:
+
+
+def encode_problems(
+    problems: Sequence[Problem],
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    judged: bool = True,
+    **settings: Any,
+) -> list[EncodedProblem]:
+    """Encodes all problems of the data, and judges their rationales.
+
+    Args:
+        problems: as in `encode_problem`.
+        processing_class: as in `encode_problem`.
+        judged: whether every rationale gets a `judgement`. What a teacher's vote or a check is
+            worth is learned from all of `problems`.
+        settings: other arguments of `encode_problem`.
+
+    Raises:
+        ValueError, TypeError: as in `encode_problem`.
+    """
+    encoded = [encode_problem(problem, processing_class, **settings) for problem in problems]
+    if not judged:
         return encoded
-    return _with_options(encoded, problem, processing_class, leaf_budget, cue)
+    return [
+        replace(
+            problem,
+            rationales=tuple(
+                replace(r, judgement=judgement)
+                for r, judgement in zip(problem.rationales, judgements, strict=True)
+            ),
+        )
+        for problem, judgements in zip(encoded, judge(encoded), strict=True)
+    ]
+
+
+def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(ids),
+        steps=((0, len(ids)),),
+        step_texts=(text,),
+        spaced=(not text[-1:].isspace(),),
+        marker=len(ids),
+        answer=None,
+    )
 
 
 def _with_options(
@@ -136,7 +206,6 @@ def _with_options(
     problem: Problem,
     processing_class: PreTrainedTokenizerBase,
     budget: float,
-    cue: str,
 ) -> EncodedProblem:
     """Adds the options and the readings of each rationale after which they are asked for.
 
@@ -155,14 +224,14 @@ def _with_options(
     cues, ids = set(), []
     for option in found:
         for start in ("", " "):
-            text = start + cue.strip()
+            text = start + OPTION_CUE
             cue_ids, option_ids = _split_cue(text, " " + option.text, processing_class)
             cues.add((start, cue_ids))
         ids.append(option_ids)
     if len(cues) > 2:
         raise ValueError(
-            f"question_id {encoded.question_id!r}: the tokenizer reads the cue {cue!r} differently "
-            "before different options; give a longer cue"
+            f"question_id {encoded.question_id!r}: the tokenizer must read the cue {OPTION_CUE!r} "
+            "alike before every option"
         )
     of_start = dict(cues) or {"": (), " ": ()}
     options = EncodedOptions(
@@ -231,13 +300,13 @@ def choose_leaf_steps(
 
 
 def _unify_answers(
-    rationales: Sequence[EncodedRationale], domain: Domain, gold: str
+    rationales: Sequence[EncodedRationale], domain: Domain, gold: str | None
 ) -> list[EncodedRationale]:
     """Gives matching answers the same text, the gold answer's text if they match it.
 
     After this, two answers of the problem match if and only if their texts are equal.
     """
-    texts = [gold]
+    texts = [] if gold is None else [gold]
     found = []
     for rationale in rationales:
         answer = rationale.answer
@@ -300,11 +369,15 @@ def _encode_rationale(
 
 def _first(ends: list[int], position: int) -> int:
     """Index of the first token that ends at or after `position` characters; len(ends) if none."""
-    return next((i for i, end in enumerate(ends) if end >= position), len(ends))
+    return bisect_left(ends, position)
 
 
 def _completion(
-    prompt: Text, completion: Text, processing_class: PreTrainedTokenizerBase, where: str
+    prompt: Text,
+    completion: Text,
+    processing_class: PreTrainedTokenizerBase,
+    where: str,
+    keep_tail: bool,
 ) -> tuple[str, list[int], list[int]]:
     """Text, token ids (end of turn included) and character ends of a completion."""
     if processing_class.chat_template is None:
@@ -334,8 +407,19 @@ def _completion(
             f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
             f"{rest[:80]!r}"
         )
+    reasoning = answer[-1].get(REASONING, "").strip()
+    if reasoning:
+        first = rest.find(reasoning, 0, start)
+        if first < 0:
+            raise ValueError(
+                f"{where}: the chat template must keep {REASONING}, got {rest[:80]!r}; write the "
+                "reasoning into content, as <think>...</think> or as plain text"
+            )
+        text, start = rest[first : start + len(text)], first
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
+    if keep_tail:
+        return text, ids, ends
     # Drop the tokens after the end of turn (a newline in many templates): not trained on.
     special = set(processing_class.all_special_ids)
     for i, token in enumerate(ids):
@@ -390,6 +474,8 @@ def _plain_text(content: Text, what: str) -> str:
     """Text of a prompt or completion for a tokenizer without a chat template."""
     if isinstance(content, str):
         return content
+    if any(REASONING in message for message in content):
+        raise ValueError(f"{what} holds {REASONING}, but the tokenizer has no chat template")
     if len(content) == 1:
         return content[0]["content"]
     raise ValueError(

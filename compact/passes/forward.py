@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ def observe(
     layout: Layout = "tree",
     leaves: bool = True,
     options: bool = False,
+    statistics: Collection[str] = (),
 ) -> Pass:
     """Runs the student over problems without gradients, as all code outside training does.
 
@@ -34,6 +35,7 @@ def observe(
         layout: "tree" or "padded", see `compact.passes.layout.choose_layout`.
         leaves: whether to run answer leaves, which give the level I_i after each step.
         options: whether to run option leaves; the problems must be encoded with options.
+        statistics: optional statistics of every completion token, as in `linear_token_stats`.
 
     Returns:
         The results of the forward, on the device of the student.
@@ -45,7 +47,7 @@ def observe(
         options=options,
         pad_token_id=student.pad_token_id,
     )
-    return run_pass(student, batch.to(student.weight.device))[2]
+    return run_pass(student, batch.to(student.weight.device), statistics=statistics)[2]
 
 
 def run_pass(
@@ -54,6 +56,7 @@ def run_pass(
     *,
     head_grad: str = "auto",
     filter_eps: float = 0.0,
+    statistics: Collection[str] = (),
 ) -> tuple[TokenStats, Tensor, Pass]:
     """Runs body and head over a batch.
 
@@ -63,6 +66,7 @@ def run_pass(
         batch: from `build_batch`, on the device of the student.
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
+        statistics: optional statistics of every completion token, as in `linear_token_stats`.
 
     Returns:
         The token statistics, whose nll is differentiable; the final hidden states [B, L, H] with
@@ -71,14 +75,7 @@ def run_pass(
     Raises:
         ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
-    if batch.layout == "tree":
-        _check_reach(student, batch)
-    with lean(student.body):
-        if batch.layout == "tree":
-            hidden, leaf_hidden = run_tree(student, batch, _body)
-        else:
-            hidden, leaf_hidden = _run_padded(student, batch)
-    gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
+    hidden, leaf_hidden = _hidden_states(student, batch)
     stats_of = partial(
         linear_token_stats,
         bias=student.bias,
@@ -90,9 +87,10 @@ def run_pass(
         student.weight,
         batch.target,
         rows=batch.rows,
-        gold=gold,
+        gold=_gold_answers(batch),
         head_grad=head_grad,
         filter_eps=filter_eps,
+        statistics=statistics,
     )
     option_logp = None
     with torch.no_grad():
@@ -112,9 +110,56 @@ def run_pass(
             options = batch.options
             count = int(options.offsets[-1])
             option_logp = mean_logp(count, options.rows, options.target, options.index)
+    live = _without_stand_ins(live, batch)
     stats = live.map(Tensor.detach)
     detached = hidden.detach()
     return live, hidden, Pass(batch, student, detached, leaf_hidden, stats, leaf_logp, option_logp)
+
+
+def _gold_answers(batch: Batch) -> GoldAnswers:
+    """Returns the table of gold answers for `linear_token_stats`, which needs one of each problem.
+
+    Token 0 stands in for a gold answer that the data do not have.
+    """
+    problem = batch.problem[batch.rationale]
+    if all(p.gold_ids for p in batch.problems):
+        return GoldAnswers(batch.gold_ids, batch.gold_offsets, problem)
+    answers = [p.gold_ids or (0,) for p in batch.problems]
+    ids = torch.tensor([token for answer in answers for token in answer], device=problem.device)
+    sizes = torch.tensor([0, *map(len, answers)], device=problem.device)
+    return GoldAnswers(ids, sizes.cumsum(0), problem)
+
+
+def _without_stand_ins(stats: TokenStats, batch: Batch) -> TokenStats:
+    """Returns the statistics with 0 in place of what `linear_token_stats` read for stand-ins."""
+    if all(p.gold_ids for p in batch.problems):
+        return stats
+    known = (batch.gold_offsets.diff() > 0)[batch.problem[batch.rationale]]
+    assert stats.gold_logit is not None and stats.gold_logp is not None
+    return stats._replace(gold_logit=stats.gold_logit * known, gold_logp=stats.gold_logp * known)
+
+
+def token_states(student: Student, batch: Batch) -> Tensor:
+    """Returns the hidden states [M, H] that predict the completion tokens of a batch.
+
+    Only the body runs. Its batch may have another layout than that of another model; the order of
+    the tokens is the same.
+
+    Args:
+        student: any model in parts, such as a white-box teacher; gradients as in `run_pass`.
+        batch: from `build_batch`, on the device of the model.
+    """
+    return _hidden_states(student, batch)[0].flatten(0, 1)[batch.rows]
+
+
+def _hidden_states(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Runs the body: hidden states of the main block and of the leaf block."""
+    if batch.layout == "tree":
+        _check_reach(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            return run_tree(student, batch, _body)
+        return _run_padded(student, batch)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import torch
@@ -124,7 +125,7 @@ class _Leaf:
 
 def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
     """The answer leaves of one rationale, one after each step that has a leaf."""
-    for i in rationale.asked_steps:
+    for i in rationale.asked_steps if problem.gold_ids else ():
         end = rationale.steps[i][1]
         cue = problem.spaced_cue_ids if rationale.spaced[i] else problem.cue_ids
         yield _Leaf(rationale, i, end, cue, (problem.gold_ids,))
@@ -164,6 +165,12 @@ def _question_options(problem: EncodedProblem) -> _Leaf:
     prefix = 0 if options.prompt_ids is None else None
     trunk = (*(options.prompt_ids or ()), *options.cue_ids)
     return _Leaf(None, -1, prefix, trunk, options.ids, options=True)
+
+
+def question_leaves(problems: Sequence[EncodedProblem], first: int) -> list[int]:
+    """Returns [P] the leaf after each bare question, counted from `first`; -1 without gold."""
+    places = count(first)
+    return [next(places) if problem.gold_ids else -1 for problem in problems]
 
 
 def tree_length(problem: EncodedProblem) -> int:
@@ -210,7 +217,7 @@ def build_batch(
     Args:
         problems: P >= 1 problems; the tables keep their order, the rows may not.
         layout: "tree" or "padded".
-        leaves: whether answer leaves are built.
+        leaves: whether answer leaves are built, for the problems that have a gold answer.
         pad_token_id: pads rows; no token of a problem sees it.
         row_capacity: tree only: problems share a row of at most this many tokens (0: one row per
             problem).
@@ -248,7 +255,7 @@ class _Asked:
         return [*gold, *(_option_leaves(problem, rationale) if self.options else ())]
 
     def of_question(self, problem: EncodedProblem) -> list[_Leaf]:
-        gold = [_question_leaf(problem)] if self.gold else []
+        gold = [_question_leaf(problem)] if self.gold and problem.gold_ids else []
         return [*gold, *([_question_options(problem)] if self.options else [])]
 
 
@@ -403,14 +410,17 @@ def _finish(
 ) -> Batch:
     """Pads the rows and turns (row, column) pairs into flat indices."""
     main_block = _stack(main, pad_token_id, pads)
-    leaf_block = _stack(leaf, pad_token_id, pads) if any(row.ids for row in leaf) else None
+    leaf_block = None
+    if asked.gold or asked.options:
+        leaf = leaf or [_Row()]
+        if not any(row.ids for row in leaf):
+            leaf[0].add([pad_token_id], 0, pads[0] if pads else 0)
+        leaf_block = _stack(leaf, pad_token_id, pads)
     length = main_block.input_ids.shape[1]
     leaf_length = leaf_block.input_ids.shape[1] if leaf_block else 0
-    num_leaves = len(tables.leaf_step)
-    num_questions = len(problems) if num_leaves else 0
-    question_leaf = [
-        num_leaves - num_questions + p if num_leaves else -1 for p in range(len(problems))
-    ]
+    question_leaf = [-1] * len(problems)
+    if asked.gold:
+        question_leaf = question_leaves(problems, sum(tables.leaf_counts))
     gold = [problem.gold_ids for problem in problems]
     return Batch(
         layout=layout,

@@ -160,3 +160,42 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
             ("Accuracy", f"Final answers that are right, with 95% intervals. {count}.", chart)
         )
     return charts
+
+
+def method_series(run: Run) -> dict[str, list[tuple[str, list[tuple[float, float]]]]]:
+    """Returns group -> (name, points) of what strategy and policy logged; see `Strategy.take_log`.
+
+    A key of the log is "strategy/GROUP/NAME" or "strategy/NAME", which is a group of its own.
+    """
+    groups: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for key in dict.fromkeys(key for entry in run.logs for key in entry):
+        kind, _, rest = key.partition("/")
+        if kind not in ("strategy", "policy"):
+            continue
+        group, _, name = rest.partition("/")
+        points = logged(run, key)
+        if points:
+            groups.setdefault(group, []).append((name or group, points))
+    return groups
+
+
+def method_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns a chart of each group of `method_series` that has values at several steps."""
+    charts = []
+    for group, found in method_series(run).items():
+        if max(len(points) for _, points in found) < 2:
+            continue
+        lines = [Series(name, i % COLOURS, points) for i, (name, points) in enumerate(found)]
+        chart = line_chart(f"{group} over the steps", lines, x_label="optimizer step")
+        several = ", ".join(name for name, _ in found) if len(found) > 1 else "As logged."
+        charts.append((group.capitalize(), several, chart))
+    return charts
+
+
+def method_rows(run: Run) -> list[tuple[str, float, float]]:
+    """Returns (name, first value, last value) of each series of `method_series`."""
+    return [
+        (group if name == group else f"{group}: {name}", points[0][1], points[-1][1])
+        for group, found in method_series(run).items()
+        for name, points in found
+    ]

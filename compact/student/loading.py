@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import math
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from compact.files import read_json
+
 ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_OF_BOTH = ("trust_remote_code", "revision", "token", "cache_dir")
+MOST_LAYERS = 4096
+"""Most layers that a config.json may ask for."""
+_LAYERS = re.compile(r"(?:n|num)_(?:\w+_)?layers?|\w+_layers")
 
 
 def load_student(
@@ -35,7 +44,9 @@ def load_student(
             `dtype`.
         adapter: folder of an adapter to load onto the model.
         is_trainable: whether the weights of the adapter require gradients.
-        kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32.
+        kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32 and
+            `trust_remote_code` to False: Python code of a model folder runs only if the caller says
+            True. The tokenizer gets revision, token, cache_dir and trust_remote_code too.
 
     Returns:
         The model in eval mode (a peft model if there is an adapter), and its tokenizer with a
@@ -44,13 +55,16 @@ def load_student(
     Raises:
         FileNotFoundError: there is no such file or folder and no model of that name, or `adapter`
             holds no adapter.
-        ValueError: the files cannot be read as a model, weights are missing, the tokenizer has
-            neither a padding nor an end-of-text token, or the adapter names no base model.
+        ValueError: the files cannot be read as a model, weights are missing or not finite, the
+            model needs code of its own, the tokenizer has neither a padding nor an end-of-text
+            token, or the adapter does not fit or names no base model.
     """
     if adapter is None and holds_adapter(name_or_path):
         name_or_path, adapter = base_name(str(name_or_path)), name_or_path
     if adapter is not None and not holds_adapter(adapter):
         raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
+    kwargs.setdefault("trust_remote_code", False)
+    hub = {k: kwargs[k] for k in _OF_BOTH if k in kwargs}
     path = Path(name_or_path)
     source, where = str(name_or_path), {}
     if not path.exists():
@@ -62,11 +76,14 @@ def load_student(
             f"{path}: cannot be read as a model: expected a folder, a .gguf file or a Hugging Face "
             "name, found a file"
         )
+    else:
+        with _readable(name_or_path, "model"):
+            _check_config(path)
     with _readable(name_or_path, "tokenizer"):
         if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
-            processing_class = AutoTokenizer.from_pretrained(adapter)  # of the training run
+            processing_class = AutoTokenizer.from_pretrained(adapter, **hub)
         else:
-            processing_class = AutoTokenizer.from_pretrained(source, **where)
+            processing_class = AutoTokenizer.from_pretrained(source, **where, **hub)
     if processing_class.pad_token_id is None:
         if processing_class.eos_token is None:
             raise ValueError(
@@ -94,11 +111,70 @@ def load_student(
         # loads the base model by it.
         model.name_or_path = model.config.name_or_path = str(path)
     if adapter is not None:
-        from peft import PeftModel
-
-        with _readable(adapter, "adapter"):
-            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        model = _with_adapter(model, adapter, is_trainable)
+    _check_vocabulary(model, processing_class, name_or_path)
+    for name, weight in model.named_parameters():
+        if not math.isfinite(float(weight.detach().sum(dtype=torch.float32))):
+            where_from = adapter if adapter is not None and "lora_" in name else name_or_path
+            raise ValueError(
+                f"{where_from}: expected finite weights, got NaN or infinity in {name}"
+            )
     return model.eval(), processing_class
+
+
+def _check_vocabulary(model: Any, processing_class: Any, name: str | Path) -> None:
+    """Raises ValueError if the tokenizer has ids without a row in the embedding.
+
+    Added special tokens may lie beyond it (the text models of Gemma 3 have one for images), but not
+    the padding and end-of-text tokens, which are used.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    used = {"padding token": processing_class.pad_token_id}
+    used |= {"end-of-text token": processing_class.eos_token_id}
+    used |= {"last token": processing_class.vocab_size - 1}
+    for what, token in used.items():
+        if token is not None and token >= rows:
+            raise ValueError(
+                f"{name}: the tokenizer's {what} has id {token}, but the model's embedding has "
+                f"{rows} rows; tokenizer and model must belong together"
+            )
+
+
+def _with_adapter(model: Any, adapter: str | Path, is_trainable: bool) -> Any:
+    """Returns the model with a saved adapter, all of whose tensors are there and fit."""
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    read_json(folder / ADAPTER_FILE, {"peft_type": str, "base_model_name_or_path?": (str, None)})
+    if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise FileNotFoundError(f"{folder}: holds no {_ADAPTER_WEIGHTS[0]}")
+    with warnings.catch_warnings(record=True) as said, _readable(adapter, "adapter"):
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+    lost = next((str(w.message) for w in said if "missing adapter keys" in str(w.message)), None)
+    if lost is not None:  # peft leaves them as they were initialised
+        raise ValueError(f"{folder}: cannot be read as an adapter: {lost[:200]}")
+    return model
+
+
+def _check_config(folder: Path) -> None:
+    """Refuses a config.json that asks for more layers than the weight files have tensors.
+
+    transformers would build every layer before it looks at the weights.
+
+    Raises:
+        ValueError: it does, or config.json is no JSON object.
+    """
+    if not (folder / "config.json").exists():
+        return
+    config = read_json(folder / "config.json")
+    inner = [config, *(value for value in config.values() if isinstance(value, dict))]
+    asked = [(k, v) for part in inner for k, v in part.items() if _LAYERS.fullmatch(k)]
+    for key, layers in asked:
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise ValueError(
+                f"{folder / 'config.json'}: {key} must be at most {MOST_LAYERS}, got {layers}"
+            )
 
 
 def load_model(name: str, adapter: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -112,6 +188,18 @@ def holds_adapter(name: str | Path) -> bool:
     return (Path(name) / ADAPTER_FILE).exists()
 
 
+def named_students(model: Any) -> list[str]:
+    """Returns the names of a student and of its base model: folders, files or names on the hub.
+
+    Args:
+        model: a model, or its name.
+    """
+    if not isinstance(model, str | Path):
+        config = getattr(model, "config", None)
+        return [name for name in [getattr(config, "name_or_path", None)] if name]
+    return list(dict.fromkeys([str(model), base_name(str(model))]))
+
+
 def base_name(name: str) -> str:
     """Returns the base model of the adapter in folder `name`; `name` itself without an adapter.
 
@@ -123,9 +211,9 @@ def base_name(name: str) -> str:
     folder = Path(name)
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
-            student: str = json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+            student: str = read_json(run / "run.json", {"student": str})["student"]
             return student
-    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / ADAPTER_FILE, {"base_model_name_or_path?": (str, None)})
     base: str | None = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
@@ -140,9 +228,17 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
     except (ImportError, MemoryError):  # the file is not the cause
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name_or_path}: its {part} needs Python code of its own, which is not run; after "
+                "reading that code, allow it in a recipe (model_init_kwargs: {trust_remote_code: "
+                "true}) or as load_student(..., trust_remote_code=True)"
+            ) from None
         lines = str(error).strip().splitlines() or [""]
+        article = "an" if part == "adapter" else "a"
         raise ValueError(
-            f"{name_or_path}: cannot be read as a {part}: {type(error).__name__}: {lines[0][:200]}"
+            f"{name_or_path}: cannot be read as {article} {part}: {type(error).__name__}: "
+            f"{lines[0][:200]}"
         ) from error
 
 

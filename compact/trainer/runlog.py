@@ -10,7 +10,6 @@ completely or not at all:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from compact.files import sync
 
 FOLDER = "scores"
 _JOURNAL = "journal.arrows"
@@ -112,9 +113,9 @@ class ScoreLog:
         path = self.folder / f"part-{first:08d}-{last:08d}.parquet"
         unfinished = path.with_suffix(".tmp")
         pq.write_table(table, unfinished, compression="zstd")
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(unfinished)
         unfinished.replace(path)
+        sync(self.folder)
 
 
 def _steps(part: Path) -> tuple[int, int]:

@@ -14,6 +14,9 @@ namespace compact {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Most columns of score_ids; a warp of the CUDA kernel has a lane for each.
+constexpr int64_t kMostScores = 16;
+
 inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
   STD_TORCH_CHECK(t.dim() == dim, op, ": ", name, " must have ", dim, " dimension(s), got ",
                   t.dim());

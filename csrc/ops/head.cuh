@@ -50,16 +50,42 @@ struct HeadTensors {
   }
 };
 
+// The statistics that a call may ask for.
+struct Asked {
+  bool rank = false, sum_p2 = false, margin = false;
+  OptionalTensor score_ids;  // [rows, C], contiguous
+
+  Asked() = default;
+  Asked(const char* op, bool rank_, bool sum_p2_, bool margin_, const OptionalTensor& score_ids_,
+        int64_t rows)
+      : rank(rank_), sum_p2(sum_p2_), margin(margin_) {
+    if (!score_ids_) return;
+    check_dim(op, "score_ids", *score_ids_, 2);
+    check_size(op, "score_ids", *score_ids_, 0, rows);
+    check_dtype(op, "score_ids", *score_ids_, {ScalarType::Long});
+    STD_TORCH_CHECK(score_ids_->size(1) <= kMostScores, op, ": score_ids must have at most ",
+                    kMostScores, " columns, got ", score_ids_->size(1));
+    score_ids = torch::stable::contiguous(*score_ids_);
+  }
+  bool any() const { return rank || sum_p2 || margin || score_ids; }
+  int64_t scores() const { return score_ids ? score_ids->size(1) : 0; }
+};
+
 // Statistics of `rows` rows, as the operators return them.
 struct StatsTensors {
-  Tensor nll, lse, entropy, correct, gold_logit, gold_logp;
-  StatsTensors(const Tensor& like, int64_t rows, bool gold)
+  Tensor nll, lse, entropy, correct, gold_logit, gold_logp, rank, sum_p2, margin, score_logp;
+  StatsTensors(const Tensor& like, int64_t rows, bool gold, const Asked& asked)
       : nll(new_empty(like, {rows}, compute_type(like))),
         lse(new_empty(like, {rows}, compute_type(like))),
         entropy(new_empty(like, {rows}, compute_type(like))),
         correct(new_empty(like, {rows}, ScalarType::Bool)),
         gold_logit(new_empty(like, {gold ? rows : 0}, compute_type(like))),
-        gold_logp(new_empty(like, {gold ? rows : 0}, compute_type(like))) {}
+        gold_logp(new_empty(like, {gold ? rows : 0}, compute_type(like))),
+        rank(new_empty(like, {asked.rank ? rows : 0}, ScalarType::Int)),
+        sum_p2(new_empty(like, {asked.sum_p2 ? rows : 0}, compute_type(like))),
+        margin(new_empty(like, {asked.margin ? rows : 0}, compute_type(like))),
+        score_logp(
+            new_empty(like, {asked.score_ids ? rows : 0, asked.scores()}, compute_type(like))) {}
 };
 
 // What the row kernel does with a block of logits besides its statistics.
@@ -67,6 +93,7 @@ struct RowOptions {
   bool overwrite = true;
   OptionalTensor weight;  // [rows of the block], in the compute type
   OptionalTensor stash;   // [all rows, vocabulary], bfloat16
+  Asked asked{};          // score_ids are those of all rows
 };
 
 // Runs the row kernel on `logits` [rows, V], which are the rows from `begin` on. `target` and the

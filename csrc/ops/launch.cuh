@@ -56,7 +56,7 @@ inline int64_t shared_bytes(const Tensor& on) {
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                     on.get_device_index()),
              "shared memory of the device");
-  return bytes - 1024;
+  return bytes - 2048;
 }
 
 // Memory for a block of logits: large enough to keep the products at full speed.

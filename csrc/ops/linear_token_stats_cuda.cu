@@ -25,11 +25,13 @@ constexpr const char* kBackward = "linear_token_stats_backward";
 
 enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor>
 linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor rows,
                    OptionalTensor gold_ids, OptionalTensor gold_offsets,
-                   OptionalTensor gold_problem, OptionalTensor bias, double softcap,
-                   double logit_scale, int64_t ignore_index, int64_t keep, double filter_eps) {
+                   OptionalTensor gold_problem, OptionalTensor bias, OptionalTensor score_ids,
+                   double softcap, double logit_scale, int64_t ignore_index, int64_t keep,
+                   double filter_eps, bool need_rank, bool need_sum_p2, bool need_margin) {
   const DeviceGuard guard(hidden);
   const HeadTensors head(kOp, hidden, weight, bias, softcap, logit_scale);
   const int64_t count = rows ? rows->size(0) : hidden.size(0);
@@ -38,7 +40,8 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
   const GoldTensors gold(kOp, gold_ids, gold_offsets, gold_problem, count);
 
   const ScalarType compute = compute_type(hidden);
-  const StatsTensors out(hidden, count, static_cast<bool>(gold));
+  const Asked asked(kOp, need_rank, need_sum_p2, need_margin, score_ids, count);
+  const StatsTensors out(hidden, count, static_cast<bool>(gold), asked);
   Tensor unit = new_empty(hidden, {keep == kNothing ? 0 : count, head.width()}, compute);
   Tensor stash = new_empty(hidden, {keep == kUnitAndStash ? count : 0, head.vocabulary()},
                            ScalarType::BFloat16);
@@ -47,6 +50,7 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
 
   RowOptions options;
   options.overwrite = keep != kNothing;
+  options.asked = asked;
   if (keep == kUnitAndStash) options.stash = stash;
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
   const int64_t step = rows_of_block(count, head.vocabulary(), head.hidden);
@@ -66,8 +70,9 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
       multiply_to(block_unit, logits, head.weight);
     }
   }
-  return {out.nll,       out.lse, out.entropy, out.correct, out.gold_logit,
-          out.gold_logp, unit,    stash,       stash_shift};
+  return {out.nll,       out.lse,  out.entropy, out.correct, out.gold_logit,
+          out.gold_logp, out.rank, out.sum_p2,  out.margin,  out.score_logp,
+          unit,          stash,    stash_shift};
 }
 
 // The inputs of the backward for each token.

@@ -10,10 +10,14 @@ namespace {
 constexpr const char* kOp = "linear_token_stats_fused";
 constexpr const char* kBackward = "linear_token_stats_fused_backward";
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_token_stats_fused(
-    Tensor blocks, Tensor hidden, Tensor weight, Tensor target, OptionalTensor gold_ids,
-    OptionalTensor gold_offsets, OptionalTensor gold_problem, OptionalTensor bias, double softcap,
-    double logit_scale, int64_t ignore_index, double filter_eps, bool need_hidden) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor>
+linear_token_stats_fused(Tensor blocks, Tensor hidden, Tensor weight, Tensor target,
+                         OptionalTensor gold_ids, OptionalTensor gold_offsets,
+                         OptionalTensor gold_problem, OptionalTensor bias, OptionalTensor score_ids,
+                         double softcap, double logit_scale, int64_t ignore_index,
+                         double filter_eps, bool need_hidden, bool need_rank, bool need_sum_p2,
+                         bool need_margin) {
   const DeviceGuard guard(hidden);
   const HeadTensors head(kOp, hidden, weight, bias, softcap, logit_scale);
   const ScalarType compute = compute_type(hidden);
@@ -26,14 +30,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
                   " rows, got ", blocks.size(0));
   const Tensor targets = index_vector(kOp, "target", target, count);
   const GoldTensors gold(kOp, gold_ids, gold_offsets, gold_problem, count);
-  const StatsTensors out(hidden, count, static_cast<bool>(gold));
+  RowOptions options;
+  options.asked = Asked(kOp, need_rank, need_sum_p2, need_margin, score_ids, count);
+  const StatsTensors out(hidden, count, static_cast<bool>(gold), options.asked);
   const Tensor unit = new_empty(hidden, {need_hidden ? count : 0, head.width()}, compute);
   const Tensor shift = new_empty(hidden, {count, 0}, compute);
   if (count > 0) {
     const Tensor logits = slice(blocks, 0, count);
     multiply_to(logits, head.hidden, torch::stable::transpose(head.weight, 0, 1));
     row_stats_of_block(kOp, logits, 0, targets, gold, head.bias, softcap, logit_scale, ignore_index,
-                       RowOptions{}, out);
+                       options, out);
     if (need_hidden) {
       const Tensor gradient = contiguous_as(logits, hidden.scalar_type());
       if (filter_eps > 0.0) {
@@ -44,7 +50,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
       }
     }
   }
-  return {out.nll, out.lse, out.entropy, out.correct, out.gold_logit, out.gold_logp, unit, shift};
+  return {out.nll,  out.lse,    out.entropy, out.correct,    out.gold_logit, out.gold_logp,
+          out.rank, out.sum_p2, out.margin,  out.score_logp, unit,           shift};
 }
 
 // to += x.

@@ -34,6 +34,15 @@ void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, con
     args.lse = data<A>(out.lse) + begin;
     args.entropy = data<A>(out.entropy) + begin;
     args.correct = data<bool>(out.correct) + begin;
+    const Asked& asked = options.asked;
+    if (asked.rank) args.rank = data<int32_t>(out.rank) + begin;
+    if (asked.sum_p2) args.sum_p2 = data<A>(out.sum_p2) + begin;
+    if (asked.margin) args.margin = data<A>(out.margin) + begin;
+    if (asked.score_ids) {
+      args.scores = static_cast<int>(asked.scores());
+      args.score_ids = data<int64_t>(asked.score_ids) + begin * asked.scores();
+      args.score_logp = data<A>(out.score_logp) + begin * asked.scores();
+    }
     if (options.stash) args.stash = data<simt::bfloat16>(options.stash) + begin * cols;
     args.overwrite = options.overwrite;
     const int64_t packs = ceil_div(cols, simt::Pack<T>::kSize);
@@ -42,7 +51,8 @@ void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, con
     const int64_t threads = threads_for(packs, 4, kRowThreads);
     if (args.overwrite && packs >= 4 * simt::kWarp)
       args.staged = std::min(packs, shared_bytes(logits) / 16);
-    launch(op, logits, &row_stats_kernel<T>, logits.size(0), threads, args, args.staged * 16);
+    launch(op, logits, asked.any() ? &row_stats_kernel<T, true> : &row_stats_kernel<T, false>,
+           logits.size(0), threads, args, args.staged * 16);
   });
 }
 
@@ -61,8 +71,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> row_stats_(
   if (weight) check_size(op, "weight", *weight, 0, rows);
   if (bias) check_size(op, "bias", *bias, 0, logits.size(1));
   const GoldTensors gold(op, gold_ids, gold_offsets, gold_problem, rows);
-  const StatsTensors out(logits, rows, static_cast<bool>(gold));
-  const RowOptions options{true, contiguous_as(weight, compute_type(logits)), std::nullopt};
+  const StatsTensors out(logits, rows, static_cast<bool>(gold), Asked{});
+  RowOptions options;
+  options.weight = contiguous_as(weight, compute_type(logits));
   row_stats_of_block(op, logits, 0, targets, gold, contiguous_as(bias, compute_type(logits)),
                      softcap, logit_scale, ignore_index, options, out);
   return {out.nll, out.lse, out.entropy, out.correct, out.gold_logit, out.gold_logp};

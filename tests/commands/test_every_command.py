@@ -85,7 +85,7 @@ BAD = [
     ("import data.jsonl --gold gone.jsonl --out OUT", "gone.jsonl: No such file"),
     ("graph gone.json --out OUT", "gone.json: No such file"),
     ("train --config gone.yaml", "gone.yaml: no such file"),
-    ("train --config empty", "expected a recipe, got a directory"),
+    ("train --config empty", "expected a YAML file, got a directory"),
     # a row, a key or a value that cannot be used
     ("evaluate --model student --data bad.jsonl --out OUT", "bad.jsonl:1: question_id must be"),
     ("evaluate --model student --data questions.jsonl --limit -1 --out OUT", "--limit"),

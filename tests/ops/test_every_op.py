@@ -16,7 +16,7 @@ from torch import Tensor
 
 import compact_ops
 from compact_ops import backend, testing
-from compact_ops.testing import SAMPLES, Inputs, cast, head_inputs, run
+from compact_ops.testing import SAMPLES, Inputs, cast, head_inputs, run, score_ids
 from compact_ops.types import GoldAnswers
 
 # The operators, and the head's gradient modes and filter, which have their own kernels.
@@ -27,6 +27,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {op: (op, {}) for op in SAMPLES} |
         "recompute": {"head_grad": "recompute"},
         "fused": {"head_grad": "fused-weights", "token_weight": None},
         "filter": {"head_grad": "recompute", "filter_eps": 2.0**-12},
+        "statistics": {"head_grad": "stash", "score_ids": None},
+        "fused-statistics": {"head_grad": "fused-weights", "token_weight": None, "score_ids": None},
     }.items()
 }
 
@@ -37,6 +39,8 @@ def sample(way: str, dtype: torch.dtype, seed: int = 0, size: int = 37) -> Input
     found = cast(SAMPLES[op].make(seed, size), dtype) | options
     if "token_weight" in options:
         found["token_weight"] = torch.linspace(-1, 2, size, dtype=dtype)
+    if "score_ids" in options:
+        found |= {"statistics": compact_ops.STATISTICS, "score_ids": score_ids(size)}
     return found
 
 
@@ -213,8 +217,8 @@ def test_thread_count_changes_no_bit(way: str) -> None:
 
 _CHECK_ALL = """
 import torch
-from compact_ops import testing
-from compact_ops.testing import SAMPLES, check, head_inputs, head_terms
+from compact_ops import STATISTICS, testing
+from compact_ops.testing import SAMPLES, check, head_inputs, head_terms, score_ids
 torch.set_num_threads(1)
 for op, sample in SAMPLES.items():
     exact = {"head_grad": "recompute"} if op == "linear_token_stats" else {}
@@ -222,6 +226,7 @@ for op, sample in SAMPLES.items():
     check(op, sample.make(1, 37), torch.float64, **exact)
 for terms in ({}, head_terms(1000)):
     case = head_inputs(2, vocabulary=1000, width=33) | terms
+    case |= {"statistics": STATISTICS, "score_ids": score_ids(37)}
     check("linear_token_stats", case, torch.float32, ("hidden",))
     upstream = torch.linspace(-1, 2, 37)
     upstream[1::7] = 0

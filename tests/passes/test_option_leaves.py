@@ -114,11 +114,12 @@ def test_several_problems_share_a_row() -> None:
 
 
 def test_only_open_questions() -> None:
-    """A batch in which no question has options runs no leaves for them."""
+    """No question has options: one padding token, because ranks run the body equally often."""
     student = Student.of(make_model("llama").eval())
     for layout in ("tree", "padded"):
         pass_ = observe(student, problems()[1:2], layout=layout, leaves=False, options=True)
-        assert pass_.leaf_hidden is None and pass_.option_logp.tolist() == []
+        assert pass_.batch.leaves is not None and pass_.batch.leaves.input_ids.tolist() == [[0]]
+        assert pass_.option_logp is not None and pass_.option_logp.tolist() == []
 
 
 def test_problems_must_be_encoded_with_options() -> None:

@@ -63,6 +63,7 @@ void full_size_row_stats(uint64_t) {
     Sparse<bfloat16> logits(kRows * cols), stash(kRows * cols);
     std::vector<int64_t> target(kRows);
     std::vector<float> nll(kRows), lse(kRows), entropy(kRows);
+    std::vector<int32_t> rank(kRows);
     std::unique_ptr<bool[]> correct(new bool[kRows]);
     std::vector<std::vector<double>> z;
     for (int64_t r = 0; r < kRows; ++r) target[r] = r * 7919 % cols;
@@ -78,15 +79,20 @@ void full_size_row_stats(uint64_t) {
     args.lse = lse.data();
     args.entropy = entropy.data();
     args.correct = correct.get();
+    args.rank = rank.data();
     args.stash = stash.get();
     args.overwrite = true;
     args.staged = 1000;
-    play(kRows, threads_mode ? 64 : 1024, kChosen, 16000, [&] { row_stats_kernel(args); });
+    play(kRows, threads_mode ? 64 : 1024, kChosen, 16000,
+         [&] { row_stats_kernel<bfloat16, true>(args); });
     for (size_t i = 0; i < kChosen.size(); ++i) {
       const int64_t r = kChosen[i], t = target[r];
       const double l = log_sum(z[i]);
       near("lse", r, lse[r], l, kStat<float>, 1);
       near("nll", r, nll[r], l - z[i][t], kStat<float>, l);
+      const auto larger =
+          std::count_if(z[i].begin(), z[i].end(), [&](double v) { return v > z[i][t]; });
+      if (rank[r] != 1 + larger) fail("rank", r, rank[r], 1 + larger);
       for (int64_t v = 0; v < cols; ++v) {
         const double p = std::exp(z[i][v] - l);
         near("gradient", v, simt::to_float(logits[r * cols + v]), p - (v == t), kUlp<bfloat16>,

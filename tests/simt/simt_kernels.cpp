@@ -31,7 +31,7 @@ enum Values { kOrdinary, kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeake
 
 template <typename T>
 void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t staged, Values values,
-              HeadCase head, bool overwrite, bool with_stash, uint64_t seed) {
+              HeadCase head, bool overwrite, bool with_stash, bool more, uint64_t seed) {
   using A = accumulate_t<T>;
   std::mt19937_64 random(seed);
   std::normal_distribution<double> normal(0, 3);
@@ -55,7 +55,12 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
       raw[r * cols + v] = simt::to_float(logits[r * cols + v]);
     }
   }
-  std::vector<A> nll(rows), lse(rows), entropy(rows), gold_logit(rows), gold_logp(rows);
+  const int scores = 5;
+  std::vector<int64_t> score_ids(rows * scores);
+  for (auto& id : score_ids) id = random() % 3 == 0 ? -1 : static_cast<int64_t>(random() % cols);
+  std::vector<A> nll(rows), lse(rows), entropy(rows), gold_logit(rows), gold_logp(rows),
+      sum_p2(rows), margin(rows), score_logp(rows * scores);
+  std::vector<int32_t> rank(rows);
   std::unique_ptr<bool[]> correct(new bool[rows]);
   RowStats<T> args{};
   args.logits = logits.get();
@@ -80,7 +85,19 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
   if (with_stash) args.stash = stash.get();
   args.overwrite = overwrite;
   args.staged = staged;
-  simt::host::run(rows, threads, staged * 16, [&] { row_stats_kernel(args); });
+  args.rank = rank.data();
+  args.sum_p2 = sum_p2.data();
+  args.margin = margin.data();
+  args.score_ids = score_ids.data();
+  args.score_logp = score_logp.data();
+  args.scores = scores;
+  simt::host::run(rows, threads, staged * 16, [&] {
+    if (more) {
+      row_stats_kernel<T, true>(args);
+    } else {
+      row_stats_kernel<T, false>(args);
+    }
+  });
   logits.check("logits' surroundings");
   stash.check("stash's surroundings");
   for (int64_t r = 0; r < rows; ++r) {
@@ -104,6 +121,26 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
     near("gold_logit", r, gold_logit[r], golden, kStat<T>, big);
     near("gold_logp", r, gold_logp[r], golden - l, kStat<T>, big);
     if (correct[r] != (live && zt >= top)) fail("correct", r, correct[r], live && zt >= top);
+    if (more) {
+      double squares = 0, other = -kInf;
+      int64_t least = 1, most = 1;  // of the rank, for logits that float rounds
+      for (int64_t v = 0; v < cols; ++v) {
+        squares += std::exp(2 * (z[v] - l));
+        if (!live || v == target[r]) continue;
+        other = std::max(other, z[v]);
+        const double slack = head.scale == 1 && !head.bias ? 0 : kStat<T> * big;
+        least += z[v] > zt + slack;
+        most += slack > 0 ? z[v] > zt - slack : z[v] > zt;
+      }
+      if (rank[r] < (live ? least : 0) || rank[r] > (live ? most : 0))
+        fail("rank", r, rank[r], live ? static_cast<double>(least) : 0);
+      near("sum_p2", r, sum_p2[r], squares, kStat<T> * 8, 1);
+      near("margin", r, margin[r], live ? zt - other : 0, kStat<T>, big);
+      for (int64_t i = r * scores; i < (r + 1) * scores; ++i) {
+        const double logp = score_ids[i] < 0 ? -kInf : z[score_ids[i]] - l;
+        near("score_logp", i, score_logp[i], logp, kStat<T>, big);
+      }
+    }
     for (int64_t v = 0; v < cols; ++v) {
       const double now = simt::to_float(logits[r * cols + v]);
       if (!overwrite) {
@@ -125,12 +162,15 @@ void rows_of(uint64_t seed) {
   const HeadCase plain, full{true, 0.7, 5.0};
   for (int64_t cols : {1, 2, 7, 33, 129, 1000, 4099})
     for (int64_t shift : {0, 1, 3})
-      row_case<T>(7, cols, shift, 64, (cols / 8) / 2, kOrdinary, shift == 1 ? full : plain, true,
-                  true, seed + cols);
-  row_case<T>(3, 1000, 1, 256, 1 << 20 >> 14, kOrdinary, full, true, false, seed);
-  for (Values values : {kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked})
-    row_case<T>(6, 333, 1, 96, 8, values, plain, true, false, seed);
-  row_case<T>(5, 515, 1, 32, 0, kSomeExcluded, full, false, false, seed);
+      for (bool more : {false, true})
+        row_case<T>(7, cols, shift, 64, (cols / 8) / 2, kOrdinary, shift == 1 ? full : plain, true,
+                    true, more, seed + cols);
+  for (bool more : {false, true}) {
+    row_case<T>(3, 1000, 1, 256, 1 << 20 >> 14, kOrdinary, full, true, false, more, seed);
+    for (Values values : {kHuge, kSomeExcluded, kAllExcluded, kAllIgnored, kPeaked})
+      row_case<T>(6, 333, 1, 96, 8, values, plain, true, false, more, seed);
+    row_case<T>(5, 515, 1, 32, 0, kSomeExcluded, full, false, false, more, seed);
+  }
 }
 
 void row_stats_float(uint64_t s) { rows_of<float>(s); }
@@ -138,18 +178,20 @@ void row_stats_double(uint64_t s) { rows_of<double>(s); }
 void row_stats_half(uint64_t s) {
   const HeadCase plain;
   for (int64_t cols : {1, 33, 4099})
-    row_case<half>(5, cols, 1, 64, 4, kOrdinary, plain, true, true, s);
+    row_case<half>(5, cols, 1, 64, 4, kOrdinary, plain, true, true, true, s);
 }
 void row_stats_bfloat16(uint64_t s) { rows_of<bfloat16>(s); }
 void row_stats_large(uint64_t s) {
   const HeadCase plain;
-  row_case<bfloat16>(2, 262143, 1, threads_mode ? 64 : 1024, 777, kOrdinary, plain, true, false, s);
-  row_case<bfloat16>(2, 151936, 0, threads_mode ? 64 : 1024, 2048, kPeaked, plain, true, false, s);
+  row_case<bfloat16>(2, 262143, 1, threads_mode ? 64 : 1024, 777, kOrdinary, plain, true, false,
+                     true, s);
+  row_case<bfloat16>(2, 151936, 0, threads_mode ? 64 : 1024, 2048, kPeaked, plain, true, false,
+                     false, s);
 }
 void row_stats_grid(uint64_t s) {
   const HeadCase plain;
-  row_case<float>(threads_mode ? 70 : 10000, 5, 1, 32, 0, kOrdinary, plain, true, false, s);
-  row_case<float>(threads_mode ? 70 : 70001, 3, 1, 32, 0, kOrdinary, plain, true, false, s);
+  row_case<float>(threads_mode ? 70 : 10000, 5, 1, 32, 0, kOrdinary, plain, true, false, true, s);
+  row_case<float>(threads_mode ? 70 : 70001, 3, 1, 32, 0, kOrdinary, plain, true, false, false, s);
 }
 
 void head_gradient(uint64_t seed) {

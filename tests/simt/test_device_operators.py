@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact_ops import reference
+from compact_ops import STATISTICS, reference
 from compact_ops.types import GoldAnswers
 
 EPS = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -21,6 +21,25 @@ def close(got, want, dtype, factor=1.0):
     torch.testing.assert_close(
         got, want, rtol=0, atol=factor * EPS[dtype] * scale, equal_nan=True
     )  # fmt: skip
+
+
+def asked(tokens, vocabulary, columns=3):
+    """(score_ids, the flags that ask for rank, sum_p2 and margin); every third id is absent."""
+    ids = torch.arange(tokens * columns).mul(7919).remainder(vocabulary).view(tokens, columns)
+    ids[:, 1::3] = -1
+    return ids, (True, True, True)
+
+
+def compare_statistics(found, want, dtype, some=slice(None)):
+    """The ten statistics of a head operator against the reference's."""
+    exact = dtype in (torch.float32, torch.float64)
+    truth = [*want[:6], want.rank, want.sum_p2, want.margin, want.score_logp]
+    for got, true in zip(found, truth, strict=True):
+        if got.is_floating_point():
+            close(got, true[some].detach(), dtype)
+        elif exact:
+            assert torch.equal(got.cpu(), true[some])
+    assert torch.equal(found[3], found[6] == 1)  # correct, rank
 
 
 def case(dtype, tokens, width, vocabulary, full, seed=0):
@@ -50,26 +69,29 @@ def test_statistics_and_gradients_of_the_head(impl, shape, dtype, full):
     upstream = torch.linspace(0.5, 2, tokens).double()
     h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
     b64 = bias.double().requires_grad_() if full else None
+    ids, flags = asked(tokens, vocabulary)
     want = reference.linear_token_stats(
-        h64, w64, target, gold=gold, bias=b64, softcap=softcap, logit_scale=scale
-    )
+        h64, w64, target, gold=gold, bias=b64, softcap=softcap, logit_scale=scale,
+        statistics=STATISTICS, score_ids=ids,
+    )  # fmt: skip
     leaves = [h64, w64] + ([b64] if full else [])
     grads = torch.autograd.grad((want.nll * upstream).sum(), leaves, retain_graph=True)
     unit = torch.autograd.grad(want.nll.sum(), h64)[0]
-    args = [to(hidden), to(weight), to(target), None, *(to(t) for t in gold), to(bias)]
-    out = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 2, 0.0)
-    for got, exact in zip(out[:6], want[:6], strict=True):
-        if got.dtype != torch.bool:
-            close(got, exact.detach(), dtype)
-        elif dtype in (torch.float32, torch.float64):
-            assert torch.equal(got.cpu(), exact)
-    close(out[6], unit, dtype)
+    args = [to(hidden), to(weight), to(target), None, *(to(t) for t in gold), to(bias), to(ids)]
+    out = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 2, 0.0, *flags)
+    compare_statistics(out[:10], want, dtype)
+    close(out[10], unit, dtype)
+    plain = ops.linear_token_stats(
+        *args[:-1], None, softcap or 0.0, scale, -100, 2, 0.0, False, False, False
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain[:6], out[:6], strict=True))
+    assert [x.numel() for x in plain[6:10]] == [0] * 4 and torch.equal(plain[10], out[10])
     nll, lse = out[:2]
     up = to(upstream.to(nll.dtype))
     head = [to(hidden), to(weight), to(target), None, to(bias), nll, lse]
     tail = [softcap or 0.0, scale, -100, 0.0]
     again = ops.linear_token_stats_backward(up, *head, None, None, *tail, True, True, full)
-    stashed = ops.linear_token_stats_backward(up, *head, out[7], out[8], *tail, False, True, full)
+    stashed = ops.linear_token_stats_backward(up, *head, *out[11:], *tail, False, True, full)
     close(again[0], grads[0], dtype)
     for result, coarse in ((again, dtype), (stashed, torch.bfloat16)):
         close(result[1], grads[1], max(dtype, coarse, key=EPS.get))
@@ -82,14 +104,35 @@ def test_repeated_rows_and_the_filter(impl):
     hidden, weight, _, _, _, _, _ = case(torch.float32, 9, 12, 300, False)
     rows = torch.tensor([3, 3, 0, 8, 3])
     target = torch.tensor([1, 299, -100, 7, 0])
-    args = [to(hidden), to(weight * 8), to(target), to(rows), None, None, None, None]
-    exact = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 0.0)
-    sparse = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 1e-4)
+    args = [to(hidden), to(weight * 8), to(target), to(rows), None, None, None, None, None]
+    flags = (False, False, False)
+    exact = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 0.0, *flags)
+    sparse = ops.linear_token_stats(*args, 0.0, 1.0, -100, 1, 1e-4, *flags)
     want = reference.linear_token_stats(hidden.double(), weight.double() * 8, target, rows=rows)
     close(exact[0], want.nll, torch.float32)
     bound = 1e-4 * (weight * 8).abs().sum(0)
-    assert torch.all((exact[6] - sparse[6]).abs().cpu() <= bound + 1e-5)
-    assert not torch.equal(exact[6], sparse[6])
+    assert torch.all((exact[10] - sparse[10]).abs().cpu() <= bound + 1e-5)
+    assert not torch.equal(exact[10], sparse[10])
+
+
+def test_rank_and_margin_of_ties(impl):
+    """Whole numbers, so that logits are exact: ties, a NaN, an excluded and an ignored target."""
+    ops, to = impl
+    g = torch.Generator().manual_seed(5)
+    hidden = torch.randint(-2, 3, (50, 4), generator=g).float()
+    weight = torch.randint(-2, 3, (777, 4), generator=g).float()
+    bias = torch.zeros(777)
+    bias[::5] = -torch.inf
+    target = torch.randint(0, 777, (50,), generator=g)
+    target[3], target[4], hidden[5] = -100, 5, torch.nan
+    args = [to(hidden), to(weight), to(target), None, None, None, None, to(bias), None]
+    out = ops.linear_token_stats(*args, 0.0, 1.0, -100, 0, 0.0, True, False, True)
+    want = reference.linear_token_stats(
+        hidden, weight, target, bias=bias, statistics=STATISTICS[::2]
+    )
+    assert torch.equal(out[6].cpu(), want.rank) and int(out[6][3]) == int(out[6][5]) == 0
+    torch.testing.assert_close(out[8].cpu(), want.margin, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(out[3].cpu(), out[6].cpu() == 1)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -100,9 +143,11 @@ def test_fused_weights_chunk_by_chunk(impl, dtype, full):
     upstream = torch.linspace(-1, 2, 23).to(dtype)
     h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
     b64 = bias.double().requires_grad_() if full else None
+    ids, flags = asked(23, 700)
     want = reference.linear_token_stats(
-        h64, w64, target, gold=gold, bias=b64, softcap=softcap, logit_scale=scale
-    )
+        h64, w64, target, gold=gold, bias=b64, softcap=softcap, logit_scale=scale,
+        statistics=STATISTICS, score_ids=ids,
+    )  # fmt: skip
     leaves = [w64] + ([b64] if full else [])
     grads = torch.autograd.grad((want.nll * upstream).sum(), leaves, retain_graph=True)
     units = torch.autograd.grad(want.nll.sum(), h64)[0]
@@ -114,11 +159,19 @@ def test_fused_weights_chunk_by_chunk(impl, dtype, full):
         read, where = to(hidden[some]), to(target[some])
         golds = (to(gold.ids), to(gold.offsets), to(gold.problem[some]))
         *stats, unit, shift = ops.linear_token_stats_fused(
-            blocks, read, to(weight), where, *golds, to(bias), *tail, 0.0, True
+            blocks,
+            read,
+            to(weight),
+            where,
+            *golds,
+            to(bias),
+            to(ids[some]),
+            *tail,
+            0.0,
+            True,
+            *flags,
         )
-        for got, exact in zip(stats, want[:6], strict=True):
-            if got.dtype != torch.bool:
-                close(got, exact[some].detach(), dtype)
+        compare_statistics(stats, want, dtype, some)
         close(unit, units[some], dtype)
         ops.linear_token_stats_fused_backward(
             d_weight, d_bias, blocks, to(upstream[some]), read, where, *stats[:2], shift, *tail

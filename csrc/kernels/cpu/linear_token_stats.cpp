@@ -24,6 +24,12 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
 }
 
 template <class T>
+void count_larger(const T* row, int64_t n, T low, T high, int64_t* above, int64_t* reaching) {
+  COMPACT_DISPATCH(count_larger);
+  chosen(row, n, low, high, above, reaching);
+}
+
+template <class T>
 void gradient_piece(T* row, int64_t n, T lse, T factor, const LogitShape<T>& shape) {
   COMPACT_DISPATCH(gradient_piece);
   chosen(row, n, lse, factor, shape);
@@ -63,6 +69,7 @@ void from_bfloat16(const uint16_t* row, int64_t n, T factor, T* out) {
 #define COMPACT_INSTANTIATE(T)                                                               \
   template T finish_logits(T*, int64_t, int64_t, const LogitShape<T>&);                      \
   template T exp_piece(T*, int64_t, T, const LogitShape<T>&, RowState<T>*);                  \
+  template void count_larger(const T*, int64_t, T, T, int64_t*, int64_t*);                   \
   template void gradient_piece(T*, int64_t, T, T, const LogitShape<T>&);                     \
   template void scale_row(T*, int64_t, T);                                                   \
   template void add_scaled_row(T*, const T*, int64_t, T);                                    \

@@ -17,11 +17,13 @@ namespace compact::cpu {
 constexpr double kReferenceSlack = 16.0;
 
 // The sums of a row so far, relative to its reference: sum = sum of exp(z - reference), weighted =
-// sum of exp(z - reference) * (z - reference), peak = largest z.
+// sum of exp(z - reference) * (z - reference), squares = sum of exp(z - reference)^2, peak =
+// largest z.
 template <class T>
 struct RowState {
   double sum = 0.0;
   double weighted = 0.0;
+  double squares = 0.0;
   T reference = -std::numeric_limits<T>::infinity();
   T peak = -std::numeric_limits<T>::infinity();
 };
@@ -43,6 +45,10 @@ T finish_logits(T* row, int64_t n, int64_t first, const LogitShape<T>& shape);
 // by the returned factor (nearly always 1). `peak` is the return value of finish_logits.
 template <class T>
 T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* state);
+
+// Counts the entries of z [n] above `high` and those that reach `low`. A NaN does neither.
+template <class T>
+void count_larger(const T* row, int64_t n, T low, T high, int64_t* above, int64_t* reaching);
 
 // z [n] -> gradient with respect to x in place, without the target's -1:
 // factor * exp(z - lse) * (1 - (z / softcap)^2).

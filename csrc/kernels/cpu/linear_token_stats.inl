@@ -42,15 +42,21 @@ T finish_logits(T* row, int64_t n, int64_t first, const LogitShape<T>& shape) {
   return best;
 }
 
+// The sums of RowState for every lane.
+template <class T>
+struct LaneSums {
+  Vec<T> sum{}, weighted{}, squares{};
+};
+
 template <class T, bool kCapped>
-COMPACT_INLINE Vec<T> exp_vector(Vec<T> z, T reference, T inverse_cap, Vec<T>* sum,
-                                 Vec<T>* weighted) {
+COMPACT_INLINE Vec<T> exp_vector(Vec<T> z, T reference, T inverse_cap, LaneSums<T>* lanes) {
   const Vec<T> u = z - reference;
   const Vec<T> e = exp(u);
   // If e is 0, u may be -inf. Bound u, so that their product is 0 and not NaN.
   const Vec<T> bounded = u < kExpLow<T> ? splat(kExpLow<T>) : u;
-  *sum += e;
-  *weighted += e * bounded;
+  lanes->sum += e;
+  lanes->weighted += e * bounded;
+  lanes->squares += e * e;
   if (!kCapped) return e;
   const Vec<T> ratio = z * inverse_cap;
   return e * (T(1) - ratio * ratio);
@@ -60,17 +66,18 @@ template <class T, bool kCapped>
 COMPACT_INLINE void exp_row(T* row, int64_t n, T reference, T softcap, RowState<T>* state) {
   constexpr int kStep = kLanes<T>;
   const T inverse_cap = kCapped ? T(1) / softcap : T(0);
-  Vec<T> sum{}, weighted{};
+  LaneSums<T> lanes;
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    store(row + i, exp_vector<T, kCapped>(load(row + i), reference, inverse_cap, &sum, &weighted));
+    store(row + i, exp_vector<T, kCapped>(load(row + i), reference, inverse_cap, &lanes));
   }
   if (i < n) {
     const Vec<T> z = load_head(row + i, n - i, -std::numeric_limits<T>::infinity());
-    store_head(row + i, n - i, exp_vector<T, kCapped>(z, reference, inverse_cap, &sum, &weighted));
+    store_head(row + i, n - i, exp_vector<T, kCapped>(z, reference, inverse_cap, &lanes));
   }
-  state->sum += sum_lanes<T>(sum);
-  state->weighted += sum_lanes<T>(weighted);
+  state->sum += sum_lanes<T>(lanes.sum);
+  state->weighted += sum_lanes<T>(lanes.weighted);
+  state->squares += sum_lanes<T>(lanes.squares);
 }
 
 template <class T>
@@ -88,6 +95,7 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
       else
         state->weighted *= 0.0;
       state->sum *= shrink;
+      state->squares *= shrink * shrink;
       factor = static_cast<T>(shrink);
     }
     state->reference = peak;
@@ -100,6 +108,22 @@ T exp_piece(T* row, int64_t n, T peak, const LogitShape<T>& shape, RowState<T>* 
     exp_row<T, true>(row, n, reference, shape.softcap, state);
   }
   return factor;
+}
+
+template <class T>
+void count_larger(const T* row, int64_t n, T low, T high, int64_t* above, int64_t* reaching) {
+  constexpr int kStep = kLanes<T>;
+  using Lanes = decltype(Vec<T>{} > Vec<T>{});  // -1 in every lane where it holds
+  Lanes over{}, reached{};
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    const Vec<T> z = load(row + i);
+    over -= z > high;
+    reached -= z >= low;
+  }
+  *above = *reaching = 0;
+  for (int k = 0; k < kStep; ++k) *above += over[k], *reaching += reached[k];
+  for (; i < n; ++i) *above += row[i] > high, *reaching += row[i] >= low;
 }
 
 template <class T>
@@ -218,6 +242,8 @@ template float finish_logits(float*, int64_t, int64_t, const LogitShape<float>&)
 template double finish_logits(double*, int64_t, int64_t, const LogitShape<double>&);
 template float exp_piece(float*, int64_t, float, const LogitShape<float>&, RowState<float>*);
 template double exp_piece(double*, int64_t, double, const LogitShape<double>&, RowState<double>*);
+template void count_larger(const float*, int64_t, float, float, int64_t*, int64_t*);
+template void count_larger(const double*, int64_t, double, double, int64_t*, int64_t*);
 template void gradient_piece(float*, int64_t, float, float, const LogitShape<float>&);
 template void gradient_piece(double*, int64_t, double, double, const LogitShape<double>&);
 template void scale_row(float*, int64_t, float);

@@ -60,12 +60,14 @@ SIMT_DEVICE void store_bfloat16(simt::bfloat16* at, const A (&x)[kCount]) {
 }
 
 // The state of an online log-sum-exp: the largest logit so far, and relative to it the sums of e =
-// exp(z - ref) and of e (z - ref), which give log-sum-exp and entropy. Starts empty.
-template <typename A>
+// exp(z - ref) and of e (z - ref), which give log-sum-exp and entropy, and if asked of e^2. Starts
+// empty.
+template <typename A, bool kSquares = false>
 struct Online {
   A largest = -simt::infinity<A>();
   A sum = 0;
   A moment = 0;
+  A squares = 0;  // 0 without kSquares
 
   // The reference is the largest logit, or 0 if that is infinite: -inf means an excluded class.
   SIMT_DEVICE A reference() const {
@@ -83,6 +85,7 @@ struct Online {
     const A factor = exp_of(shift);
     moment = factor * (moment + shift * sum);
     sum *= factor;
+    if constexpr (kSquares) squares *= factor * factor;
   }
   SIMT_DEVICE void raise(A candidate) {
     if (!(candidate > largest)) return;
@@ -100,6 +103,7 @@ struct Online {
       const A d = z[i] - ref;
       const A e = exp_of(d);
       sum += e;
+      if constexpr (kSquares) squares += e * e;
       moment += e * simt::max(d, A(-1e4));  // e is 0 there, and 0 * -inf would be NaN
     }
   }
@@ -109,40 +113,83 @@ struct Online {
     raise(peak);
     sum += other.sum;
     moment += other.moment;
+    if constexpr (kSquares) squares += other.squares;
   }
 };
 
-template <typename A>
-SIMT_DEVICE Online<A> warp_merge(Online<A> mine) {
+template <typename A, bool kSquares>
+SIMT_DEVICE Online<A, kSquares> warp_merge(Online<A, kSquares> mine) {
   for (int mask = simt::kWarp / 2; mask > 0; mask /= 2) {
-    Online<A> other;
+    Online<A, kSquares> other;
     other.largest = simt::shuffle_xor(mine.largest, mask);
     other.sum = simt::shuffle_xor(mine.sum, mask);
     other.moment = simt::shuffle_xor(mine.moment, mask);
+    if constexpr (kSquares) other.squares = simt::shuffle_xor(mine.squares, mask);
     mine.merge(other);
   }
   return mine;
 }
 
 // Merges the states of the block; every thread gets the same result. `shared` holds a value per
-// warp and may be used again after the next barrier.
-template <typename A>
-SIMT_DEVICE Online<A> block_merge(Online<A> mine, A (&largest)[simt::kWarp], A (&sum)[simt::kWarp],
-                                  A (&moment)[simt::kWarp]) {
+// warp and may be used again after the next barrier; `squares` may be null without kSquares.
+template <typename A, bool kSquares>
+SIMT_DEVICE Online<A, kSquares> block_merge(Online<A, kSquares> mine, A (&largest)[simt::kWarp],
+                                            A (&sum)[simt::kWarp], A (&moment)[simt::kWarp],
+                                            A* squares = nullptr) {
   mine = warp_merge(mine);
   if (simt::lane() == 0) {
     largest[simt::warp()] = mine.largest;
     sum[simt::warp()] = mine.sum;
     moment[simt::warp()] = mine.moment;
+    if constexpr (kSquares) squares[simt::warp()] = mine.squares;
   }
   simt::barrier();
-  Online<A> all;
+  Online<A, kSquares> all;
   if (simt::lane() < simt::warps()) {
     all.largest = largest[simt::lane()];
     all.sum = sum[simt::lane()];
     all.moment = moment[simt::lane()];
+    if constexpr (kSquares) all.squares = squares[simt::lane()];
   }
   return warp_merge(all);
+}
+
+// The logits of a row without the target's: the largest, and how many are larger than the target's.
+// The target is left out by its column.
+template <typename A>
+struct Rivals {
+  int64_t target;
+  A own;  // the target's logit; NaN if there is none, and then no logit is larger
+  A largest = -simt::infinity<A>();
+  int larger = 0;
+
+  template <int kCount>
+  SIMT_DEVICE void add(int64_t column, const A (&z)[kCount]) {
+    const bool here = target >= column && target < column + kCount;
+    for (int i = 0; i < kCount; ++i) {
+      if (here && column + i == target) continue;
+      largest = simt::max(largest, z[i]);
+      larger += z[i] > own;
+    }
+  }
+};
+
+// Merges the states of the block; every thread gets the same result. The shared arrays may be used
+// again after the next barrier.
+template <typename A>
+SIMT_DEVICE Rivals<A> block_merge(Rivals<A> mine, A (&largest)[simt::kWarp],
+                                  int (&larger)[simt::kWarp]) {
+  mine.largest = simt::warp_max(mine.largest);
+  mine.larger = simt::warp_sum(mine.larger);
+  if (simt::lane() == 0) {
+    largest[simt::warp()] = mine.largest;
+    larger[simt::warp()] = mine.larger;
+  }
+  simt::barrier();
+  const bool used = simt::lane() < simt::warps();
+  mine.largest = simt::warp_max(used ? largest[simt::lane()] : -simt::infinity<A>());
+  mine.larger = simt::warp_sum(used ? larger[simt::lane()] : 0);
+  return mine;
 }
 
 // The sum over the block, the same in every thread and in every run. `shared` may be used again

@@ -5,7 +5,9 @@
 // S = sum e and T = sum e d with d = z - ref, e = exp(d). Merged over the block they give
 //   lse = ref + log S,  entropy = log S - T / S,  nll = log S - (z_t - ref),
 // The logits of the target and of the gold answer are read before the row is overwritten, so all
-// statistics need one read of the row. The second pass writes
+// statistics need one read of the row. The kernel with kMore also computes what a call may ask for:
+// the sum of p^2, which is (sum e^2) / S^2, rank and margin of the target, whose logit it reads
+// before the pass, and log p of up to 16 ids. The second pass writes
 //   g_v = w (e_v / S - [v = t]) softcap'(z_v) * out_scale.
 // It goes backwards, because the end of the row is still in the caches. It does not read again the
 // `staged` packs at the beginning of the row, which are in shared memory. In total this is about
@@ -43,6 +45,15 @@ struct RowStats {
   bool* correct;
   A* gold_logit;
   A* gold_logp;
+
+  // Only with kMore, each null if it is not asked for.
+  int32_t* rank;             // [rows]
+  A* sum_p2;                 // [rows]
+  A* margin;                 // [rows]
+  const int64_t* score_ids;  // [rows, scores], scores <= 32; -1 for no id
+  A* score_logp;             // [rows, scores]
+  int scores;
+
   simt::bfloat16*
       stash;  // [rows, cols] softmax part of d nll / d x, 0 at the target; null for none
   bool overwrite;
@@ -66,7 +77,18 @@ SIMT_DEVICE simt::accumulate_t<T> mean_gold(const RowStats<T>& args, const T* ro
   return simt::warp_sum(sum) / static_cast<A>(end - begin);
 }
 
-template <typename T>
+// What thread 0 writes of a row with kMore.
+template <typename T, typename A>
+SIMT_DEVICE void write_more(const RowStats<T>& args, int64_t r, bool ignored, A target_logit,
+                            const Online<A, true>& all, const Rivals<A>& rivals) {
+  const bool known = !ignored && all.sum == all.sum && target_logit == target_logit;
+  if (args.rank != nullptr) args.rank[r] = known ? 1 + rivals.larger : 0;
+  if (args.sum_p2 != nullptr) args.sum_p2[r] = all.squares / (all.sum * all.sum);
+  if (args.margin == nullptr) return;
+  args.margin[r] = ignored ? A(0) : known ? target_logit - rivals.largest : simt::nan<A>();
+}
+
+template <typename T, bool kMore>
 SIMT_KERNEL(kRowThreads)
 row_stats_kernel(RowStats<T> args) {
   using A = simt::accumulate_t<T>;
@@ -74,6 +96,9 @@ row_stats_kernel(RowStats<T> args) {
   SIMT_SHARED(A, largest, simt::kWarp);
   SIMT_SHARED(A, sum, simt::kWarp);
   SIMT_SHARED(A, moment, simt::kWarp);
+  SIMT_SHARED(A, squares, kMore ? simt::kWarp : 1);
+  SIMT_SHARED(A, rival, kMore ? simt::kWarp : 1);
+  SIMT_SHARED(int, larger, kMore ? simt::kWarp : 1);
   SIMT_DYNAMIC_SHARED(dynamic);
   auto* stage = reinterpret_cast<simt::Pack<T>*>(dynamic);
 
@@ -85,16 +110,25 @@ row_stats_kernel(RowStats<T> args) {
   const int64_t single = split.single(simt::thread());
 
   // First pass.
-  Online<A> mine;
+  Online<A, kMore> mine;
+  Rivals<A> rivals{-1, simt::nan<A>()};
+  if constexpr (kMore) {
+    rivals.target = args.target[r];
+    if (rivals.target >= 0 && rivals.target < args.cols)
+      rivals.own = args.head.finish_one(simt::to_float(row[rivals.target]), rivals.target);
+  }
   if (single >= 0) {
     const A z[1] = {args.head.finish_one(simt::to_float(row[single]), single)};
     mine.add(z);
+    if constexpr (kMore) rivals.add(single, z);
   }
   const auto take = [&](int i, const simt::Pack<T>& pack) {
     A z[kPack];
     simt::widen(pack, z);
-    args.head.finish(z, split.head + int64_t{i} * kPack);
+    const int64_t column = split.head + int64_t{i} * kPack;
+    args.head.finish(z, column);
     mine.add(z);
+    if constexpr (kMore) rivals.add(column, z);
     if (i < args.staged) stage[i] = pack;
   };
   for (int i = simt::thread(); i < packs; i += 2 * step) {
@@ -110,13 +144,20 @@ row_stats_kernel(RowStats<T> args) {
   const int64_t target = args.target[r];
   const bool ignored = target == args.ignore_index;
   const bool in_range = target >= 0 && target < args.cols;
-  A target_logit = simt::nan<A>(), gold = 0;
+  A target_logit = simt::nan<A>(), gold = 0, score = simt::nan<A>();
+  int64_t score_id = -1;
   if (simt::warp() == 0) {
     if (in_range) target_logit = args.head.finish_one(simt::to_float(row[target]), target);
     if (args.gold_ids != nullptr) gold = mean_gold(args, row, r);
+    if (kMore && simt::lane() < args.scores) {
+      score_id = args.score_ids[r * args.scores + simt::lane()];
+      if (score_id >= 0 && score_id < args.cols)
+        score = args.head.finish_one(simt::to_float(row[score_id]), score_id);
+    }
   }
 
-  const Online<A> all = block_merge(mine, largest, sum, moment);
+  const Online<A, kMore> all = block_merge(mine, largest, sum, moment, squares);
+  if constexpr (kMore) rivals = block_merge(rivals, rival, larger);
   const A ref = all.reference();
   if (simt::thread() == 0) {
     const A log_sum = simt::log(all.sum);
@@ -128,6 +169,11 @@ row_stats_kernel(RowStats<T> args) {
       args.gold_logit[r] = gold;
       args.gold_logp[r] = (gold - ref) - log_sum;
     }
+    if constexpr (kMore) write_more(args, r, ignored, target_logit, all, rivals);
+  }
+  if (kMore && simt::warp() == 0 && simt::lane() < args.scores) {
+    args.score_logp[r * args.scores + simt::lane()] =
+        score_id == -1 ? -simt::infinity<A>() : (score - ref) - simt::log(all.sum);
   }
   if (!args.overwrite) return;
 
