@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from compact.answers.base import (
     DOMAINS,
+    Alternative,
     Domain,
     domain_names,
     find_domain,
@@ -58,6 +59,7 @@ def answers_match(a: str | None, b: str | None) -> bool:
 __all__ = [
     "NUMBER",
     "DOMAINS",
+    "Alternative",
     "CheckerPool",
     "Choice",
     "Date",

@@ -5,10 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from compact.answers.reading import stated_answer
 from compact.registry import Registry
+from compact.text.steps import find_markers
+
+
+class Alternative(NamedTuple):
+    """One of the answers that a problem allows.
+
+    Attributes:
+        name: its normal form ("B", "no").
+        text: its words as the data write them ("the field", "False").
+    """
+
+    name: str
+    text: str
 
 
 class Domain(ABC):
@@ -51,6 +64,23 @@ class Domain(ABC):
     @abstractmethod
     def extract(self, completion: str) -> str | None:
         """Returns the final answer that a completion states, normalised; None if there is none."""
+
+    def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
+        """Returns the answers that can be chosen, in order; () if the domain is open.
+
+        Args:
+            gold: the gold answer, None if the data has none.
+            prompt: the question, with its options.
+        """
+        return ()
+
+    def question(self, prompt: str) -> str:
+        """Returns the prompt without the list of the answers that can be chosen."""
+        return prompt
+
+    def states(self, step: str) -> bool:
+        """Whether a step of a rationale states an answer, right or wrong, or announces one."""
+        return bool(find_markers(step))
 
     def matches(self, a: str | None, b: str | None) -> bool:
         """Whether two answers, raw or normalised, match. None never matches."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from compact.answers.base import Domain, register_domain
+from compact.answers.base import Alternative, Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+from compact.text.steps import concludes
 
 LETTERS = "ABCDEFGHIJ"
 # Forms of option labels in a prompt, most reliable first: "(A) x", "A) x", "A. x" or "A: x".
@@ -48,14 +49,41 @@ _IN_FRONT = re.compile(
     r"[^\w(]*(?:\(([A-Ja-j])\)|(?:(?i:option|choice)\W{1,3})?"
     r"(?:([A-J])(?![\w'/-]|\.\w)|([a-j])(?=[).:]|\W*$)))\)?"
 )
+# "so B is the correct answer", "which makes the field the best choice"
+_CHOSEN = re.compile(
+    r"\b(?:correct|right|best|final|likely|plausible|suitable|appropriate|accurate|logical)\s+"
+    r"(?:answer|option|choice)\b|\b(?:option|choice|answer)\s+\(?[A-J]\)?\s+is\s+(?:the\s+)?"
+    r"(?:correct|right|best|true)\b",
+    re.IGNORECASE,
+)
 _OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
 
 
 def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
-    """Returns the options of a prompt as (letter, text), () if it has none.
+    """Returns the options of a prompt as (letter, text in plain form), () if it has none."""
+    return tuple((letter, plain_text(text)) for letter, text in written_options(prompt))
+
+
+def written_options(prompt: str) -> tuple[tuple[str, str], ...]:
+    """Returns the options of a prompt as (letter, text as written), () if it has none."""
+    return tuple((option.letter, prompt[option.start : option.end]) for option in _find(prompt))
+
+
+class _Written(NamedTuple):
+    """An option in a prompt: where its label begins, and where its text begins and ends."""
+
+    label: int
+    start: int
+    end: int
+    letter: str
+
+
+def _find(prompt: str) -> list[_Written]:
+    """Returns the options of a prompt, [] if it has none.
 
     The options are the last sequence of labels of one form that starts at A. Labels at the start of
-    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A.
+    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A. The text of an option
+    is its first line that is not empty.
     """
     for label in _LABELS:
         best: list[re.Match[str]] = []
@@ -68,16 +96,16 @@ def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
                 best = run
         if best:
             ends = [found.start() for found in best[1:]] + [len(prompt)]
-            return tuple(
-                (found[1].upper(), _option_text(prompt[found.end() : end]))
-                for found, end in zip(best, ends, strict=True)
-            )
-    return ()
+            return [_written(prompt, *pair) for pair in zip(best, ends, strict=True)]
+    return []
 
 
-def _option_text(text: str) -> str:
-    """Returns an option's text in plain form: its first line that is not empty."""
-    return plain_text(text.strip().split("\n", 1)[0])
+def _written(prompt: str, label: re.Match[str], end: int) -> _Written:
+    """Returns the option of a label; `end` is where the next label begins."""
+    rest = prompt[label.end() : end]
+    start = label.end() + len(rest) - len(rest.lstrip())
+    text = rest.strip().split("\n", 1)[0].strip()
+    return _Written(label.start(), start, start + len(text), label[1].upper())
 
 
 @register_domain("choice")
@@ -136,6 +164,36 @@ class Choice(Domain):
     def extract(self, completion: str) -> str | None:
         """Returns the option after the last answer marker, else the last option that is named."""
         return read(self, completion)
+
+    def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
+        """Returns the options of the prompt with their text; () if an option has no text."""
+        found = tuple(Alternative(*option) for option in written_options(prompt))
+        return found if all(option.text for option in found) else ()
+
+    def question(self, prompt: str) -> str:
+        """Returns the prompt without its options, if something is left."""
+        options = _find(prompt)
+        if not options:
+            return prompt
+        before, after = prompt[: options[0].label].rstrip(), prompt[options[-1].end :].strip()
+        return "\n".join(part for part in (before, after) if part) or prompt
+
+    def states(self, step: str) -> bool:
+        """Whether a step announces an answer, is an option and no more, or concludes an option.
+
+        A step that only mentions an option, or rejects one, states nothing.
+        """
+        if super().states(step):
+            return True
+        text = unwrap(step)
+        plain = plain_text(text)
+        front = self._in_front(text)
+        rest = plain_text(text[front.end :]) if front else plain
+        if plain and (not rest or rest in [option for _, option in self.options]):
+            return True
+        named = list(self._labels(text, _LABEL)) or self._texts(text)
+        named = named or list(self._labels(text, _CAPITAL))
+        return bool(_CHOSEN.search(text)) or (bool(named) and concludes(text))
 
     def stated(self, sentence: str) -> str | None:
         """Returns the first option, "" if the sentence joins it to another one or denies it."""

@@ -5,14 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from compact.answers.base import Domain, register_domain
+from compact.answers.base import Alternative, Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+from compact.text.steps import concludes
 
 _WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
 # At the start, or after an option label: "Yes, it is", "B) False".
 _IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
 # Inside a sentence "no" is a word like any other ("there is no evidence"), so it does not count.
 _INSIDE = re.compile(r"\b(?P<negated>not\s+)?(?P<word>yes|true|false)\b", re.IGNORECASE)
+
+_PAIRS = {"yes": ("yes", "no"), "true": ("true", "false")}
+_PAIRS |= {"no": _PAIRS["yes"], "false": _PAIRS["true"]}
+# The word as a sentence ("No, it cannot"), not as a part of one ("No country has"), or as the value
+# of the question ("the statement is false").
+_ALONE = re.compile(
+    rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}\W*(?:$|(?<=[,.:;!—–]\s))", re.I
+)
+_CLAIM = re.compile(
+    r"\b(?:statement|claim|question|answer|premise|it|this|that)\s+(?:is|was|must be|would be)\s+"
+    r"(?:\w+ly\s+)?(?:not\s+)?(?:yes|no|true|false)\b",
+    re.IGNORECASE,
+)
 
 
 def _value(found: re.Match[str]) -> str:
@@ -53,6 +67,22 @@ class YesNo(Domain):
         true or false inside.
         """
         return read(self, completion)
+
+    def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
+        """Returns yes and no in the words and the case of the gold answer; () without one."""
+        word = plain_text(gold or "")
+        if word not in _PAIRS:
+            return ()
+        written = unwrap(gold or "").strip(" .")
+        case = str.upper if written.isupper() else str.title if written.istitle() else str.lower
+        yes, no = _PAIRS[word]
+        return (Alternative("yes", case(yes)), Alternative("no", case(no)))
+
+    def states(self, step: str) -> bool:
+        """Whether a step announces an answer, begins with one ("No, ..."), or concludes one."""
+        if super().states(step) or _ALONE.match(step) or _CLAIM.search(step):
+            return True
+        return concludes(step) and bool(_INSIDE.search(step))
 
     def stated(self, sentence: str) -> str | None:
         """Returns the value at the start of a sentence, else the last one inside it."""

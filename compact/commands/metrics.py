@@ -92,6 +92,7 @@ def metric_needs(metric: Metric) -> str:
     """Returns what a metric needs besides the pass: "free" if nothing."""
     needs = {
         "answer leaves": metric.needs_leaves,
+        "option leaves": metric.needs_options,
         "padded rows": metric.needs_padded,
         "gold answers": metric.needs_gold,
     }

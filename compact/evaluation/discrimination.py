@@ -82,7 +82,10 @@ def score_everything(
         def pass_over(padded: bool, keep_tail: bool, part: slice = part) -> Pass:
             chunk = (with_tails if keep_tail else problems)[part]
             layout: Layout = "padded" if padded else "tree"
-            return observe(student, chunk, layout=layout, leaves=not padded, statistics=statistics)
+            asked = not padded
+            return observe(
+                student, chunk, layout=layout, leaves=asked, options=asked, statistics=statistics
+            )
 
         for name in metric_names():
             metric = get_metric(name)
@@ -212,7 +215,7 @@ def study(
         and verbose teachers, also how often good scores above verbose.
     """
     encoded, with_tails = (
-        encode_problems(problems, processing_class, max_length=1024, keep_tail=keep)
+        encode_problems(problems, processing_class, max_length=1024, keep_tail=keep, options=True)
         for keep in (False, True)
     )
     scores = score_everything(
@@ -269,7 +272,7 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
                 for seed in seeds
                 for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
             ]
-            encoded = encode_problems(data, tokenizer, max_length=1024)
+            encoded = encode_problems(data, tokenizer, max_length=1024, options=True)
             progress = f"zoo {the_zoo.name}, {stage}"
             # The zoo's tokenizer has no chat template, so there are no tails.
             scores = score_everything(

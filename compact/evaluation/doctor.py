@@ -118,4 +118,6 @@ def _cost(name: str) -> str:
     metric = get_metric(name)
     if metric.needs_leaves:
         return "answer leaves"
+    if metric.needs_options:
+        return "option leaves"
     return "padded rows" if metric.needs_padded else "free"

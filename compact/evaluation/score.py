@@ -98,12 +98,19 @@ def score_problems(
         max_length=max_length,
         leaf_budget=leaf_budget,
         keep_tail=weigher.keep_tail,
+        options=weigher.needs_options,
     )
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
         for chunk in passes_of(left):
-            pass_ = observe(student, chunk, layout=layout, statistics=weigher.statistics)
+            pass_ = observe(
+                student,
+                chunk,
+                layout=layout,
+                options=weigher.needs_options,
+                statistics=weigher.statistics,
+            )
             if graphs:
                 _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):

@@ -46,6 +46,7 @@ RATIONALE_MEAN = "one value per rationale; mean over rationales"
 _BUILT_IN = (
     *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
+    *("option_contrast", "leak_adjusted", "posterior_consensus"),
     *("judged", "nll", "rsr", "scas_final"),
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
@@ -63,6 +64,8 @@ class Metric:
         needs_padded: it needs the padded layout, one row per rationale, as in the released code.
         needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
             suffice, so the trainer refuses it with leaf_every > 1.
+        needs_options: it reads `Pass.option_logp`, so problems must be encoded, and the batch
+            built, with option leaves. The trainer refuses it with leaf_every > 1.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
             "sum_p2", "margin"); who runs the pass asks for them.
         needs_gold: it says nothing without gold answers. Data in which no problem has one are
@@ -79,6 +82,7 @@ class Metric:
     needs_leaves: bool = False
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
+    needs_options: bool = False
     statistics: tuple[str, ...] = ()
     needs_gold: bool = False
     needs_judgements: bool = False
@@ -96,6 +100,7 @@ def register(
     needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
+    needs_options: bool = False,
     statistics: Sequence[str] = (),
     needs_gold: bool = False,
     needs_judgements: bool = False,
@@ -133,6 +138,7 @@ def register(
             needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
+            needs_options=needs_options,
             statistics=tuple(statistics),
             needs_gold=needs_gold,
             needs_judgements=needs_judgements,

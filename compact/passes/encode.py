@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compact.answers import Domain
 from compact.data import text_of
 from compact.data.problems import REASONING
-from compact.passes.types import EncodedProblem, EncodedRationale
+from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
 from compact.validity import judge
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from compact.data import Message, Problem, Text
 
 CUE = "The answer is "
+OPTION_CUE = "So the answer is"
+"""The text before an option. docs/leaks.md compares it with others."""
 LEAF_BUDGET = 0.25
 """Default for most tokens of answer leaves, as a share of a row's tokens."""
 
@@ -53,6 +55,7 @@ def encode_problem(
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
     keep_tail: bool = False,
+    options: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
 
@@ -69,6 +72,7 @@ def encode_problem(
         cue: the text before the gold answer in an answer leaf.
         keep_tail: whether a rationale keeps the tokens that the chat template writes after the end
             of turn (a newline in ChatML), as in the public training code; see `Weigher.keep_tail`.
+        options: whether to encode the answers that can be chosen, for option leaves.
 
     Returns:
         The problem as token ids, for every layout.
@@ -118,6 +122,8 @@ def encode_problem(
         cue_ids=(),
         spaced_cue_ids=(),
     )
+    if options:
+        encoded = _with_options(encoded, problem, processing_class, leaf_budget)
     if answer is None:
         return encoded
     gold = answer.strip()
@@ -137,7 +143,8 @@ def encode_problem(
     return replace(
         encoded,
         rationales=tuple(
-            replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
+            replace(r, leaf_steps=chosen)
+            for r, chosen in zip(encoded.rationales, steps, strict=True)
         ),
         gold_ids=gold_ids,
         cue_ids=cue_ids,
@@ -192,6 +199,78 @@ def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRatio
         marker=len(ids),
         answer=None,
     )
+
+
+def _with_options(
+    encoded: EncodedProblem,
+    problem: Problem,
+    processing_class: PreTrainedTokenizerBase,
+    budget: float,
+) -> EncodedProblem:
+    """Adds the options and the readings of each rationale after which they are asked for.
+
+    The question and the steps that state no answer are always asked. The whole rationale is, in
+    all rationales or in none, if the budget (most tokens of option leaves, as a share of the tokens
+    of prompt and rationales) allows it.
+
+    Raises:
+        ValueError: the tokenizer reads the cue differently before different options.
+    """
+    domain, gold = problem.domain, encoded.gold
+    found = domain.alternatives(problem.answer, encoded.prompt)
+    names = [option.name for option in found]
+    # A token that has the space before the option belongs to the option, so every option has the
+    # same cue.
+    cues, ids = set(), []
+    for option in found:
+        for start in ("", " "):
+            text = start + OPTION_CUE
+            cue_ids, option_ids = _split_cue(text, " " + option.text, processing_class)
+            cues.add((start, cue_ids))
+        ids.append(option_ids)
+    if len(cues) > 2:
+        raise ValueError(
+            f"question_id {encoded.question_id!r}: the tokenizer must read the cue {OPTION_CUE!r} "
+            "alike before every option"
+        )
+    of_start = dict(cues) or {"": (), " ": ()}
+    options = EncodedOptions(
+        ids=tuple(ids),
+        gold=names.index(gold) if gold in names else -1,
+        prompt_ids=_bare_prompt_ids(problem, processing_class),
+        cue_ids=of_start[""],
+        spaced_cue_ids=of_start[" "],
+    )
+    unstated, whole = [], []
+    for rationale in encoded.rationales:
+        texts = rationale.step_texts
+        whole.append(tuple(range(len(texts))))
+        unstated.append(tuple(i for i in whole[-1] if not domain.states(texts[i])))
+    leaf = len(options.spaced_cue_ids) + sum(len(option) - 1 for option in ids)
+    row = len(encoded.prompt_ids) + sum(len(r.ids) for r in encoded.rationales)
+    needed = 1 + sum(len(set(readings)) for readings in zip(unstated, whole, strict=True))
+    readings = zip(unstated, whole if needed * leaf <= budget * row else unstated, strict=True)
+    return replace(
+        encoded,
+        options=options,
+        rationales=tuple(
+            replace(r, option_readings=tuple(dict.fromkeys(mine)))
+            for r, mine in zip(encoded.rationales, readings, strict=True)
+        ),
+    )
+
+
+def _bare_prompt_ids(
+    problem: Problem, processing_class: PreTrainedTokenizerBase
+) -> tuple[int, ...] | None:
+    """Token ids of the prompt without its list of options; None if it has none."""
+    prompt, question = problem.prompt, problem.domain.question
+    bare: Text = (
+        question(prompt)
+        if isinstance(prompt, str)
+        else [{**message, "content": question(message["content"])} for message in prompt]
+    )
+    return None if bare == prompt else encode_prompt(bare, processing_class)
 
 
 def choose_leaf_steps(

@@ -37,6 +37,7 @@ def observe(
     *,
     layout: Layout = "tree",
     leaves: bool = True,
+    options: bool = False,
     statistics: Collection[str] = (),
 ) -> Pass:
     """Runs the student over problems without gradients, as all code outside training does.
@@ -46,13 +47,20 @@ def observe(
         problems: P >= 1 encoded problems.
         layout: "tree" or "padded", see `compact.passes.layout.choose_layout`.
         leaves: whether to run answer leaves, which give the level I_i after each step.
+        options: whether to run option leaves; the problems must be encoded with options.
         statistics: optional statistics of every completion token, as in `linear_token_stats`.
 
     Returns:
         The results of the forward, on the device of the student.
     """
     check_ids(student, problems)
-    batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
+    batch = build_batch(
+        problems,
+        layout=layout,
+        leaves=leaves,
+        options=options,
+        pad_token_id=student.pad_token_id,
+    )
     return run_pass(student, batch.to(student.weight.device), statistics=statistics)[2]
 
 
@@ -98,20 +106,28 @@ def run_pass(
         filter_eps=filter_eps,
         statistics=statistics,
     )
-    leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
-    if leaf_hidden is not None and len(leaf_logp):
-        with torch.no_grad():
-            asked = stats_of(
-                leaf_hidden.flatten(0, 1),
-                student.weight,
-                batch.leaf_target,
-                rows=batch.leaf_rows,
-            )
-            counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
-            leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
+    option_logp = None
+    with torch.no_grad():
+
+        def mean_logp(count: int, rows: Tensor, target: Tensor, index: Tensor) -> Tensor:
+            """Returns [count] the mean log-likelihood of the target tokens of each leaf."""
+            out = live.nll.new_zeros(count)
+            if leaf_hidden is None or not count:
+                return out
+            asked = stats_of(leaf_hidden.flatten(0, 1), student.weight, target, rows=rows)
+            return out.index_add(0, index, -asked.nll) / torch.bincount(index, minlength=count)
+
+        leaf_logp = mean_logp(
+            len(batch.leaf_step), batch.leaf_rows, batch.leaf_target, batch.leaf_index
+        )
+        if batch.options is not None:
+            options = batch.options
+            count = int(options.offsets[-1])
+            option_logp = mean_logp(count, options.rows, options.target, options.index)
     live = _without_stand_ins(live, batch)
     stats = live.map(Tensor.detach)
-    return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
+    detached = hidden.detach()
+    return live, hidden, Pass(batch, student, detached, leaf_hidden, stats, leaf_logp, option_logp)
 
 
 def _gold_answers(batch: Batch) -> GoldAnswers:

@@ -9,7 +9,7 @@ after its prompt, so the student reads it as if it were the only one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compact.passes.types import Batch, Block, EncodedProblem, EncodedRationale
+from compact.passes.types import Batch, Block, EncodedProblem, EncodedRationale, OptionLeaves
 
 Layout = Literal["tree", "padded"]
 
@@ -40,6 +40,27 @@ class _Row:
 
 
 @dataclass
+class _LeafTokens:
+    """The tokens that leaves ask for: what predicts each, its id, and its leaf."""
+
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+
+    def add(
+        self,
+        first: int,
+        targets: Sequence[Sequence[int]],
+        cells: Sequence[Sequence[tuple[int, int]]],
+    ) -> None:
+        """Adds targets as leaves first, first + 1, ...; see `_Tables.add_leaf`."""
+        for j, (ids, predicted_by) in enumerate(zip(targets, cells, strict=True)):
+            self.rows.extend(predicted_by)
+            self.target.extend(ids)
+            self.index.extend([first + j] * len(ids))
+
+
+@dataclass
 class _Tables:
     """The index tables of a batch under construction; rows are (row, column) until L is known."""
 
@@ -53,9 +74,9 @@ class _Tables:
     token_counts: list[int] = field(default_factory=list)
     leaf_counts: list[int] = field(default_factory=list)
     leaf_step: list[int] = field(default_factory=list)
-    leaf_rows: list[tuple[int, int]] = field(default_factory=list)
-    leaf_target: list[int] = field(default_factory=list)
-    leaf_index: list[int] = field(default_factory=list)
+    leaf_tokens: _LeafTokens = field(default_factory=_LeafTokens)
+    option_counts: list[int] = field(default_factory=list)
+    option_tokens: _LeafTokens = field(default_factory=_LeafTokens)
 
     def add_rationale(self, problem: int, rationale: EncodedRationale) -> None:
         """Adds a rationale's tokens, without their rows."""
@@ -69,29 +90,37 @@ class _Tables:
             step[start:end] = [i] * (end - start)
         self.step.extend(step)
 
-    def add_leaf(self, leaf: _Leaf, row: int, last_cue: int) -> None:
-        """Adds an answer leaf whose last cue token is at (row, last_cue) of the leaf block."""
-        index = len(self.leaf_step)
-        self.leaf_step.append(leaf.step)
-        self.leaf_rows.extend((row, last_cue + j) for j in range(len(leaf.gold)))
-        self.leaf_target.extend(leaf.gold)
-        self.leaf_index.extend([index] * len(leaf.gold))
+    def add_leaf(self, leaf: _Leaf, cells: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Adds a leaf; `cells` are the (row, column) that predict each token of each target."""
+        if leaf.options:
+            self.option_tokens.add(sum(self.option_counts), leaf.targets, cells)
+            self.option_counts.append(len(leaf.targets))
+        else:
+            self.leaf_tokens.add(len(self.leaf_step), leaf.targets, cells)
+            self.leaf_step.append(leaf.step)
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """An answer leaf: the first `prefix` tokens of a rationale (None: no rationale), cue, gold."""
+    """One place where the student is asked for one or more answers.
+
+    Attributes:
+        rationale: the rationale that is read before; None for the bare question.
+        step: the last step that is read; -1 for the bare question.
+        prefix: how many tokens of the rationale are read in the main block, after the prompt; None
+            if nothing is read there.
+        trunk: the tokens that follow in the leaf block: a prompt and steps, if they are not those
+            of the main block, and the cue.
+        targets: the answers that are asked for, each on its own.
+        options: whether the targets are the options of the problem, else the gold answer.
+    """
 
     rationale: EncodedRationale | None
     step: int
-    prefix: int
-    cue: tuple[int, ...]
-    gold: tuple[int, ...]
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The input tokens, without the last gold token, which predicts nothing."""
-        return self.cue + self.gold[:-1]
+    prefix: int | None
+    trunk: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...]
+    options: bool = False
 
 
 def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
@@ -99,11 +128,43 @@ def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_L
     for i in rationale.asked_steps if problem.gold_ids else ():
         end = rationale.steps[i][1]
         cue = problem.spaced_cue_ids if rationale.spaced[i] else problem.cue_ids
-        yield _Leaf(rationale, i, end, cue, problem.gold_ids)
+        yield _Leaf(rationale, i, end, cue, (problem.gold_ids,))
+
+
+def _option_leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
+    """The option leaves of one rationale, without those that stand after the question alone.
+
+    Steps are read in the main block if they are the first ones, without a gap, and if its prompt is
+    the one to read. The student must not see what stands in a gap, so later steps are read once
+    more in the leaf block.
+    """
+    options = problem.options
+    assert options is not None
+    for reading in rationale.option_readings if options.ids else ():
+        if not reading:
+            continue
+        kept = next((n for n, step in enumerate(reading) if n != step), len(reading))
+        prefix: int | None = rationale.steps[kept - 1][1] if kept else 0
+        prompt: tuple[int, ...] = ()
+        if options.prompt_ids is not None:
+            prompt, prefix, kept = options.prompt_ids, None, 0
+        lead = () if kept else rationale.ids[: rationale.steps[0][0]]
+        again = [t for i in reading[kept:] for t in rationale.ids[slice(*rationale.steps[i])]]
+        cue = options.spaced_cue_ids if rationale.spaced[reading[-1]] else options.cue_ids
+        trunk = (*prompt, *lead, *again, *cue)
+        yield _Leaf(rationale, reading[-1], prefix, trunk, options.ids, options=True)
 
 
 def _question_leaf(problem: EncodedProblem) -> _Leaf:
-    return _Leaf(None, -1, 0, problem.cue_ids, problem.gold_ids)
+    return _Leaf(None, -1, 0, problem.cue_ids, (problem.gold_ids,))
+
+
+def _question_options(problem: EncodedProblem) -> _Leaf:
+    options = problem.options
+    assert options is not None
+    prefix = 0 if options.prompt_ids is None else None
+    trunk = (*(options.prompt_ids or ()), *options.cue_ids)
+    return _Leaf(None, -1, prefix, trunk, options.ids, options=True)
 
 
 def question_leaves(problems: Sequence[EncodedProblem], first: int) -> list[int]:
@@ -149,6 +210,7 @@ def build_batch(
     leaves: bool,
     pad_token_id: int,
     row_capacity: int = 0,
+    options: bool = False,
 ) -> Batch:
     """Builds the tensors of one forward pass over `problems`.
 
@@ -159,20 +221,46 @@ def build_batch(
         pad_token_id: pads rows; no token of a problem sees it.
         row_capacity: tree only: problems share a row of at most this many tokens (0: one row per
             problem).
+        options: whether option leaves are built.
 
     Raises:
-        ValueError: there are no problems, or the layout is unknown.
+        ValueError: there are no problems, the layout is unknown, or option leaves are asked for and
+            a problem was encoded without options.
     """
     if not problems:
         raise ValueError("problems must hold at least one problem, got none")
     if layout not in ("tree", "padded"):
         raise ValueError(f"layout must be 'tree' or 'padded', got {layout!r}")
-    build = _build_tree if layout == "tree" else _build_padded
-    return build(problems, leaves, pad_token_id, row_capacity)
+    for problem in problems if options else ():
+        if problem.options is None:
+            raise ValueError(
+                f"problems must be encoded with options=True for option leaves, "
+                f"got question_id {problem.question_id!r} without"
+            )
+    asked = _Asked(leaves, options)
+    if layout == "tree":
+        return _build_tree(problems, asked, pad_token_id, row_capacity)
+    return _build_padded(problems, asked, pad_token_id)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which leaves are built: for the gold answer, for the options."""
+
+    gold: bool
+    options: bool
+
+    def of_rationale(self, problem: EncodedProblem, rationale: EncodedRationale) -> list[_Leaf]:
+        gold = _leaves(problem, rationale) if self.gold else ()
+        return [*gold, *(_option_leaves(problem, rationale) if self.options else ())]
+
+    def of_question(self, problem: EncodedProblem) -> list[_Leaf]:
+        gold = [_question_leaf(problem)] if self.gold and problem.gold_ids else []
+        return [*gold, *([_question_options(problem)] if self.options else [])]
 
 
 def _build_tree(
-    problems: Sequence[EncodedProblem], leaves: bool, pad_token_id: int, row_capacity: int
+    problems: Sequence[EncodedProblem], asked: _Asked, pad_token_id: int, row_capacity: int
 ) -> Batch:
     plan = plan_rows([tree_length(p) for p in problems], row_capacity)
     place = {p: b for b, row in enumerate(plan) for p in row}
@@ -207,17 +295,15 @@ def _build_tree(
             tables.token_rows.extend((b, c) for c in columns)
             tables.rows.append(last_prompt)
             tables.rows.extend((b, c) for c in columns[:-1])
-            own = list(_leaves(problem, rationale)) if leaves else []
+            node_at[0] = [prompt_node[p]]
+            own = asked.of_rationale(problem, rationale)
             for each in own:
-                _plant(each, tables, b, leaf[b], sees[b], node_at[each.prefix], depth)
-            tables.leaf_counts.append(len(own))
-    if leaves:
-        for p, problem in enumerate(problems):
-            if not problem.gold_ids:
-                continue
-            b = place[p]
-            depth = len(problem.prompt_ids)
-            _plant(_question_leaf(problem), tables, b, leaf[b], sees[b], [prompt_node[p]], depth)
+                _plant(each, tables, b, leaf[b], sees[b], node_at, depth)
+            tables.leaf_counts.append(sum(not each.options for each in own))
+    for p, problem in enumerate(problems):
+        b, depth = place[p], len(problem.prompt_ids)
+        for each in asked.of_question(problem):
+            _plant(each, tables, b, leaf[b], sees[b], {0: [prompt_node[p]]}, depth)
     # Padding sees itself: attention without any key would give NaN.
     pads = [_new_node(s, []) for s in sees]
     size = max(len(s) for s in sees)
@@ -225,9 +311,7 @@ def _build_tree(
     for b, nodes in enumerate(sees):
         for node, seen in enumerate(nodes):
             visible[b, node, seen] = True
-    return _finish(
-        "tree", problems, main, leaf if leaves else [], tables, pad_token_id, visible, pads
-    )
+    return _finish("tree", problems, main, leaf, tables, asked, pad_token_id, visible, pads)
 
 
 def _new_node(sees: list[list[int]], ancestors: list[int]) -> int:
@@ -242,27 +326,56 @@ def _plant(
     b: int,
     row: _Row,
     sees: list[list[int]],
-    ancestors: list[int],
+    node_at: Mapping[int, list[int]],
     depth: int,
 ) -> None:
-    """Adds one leaf to the leaf row of a tree."""
-    first = row.add(leaf.ids, depth + leaf.prefix, _new_node(sees, ancestors))
-    tables.add_leaf(leaf, b, first + len(leaf.cue) - 1)
+    """Adds one leaf to the leaf row of a tree: what its targets share once, then a node for each.
+
+    The last token of a target predicts nothing and is left out. node_at[n] are the nodes of the
+    prompt, which has `depth` tokens, and of the first n tokens of the rationale.
+    """
+    start, ancestors = 0, list[int]()
+    if leaf.prefix is not None:
+        start, ancestors = depth + leaf.prefix, node_at[leaf.prefix]
+    inputs = [target[:-1] for target in leaf.targets]
+    shared = next(
+        (n for n, tokens in enumerate(zip(*inputs, strict=False)) if len(set(tokens)) > 1),
+        min(map(len, inputs), default=0),
+    )
+    if not inputs:  # a question without options
+        tables.add_leaf(leaf, [])
+        return
+    stem = (*leaf.trunk, *inputs[0][:shared])
+    node = _new_node(sees, ancestors)
+    first = row.add(stem, start, node)
+    cells = []
+    for tokens in inputs:
+        columns = list(range(first + len(leaf.trunk) - 1, first + len(stem)))
+        if len(tokens) > shared:
+            branch = _new_node(sees, [*ancestors, node])
+            own = row.add(tokens[shared:], start + len(stem), branch)
+            columns += range(own, own + len(tokens) - shared)
+        cells.append([(b, column) for column in columns])
+    tables.add_leaf(leaf, cells)
 
 
-def _build_padded(
-    problems: Sequence[EncodedProblem], leaves: bool, pad_token_id: int, row_capacity: int
-) -> Batch:
-    del row_capacity  # always one row per rationale
+def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_id: int) -> Batch:
     tables = _Tables()
     main: list[_Row] = []
     leaf: list[_Row] = []
 
     def add_leaf(problem: EncodedProblem, each: _Leaf) -> None:
-        prefix = problem.prompt_ids + (each.rationale.ids[: each.prefix] if each.rationale else ())
-        leaf.append(_Row())
-        leaf[-1].add(prefix + each.ids, 0, 0)
-        tables.add_leaf(each, len(leaf) - 1, len(prefix) + len(each.cue) - 1)
+        prefix = each.trunk
+        if each.prefix is not None:
+            read = each.rationale.ids[: each.prefix] if each.rationale else ()
+            prefix = problem.prompt_ids + read + prefix
+        cells = []
+        for target in each.targets:
+            columns = range(len(prefix) - 1, len(prefix) - 1 + len(target))
+            cells.append([(len(leaf), column) for column in columns])
+            leaf.append(_Row())
+            leaf[-1].add(prefix + target[:-1], 0, 0)
+        tables.add_leaf(each, cells)
 
     for p, problem in enumerate(problems):
         depth = len(problem.prompt_ids)
@@ -274,16 +387,14 @@ def _build_padded(
             tables.prompt_rows.append((b, depth - 1))
             tables.rows.extend((b, depth - 1 + t) for t in range(len(rationale.ids)))
             tables.token_rows.extend((b, depth + t) for t in range(len(rationale.ids)))
-            own = list(_leaves(problem, rationale)) if leaves else []
+            own = asked.of_rationale(problem, rationale)
             for each in own:
                 add_leaf(problem, each)
-            tables.leaf_counts.append(len(own))
-    if leaves:
-        for problem in problems:
-            if problem.gold_ids:
-                add_leaf(problem, _question_leaf(problem))
-        leaf = leaf or [_Row()]
-    return _finish("padded", problems, main, leaf, tables, pad_token_id, None, None)
+            tables.leaf_counts.append(sum(not each.options for each in own))
+    for problem in problems:
+        for each in asked.of_question(problem):
+            add_leaf(problem, each)
+    return _finish("padded", problems, main, leaf, tables, asked, pad_token_id, None, None)
 
 
 def _finish(
@@ -292,19 +403,23 @@ def _finish(
     main: list[_Row],
     leaf: list[_Row],
     tables: _Tables,
+    asked: _Asked,
     pad_token_id: int,
     visible: Tensor | None,
     pads: list[int] | None,
 ) -> Batch:
     """Pads the rows and turns (row, column) pairs into flat indices."""
-    if leaf and not any(row.ids for row in leaf):
-        leaf[0].add([pad_token_id], 0, pads[0] if pads else 0)
     main_block = _stack(main, pad_token_id, pads)
-    leaf_block = _stack(leaf, pad_token_id, pads) if leaf else None
+    leaf_block = None
+    if asked.gold or asked.options:
+        leaf = leaf or [_Row()]
+        if not any(row.ids for row in leaf):
+            leaf[0].add([pad_token_id], 0, pads[0] if pads else 0)
+        leaf_block = _stack(leaf, pad_token_id, pads)
     length = main_block.input_ids.shape[1]
     leaf_length = leaf_block.input_ids.shape[1] if leaf_block else 0
     question_leaf = [-1] * len(problems)
-    if leaf:
+    if asked.gold:
         question_leaf = question_leaves(problems, sum(tables.leaf_counts))
     gold = [problem.gold_ids for problem in problems]
     return Batch(
@@ -327,9 +442,38 @@ def _finish(
         leaf_offsets=_offsets(tables.leaf_counts),
         leaf_step=_tensor(tables.leaf_step),
         question_leaf=_tensor(question_leaf),
-        leaf_rows=_flat(tables.leaf_rows, leaf_length),
-        leaf_target=_tensor(tables.leaf_target),
-        leaf_index=_tensor(tables.leaf_index),
+        leaf_rows=_flat(tables.leaf_tokens.rows, leaf_length),
+        leaf_target=_tensor(tables.leaf_tokens.target),
+        leaf_index=_tensor(tables.leaf_tokens.index),
+        options=_option_tables(problems, tables, leaf_length) if asked.options else None,
+    )
+
+
+def _option_tables(
+    problems: Sequence[EncodedProblem], tables: _Tables, leaf_length: int
+) -> OptionLeaves:
+    """Finds the places of each rationale; the leaves are in the order of the tables."""
+    questions = len(tables.option_counts) - len(problems)
+    unstated, whole, gold, place = [], [], [], 0
+    for p, problem in enumerate(problems):
+        assert problem.options is not None
+        gold.append(problem.options.gold)
+        for rationale in problem.rationales:
+            mine = []
+            for reading in rationale.option_readings if problem.options.ids else ((),):
+                mine.append(place if reading else questions + p)
+                place += bool(reading)
+            unstated.append(mine[0])
+            whole.append(mine[-1])
+    return OptionLeaves(
+        offsets=_offsets(tables.option_counts),
+        question=_tensor(range(questions, len(tables.option_counts))),
+        unstated=_tensor(unstated),
+        whole=_tensor(whole),
+        gold=_tensor(gold),
+        rows=_flat(tables.option_tokens.rows, leaf_length),
+        target=_tensor(tables.option_tokens.target),
+        index=_tensor(tables.option_tokens.index),
     )
 
 

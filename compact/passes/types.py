@@ -41,6 +41,9 @@ class EncodedRationale:
             was found. Within a problem, answers that match have the same text: that of the gold
             answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
+        option_readings: for each place of option leaves, the indices of the steps that are read
+            before it. The first has the steps that state no answer, () if there are none; a second
+            one has all steps. () if the problem was encoded without options.
         judgement: what the texts say about it; None if the data were not judged.
     """
 
@@ -53,12 +56,33 @@ class EncodedRationale:
     marker: int
     answer: str | None
     leaf_steps: tuple[int, ...] | None = None
+    option_readings: tuple[tuple[int, ...], ...] = ()
     judgement: Judgement | None = None
 
     @property
     def asked_steps(self) -> tuple[int, ...]:
         """Indices of the steps after which the gold answer is asked for, the last one included."""
         return tuple(range(len(self.steps))) if self.leaf_steps is None else self.leaf_steps
+
+
+@dataclass(frozen=True)
+class EncodedOptions:
+    """The answers that a problem allows, as token ids.
+
+    Attributes:
+        ids: for each of J options, the tokens of its text after the cue; () for an open question.
+        gold: index of the gold option; -1 if it is unknown.
+        prompt_ids: ids of the prompt without its list of options, which a small student would
+            copy from; None if the prompt has no such list.
+        cue_ids: ids of the cue before an option.
+        spaced_cue_ids: ids of the cue with a leading space.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    gold: int
+    prompt_ids: tuple[int, ...] | None
+    cue_ids: tuple[int, ...]
+    spaced_cue_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +101,7 @@ class EncodedProblem:
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
         raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
+        options: the answers that can be chosen; None if the problem was encoded without them.
     """
 
     question_id: str
@@ -88,6 +113,7 @@ class EncodedProblem:
     cue_ids: tuple[int, ...]
     spaced_cue_ids: tuple[int, ...]
     raw_gold_ids: tuple[int, ...] = ()
+    options: EncodedOptions | None = None
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -119,6 +145,41 @@ class Block:
 
 
 @dataclass(frozen=True)
+class OptionLeaves:
+    """The leaves that ask for the text of each option, at E places.
+
+    A place is the end of a reading: some or all steps of a rationale, or the question alone. The
+    places are ordered by rationale; the P questions come last. Every place has one leaf for each
+    option of its problem, N leaves in all.
+
+    Attributes:
+        offsets: [E + 1], place e has the leaves from offsets[e] up to, but not including,
+            offsets[e + 1]. A question without options has none.
+        question: [P] the place after the bare question.
+        unstated: [R] the place after the steps that state no answer; that of the question if there
+            is no such step.
+        whole: [R] the place after all steps; that of `unstated` if all steps state no answer, or if
+            the leaf budget left it out.
+        gold: [P] index of the gold option; -1 if it is unknown or the question has no options.
+        rows, target, index: [Q'] for each token of an option: the row that predicts it in the
+            flattened hidden states of the leaf block, its id, and the index of its leaf.
+    """
+
+    offsets: Tensor
+    question: Tensor
+    unstated: Tensor
+    whole: Tensor
+    gold: Tensor
+    rows: Tensor
+    target: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> OptionLeaves:
+        """Returns the tables on `device`."""
+        return OptionLeaves(**_moved(self, device))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Tensors of one forward pass.
 
@@ -131,8 +192,9 @@ class Batch:
         layout: "tree" (each problem lies in one row and its rationales are branches) or "padded"
             (each rationale is a row).
         main: the main block.
-        leaves: the leaf block; None without leaves. If no problem has a gold answer, it holds one
-            padding token: ranks with sharded parameters must run the body equally often.
+        leaves: the leaf block; None without leaves. If no problem has what is asked for (a gold
+            answer, options), it holds one padding token: ranks with sharded parameters must run the
+            body equally often.
         visible: tree only, [B, S, S] bool, whether node (query) sees node (key). None when padded.
             A token attends to another if its node sees the node of the other and its position is
             not smaller.
@@ -159,6 +221,7 @@ class Batch:
         leaf_rows, leaf_target, leaf_index: [Q] for each gold token of a leaf: the row that predicts
             it in the hidden states of the leaf block flattened to [B2 * L2, H], its id, and the
             index of its leaf.
+        options: the option leaves; None without them.
     """
 
     layout: Literal["tree", "padded"]
@@ -183,6 +246,7 @@ class Batch:
     leaf_rows: Tensor
     leaf_target: Tensor
     leaf_index: Tensor
+    options: OptionLeaves | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch with every tensor on `device`."""
@@ -199,10 +263,10 @@ class Batch:
         return [r.teacher for p in self.problems for r in p.rationales]
 
 
-def _moved(part: Block | Batch, device: torch.device | str) -> dict[str, Any]:
-    """Returns the fields by name, with tensors and blocks on `device`."""
+def _moved(part: Block | OptionLeaves | Batch, device: torch.device | str) -> dict[str, Any]:
+    """Returns the fields by name, with tensors, blocks and option leaves on `device`."""
     return {
-        name: value.to(device) if isinstance(value, Tensor | Block) else value
+        name: value.to(device) if isinstance(value, Tensor | Block | OptionLeaves) else value
         for name, value in vars(part).items()
     }
 
@@ -222,6 +286,8 @@ class Pass:
             run with these statistics, else None.
         leaf_logp: [A] the level I_i of docs/method.md at each answer leaf: the mean log-likelihood
             of the tokens of the gold answer, in nats. Empty without leaves.
+        option_logp: [N] the mean log-likelihood of the tokens of the option at each option leaf, in
+            nats; `batch.options` has the places. None without option leaves.
         cache: values that metrics share within the pass (step graphs, hidden at the marker).
     """
 
@@ -231,4 +297,5 @@ class Pass:
     leaf_hidden: Tensor | None
     stats: TokenStats
     leaf_logp: Tensor
+    option_logp: Tensor | None = None
     cache: dict[str, object] = field(default_factory=dict)

@@ -43,6 +43,15 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 
+# The words that open a conclusion.
+_CONCLUSION = re.compile(
+    r"\W*(?:and\s+)?(?:so|therefore|thus|hence|consequently|accordingly|finally|overall|ultimately"
+    r"|in\s+(?:conclusion|summary|short)|as\s+a\s+(?:result|consequence)"
+    r"|(?:this|which|that|it)\s+(?:means|implies|makes|shows|confirms|indicates|suggests|follows)"
+    r"|we\s+(?:can\s+)?(?:conclude|infer|choose|select)|making)\b",
+    re.IGNORECASE,
+)
+
 # LaTeX is never cut. A single $...$ is LaTeX only if it contains \, ^ or _, because rationales have
 # many dollar amounts ("$7 + $17 = $24").
 _LATEX = re.compile(
@@ -94,6 +103,11 @@ def find_marker(text: str) -> int:
     """
     markers = find_markers(text)
     return markers[-1].start if markers else len(text)
+
+
+def concludes(step: str) -> bool:
+    """Whether a step begins with the words of a conclusion ("Therefore", "This means")."""
+    return bool(_CONCLUSION.match(step))
 
 
 def split_steps(text: str) -> list[Step]:

@@ -96,6 +96,7 @@ class MicroBatchLoss:
             problems,
             layout=self.layout,
             leaves=needs_leaves and self._leaves_due(problems, kept),
+            options=self.weigher.needs_options,
             pad_token_id=self.student.pad_token_id,
             row_capacity=self.args.max_length,
         ).to(self.args.device)

@@ -55,6 +55,10 @@ def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) ->
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
             f"step to step, got {args.leaf_every}"
         )
+    if args.leaf_every > 1 and weigher.needs_options:
+        raise ValueError(
+            f"leaf_every must be 1 with metrics that read option leaves, got {args.leaf_every}"
+        )
     if args.leaf_every > 1 and weigher.leaf_hidden_readers:
         raise ValueError(
             f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
@@ -100,6 +104,7 @@ def encoded(
     """Returns the problems of `problems_of` as token ids."""
     options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
     options["keep_tail"] = weigher.keep_tail
+    options["options"] = weigher.needs_options
     problems = problems_of(weigher, dataset)
     judged = weigher.needs_judgements
     return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **options))

@@ -172,4 +172,6 @@ def not_finite_in(pass_: Pass) -> str | None:
         )
     if not bool(torch.isfinite(pass_.leaf_logp).all()):
         return f"{named(batch.problems)}: the log-likelihood of the gold answer is not finite"
+    if pass_.option_logp is not None and not bool(torch.isfinite(pass_.option_logp).all()):
+        return f"{named(batch.problems)}: the log-likelihood of an option is not finite"
     return None

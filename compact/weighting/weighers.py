@@ -67,6 +67,7 @@ class Weigher(Protocol):
     Attributes:
         name: preset or policy, as the user wrote it.
         needs_leaves: it reads answer leaves.
+        needs_options: it reads option leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
         needs_judgements: it reads `EncodedRationale.judgement`.
@@ -79,6 +80,7 @@ class Weigher(Protocol):
 
     name: str
     needs_leaves: bool
+    needs_options: bool
     needs_padded: bool
     needs_judgements: bool
     leaf_hidden_readers: tuple[str, ...]
@@ -165,6 +167,7 @@ class PresetWeigher:
         self.validity = None if name == "none" else get_metric(name, VALIDITY)
         read = self.all_metrics.values()
         self.needs_leaves = any(m.needs_leaves for m in read)
+        self.needs_options = any(m.needs_options for m in read)
         self.needs_padded = any(m.needs_padded for m in read)
         self.needs_judgements = any(m.needs_judgements for m in read)
         self.leaf_hidden_readers = tuple(m.name for m in read if m.needs_leaf_hidden)
@@ -301,6 +304,7 @@ class PolicyWeigher:
     policy: Policy
     updates: int = 0
     needs_leaves: bool = False
+    needs_options: bool = False
     needs_padded: bool = False
     needs_judgements: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()

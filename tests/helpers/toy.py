@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2C
 
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import EncodedProblem, EncodedRationale
+from compact.passes.types import EncodedOptions
 
 VOCABULARY = 97
 _SIZES = {
@@ -103,4 +105,34 @@ def make_problem(seed: int, lengths: list[int], prompt: int = 5, steps: int = 2)
         cue_ids=cue,
         spaced_cue_ids=cue,
         raw_gold_ids=ids(3),
+    )
+
+
+def with_options(
+    problem: EncodedProblem,
+    *readings: tuple[tuple[int, ...], ...],
+    gold: int = 1,
+    bare_prompt: bool = False,
+) -> EncodedProblem:
+    """Adds three options, two of which begin alike; readings[k] are those of rationale k."""
+    g = torch.Generator().manual_seed(7)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, VOCABULARY, (count,), generator=g).tolist())
+
+    start = ids(2)
+    options = EncodedOptions(
+        ids=(start + ids(3), ids(1), start + ids(2)),
+        gold=gold,
+        prompt_ids=ids(4) if bare_prompt else None,
+        cue_ids=ids(2),
+        spaced_cue_ids=ids(2),
+    )
+    return replace(
+        problem,
+        options=options,
+        rationales=tuple(
+            replace(r, option_readings=mine)
+            for r, mine in zip(problem.rationales, readings, strict=True)
+        ),
     )

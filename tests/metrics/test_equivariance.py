@@ -13,6 +13,7 @@ from compact.metrics import get_metric, metric_names
 from compact.passes import EncodedProblem, EncodedRationale, Pass
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
+from compact.passes.types import EncodedOptions
 from compact.student import Student
 from compact.weighting import PRESETS, Weigher, make_weigher
 from compact.weighting.policies import POLICIES
@@ -50,6 +51,7 @@ def _rationale(texts: list[str], answer: str | None) -> EncodedRationale:
         spaced=(False,) * len(texts),
         marker=len(ids),
         answer=answer,
+        option_readings=(tuple(i for i, t in enumerate(texts) if "7" in t),),
     )
 
 
@@ -72,15 +74,16 @@ def _problem(rationales: list[EncodedRationale]) -> EncodedProblem:
         cue_ids=_tokens("is"),
         spaced_cue_ids=_tokens("is"),
         raw_gold_ids=_tokens("7"),
+        options=EncodedOptions((_tokens("7"), _tokens("8")), 0, None, _tokens("is"), _tokens("is")),
     )
 
 
 def _passes(problems: list[EncodedProblem]) -> dict[bool, Pass]:
-    """A tree and a padded pass (key: padded), both with answer leaves."""
+    """A tree and a padded pass (key: padded), both with answer leaves and option leaves."""
     passes = {}
     for padded in (False, True):
         layout = "padded" if padded else "tree"
-        batch = build_batch(problems, layout=layout, leaves=True, pad_token_id=0)
+        batch = build_batch(problems, layout=layout, leaves=True, options=True, pad_token_id=0)
         with torch.no_grad():
             passes[padded] = run_pass(_STUDENT, batch, statistics=STATISTICS)[2]
     return passes

@@ -64,7 +64,9 @@ def collect(
         only: names of metrics, presets and policies; () for all.
     """
     contest = _Contest.of(only)
-    encoded = encode_problems(problems, processing_class, max_length=max_length)
+    encoded = encode_problems(
+        problems, processing_class, max_length=max_length, options=contest.options
+    )
     tails = contest.with_tails(problems, processing_class, max_length)
     blind = [replace(problem, gold=None, gold_ids=()) for problem in encoded]
     unseen = dict(zip((p.question_id for p in encoded), judge(blind), strict=True))
@@ -91,7 +93,8 @@ class _Contest:
         self.policies: Mapping[str, Weigher] = policies
         weighers = (*presets.values(), *self.policies.values())
         self.statistics = {*statistics_of(metrics)}.union(*(w.statistics for w in weighers))
-        self.padded = any(m.needs_padded for m in metrics) or any(w.needs_padded for w in weighers)
+        self.padded = any(read.needs_padded for read in (*metrics, *weighers))
+        self.options = any(read.needs_options for read in (*metrics, *weighers))
 
     @classmethod
     def of(cls, only: Sequence[str]) -> _Contest:
@@ -135,7 +138,9 @@ class _Contest:
         unseen: Mapping[str, Sequence[Judgement]],
     ) -> list[dict[str, Any]]:
         """Returns a row per problem."""
-        tree = observe(student, problems, layout="tree", statistics=self.statistics)
+        tree = observe(
+            student, problems, layout="tree", options=self.options, statistics=self.statistics
+        )
         passes = {False: tree}
         if self.padded:
             passes[True] = observe(
