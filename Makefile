@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cuda-checks gpu bench bench-gate docs lint format native clean
+.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate docs lint format native clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -46,6 +46,27 @@ cuda-checks: native  ## five checks of the CUDA kernels that need no GPU (4 minu
 
 gpu:  ## on a machine with a GPU: build, test, sanitize, measure, into gpu-results/ (see tools/gpu.sh)
 	PY=$(PY) tools/gpu.sh
+
+# Arms of the study of strategies; the white-box teacher is the zoo student at its last stage.
+STUDY_OUT   ?= runs/strategies
+STUDY_FLAGS ?= --seeds 0 1 2 3 4
+ZOO_TEACHER ?= runs/zoo-students/late-0
+STUDY_ARMS   = uniform oracle answer-vote softmax-nll robust mgda pcgrad mind \
+  "uniform,strategy=mot" "robust,strategy=mot,strategy_options={merge: weights}" \
+  "robust,strategy=p-align,strategy_options={max_new_tokens: 110}" \
+  "robust,strategy=orion,strategy_options={max_new_tokens: 110}" \
+  "uniform,strategy=co-supervised,strategy_options={max_new_tokens: 110}" \
+  "uniform,strategy=crsd" "uniform,strategy=fragment-ema" "robust,strategy=trico" \
+  "uniform,strategy=aqg" \
+  "uniform,strategy=adaswitch,strategy_options={teacher: $(ZOO_TEACHER), max_new_tokens: 110}" \
+  "uniform,strategy=feature-contrast,strategy_options={teachers: $(ZOO_TEACHER)}"
+study: native  ## every strategy and policy on zoo B at equal steps (many hours; STUDY_FLAGS, STUDY_OUT)
+	$(PY) -c 'from compact.lab.zoo_student import load_zoo_student as load; load("late")'
+	$(PY) -m compact compare zoo-b --arms $(STUDY_ARMS) $(STUDY_FLAGS) --out $(STUDY_OUT)
+
+TIMES ?= 50
+kill: native  ## kill commands at random moments; TIMES=50 results must be equal (15 minutes)
+	$(PY) tools/kill.py --times $(TIMES)
 
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done

@@ -94,6 +94,7 @@ def synthetic(count: int, shape: dict[str, int], seed: int) -> list[EncodedProbl
             gold_ids=ids(GOLD),
             cue_ids=ids(CUE),
             spaced_cue_ids=ids(CUE),
+            raw_gold_ids=ids(GOLD),
         )
         for p in range(count)
     ]

@@ -100,7 +100,7 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
     difficulty = nll.view(count, -1).sum(1) / (target != -100).sum(1)
     with torch.no_grad():
         # Adaptability: rising gold logits, over every token of the padded row.
-        gold = logits[:, :, list(problem.gold_ids)].mean(-1)
+        gold = logits[:, :, list(problem.raw_gold_ids)].mean(-1)
         words = torch.where(torch.isin(ids[:, 1:], thinking), 1.0, OTHER_WORDS)
         adaptability = (gold.diff(dim=1).relu() * words).sum(1)
         # Consensus: attention between the rationales' last hidden states.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compact.weighting import make_weigher as make_weigher
     from compact.weighting import register_policy as register_policy
     from compact.weighting import register_preset as register_preset
+    from compact.weighting import register_token_weights as register_token_weights
 
 # Public name -> (module, its name there).
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "register_metric": ("compact.metrics", "register"),
     "register_policy": ("compact.weighting", "register_policy"),
     "register_preset": ("compact.weighting", "register_preset"),
+    "register_token_weights": ("compact.weighting", "register_token_weights"),
 }
 __all__ = sorted(_PUBLIC)
 

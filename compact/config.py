@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +15,73 @@ def _option(default: Any, text: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
+
+
+_ANY = math.inf
+# Setting -> (least, most); the limits of transformers' settings, which it does not check itself.
+# A step count of `*_steps` below 1 is a share of all steps.
+_RANGES = {
+    "max_length": (2, _ANY),
+    "leaf_every": (1, _ANY),
+    "per_device_train_batch_size": (1, _ANY),
+    "per_device_eval_batch_size": (1, _ANY),
+    "gradient_accumulation_steps": (1, _ANY),
+    "learning_rate": (0, _ANY),
+    "weight_decay": (0, _ANY),
+    "max_grad_norm": (0, _ANY),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, _ANY),
+    "warmup_steps": (0, _ANY),
+    "num_train_epochs": (-1, _ANY),
+    "max_steps": (-1, _ANY),
+    "save_steps": (1e-9, _ANY),
+    "eval_steps": (1e-9, _ANY),
+    "logging_steps": (1e-9, _ANY),
+    "save_total_limit": (1, _ANY),
+    "eval_delay": (0, _ANY),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, _ANY),
+}
+_RECIPE_RANGES = {
+    "max_problems": (1, _ANY),
+    "lora_r": (1, 65536),
+    "lora_alpha": (1, _ANY),
+    "lora_dropout": (0, 0.999),
+}
+# optim -> the names that transformers reads from optim_args; other optimizers read none.
+_OPTIM_ARGS = {
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+}
+_WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor")
+
+
+def _check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raises ValueError for the first setting that is not a finite number in its range."""
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name, None)
+        if value is None:
+            continue
+        if isinstance(value, str) or not math.isfinite(value) or not least <= value <= most:
+            limits = f"at least {least:g}" if most == _ANY else f"from {least:g} to {most:g}"
+            limits = "above 0" if least == 1e-9 else limits
+            raise ValueError(f"{name} must be {limits}, got {value}")
+
+
+def _check_optim_args(given: str | None, optim: Any) -> None:
+    """Raises ValueError for arguments that the optimizer would ignore."""
+    name = str(getattr(optim, "value", optim))
+    if not given or not (name in _OPTIM_ARGS or name in _WITHOUT_ARGS):
+        return
+    known = _OPTIM_ARGS.get(name, ())
+    for pair in given.replace(" ", "").split(","):
+        key, equals, _ = pair.partition("=")
+        if key not in known or not equals:
+            expected = f"key=value with {', '.join(known)}" if known else "empty"
+            raise ValueError(f"optim_args must be {expected} with optim {name}, got {pair!r}")
 
 
 @dataclass
@@ -34,11 +103,16 @@ class CompactConfig(TrainingArguments):
 
     preset: str = _option(
         "robust",
-        "how teachers are weighted: a preset (released, paper, robust) or a policy "
-        "(uniform, random, single:TEACHER, answer-vote, softmax-nll, ca-mkd, ebkd, oracle)",
+        "how teachers are weighted: a preset (released, paper, robust) or a policy (uniform, "
+        "random, single:TEACHER, answer-vote, rejection, ...; `compact metrics` lists all)",
     )
     overrides: dict[str, Any] | str | None = _option(
         None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
+    )
+    token_weights: str = _option(
+        "none",
+        "what each token's loss is multiplied by, besides the rationale's weight: none, dft, eaft, "
+        "cll, or a registered name",
     )
     max_length: int = _option(2560, "longest prompt plus completion, in tokens")
     strategy: str | None = _option(
@@ -93,15 +167,15 @@ class CompactConfig(TrainingArguments):
         Raises:
             ValueError: names the setting, what was expected and what was found.
         """
-        for name, least in (
-            ("max_length", 2),
-            ("leaf_every", 1),
-            ("per_device_train_batch_size", 1),
-            ("per_device_eval_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        _check_ranges(self, _RANGES)
+        if not str(self.output_dir or "").strip() or "\0" in str(self.output_dir):
+            raise ValueError(f"output_dir must name a folder, got {self.output_dir!r}")
+        if self.load_best_model_at_end and str(self.eval_strategy).lower().endswith("no"):
+            raise ValueError(
+                "load_best_model_at_end needs an evaluation: set eval_strategy and save_strategy "
+                "to the same of steps and epoch, got eval_strategy no"
+            )
+        _check_optim_args(self.optim_args, self.optim)
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
         if not self.leaf_budget > 0.0:
@@ -163,5 +237,12 @@ class RecipeConfig:
         Raises:
             ValueError: names the key, what was expected and what was found.
         """
-        if self.max_problems is not None and self.max_problems < 1:
-            raise ValueError(f"max_problems must be at least 1, got {self.max_problems}")
+        _check_ranges(self, _RECIPE_RANGES)
+        if not self.lora_target_modules or not all(self.lora_target_modules):
+            raise ValueError(
+                f"lora_target_modules must name layers, got {self.lora_target_modules!r}"
+            )
+        for name in ("model", "data", "eval_data"):
+            value = getattr(self, name)
+            if value is not None and (not value.strip() or "\0" in value):
+                raise ValueError(f"{name} must be a name or a path, got {value!r}")

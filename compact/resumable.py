@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compact.files import write_json
+from compact.files import as_json, check_shape, decoded, parse_json, read_json, replace_whole
 
 Row = dict[str, Any]
+_SUMMARY = {"settings": dict, "status?": str}
 
 
 def summary_path(rows: Path) -> Path:
@@ -30,6 +31,33 @@ def remove_rows(rows: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_summary(rows: Path) -> Row:
+    """Returns the summary of a file of rows.
+
+    Raises:
+        ValueError, OSError: it cannot be read, or is no summary.
+    """
+    side = summary_path(rows)
+    try:
+        summary: Row = read_json(side, _SUMMARY)
+    except ValueError as error:
+        what = str(error).removeprefix(f"{side}: ")
+        raise ValueError(
+            f"{side}: expected a summary with 'settings' ({what}); delete it and its "
+            "rows, or choose another --out"
+        ) from None
+    return summary
+
+
+def add_to_summary(rows: Path, more: dict[str, Any]) -> None:
+    """Adds fields to the summary of a complete file of rows; they stay until a row is added.
+
+    Raises:
+        ValueError, OSError: as in `read_summary`, or it cannot be written.
+    """
+    replace_whole(summary_path(rows), as_json(read_summary(rows) | more))
+
+
 class ResumableRows:
     """Appends rows to a file, and reads the rows that interrupted runs have written to it.
 
@@ -37,20 +65,25 @@ class ResumableRows:
         done: key -> row, of this run and of earlier ones.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], *, key: str) -> None:
+    def __init__(
+        self, path: str | Path, settings: dict[str, Any], *, key: str, shape: Any = dict
+    ) -> None:
         """Opens the file, which may have rows of an interrupted run, and creates its folders.
 
         Args:
             path: the file of rows. An incomplete last line is removed.
             settings: what the rows depend on, as JSON values.
             key: the field that identifies a row.
+            shape: what a row must look like, see `check_shape`.
 
         Raises:
-            ValueError: the file belongs to a run with other settings, its summary is missing, or a
-                line is not a row.
+            ValueError: the file belongs to a run with other settings, its summary is missing or is
+                somebody else's file, or a line is not a row.
             OSError: a file cannot be read or written.
         """
-        self.path, self.key, self._running = Path(path), key, False
+        self.path, self.key, self.shape = Path(path), key, shape
+        self._running = False
+        self._kept: dict[str, Any] = {}  # what others added to the summary of a complete run
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._read()
@@ -72,13 +105,13 @@ class ResumableRows:
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Marks the run as complete and saves its summary."""
-        about = {"settings": self.settings, "status": "complete", **summary}
-        write_json(summary_path(self.path), about)
+        about = {"settings": self.settings, "status": "complete", **self._kept, **summary}
+        replace_whole(summary_path(self.path), as_json(about))
 
     def _mark_running(self) -> None:
         about = {"settings": self.settings, "status": "running"}
-        write_json(summary_path(self.path), about)
-        self._running = True
+        replace_whole(summary_path(self.path), as_json(about))
+        self._running, self._kept = True, {}
 
     def __enter__(self) -> ResumableRows:
         return self
@@ -92,29 +125,34 @@ class ResumableRows:
         self._file.close()
 
     def _read(self) -> dict[str, Row]:
+        side = summary_path(self.path)
+        before = read_summary(self.path) if side.exists() else None  # never over another file
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path}: expected a file, got a directory")
         if not self.path.exists() or self.path.stat().st_size == 0:
             return {}
-        side = summary_path(self.path)
-        if not side.exists():
+        if before is None:
             raise ValueError(
                 f"{self.path}: expected {side.name} beside it, found none; choose another --out or "
                 f"delete {self.path.name}"
             )
-        before = _settings_in(side)
+        settings = before["settings"]
         changed = sorted(
             name
-            for name in self.settings.keys() | before.keys()
-            if self.settings.get(name) != before.get(name)
+            for name in self.settings.keys() | settings.keys()
+            if self.settings.get(name) != settings.get(name)
         )
         if changed:
             what = ", ".join(
-                f"{name} was {before.get(name)!r}, now {self.settings.get(name)!r}"
+                f"{name} was {settings.get(name)!r}, now {self.settings.get(name)!r}"
                 for name in changed
             )
             raise ValueError(
                 f"{self.path}: has rows from other settings ({what}); delete it or choose another "
                 "--out"
             )
+        if before.get("status") == "complete":
+            self._kept = {k: v for k, v in before.items() if k not in ("settings", "status")}
         raw = self.path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         if whole < len(raw):
@@ -122,26 +160,17 @@ class ResumableRows:
                 file.truncate(whole)
         done: dict[str, Row] = {}
         for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+            where = f"{self.path}:{number}"
             try:
-                row = json.loads(line)
-                done[str(row[self.key])] = row
-            except (ValueError, KeyError, TypeError) as error:
+                row = parse_json(decoded(line, where), where)
+                check_shape(row, {self.key: str}, where)
+                check_shape(row, self.shape, where)
+            except ValueError as error:
                 shown = line[:60].decode("utf-8", "replace")
+                what = str(error).removeprefix(f"{where}: ")
                 raise ValueError(
-                    f"{self.path}:{number}: expected a JSON object with {self.key!r}, got "
-                    f"{shown!r}; delete the file to start again"
-                ) from error
+                    f"{where}: expected a JSON object with {self.key!r}, got {shown!r} ({what}); "
+                    "delete the file to start again"
+                ) from None
+            done[row[self.key]] = row
         return done
-
-
-def _settings_in(side: Path) -> dict[str, Any]:
-    """Reads the settings of an earlier run from its summary."""
-    try:
-        found = json.loads(side.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{side}: expected a JSON object with 'settings'; delete it and its rows"
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{side}: settings must be an object, got {type(found).__name__}")
-    return found

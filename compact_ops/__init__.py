@@ -7,6 +7,7 @@ with other caches or instruction sets split sums differently, so the last bits m
 from compact_ops._library import backend
 from compact_ops.accumulate_weighted import accumulate_weighted
 from compact_ops.filtered_matmul import filtered_matmul
+from compact_ops.head_divergence import head_divergence
 from compact_ops.linear_token_stats import STATISTICS, linear_token_stats
 from compact_ops.pairwise_symmetric_kl import pairwise_symmetric_kl
 from compact_ops.problem_weights import problem_weights
@@ -21,6 +22,7 @@ __all__ = [
     "accumulate_weighted",
     "backend",
     "filtered_matmul",
+    "head_divergence",
     "linear_token_stats",
     "pairwise_symmetric_kl",
     "problem_weights",

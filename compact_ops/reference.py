@@ -127,6 +127,40 @@ def pairwise_symmetric_kl(
     return torch.where(p == q, 0, (p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
+def head_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    *,
+    kind: str = "forward",
+    mix: float = 0.5,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    teacher_bias: Tensor | None = None,
+    teacher_softcap: float | None = None,
+    teacher_logit_scale: float = 1.0,
+) -> Tensor:
+    """See compact_ops.head_divergence."""
+    log_q = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
+    teacher = (teacher_bias, teacher_softcap, teacher_logit_scale)
+    with torch.no_grad():
+        log_p = _logits(teacher_hidden, teacher_weight, *teacher).log_softmax(dim=1)
+        log_p = log_p.to(log_q.dtype)
+    p, q = log_p.exp(), log_q.exp()
+
+    def kl(a: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
+        return torch.where(a > 0, a * (log_a - log_b), 0).sum(dim=1)
+
+    if kind == "forward":
+        return kl(p, log_p, log_q)
+    if kind == "reverse":
+        return kl(q, log_q, log_p)
+    log_m = (mix * p + (1 - mix) * q).log()
+    return mix * kl(p, log_p, log_m) + (1 - mix) * kl(q, log_q, log_m)
+
+
 def problem_weights(
     scores: Tensor,
     offsets: Tensor,

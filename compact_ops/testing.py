@@ -121,6 +121,18 @@ def _filtered_inputs(seed: int, size: int) -> Inputs:
     }
 
 
+def _divergence_inputs(seed: int, size: int) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"hidden": (size, 6), "weight": (300, 6), "teacher_hidden": (size, 11)}
+    shapes["teacher_weight"] = (300, 11)
+    found: Inputs = {
+        name: torch.randn(*shape, generator=g, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    teacher = {"teacher_softcap": 2.0, "teacher_logit_scale": 0.5}
+    return found | head_terms(300) | teacher | {"kind": "jsd", "mix": 0.3}
+
+
 def _head_inputs(seed: int, size: int) -> Inputs:
     return head_inputs(seed, tokens=size, rows=20) | head_terms()
 
@@ -185,6 +197,7 @@ def _tree_inputs(seed: int, size: int) -> Inputs:
 SAMPLES: dict[str, Sample] = {
     "accumulate_weighted": Sample(_accumulate_inputs, ("unit", "weight")),
     "filtered_matmul": Sample(_filtered_inputs, ("grad", "weight")),
+    "head_divergence": Sample(_divergence_inputs, ("hidden", "weight", "bias")),
     "linear_token_stats": Sample(_head_inputs, ("hidden", "weight", "bias")),
     "pairwise_symmetric_kl": Sample(_pairs_inputs, ("hidden", "weight", "bias")),
     "problem_weights": Sample(_problem_inputs),

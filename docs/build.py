@@ -21,8 +21,9 @@ from pdoc.render_helpers import to_html
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("compact", "compact_ops")
 # In the order of the navigation; the README is the front page.
-GUIDES = ("quickstart", "choosing", "data-format", "trainer", "method", "extending", "operators")
-GUIDES += ("auditing", "evaluation", "distributed", "performance")
+GUIDES = ("quickstart", "collect", "choosing", "data-format", "trainer", "method", "metrics")
+GUIDES += ("strategies", "extending", "operators", "auditing", "evaluation", "distributed")
+GUIDES += ("performance",)
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import ClassVar, TypeVar
 
+from compact.answers.reading import stated_answer
 from compact.registry import Registry
 
 
@@ -30,6 +32,14 @@ class Domain(ABC):
             gold: the gold answer, None if the data has none.
             prompt: the question, with its options.
         """
+
+    @classmethod
+    def of_prompt(cls, prompt: str) -> Domain:
+        """Returns the domain of a problem without a gold answer whose `answer_type` names it.
+
+        A domain that holds more than its class, such as options, reads that from the prompt.
+        """
+        return cls()
 
     @abstractmethod
     def normalise(self, answer: str) -> str:
@@ -95,19 +105,29 @@ def get_domain(name: str) -> type[Domain]:
     return DOMAINS.get_or_raise(name, domain_names())
 
 
-def find_domain(gold: str | None, prompt: str = "", answer_type: str | None = None) -> Domain:
+def find_domain(
+    gold: str | None,
+    prompt: str = "",
+    answer_type: str | None = None,
+    completions: Iterable[str] = (),
+) -> Domain:
     """Returns the domain of a problem.
 
     The classes are tried in the order of `domain_names()`: those of users, then choice, yes_no,
     date, number, math, text, general. The first that recognises the problem is returned. So an
     answer with two possible readings gets the narrower one: "12" is a choice if it is the text of
-    an option, and "05/01/2020" is a date, not a fraction. Without a gold answer, the domain is
-    choice if the prompt has options, else general, which reads numbers and short texts.
+    an option, and "05/01/2020" is a date, not a fraction.
+
+    Without a gold answer, the domain is choice if the prompt has options. Otherwise the answers
+    that the completions state stand in for the gold one: the domain of most of them is returned,
+    the narrower one in a tie. If no completion has an answer marker, the domain is general, which
+    reads numbers and short texts.
 
     Args:
         gold: the gold answer, None if the data has none.
         prompt: the question, with its options.
         answer_type: the name of the domain, if the data gives it.
+        completions: the texts of the problem's rationales; read only without a gold answer.
 
     Raises:
         ValueError: there is no domain `answer_type`, `gold` is not an answer of it, or `gold` is
@@ -116,18 +136,23 @@ def find_domain(gold: str | None, prompt: str = "", answer_type: str | None = No
     if gold is not None and not gold.strip():
         raise ValueError("gold: expected an answer or None, found an empty text")
     if answer_type is not None:
-        found = get_domain(answer_type).recognise(gold, prompt)
+        kind = get_domain(answer_type)
+        found = kind.of_prompt(prompt) if gold is None else kind.recognise(gold, prompt)
         if found is None:
             raise ValueError(
                 f"gold: expected an answer of the domain {answer_type!r}, found {_shown(gold)}"
                 + ("" if answer_type != "choice" else f" with the prompt {_shown(prompt[-200:])}")
             )
         return found
-    for name in domain_names():
-        found = DOMAINS[name].recognise(gold, prompt)
-        if found is not None:
-            return found
-    raise ValueError(f"gold: no domain recognises {_shown(gold)}")
+    names = domain_names()
+    found = next((d for n in names if (d := DOMAINS[n].recognise(gold, prompt)) is not None), None)
+    if found is None:
+        raise ValueError(f"gold: no domain recognises {_shown(gold)}")
+    if gold is None and found.name == BUILT_IN[-1]:
+        stated = (stated_answer(text) for text in completions)
+        votes = Counter(find_domain(text, prompt) for text in stated if text is not None)
+        return max(votes, key=lambda d: (votes[d], -names.index(d.name)), default=found)
+    return found
 
 
 def _shown(text: str | None) -> str:

@@ -98,7 +98,7 @@ class Choice(Domain):
     @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Choice | None:
         """Accepts the letter or text of an option; only a letter if the prompt has no options."""
-        domain = cls(read_options(prompt))
+        domain = cls.of_prompt(prompt)
         if gold is None:
             return domain if domain.options else None
         if not _GOLD.fullmatch(unwrap(gold)):
@@ -109,6 +109,11 @@ class Choice(Domain):
             if shown not in ([texts.get(front.letter)] if front else texts.values()):
                 return None
         return domain if domain.normalise(gold) in domain.letters else None
+
+    @classmethod
+    def of_prompt(cls, prompt: str) -> Choice:
+        """Returns the choice between the options of the prompt."""
+        return cls(read_options(prompt))
 
     @property
     def letters(self) -> str:

@@ -50,9 +50,14 @@ class Date(Domain):
     day_first: bool = False
 
     @classmethod
+    def of_prompt(cls, prompt: str) -> Date:
+        """Returns the dates of a prompt, which may ask for the day first."""
+        return cls(day_first=bool(_DAY_FIRST.search(prompt)))
+
+    @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Date | None:
         """Accepts a text that is one date or one time."""
-        domain = cls(day_first=bool(_DAY_FIRST.search(prompt)))
+        domain = cls.of_prompt(prompt)
         return domain if gold is not None and domain.bare(gold) is not None else None
 
     def bare(self, answer: str) -> str | None:

@@ -35,6 +35,10 @@ class Outcome:
     note: str = ""
 
 
+class CheckerStartError(OSError, RuntimeError):
+    """A process of the answer checker could not be started."""
+
+
 Check = Callable[[str, str], bool]
 
 
@@ -61,7 +65,9 @@ class _Worker:
             self.pipe.send((check.__module__, check.__qualname__))
         except OSError as error:
             self.pipe.close()
-            raise RuntimeError(f"the answer checker could not start a process: {error}") from error
+            raise CheckerStartError(
+                f"the answer checker could not start a process: {error}"
+            ) from error
         finally:
             other.close()
         self.ready = False
@@ -184,7 +190,7 @@ class CheckerPool:
         """Kills a worker, marks its item as failed, and starts a new worker."""
         worker.kill()
         if not worker.ready:
-            raise RuntimeError(f"the answer checker could not start a process: {note}")
+            raise CheckerStartError(f"the answer checker could not start a process: {note}")
         if worker.item is not None:
             outcomes[worker.item] = Outcome(False, note)
         self.workers[self.workers.index(worker)] = _Worker(self.check)

@@ -75,6 +75,15 @@ def parts(text: str) -> Iterator[Part]:
             yield Part(rest, marker.direct, boxed)
 
 
+def stated_answer(completion: str) -> str | None:
+    """Returns the first sentence after the last answer marker, None without a marker.
+
+    It is in no domain's normal form.
+    """
+    said = (sentence for part in parts(visible(completion)) for sentence in statements(part.text))
+    return next(said, None)
+
+
 class Reader(Protocol):
     """How a domain reads a sentence: each method returns the answer, or None if there is none.
 

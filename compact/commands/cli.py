@@ -26,6 +26,11 @@ COMMANDS = {
     "graph": ("compact.commands.graph", "draw the consensus graph of a problem"),
     "compare": ("compact.commands.compare", "train with several weightings and compare them"),
     "report": ("compact.commands.report", "write one HTML page about a run"),
+    "collect": (
+        "compact.commands.collect",
+        "ask several teachers questions, and keep their rationales",
+    ),
+    "export": ("compact.commands.export", "merge a student's adapter into a folder to serve"),
     "import": ("compact.commands.import_", "convert files of other tools into rationales"),
     "planted": ("compact.commands.planted", "plant errors in rationales, to test a weighting"),
     "discrimination": (
@@ -59,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command line. 130: interrupted. Any other error is a bug in COMPACT and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     # Only the first of several processes prints.
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
@@ -83,6 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_one_line(error), 1)
 
 
+def _open_streams() -> None:
+    """Opens the closed ones of standard input, output and error on the null device.
+
+    Otherwise the next file that is opened takes the place of a stream, and messages go into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -95,11 +116,20 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         return _fail(unknown("command", command, list(COMMANDS)), 2)
     module_name, what = COMMANDS[command]
+    if sys.flags.optimize > 1:
+        raise ImportError("PYTHONOPTIMIZE must be at most 1: the libraries need their docstrings")
+    try:
+        os.getcwd()  # libraries fail without it, in words of their own
+    except OSError as error:
+        raise OSError(f"the current folder: {error.strerror}") from None
     import_modules(modules)
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
     module.add_arguments(parser)
     args, options = parser.parse_known_args(rest)
+    for name, value in vars(args).items():
+        if "" in (value if isinstance(value, list) else [value]):
+            parser.error(f"--{name} must not be empty")
     if command == "train":
         args.options = options  # keys of the recipe
     elif options:

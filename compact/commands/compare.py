@@ -14,6 +14,7 @@ from compact.evaluation.compare import (
     parse_arm,
     zoo_task,
 )
+from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
 
 EPILOG = """example:
@@ -30,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines; or zoo-a, zoo-b")
     arms = " ".join(DEFAULT_ARMS)
     parser.add_argument(
-        "--arms", nargs="+", default=list(DEFAULT_ARMS), help=f"presets or policies [{arms}]"
+        "--arms",
+        nargs="+",
+        default=list(DEFAULT_ARMS),
+        help=f"presets or policies, with settings and a strategy after commas [{arms}]",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")
@@ -54,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
-    arms = [parse_arm(text) for text in dict.fromkeys(args.arms)]
+    of_zoo = args.data in ("zoo-a", "zoo-b")
+    arms = [parse_arm(text, RIGHT if of_zoo else ()) for text in dict.fromkeys(args.arms)]
     seeds = list(dict.fromkeys(args.seeds))
-    if args.data in ("zoo-a", "zoo-b"):
+    if of_zoo:
         task = zoo_task(
             args.data[-1],
             problems=args.problems,
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             config,
             model=args.model,
             limit=args.limit,
+            arms=arms,
         )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ weights of the teachers, and the log-likelihood of the gold answer on held-out q
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections import defaultdict
@@ -98,6 +99,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"teachers   {', '.join(TEACHERS)}; {MISLEADS} is wrong, and the data does not say so")
     rows = zoo.make_rows(TEACHERS, PROBLEMS + HELD_OUT, SEED)
     problems = load_problems(rows)
+    if (RUN / "run.json").exists():  # a run is never written over
+        number = next(n for n in itertools.count(1) if not RUN.with_name(f"demo-{n}").exists())
+        RUN.rename(RUN.with_name(f"demo-{number}"))
+        print(f"earlier    demo is kept in {RUN.with_name(f'demo-{number}')}")
     RUN.mkdir(parents=True, exist_ok=True)
     data = RUN / "rationales.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

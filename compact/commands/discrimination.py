@@ -14,7 +14,8 @@ from compact.evaluation.discrimination import (
     weight_study,
     zoo_study,
 )
-from compact.files import write_json, write_whole
+from compact.files import check_output, write_json, write_whole
+from compact.graphs.drawing import picture_of
 from compact.lab.zoo_student import CACHE
 
 EPILOG = """example:
@@ -52,16 +53,22 @@ def run(args: argparse.Namespace) -> int:
         "weights": lambda: weight_study(args.seeds, args.problems, args.cache),
         "svamp": lambda: svamp_study(Path(args.data), args.model, args.seeds, args.problems),
     }
-    table = makers[args.what]()
     out = Path(args.out)
+    kind = "results of discrimination"
+    inputs = [args.data] if args.data else []
+    page, numbers, picture = (
+        check_output(out.with_suffix(suffix), *inputs, kind=kind)
+        for suffix in (".md", ".json", ".png")
+    )
+    table = makers[args.what]()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out.with_suffix(".md"), as_markdown(table))
+    write_whole(page, as_markdown(table), kind=kind)
     settings = {"what": args.what, "seeds": args.seeds, "problems": args.problems}
-    write_json(out.with_suffix(".json"), {**settings, "table": table})
+    write_json(numbers, {**settings, "table": table}, kind=kind)
     title = f"{args.what}: right above wrong within a problem, seeds {args.seeds}"
     measure = "AUC (0.5 is chance)"
     if args.what == "weights":
         title, measure = f"weight on right rationales, seeds {args.seeds}", "share of the weight"
-    draw(table, out.with_suffix(".png"), title, measure)
+    write_whole(picture, picture_of(draw(table, title, measure), "png", tidy=True), kind=kind)
     print(as_markdown(table))
     return 0

@@ -8,7 +8,7 @@ from peft import get_peft_model
 
 from compact.config import RecipeConfig
 from compact.evaluation.doctor import describe, needs
-from compact.student import Student, base_name, load_student, peft_config
+from compact.student import Student, load_student, peft_config
 
 EPILOG = """example:
   compact doctor HuggingFaceTB/SmolLM2-135M-Instruct --tokens 2048
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("max_length", "tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    model, processing_class = load_student(base_name(args.model))
+    model, processing_class = load_student(args.model)  # an adapter is checked, then left out
+    model = model.unload() if hasattr(model, "peft_config") else model
     student = Student.of(model, processing_class)
     for line in describe(student, args.max_length):
         print(line)

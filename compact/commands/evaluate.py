@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,8 +15,8 @@ from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
 from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
-from compact.files import content_of, content_of_student, write_json
-from compact.resumable import summary_path
+from compact.files import check_output, content_of, content_of_student
+from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name, load_model
 
 EPILOG = """example:
@@ -45,8 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=domain_names(),
         help="answer domain of all questions [detected per question; see compact metrics]",
     )
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="a server that answers for --model, its name there"
+    )
+    parser.add_argument(
+        "--api_key_env", metavar="NAME", help="environment variable with the endpoint's key"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="[32]")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at once [32]")
     group = parser.add_argument_group("forgetting, against the base student")
     group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
     group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
@@ -81,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{path}: question_id {problem.question_id!r}: {error}") from None
         return found
 
+    texts_of = [args.retained] if args.retained else []
+    out = check_output(args.out, args.data, *args.retained_task, *texts_of)
     problems = questions(args.data)
+    if args.endpoint is not None:
+        return _served(args, problems)
     tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
     model, processing_class = load_model(args.model, args.adapter)
@@ -115,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"{describe(data, summary)} -> {out}", flush=True)
         return summary
 
-    out = Path(args.out)
     try:
         measure(model, args.model, args.data, problems, out, own)
         drops = {}
@@ -136,7 +144,30 @@ def run(args: argparse.Namespace) -> int:
             found["text"] = {"data": args.retained} | text_drift(
                 model, base, processing_class, texts
             )
-        report = json.loads(summary_path(out).read_text(encoding="utf-8"))
-        write_json(summary_path(out), report | {"forgetting": found})
+        before = read_summary(out).get("forgetting", {})
+        tasks_before = before.get("tasks", {}) if isinstance(before, dict) else {}
+        kept = {"text": before["text"]} if "text" in before else {}
+        add_to_summary(out, {"forgetting": kept | found | {"tasks": tasks_before | drops}})
         print(describe_forgetting(found))
+    return 0
+
+
+def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
+    """Evaluates the student behind --endpoint."""
+    from compact.evaluation.served import evaluate_served
+
+    if args.adapter or args.base or args.retained or args.retained_task:
+        raise ValueError("--endpoint must stand without --adapter, --base and --retained")
+    settings = {"data": args.data, "limit": args.limit, "content": content_of(args.data)}
+    summary = evaluate_served(
+        args.endpoint,
+        args.model,
+        problems,
+        args.out,
+        settings=settings | {"answer_type": args.answer_type},
+        api_key_env=args.api_key_env,
+        max_new_tokens=args.max_new_tokens,
+        concurrency=args.batch_size,
+    )
+    print(f"{describe(args.data, summary)} -> {args.out}", flush=True)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compact.files import check_output
 from compact.graphs.drawing import draw_graph
 from compact.graphs.step_graphs import load_graph
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact graph`; returns the exit status."""
-    draw_graph(load_graph(Path(args.graph)), Path(args.out))
-    print(args.out)
+    out = check_output(args.out, args.graph, kind="picture of a graph")
+    draw_graph(load_graph(Path(args.graph)), out)
+    print(out)
     return 0

@@ -37,17 +37,20 @@ def run(args: argparse.Namespace) -> int:
         if named and not (name and path):
             raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
         sources.append((name, Path(path)) if named else (None, Path(text)))
-    out = Path(args.out)
-    check_output(out, *(path for _, path in sources))
+    golds = [Path(args.gold)] if args.gold else []
+    out = check_output(args.out, *(path for _, path in sources), *golds, kind="rationales")
     rows, repeated = import_files(sources, Path(args.gold) if args.gold else None, prefix=out.stem)
     problems = load_problems(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    write_whole(out, text, kind="rationales")
     teachers = Counter(row["teacher"] for row in rows)
     listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
+    without = sum(problem.answer is None for problem in problems)
+    no_gold = f", problems without a gold answer: {without}" if without else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), duplicates left out: {repeated} -> {out}"
+        f"({listed}{more}), duplicates left out: {repeated}{no_gold} -> {out}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`compact metrics`: lists metrics, presets, policies and answer domains."""
+"""`compact metrics`: lists the registries; with data, measures which score finds what is right."""
 
 from __future__ import annotations
 
@@ -6,56 +6,116 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from compact.answers import domain_names, get_domain
+from compact.evaluation.bench.run import bench
 from compact.metrics import METRICS, Metric
-from compact.weighting import POLICIES, PRESETS, Preset, weigher_names
+from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, Preset, weigher_names
 
 EPILOG = """example:
   compact metrics
   compact metrics --import my_module
+  compact metrics choices.jsonl dates.jsonl --model MODEL --out runs/bench
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`compact metrics` takes no options of its own."""
+    """Adds the options of `compact metrics`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="rationales with a field right, or with gold answers, JSON lines; none: list names",
+    )
+    parser.add_argument("--model", help="folder (also of a run), Hugging Face name or .gguf file")
+    parser.add_argument("--out", metavar="FOLDER", help="bench.md, .csv, .png and rows per file")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="metrics, presets, policies [all]"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each file")
+    parser.add_argument(
+        "--part",
+        default="1/1",
+        metavar="I/N",
+        help="only part I of N of the questions, drawn by their ids [1/1]",
+    )
+    parser.add_argument("--max_length", type=int, default=1536, metavar="N", help="tokens [1536]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the registries of metrics, presets, policies and answer domains."""
+    """Runs `compact metrics`; returns the exit status."""
+    if not args.data:
+        for name in ("model", "out", "only", "limit"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} must be used with DATA, got no file")
+        return list_registries()
+    if args.model is None or args.out is None:
+        raise ValueError("--model and --out must be given with DATA")
+    out = Path(args.out)
+    page = bench(
+        args.data,
+        args.model,
+        out,
+        only=args.only,
+        limit=args.limit,
+        part=args.part,
+        max_length=args.max_length,
+    )
+    print(page)
+    print(f"-> {out / 'bench.md'}, bench.csv, bench.png and rows of every question")
+    return 0
+
+
+def list_registries() -> int:
+    """Prints the registries of metrics, presets, policies, token weights and answer domains."""
     names = [name for name in weigher_names() if name not in PRESETS]
-    print_table("metrics", [(n, m.axis, metric_needs(m), meaning(m)) for n, m in METRICS.items()])
+    rows = [
+        (n, m.axis, m.direction, metric_needs(m), meaning(m), m.aggregation)
+        for n, m in METRICS.items()
+    ]
+    print_table("metrics: axis, better scores, needs, meaning, aggregation", rows)
     print_table("presets", [(name, preset_metrics(preset)) for name, preset in PRESETS.items()])
     print_table(
         "policies",
         [(n, first_line(f)) for n, f in zip(names, POLICIES.values(), strict=True)],
     )
+    print_table("token weights", [(name, first_line(w)) for name, w in TOKEN_WEIGHTS.items()])
     domains = [(name, first_line(get_domain(name))) for name in domain_names()]
     print_table("answer domains, in the order in which they are tried", domains)
     return 0
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric costs in addition to the pass."""
-    if metric.needs_leaves:
-        return "answer leaves"
-    return "padded rows" if metric.needs_padded else "free"
+    """Returns what a metric needs besides the pass: "free" if nothing."""
+    needs = {
+        "answer leaves": metric.needs_leaves,
+        "padded rows": metric.needs_padded,
+        "gold answers": metric.needs_gold,
+    }
+    named = [*(need for need, is_so in needs.items() if is_so), *metric.statistics]
+    return ", ".join(named) or "free"
 
 
 def meaning(metric: Metric) -> str:
-    """Returns the first docstring line: of the file for a built-in metric, else of the function."""
+    """Returns a docstring's first line: of the file of a built-in metric, else of the function.
+
+    The variants of one file are told apart by their functions.
+    """
     module = metric.score.__module__
+    alone = sum(m.score.__module__ == module for m in METRICS.values()) == 1
     built_in = module.startswith("compact.metrics.")
-    return first_line(sys.modules[module] if built_in else metric.score)
+    return first_line(sys.modules[module] if built_in and alone else metric.score)
 
 
 def preset_metrics(preset: Preset) -> str:
     """Returns the metrics of a preset and their factors."""
     axes = (preset.adaptability, preset.consensus, preset.difficulty)
     used = [f"{b:g} {n}" for n, b in zip(axes, preset.beta, strict=True) if n != "none" and b]
-    return f"{', '.join(used)}; tau {preset.tau:g}"
+    times = "" if preset.validity == "none" else f"{preset.validity} x "
+    return f"{times}({', '.join(used)}; tau {preset.tau:g})"
 
 
 def first_line(entry: object) -> str:

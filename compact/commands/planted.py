@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from compact.data import load_problems
 from compact.files import check_output, write_whole
@@ -30,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact planted`; returns the exit status."""
-    out = Path(args.out)
-    check_output(out, args.data)
+    out = check_output(args.out, args.data, kind="rationales with planted errors")
     rows, planted, theirs = mislead(load_problems(args.data), args.teachers, args.kind, args.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_whole(out, text, kind="rationales with planted errors")
     print(f"{out}: an error in {planted:,} of {theirs:,} rationales of {', '.join(args.teachers)}")
     return 0

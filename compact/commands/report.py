@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from compact.files import write_whole
+from compact.files import check_output, write_whole
 from compact.report.page import render
 from compact.report.run import look_into, read_run
 
@@ -33,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
     if args.problems < 0:
         raise ValueError(f"--problems must be at least 0, got {args.problems}")
     found = read_run(args.run)
+    page_file = args.out if args.out is not None else found.folder / "report.html"
+    out = check_output(page_file, kind="report")
     look_into(found, problems=args.problems, question_ids=args.question_id, data=args.data)
-    out = Path(args.out) if args.out else found.folder / "report.html"
     page = render(found)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page)
+    write_whole(out, page, kind="report")
     for note in found.notes:
         print(note)
     print(f"{out} ({len(page) / 1024:.0f} KiB)")

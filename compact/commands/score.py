@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from compact.data import load_problems, of_teacher
+from compact.data import Problem, load_problems, of_teacher
+from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.score import parse_metrics, score_problems
+from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of, content_of_student, write_whole
 from compact.passes.encode import LEAF_BUDGET
 from compact.resumable import remove_rows
 from compact.student import Student, load_model
-from compact.weighting import DEFAULT_PRESET, PresetWeigher, make_weigher
+from compact.weighting import DEFAULT_PRESET, check_gold, make_weigher
 
 EPILOG = """example:
   compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
   compact score rationales.jsonl --model STUDENT --metric consensus=answer --out scores.jsonl
+  compact score rationales.jsonl --model STUDENT --out scores.jsonl \\
+    --keep 'weight > 0.5/K' --kept kept.jsonl
 """
+
+_EXAMPLES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="FILE", help="JSON lines, one row per rationale"
     )
     parser.add_argument(
+        "--teachers", metavar="FILE", help="also write a page about each teacher, Markdown"
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--keep",
+        metavar="EXPR",
+        help=f"rationales to write to --kept, as 'weight > 0.5/K'; reads {', '.join(NAMES)}",
+    )
+    chosen.add_argument(
+        "--top", type=int, metavar="N", help="keep the N rationales of each problem that weigh most"
+    )
+    parser.add_argument(
+        "--kept", metavar="FILE", help="data set of the rationales of --keep or --top, JSON lines"
+    )
+    parser.add_argument(
         "--graphs", metavar="FOLDER", help="save each problem's consensus graph (see compact graph)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
@@ -61,15 +84,25 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if not args.leaf_budget > 0:
         raise ValueError(f"--leaf_budget must be above 0, got {args.leaf_budget}")
+    if (args.kept is None) != (args.keep is None and args.top is None):
+        raise ValueError("--kept must be given together with --keep or --top")
+    if args.keep is not None:
+        kept_by([], args.keep)
+    elif args.top is not None:
+        best_of([], args.top)
     overrides = parse_metrics(args.metric)
     weigher = make_weigher(args.preset, **overrides)
     problems = load_problems(args.data)[: args.limit]
     if weigher.teacher is not None:
         of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
-    out = Path(args.out)
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: expected a file, got a directory")
-    check_output(out, args.data)
+    check_gold(weigher, problems)
+    outputs = {"--out": (args.out, "scores")}
+    outputs |= {"--kept": (args.kept, "rationales")} if args.kept is not None else {}
+    outputs |= {"--teachers": (args.teachers, "teachers")} if args.teachers is not None else {}
+    paths = [check_output(p, args.data, args.model, kind=kind) for p, kind in outputs.values()]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{', '.join(outputs)} must be different files")
+    out = paths[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:
@@ -97,9 +130,37 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         graphs=graphs,
     )
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out, text, kind="scores")
     remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
-    if isinstance(weigher, PresetWeigher) and weigher.preset.reliable:
-        print(f"reliability of the weights: {weigher.reliability:.2f} of 1 (see docs/method.md)")
+    for sentence in about(rows):
+        print(f"  {sentence}")
+    if args.teachers is not None:
+        write_whole(Path(args.teachers), teachers_page(rows), kind="teachers")
+        print(f"about each teacher -> {args.teachers}")
+    if args.kept is not None:
+        kept = kept_by(rows, args.keep) if args.keep is not None else best_of(rows, args.top)
+        _write_kept(Path(args.kept), args.data, problems, kept)
+        _print_dropped(rows, kept)
+        print(f"{sum(kept)} of {len(rows)} rationales -> {args.kept}")
     return 0
+
+
+def _write_kept(path: Path, data: str, problems: Sequence[Problem], kept: Sequence[bool]) -> None:
+    """Writes the lines of the data whose rationales are kept, as they stand there."""
+    lines = Path(data).read_text(encoding="utf-8-sig").split("\n")
+    numbers = [r.line for problem in problems for r in problem.rationales]
+    chosen = sorted(line for line, keep in zip(numbers, kept, strict=True) if keep)
+    text = "".join(lines[line - 1].rstrip("\r") + "\n" for line in chosen)
+    write_whole(path, text, kind="rationales")
+
+
+def _print_dropped(rows: Sequence[dict[str, Any]], kept: Sequence[bool]) -> None:
+    """Prints examples of what is left out, each with its reason."""
+    dropped = [row for row, keep in zip(rows, kept, strict=True) if not keep]
+    for row in dropped[:_EXAMPLES]:
+        words = "; ".join(reasons(row)) or "the others suit the student better"
+        print(f"  left out: {row['question_id']} {row['teacher']} {row['weight']:.2f}: {words}")
+    if len(dropped) > _EXAMPLES:
+        print(f"  ... and {len(dropped) - _EXAMPLES} more; field findings of the scores says why")

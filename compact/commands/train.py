@@ -21,9 +21,9 @@ from compact.commands.cli import REPORT_TO_LAUNCHER
 from compact.commands.recipe import read_settings
 from compact.config import CompactConfig, RecipeConfig
 from compact.data import load_problems
-from compact.student import peft_config
+from compact.student import named_students, peft_config
 from compact.trainer import CompactTrainer, NonFiniteError
-from compact.trainer.checkpoints import newest_whole
+from compact.trainer.checkpoints import check_fresh, check_not_student, newest_whole
 from compact.trainer.progress import show_progress
 
 EPILOG = """keys of a recipe, also as --key value (overrides the recipe):
@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     if recipe.model is None or recipe.data is None:
         name = "model" if recipe.model is None else "data"
         raise ValueError(f"{name} must be given, in the recipe or as --{name}")
+    output_dir = Path(str(config.output_dir))
+    check_not_student(output_dir, *named_students(recipe.model))
+    if not config.resume_from_checkpoint:  # before the model loads
+        check_fresh(output_dir)
     try:
         if args.num_processes is not None or args.accelerate_config is not None:
             _launch(args)

@@ -20,6 +20,7 @@ from typing import Any
 
 from compact.answers import find_domain
 from compact.data.problems import Text, text_of
+from compact.files import check_depth, read_text, without_repeats
 from compact.text.steps import find_marker
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -52,19 +53,19 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: `file:line: ...` if a row is not a JSON object.
         OSError: the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason}") from None
-    decoder = json.JSONDecoder()
+    text = read_text(path)
+    decoder = json.JSONDecoder(object_pairs_hook=without_repeats)
     array = text.lstrip()[:1] == "["
     at = _skip(text, text.index("[") + 1 if array else 0)
-    line, counted = 1, 0
+    line, counted, number, last = 1, 0, 0, 0
     while at < len(text) and not (array and text[at] == "]"):
         line += text.count("\n", counted, at)
         counted = at
+        number += 1
+        # In an array that stands on one line, the number of the row says more than the line.
+        where, last = f"{path}:{line}" + (f": row {number}" if line == last else ""), line
         try:
-            row, at = decoder.raw_decode(text, at)
+            row, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
@@ -72,12 +73,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         except RecursionError:
             raise ValueError(
-                f"{path}:{line}: expected a JSON object, got one nested too deeply"
+                f"{where}: expected a JSON object, got one nested too deeply"
             ) from None
+        except ValueError as error:  # a key given twice, or an integer that is too long
+            what = str(error).split(";")[0]
+            raise ValueError(f"{where}: expected a JSON object, got {what}") from None
+        check_depth(row, text[at:end], where)
         if not isinstance(row, dict):
-            raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")
-        yield f"{path}:{line}", row
-        at = _skip(text, at)
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row
+        at = _skip(text, end)
         if array:
             line += text.count("\n", counted, at)
             counted = at
@@ -85,6 +90,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 found = repr(text[at : at + 20]) if at < len(text) else "the end of the file"
                 raise ValueError(f"{path}:{line}: expected ',' or ']' after a row, got {found}")
             at = _skip(text, at + 1) if text[at] == "," else at
+    if array:
+        if at >= len(text):
+            raise ValueError(f"{path}:{line}: expected ']' at the end of the array")
+        rest = _skip(text, at + 1)
+        if rest < len(text):
+            line += text.count("\n", counted, rest)
+            found = repr(text[rest : rest + 20])
+            raise ValueError(f"{path}:{line}: expected nothing after the array, got {found}")
 
 
 def _skip(text: str, at: int) -> int:
@@ -192,15 +205,15 @@ def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
     return Sample(
         _field(row, "instruction", where),
         tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
-        _field(row, "label", where),
+        _optional(row, where, "label"),
     )
 
 
 def from_cot(row: dict[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
     row = {name.lower(): value for name, value in row.items()}
-    cot, answer = _field(row, "cot", where), _field(row, "answer", where)
-    if find_marker(cot) == len(cot):
+    cot, answer = _field(row, "cot", where), _optional(row, where, "answer")
+    if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(_field(row, "question", where), (cot,), answer)
 
@@ -217,7 +230,7 @@ def from_compact(row: dict[str, Any], where: str) -> Sample:
     return Sample(
         content("prompt"),
         () if row.get("completion") in (None, "", []) else (content("completion"),),
-        _field(row, "answer", where),
+        _optional(row, where, "answer"),
         _optional(row, where, "teacher"),
         _optional(row, where, "answer_type"),
     )
@@ -282,8 +295,9 @@ def gold_answers(path: Path) -> dict[str, str]:
     for where, sample in read_samples(path):
         answer = sample.answer
         if answer is None:
-            # Only formats whose completions are text have rows without an answer.
-            text = str(sample.completions[0])
+            if not sample.completions:
+                raise ValueError(f"{where}: field 'answer' must hold text, got a row without it")
+            text = text_of(sample.completions[0])
             domain = find_domain(None, text_of(sample.prompt))
             answer = domain.extract(text) or (domain.normalise(text) if len(text) <= 40 else None)
             if not answer:
@@ -304,8 +318,8 @@ def import_files(
         sources: pairs (teacher, file). If the teacher is None, it is the teacher that the row
             names, else the file's stem. If a row has several rationales, the n-th belongs to
             teacher `name-n`.
-        gold: file of gold answers, needed if the rows have none. Its answers replace those of the
-            rows.
+        gold: file of gold answers, which replace those of the rows. Without it, a prompt has the
+            answer of any of its rows; it may have none.
         prefix: start of the question ids; a number follows, in order of first appearance.
 
     Returns:
@@ -317,27 +331,28 @@ def import_files(
         OSError: a file cannot be read.
     """
     golds = gold_answers(gold) if gold else {}
-    firsts: dict[str, tuple[str, str, Text, str]] = {}
+    firsts: dict[str, tuple[str, Text]] = {}
+    answers: dict[str, tuple[str, str]] = {}
     problems: dict[str, dict[str, dict[str, Any]]] = {}
     repeated = 0
     for name, path in sources:
         for where, sample in read_samples(path):
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
-            if answer is None:
-                what = (
-                    f"{gold} has no such prompt"
-                    if gold
-                    else "give a file of gold answers as --gold"
-                )
-                raise ValueError(f"{where}: the row has no gold answer (answer or label); {what}")
-            fresh = (where, f"{prefix}-{len(firsts):05d}", sample.prompt, answer)
-            first, question_id, prompt, agreed = firsts.setdefault(key, fresh)
-            domain = find_domain(agreed, text_of(prompt), sample.answer_type)
-            if answer != agreed and not domain.matches(answer, agreed):
+            fresh = (f"{prefix}-{len(firsts):05d}", sample.prompt)
+            question_id, prompt = firsts.setdefault(key, fresh)
+            if answer is not None:
+                first, agreed = answers.setdefault(key, (where, answer))
+                domain = find_domain(agreed, text_of(prompt), sample.answer_type)
+                if answer != agreed and not domain.matches(answer, agreed):
+                    raise ValueError(
+                        f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt "
+                        f"at {first}; give a file of the right answers as --gold"
+                    )
+            elif gold:
                 raise ValueError(
-                    f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
-                    f"{first}; give a file of the right answers as --gold"
+                    f"{where}: the row has no gold answer (answer or label); {gold} has no such "
+                    "prompt"
                 )
             rows = problems.setdefault(key, {})
             base = name or sample.teacher or path.stem
@@ -351,10 +366,12 @@ def import_files(
                     "prompt": prompt,
                     "teacher": teacher,
                     "completion": completion,
-                    "answer": agreed,
                 }
                 if sample.answer_type is not None:
                     rows[teacher]["answer_type"] = sample.answer_type
+    for key, (_, agreed) in answers.items():
+        for row in problems.get(key, {}).values():
+            row["answer"] = agreed
     found = [row for rows in problems.values() for row in rows.values()]
     if not found:
         raise ValueError(f"{sources[0][1]}: expected at least one completion, got only questions")

@@ -1,14 +1,14 @@
 """Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
 
-A row is one rationale: question_id, prompt, teacher, completion, answer and, if wanted, answer_type
-(a domain of `compact.answers`). Prompt and completion are text or chat messages. Test files have
-neither teacher nor completion; use `load_questions` for them. Every error names the file and line
+A row is one rationale: question_id, prompt, teacher, completion and, if known, answer (the gold
+answer) and answer_type (a domain of `compact.answers`). Prompt and completion are text or chat
+messages. Test files have no teacher and no completion, but need the answer; use `load_questions`
+for them. Every error names the file and line
 (or the row of the data set), the field, and what is wrong.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain, find_domain
+from compact.files import ANY_NUMBER, json_lines
 
 if TYPE_CHECKING:
     import datasets
 
+REASONING = "reasoning_content"
+"""The key of a message's text of reasoning, which many chat templates put in <think>...</think>."""
 Message = dict[str, str]
 Text = str | list[Message]
 
@@ -42,11 +45,19 @@ class Rationale:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its gold answer and the rationales of K teachers (K = 0 in a test file)."""
+    """A question with its gold answer and the rationales of K teachers (K = 0 in a test file).
+
+    Attributes:
+        question_id: its id.
+        prompt: the question, text or chat messages.
+        answer: the gold answer as the data write it; None if the data have none.
+        rationales: the rationales, in the order of the rows.
+        answer_type: the answer domain that the data name; None if they name none.
+    """
 
     question_id: str
     prompt: Text
-    answer: str
+    answer: str | None
     rationales: tuple[Rationale, ...]
     answer_type: str | None = None
 
@@ -54,10 +65,13 @@ class Problem:
     def domain(self) -> Domain:
         """The kind of answer: found once, from gold answer, options in the prompt, answer_type.
 
+        Without a gold answer, the answers that the rationales state take its place.
+
         Raises:
             ValueError: the gold answer is none of `answer_type`.
         """
-        return find_domain(self.answer, text_of(self.prompt), self.answer_type)
+        completions = (text_of(r.completion) for r in self.rationales)
+        return find_domain(self.answer, text_of(self.prompt), self.answer_type, completions)
 
 
 def text_of(content: Text) -> str:
@@ -81,15 +95,17 @@ def load_problems(
     Raises:
         ValueError: `file:line: field ...` for a row that cannot be used: not JSON, a field missing
             or empty, two rationales of one teacher, prompts or answers that disagree within a
-            problem; or if there is no row.
+            problem, an answer in only some rows of a problem; or if there is no row.
         TypeError: a field, or `source`, has the wrong type.
         OSError: the file cannot be read.
     """
-    return _group(source, with_rationales=True)
+    return _group(source, with_rationales=True, need_answers=False)
 
 
 def load_questions(
     source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
+    *,
+    need_answers: bool = True,
 ) -> list[Problem]:
     """Reads the questions and gold answers of a test file; ignores teacher and completion.
 
@@ -97,6 +113,7 @@ def load_questions(
 
     Args:
         source: as in `load_problems`.
+        need_answers: whether every question must have a gold answer.
 
     Returns:
         Problems without rationales.
@@ -104,7 +121,7 @@ def load_questions(
     Raises:
         ValueError, TypeError, OSError: as in `load_problems`.
     """
-    return _group(source, with_rationales=False)
+    return _group(source, with_rationales=False, need_answers=need_answers)
 
 
 def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
@@ -127,43 +144,46 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
     return found
 
 
-def _group(source: Any, with_rationales: bool) -> list[Problem]:
+def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Problem]:
     """Checks every row of `source` and groups the rows by question_id."""
     first: dict[str, tuple[str, Problem]] = {}
-    rationales: dict[str, list[Rationale]] = {}
+    rationales: dict[str, dict[str, Rationale]] = {}
     for where, line, row in _rows(source):
-        question_id = _text(row, "question_id", where)
+        question_id = _text(row, "question_id", where, or_number=True)
         prompt = _content(row, "prompt", where)
-        answer = _text(row, "answer", where)
+        # Rationales may come without a gold answer. A test question cannot be judged without one.
+        unknown = not need_answers and row.get("answer") is None
+        answer = None if unknown else _text(row, "answer", where, or_number=True)
         answer_type = None if row.get("answer_type") is None else _text(row, "answer_type", where)
         problem = Problem(question_id, prompt, answer, (), answer_type)
         if question_id not in first:
             if answer_type is not None:
                 _check_domain(problem, where)
             first[question_id] = (where, problem)
-            rationales[question_id] = []
+            rationales[question_id] = {}
         else:
             _check_agreement(problem, where, *first[question_id])
         if not with_rationales:
             continue
         teacher = _text(row, "teacher", where)
-        for other in rationales[question_id]:
-            if other.teacher == teacher:
-                raise ValueError(
-                    f"{where}: teacher {teacher!r} already has a rationale for question_id "
-                    f"{question_id!r} (line {other.line}); expected one per problem"
-                )
+        other = rationales[question_id].get(teacher)
+        if other is not None:
+            raise ValueError(
+                f"{where}: teacher {teacher!r} already has a rationale for question_id "
+                f"{question_id!r} (line {other.line}); expected one per problem (name several "
+                f"samples {teacher}-1, {teacher}-2, ...)"
+            )
         completion = _content(row, "completion", where)
         if isinstance(completion, list) and completion[-1]["role"] != "assistant":
             raise ValueError(
                 f"{where}: completion must end with a message of role 'assistant', "
                 f"got role {completion[-1]['role']!r}"
             )
-        rationales[question_id].append(Rationale(teacher, completion, line))
+        rationales[question_id][teacher] = Rationale(teacher, completion, line)
     if not first:
         raise ValueError(f"{_name(source)}: expected at least one row, got none")
     return [
-        replace(problem, rationales=tuple(rationales[question_id]))
+        replace(problem, rationales=tuple(rationales[question_id].values()))
         for question_id, (_, problem) in first.items()
     ]
 
@@ -188,6 +208,12 @@ def _check_agreement(problem: Problem, where: str, first_where: str, first: Prob
         raise ValueError(
             f"{where}: answer_type of {name} must be {first.answer_type!r} as at {first_where}, "
             f"got {problem.answer_type!r}"
+        )
+    if (problem.answer is None) != (first.answer is None):
+        here, there = ("has no", "has one") if problem.answer is None else ("has an", "has none")
+        raise ValueError(
+            f"{where}: {name} {here} answer here, but {there} at {first_where}; all rows of a "
+            "problem must have it, or none"
         )
     same = problem.answer == first.answer
     if not same and not first.domain.matches(problem.answer, first.answer):
@@ -224,38 +250,31 @@ def _rows(source: Any) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 
 def _file_rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Yields the rows of a JSON-lines file; skips blank lines."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file of JSON lines, got a directory")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            where = f"{path}:{line}"
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: expected UTF-8 text, got {error.reason}") from None
-            if not text:
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{where}: expected a JSON object, got {error.msg} at column {error.colno}"
-                ) from None
-            if not isinstance(row, dict):
-                raise TypeError(f"{where}: expected a JSON object, got {type(row).__name__}")
-            yield where, line, row
+    for where, line, row in json_lines(path):
+        if not isinstance(row, dict):
+            raise TypeError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, line, row
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    """Returns a required field that holds text."""
+def _text(row: Mapping[str, Any], field: str, where: str, *, or_number: bool = False) -> str:
+    """Returns a required field that holds text; with `or_number`, a number becomes text."""
     value = _required(row, field, where)
+    if or_number and value in ANY_NUMBER:
+        value = str(value)
     if not isinstance(value, str):
         raise TypeError(f"{where}: {field} must be text, got {_found(value)}")
     if not value.strip():
         raise ValueError(f"{where}: {field} must not be empty")
+    if not value.isascii():
+        _check_unicode(value, f"{where}: {field}")
     return value
+
+
+def _check_unicode(value: str, what: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be text, got half of a surrogate pair") from None
 
 
 def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
@@ -276,9 +295,20 @@ def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
                 raise TypeError(
                     f"{where}: {label} must have text under {key!r}, got {_found(message.get(key))}"
                 )
+            _check_unicode(message[key], f"{where}: {label}")
+        for key in sorted(message.keys() - {"role", "content"}):
+            if message[key] and not (key == REASONING and isinstance(message[key], str)):
+                raise ValueError(
+                    f"{where}: {label} must hold role, content and {REASONING} as text, got "
+                    f"{key!r}, which would be lost"
+                )
     if not any(message["content"].strip() for message in value):
         raise ValueError(f"{where}: {field} must not be empty")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    return [
+        {key: message[key] for key in ("role", "content", REASONING) if message.get(key)}
+        | {"content": message["content"]}
+        for message in value
+    ]
 
 
 def _required(row: Mapping[str, Any], field: str, where: str) -> Any:

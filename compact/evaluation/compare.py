@@ -1,7 +1,8 @@
 """Trains on the same rationales with several weightings, at equal tokens, over seeds.
 
-An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5").
-Every arm trains on the same number of completion tokens, from the same student, on the same
+An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5"). So
+does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps.
+Every other arm trains on the same number of completion tokens, from the same student, on the same
 problems. An arm with one teacher sees fewer tokens per problem, so it makes more passes over the
 problems. OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
 `compact report OUT` shows them too. A finished run is a row of OUT/runs.jsonl and is not repeated,
@@ -20,33 +21,61 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow.compute as pc
-import yaml
 
 from compact.config import CompactConfig, RecipeConfig
 from compact.data import Problem, load_problems, load_questions, text_of
 from compact.evaluation.evaluate import evaluate
-from compact.files import content_of, content_of_student, write_whole
+from compact.files import (
+    ANY_NUMBER,
+    RECORDS,
+    SHARE,
+    check_output,
+    content_of,
+    content_of_student,
+    parse_yaml,
+    read_text,
+    write_whole,
+)
+from compact.graphs.drawing import picture_of
 from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
 from compact.resumable import ResumableRows
+from compact.strategies import make_strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
-from compact.weighting import make_weigher
+from compact.weighting import check_gold, make_weigher
 from compact.weighting.policies import split_teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "oracle")
+_KIND = "comparison"
+# All that a run of an arm writes into its folder: it saves neither checkpoints nor a model.
+_OF_AN_ARM = {"scores", "run.json", "trainer_state.json", RECORDS}
+_RUN = {
+    "arm": str,
+    "seed": int,
+    "accuracy": SHARE,
+    "right_weight": SHARE,
+    "weights": {str: SHARE},
+    "tokens": int,
+    "steps": int,
+    "seconds": ANY_NUMBER,
+}
+
+DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 # Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
 _T = (
     *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
@@ -62,11 +91,15 @@ class Arm:
         name: the arm as the user wrote it.
         preset: name of the preset or policy.
         overrides: changed settings of the preset or policy.
+        strategy: name of the strategy, None for plain training.
+        options: arguments of the strategy.
     """
 
     name: str
     preset: str
     overrides: dict[str, Any]
+    strategy: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def teacher(self) -> str | None:
@@ -97,8 +130,12 @@ class Task:
     max_new_tokens: int
 
 
-def parse_arm(text: str) -> Arm:
+def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     """Reads "NAME" or "NAME,key=value,...".
+
+    Args:
+        text: the arm as the user wrote it.
+        right_teachers: teachers that are known to be right, for the arm "oracle".
 
     Raises:
         ValueError: the text does not have this form, or a name or setting is unknown.
@@ -111,13 +148,19 @@ def parse_arm(text: str) -> Arm:
     for pair in pairs:
         key, _, value = pair.partition("=")
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            overrides[key.strip()] = parse_yaml(value, "--arms")
+        except ValueError:
             raise ValueError(
                 f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
             ) from None
+    if preset == "oracle" and right_teachers:
+        overrides.setdefault("teachers", sorted(right_teachers))
+    strategy, options = overrides.pop("strategy", None), overrides.pop("strategy_options", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"--arms: strategy_options of {preset} must be a mapping, got {options!r}")
     make_weigher(preset, **overrides)
-    return Arm(text, preset, overrides)
+    make_strategy(strategy, options)
+    return Arm(text, preset, overrides, strategy, options)
 
 
 def zoo_task(
@@ -141,7 +184,6 @@ def zoo_task(
         return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
 
     config = CompactConfig(
-        output_dir="",
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
         learning_rate=1e-3,
@@ -174,6 +216,7 @@ def file_task(
     *,
     model: str | None,
     limit: int | None,
+    arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
 
@@ -185,6 +228,12 @@ def file_task(
         config: its training settings are used; preset, overrides and output_dir are not.
         model: the student; replaces the recipe's.
         limit: largest number of test questions.
+        arms: the weightings to compare, to refuse at once what the data do not allow.
+
+    Raises:
+        ValueError: the recipe names no model, a row cannot be used, or the data have no gold
+            answers and an arm needs them.
+        OSError: a file cannot be read.
     """
     name = model or recipe.model
     if name is None:
@@ -196,6 +245,8 @@ def file_task(
             recipe_file,
         )
     problems = load_problems(data)[: recipe.max_problems]
+    for arm in arms:
+        check_gold(make_weigher(arm.preset, **arm.overrides), problems)
     questions = load_questions(test)[:limit]
 
     def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
@@ -222,7 +273,7 @@ def file_task(
             "test": test,
             "questions": content_of(test),
             "limit": limit,
-            "recipe": recipe_file.read_text(),
+            "recipe": read_text(recipe_file),
         },
         max_new_tokens=256,
     )
@@ -242,18 +293,17 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales).
     """
-    if (folder / "result.json").exists():
+    foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
+    if foreign:
         raise ValueError(
-            f"{folder}: expected an unfinished run, found a finished one of an earlier version; "
-            "choose another --out"
+            f"{folder}: expected an unfinished run of this comparison, found {foreign[0]}; choose "
+            "another --out"
         )
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     model, processing_class, problems, questions = task.start(seed)
     steps = _steps(task, arm, problems, processing_class, tokens)
     overrides = dict(arm.overrides)
-    if arm.preset == "oracle" and task.name.startswith("zoo-"):
-        overrides["teachers"] = sorted(zoo.RIGHT)
     if arm.preset == "random":
         overrides.setdefault("seed", seed)
     config = replace(
@@ -261,6 +311,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         output_dir=str(folder),
         preset=arm.preset,
         overrides=overrides,
+        strategy=arm.strategy,
+        strategy_options=arm.options or None,
         max_steps=steps,
         seed=seed,
         save_strategy="no",
@@ -302,11 +354,13 @@ def _steps(
     """Optimizer steps after which the arm has trained on its token budget."""
     config = task.config
     mine = arm.teacher
+    options: dict[str, Any] = {
+        "max_length": config.max_length,
+        "keep_tail": make_weigher(arm.preset, **arm.overrides).keep_tail,
+    }
     lengths = [
         [(r.teacher, len(r.ids)) for r in encoded.rationales]
-        for encoded in (
-            encode_problem(p, processing_class, max_length=config.max_length) for p in problems
-        )
+        for encoded in (encode_problem(p, processing_class, **options) for p in problems)
     ]
     everything = sum(n for problem in lengths for _, n in problem)
     budget = tokens or math.ceil(everything * config.num_train_epochs)
@@ -420,7 +474,7 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return text.getvalue()
 
 
-def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draws a panel of accuracy and one of weight on right rationales, one row per arm."""
     from matplotlib.figure import Figure
 
@@ -457,8 +511,7 @@ def draw(arms: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
+    return figure
 
 
 def compare(
@@ -479,10 +532,12 @@ def compare(
     Raises:
         ValueError: `out` holds runs with other settings.
     """
+    for suffix in ("json", "md", "csv", "png"):
+        check_output(out / f"compare.{suffix}", kind=_KIND)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
     asked = {"task": task.name, **task.about, "tokens_asked": tokens}
-    with ResumableRows(out / "runs.jsonl", asked, key="run") as finished:
+    with ResumableRows(out / "runs.jsonl", asked, key="run", shape=_RUN) as finished:
         for seed in seeds:
             for arm in arms:
                 run = f"{quote(arm.name, safe='=,:')}-{seed}"
@@ -507,8 +562,9 @@ def compare(
         "command": " ".join(sys.argv),
         "arms": summary,
     }
-    write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n")
-    write_whole(out / "compare.md", as_markdown(summary))
-    write_whole(out / "compare.csv", as_csv(results))
-    draw(summary, out / "compare.png", f"{task.name}, {len(seeds)} seeds, equal tokens")
+    figure = draw(summary, f"{task.name}, {len(seeds)} seeds, equal tokens")
+    write_whole(out / "compare.json", json.dumps(about, indent=1) + "\n", kind=_KIND)
+    write_whole(out / "compare.md", as_markdown(summary), kind=_KIND)
+    write_whole(out / "compare.csv", as_csv(results), kind=_KIND)
+    write_whole(out / "compare.png", picture_of(figure, "png", tidy=True), kind=_KIND)
     return summary

@@ -13,7 +13,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,11 +27,15 @@ from compact.lab import zoo
 from compact.lab.planted import PLANTS
 from compact.lab.zoo_student import STAGES, load_zoo_student
 from compact.metrics import METRICS, get_metric, metric_names, statistics_of
-from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problem
+from compact.passes import EncodedProblem, Pass
+from compact.passes.encode import encode_problems
 from compact.passes.forward import observe
+from compact.passes.packing import Layout
 from compact.student import Student, load_student
 from compact.weighting import PRESETS, PresetWeigher, make_weigher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ZOO_TEACHERS = ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")
 POLICIES = ("answer-vote", "softmax-nll", "ca-mkd", "ebkd")
@@ -40,21 +46,24 @@ Labels = Mapping[tuple[str, str], str]
 def score_everything(
     student: Student,
     problems: Sequence[EncodedProblem],
+    with_tails: Sequence[EncodedProblem],
     *,
     batch_problems: int,
     progress: str,
 ) -> dict[str, Tensor]:
-    """Scores every rationale by every metric, preset and policy, with one pass per layout.
+    """Scores every rationale by every metric, preset and policy.
 
     Args:
         student: the student.
         problems: P encoded problems with R rationales in all.
+        with_tails: the same problems, encoded with `keep_tail`.
         batch_problems: problems per pass.
         progress: label of the progress bar.
 
     Returns:
-        Name -> [R] float32, higher is better. A metric has its own name (difficulty is negated); a
-        preset or policy has the name "weight of NAME" and gives the logarithm of its weight.
+        Name -> [R] float32, higher is better. A metric has its own name, and is negated
+        where lower is better; a preset or policy has the name "weight of NAME" and gives the
+        logarithm of its weight.
     """
     policies = {name: make_weigher(name) for name in POLICIES}
     presets = {name: PresetWeigher(name, preset) for name, preset in PRESETS.items()}
@@ -67,20 +76,24 @@ def score_everything(
         store.setdefault(name, []).append(values.float())
 
     for start in tqdm(range(0, len(problems), batch_problems), desc=progress, unit="batch"):
-        chunk = problems[start : start + batch_problems]
-        passes = {
-            False: observe(student, chunk, layout="tree", statistics=statistics),
-            True: observe(student, chunk, layout="padded", leaves=False, statistics=statistics),
-        }
+        part = slice(start, start + batch_problems)
+
+        @cache
+        def pass_over(padded: bool, keep_tail: bool, part: slice = part) -> Pass:
+            chunk = (with_tails if keep_tail else problems)[part]
+            layout: Layout = "padded" if padded else "tree"
+            return observe(student, chunk, layout=layout, leaves=not padded, statistics=statistics)
+
         for name in metric_names():
             metric = get_metric(name)
-            values = metric.score(passes[metric.needs_padded])
-            collect(parts, name, -values if metric.axis == "difficulty" else values)
+            values = metric.score(pass_over(metric.needs_padded, metric.needs_padded))
+            collect(parts, name, -values if metric.direction == "lower" else values)
         for name, preset in presets.items():
-            for axis, values in preset.score(passes[preset.needs_padded]).items():
+            pass_ = pass_over(preset.needs_padded, preset.keep_tail)
+            for axis, values in preset.score(pass_).items():
                 collect(preset_scores[name], axis, values)
         for name, policy in policies.items():
-            collect(parts, f"weight of {name}", policy(passes[False]).weight.log())
+            collect(parts, f"weight of {name}", policy(pass_over(False, False)).weight.log())
     found = {name: torch.cat(values) for name, values in parts.items()}
     sizes = [len(problem.rationales) for problem in problems]
     offsets = torch.tensor([0, *sizes]).cumsum(0)
@@ -159,13 +172,13 @@ def plant(
     labels: dict[tuple[str, str], str] = {}
     for problem in rng.sample(list(problems), len(problems)):
         texts = [str(r.completion) for r in problem.rationales]
-        domain = problem.domain
-        if len(texts) < 3 or not all(
-            domain.matches(domain.extract(text), problem.answer) for text in texts
-        ):
+        domain, gold = problem.domain, problem.answer
+        if gold is None or len(texts) < 3:
+            continue
+        if not all(domain.matches(domain.extract(text), gold) for text in texts):
             continue
         where = rng.randrange(len(texts))
-        spoilt = PLANTS[kind](texts[where], problem.answer, rng)
+        spoilt = PLANTS[kind](texts[where], gold, rng)
         if spoilt is None:
             continue
         rationales = list(problem.rationales)
@@ -198,10 +211,14 @@ def study(
         For each score, the AUC of each kind of error in `labels`. If the data has the zoo's good
         and verbose teachers, also how often good scores above verbose.
     """
-    encoded = [encode_problem(p, processing_class, max_length=1024) for p in problems]
+    encoded, with_tails = (
+        encode_problems(problems, processing_class, max_length=1024, keep_tail=keep)
+        for keep in (False, True)
+    )
     scores = score_everything(
         student,
         encoded,
+        with_tails,
         batch_problems=batch_problems,
         progress=progress,
     )
@@ -252,9 +269,12 @@ def weight_study(seeds: Sequence[int], problems: int, cache: Path) -> Table:
                 for seed in seeds
                 for problem in load_problems(the_zoo.sized(problems, 0).rows(seed))
             ]
-            encoded = [encode_problem(p, tokenizer, max_length=1024) for p in data]
+            encoded = encode_problems(data, tokenizer, max_length=1024)
             progress = f"zoo {the_zoo.name}, {stage}"
-            scores = score_everything(student, encoded, batch_problems=16, progress=progress)
+            # The zoo's tokenizer has no chat template, so there are no tails.
+            scores = score_everything(
+                student, encoded, encoded, batch_problems=16, progress=progress
+            )
             right = torch.tensor([[t in zoo.RIGHT for t in the_zoo.teachers]]).double()
             for name, values in scores.items():
                 if name.startswith("weight of "):
@@ -305,7 +325,7 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(table: Table, path: Path, title: str, measure: str) -> None:
+def draw(table: Table, title: str, measure: str) -> Figure:
     """Draws the table: one row per score, one column per error, coloured by AUC."""
     from matplotlib.figure import Figure
 
@@ -321,5 +341,4 @@ def draw(table: Table, path: Path, title: str, measure: str) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, label=measure, fraction=0.04)
-    figure.tight_layout()
-    figure.savefig(path)
+    return figure

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from compact.answers import Judge
 from compact.data import Problem
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
+from compact.student.generation import generate
+
+_ITEM = {
+    "completion": str,
+    "gold": str,
+    "predicted": (str, None),
+    "correct": bool,
+    "note": str,
+    "tokens": int,
+}
 
 
 def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
@@ -27,58 +37,6 @@ def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, f
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def stop_ids(model: Any, processing_class: Any) -> list[int]:
-    """Returns the token ids that end an answer: the model's own and the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    ids = set(own if isinstance(own, list) else [own]) | {processing_class.eos_token_id}
-    return sorted(i for i in ids if i is not None)
-
-
-@torch.inference_mode()
-def generate(
-    model: Any,
-    processing_class: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Returns the greedy continuation of each prompt, up to but without the end token.
-
-    Args:
-        model: a causal LM of transformers (or a peft model around one), in eval mode.
-        processing_class: its tokenizer.
-        prompts: token ids of each prompt, of any length; they form one left-padded batch.
-        max_new_tokens: most tokens of a continuation.
-    """
-    ends = stop_ids(model, processing_class)
-    pad = processing_class.pad_token_id
-    pad = pad if pad is not None else ends[0]
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    device = next(model.parameters()).device
-    # Always plain greedy search: ignore the model's generation_config.
-    output = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        repetition_penalty=1.0,
-        eos_token_id=ends,
-        pad_token_id=pad,
-    )
-    texts = []
-    for row in output[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[:end])
-    return texts
 
 
 def summarise(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -138,17 +96,22 @@ def evaluate(
         items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
 
     Raises:
-        ValueError: no problems, a question_id occurs twice, or `out` belongs to another run.
+        ValueError: no problems, a question_id occurs twice or has no gold answer, or `out` belongs
+            to another run.
     """
     if not problems:
         raise ValueError("evaluate: problems must hold at least one problem, got none")
     ids = [p.question_id for p in problems]
     if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
+        twice = Counter(ids).most_common(1)[0][0]
         raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
+    golds = {p.question_id: p.answer for p in problems if p.answer is not None}
+    if len(golds) < len(ids):
+        without = next(i for i in ids if i not in golds)
+        raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    rows = None if out is None else ResumableRows(out, settings, key="question_id")
+    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=_ITEM)
     done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
     todo = [
         (encode_prompt(p.prompt, processing_class), p)
@@ -177,7 +140,10 @@ def evaluate(
                 answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
                 verdicts = judge.judge(
-                    [(p.domain, x, p.answer) for x, (_, p) in zip(texts, part, strict=True)]
+                    [
+                        (p.domain, x, golds[p.question_id])
+                        for x, (_, p) in zip(texts, part, strict=True)
+                    ]
                 )
                 for i, (_, problem) in enumerate(part):
                     item = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from compact.files import check_shape, json_lines, read_text
+
 
 def read_texts(path: str | Path) -> list[str]:
     """Reads retained texts: JSON lines {"text": ...}, or plain text with blank lines between them.
@@ -20,23 +21,13 @@ def read_texts(path: str | Path) -> list[str]:
         ValueError: a row has no text (names `file:line`), or the file has no text at all.
         OSError: the file cannot be read.
     """
-    raw = Path(path).read_text(encoding="utf-8")
     if Path(path).suffix != ".jsonl":
-        texts = [part.strip() for part in raw.split("\n\n") if part.strip()]
+        texts = [part.strip() for part in read_text(path).split("\n\n") if part.strip()]
     else:
         texts = []
-        for number, line in enumerate(raw.split("\n"), 1):
-            try:
-                text = json.loads(line)["text"] if line.strip() else ""
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(
-                    f'{path}:{number}: expected {{"text": ...}}, got {line[:60]!r}'
-                ) from None
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"{path}:{number}: text must be a string, got {type(text).__name__}"
-                )
-            texts += [text] if text.strip() else []
+        for where, _, row in json_lines(path):
+            check_shape(row, {"text": str}, where)
+            texts += [row["text"]] if row["text"].strip() else []
     if not texts:
         raise ValueError(f"{path}: expected at least one text, got none")
     return texts
@@ -100,8 +91,7 @@ def paired_drop(base: Path, student: Path) -> dict[str, float]:
     """
     rights = []
     for path in (base, student):
-        items = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
-        rights.append({item["question_id"]: item["correct"] for item in items})
+        rights.append({item["question_id"]: item["correct"] for _, _, item in json_lines(path)})
     lost = [rights[0][i] - rights[1][i] for i in rights[0]]
     n = len(lost)
     drop = sum(lost) / n

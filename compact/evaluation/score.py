@@ -1,7 +1,8 @@
 """Scores and weighs rationales without training, to audit or filter data.
 
-One row per rationale: question_id, teacher, answer (the extracted final answer), adaptability,
-consensus, difficulty, weight, steps (text and gain in nats), epiphanies (indices of steps). Scores
+One row per rationale: question_id, teacher, answer (the extracted final answer), validity,
+adaptability, consensus, difficulty, weight, basis (what its answer was judged by), findings (what
+speaks against it, in words), steps (text and gain in nats), epiphanies (indices of steps). Scores
 are appended to OUT.partial after each pass, so a killed run can resume. The weights depend on the
 spread of the scores over all data, so OUT is written at the end, in one piece. --graphs also saves
 the consensus graph of every problem; `compact graph` draws one.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,12 +22,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem
+from compact.files import ANY_NUMBER, SHARE
 from compact.graphs.step_graphs import as_rustworkx, save_graph
 from compact.metrics import AXES
 from compact.metrics.gain import step_gains
+from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import LEAF_BUDGET, encode_problem
+from compact.passes.encode import LEAF_BUDGET, encode_problems
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
@@ -35,6 +39,19 @@ from compact.weighting import PresetWeigher, Weigher
 
 # Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
+# A row of the partial file: the rows of a problem, with what is needed to weigh them.
+_SCORE = (ANY_NUMBER, None)
+_ROWS: Any = {
+    "rows": [
+        {
+            "teacher": str,
+            "weight": (SHARE, None),
+            **dict.fromkeys(map(str, AXES), _SCORE),
+            "steps": [{"text": str, "gain": _SCORE}],
+            "epiphanies": [int],
+        }
+    ]
+}
 
 
 def score_problems(
@@ -69,17 +86,23 @@ def score_problems(
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
             settings.
     """
-    store = ResumableRows(partial, settings or {}, key="question_id") if partial else None
+    store = (
+        ResumableRows(partial, settings or {}, key="question_id", shape=_ROWS) if partial else None
+    )
     found = {} if store is None else store.done
     layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
-    left = [p for p in problems if p.question_id not in found]
-    encoded = [
-        encode_problem(p, processing_class, max_length=max_length, leaf_budget=leaf_budget)
-        for p in left
-    ]
+    # What a vote or a check is worth is learned from all problems, those found earlier included.
+    encoded = encode_problems(
+        problems,
+        processing_class,
+        max_length=max_length,
+        leaf_budget=leaf_budget,
+        keep_tail=weigher.keep_tail,
+    )
+    left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:
-        for chunk in _chunks(encoded):
+        for chunk in passes_of(left):
             pass_ = observe(student, chunk, layout=layout, statistics=weigher.statistics)
             if graphs:
                 _save_graphs(pass_, graphs)
@@ -96,7 +119,7 @@ def score_problems(
     return [row for problem in scored for row in problem]
 
 
-def _chunks(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
+def passes_of(problems: Sequence[EncodedProblem]) -> Iterable[list[EncodedProblem]]:
     """Yields the problems of one pass at a time; they have similar lengths."""
     chunk: list[EncodedProblem] = []
     for problem in sorted(problems, key=tree_length):
@@ -113,8 +136,9 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
     if isinstance(weigher, PresetWeigher):
         scores, weight = weigher.score(pass_), None
     else:
-        scores, weight = {}, weigher(pass_).weight.tolist()
+        scores, weight = {}, weigher(pass_).used.tolist()
     listed = {axis: values.tolist() for axis, values in scores.items()}
+    judged = judgements(pass_)
     found = step_gains(pass_)
     gains, epiphanies, offsets = (x.tolist() for x in (found.gain, found.epiphany, found.offsets))
     r = 0
@@ -134,6 +158,8 @@ def _rows(pass_: Pass, weigher: Weigher) -> Iterable[tuple[str, list[dict[str, A
                     "answer": rationale.answer,
                     **of_axes,
                     "weight": weight[r] if weight else None,
+                    "basis": judged[r].basis,
+                    "findings": [asdict(finding) for finding in judged[r].findings],
                     "steps": steps,
                     "epiphanies": [i for n, i in enumerate(asked) if epiphanies[first + n]],
                 }
@@ -154,10 +180,10 @@ def _save_graphs(pass_: Pass, folder: Path) -> None:
 def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:
     """Fills in the weights of a preset, with the spread of all scores."""
     flat = [row for rows in problems for row in rows]
-    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.metrics}
+    scores = {axis: torch.tensor([row[axis] for row in flat]) for axis in weigher.all_metrics}
     offsets = torch.tensor([0, *(len(rows) for rows in problems)]).cumsum(0)
     weigher.update(scores, offsets)
-    for row, weight in zip(flat, weigher.weigh(scores, offsets).weight.tolist(), strict=True):
+    for row, weight in zip(flat, weigher.weigh(scores, offsets).used.tolist(), strict=True):
         row["weight"] = weight
 
 

@@ -19,13 +19,20 @@ from typing import NamedTuple
 import numpy as np
 import rustworkx as rx
 
-from compact.files import write_whole
+from compact.files import check_shape, parse_json, read_text, replace_whole
 from compact.graphs import _graph
 from compact.text.equations import equations, numbers
 
 THRESHOLD = 0.8
 """Two steps match if their similarity is at least this."""
-_NODE_KEYS = {"text", "teachers", "support", "arithmetic", "mainstream"}
+MOST_NODES = 2000
+"""Most nodes of a graph that is drawn: a picture of more shows nothing."""
+_NODE_KEYS = ("text", "teachers", "support", "arithmetic", "mainstream")
+_GRAPH = {
+    "directed": bool,
+    "nodes": [{"id": int, "data": dict.fromkeys(_NODE_KEYS, str)}],
+    "links": [{"source": int, "target": int, "data": {"count": str}}],
+}
 
 
 class Steps(NamedTuple):
@@ -218,9 +225,16 @@ def as_rustworkx(
 
 
 def save_graph(graph: rx.PyDiGraph, path: Path) -> None:
-    """Writes a class graph as node-link JSON."""
+    """Writes a class graph as node-link JSON; it replaces only another saved graph.
+
+    Raises:
+        ValueError: the file at `path` is none.
+        OSError: it cannot be written.
+    """
+    if path.exists():
+        load_graph(path)
     text = rx.node_link_json(graph, node_attrs=lambda node: node, edge_attrs=lambda edge: edge)
-    write_whole(path, str(text))
+    replace_whole(path, str(text))
 
 
 def load_graph(path: Path) -> rx.PyDiGraph:
@@ -231,12 +245,22 @@ def load_graph(path: Path) -> rx.PyDiGraph:
         OSError: if the file cannot be read.
     """
     try:
-        graph = rx.parse_node_link_json(path.read_text(), node_attrs=dict, edge_attrs=dict)
+        text = read_text(path)
+        check_shape(parse_json(text, str(path)), _GRAPH, str(path))
+        graph = rx.parse_node_link_json(text, node_attrs=dict, edge_attrs=dict)
         if not isinstance(graph, rx.PyDiGraph):
             raise ValueError("its edges have no direction")
-        missing = {key for node in graph.nodes() for key in _NODE_KEYS - set(node or ())}
-        if missing:
-            raise ValueError(f"a node lacks {sorted(missing)}")
-    except (ValueError, rx.JSONDeserializationError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a saved graph (node-link JSON): {error}") from None
+        for node in graph.nodes():
+            if not 0.0 < float(node["support"]) <= 1.0:
+                raise ValueError(f"support must be above 0 and at most 1, got {node['support']!r}")
+        for count in graph.edges():
+            if not 1 <= int(count["count"]) <= 10**9:
+                raise ValueError(f"count must be at least 1, got {count['count']!r}")
+        if not len(graph) or not rx.is_directed_acyclic_graph(graph):
+            raise ValueError("it has no node, or a cycle")
+        if len(graph) > MOST_NODES:
+            raise ValueError(f"it has {len(graph)} nodes, expected at most {MOST_NODES}")
+    except (ValueError, rx.JSONDeserializationError, KeyError, TypeError, IndexError) as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: expected a saved graph (node-link JSON): {what}") from None
     return graph

@@ -205,7 +205,8 @@ def mislead(
         rationales that these teachers have.
 
     Raises:
-        ValueError: a teacher has no rationale, or one of its completions is chat messages.
+        ValueError: a teacher has no rationale, or one of its rationales is chat messages or has
+            no gold answer.
     """
     known = {r.teacher for p in problems for r in p.rationales}
     for name in teachers:
@@ -221,6 +222,10 @@ def mislead(
                     raise ValueError(
                         f"{problem.question_id}: completion must be text, got messages"
                     )
+                if problem.answer is None:
+                    raise ValueError(
+                        f"{problem.question_id}: answer must be given to plant an error, got none"
+                    )
                 spoilt = PLANTS[kind](completion, problem.answer, rng)
                 theirs += 1
                 planted += spoilt is not None
@@ -230,8 +235,9 @@ def mislead(
                 "prompt": problem.prompt,
                 "teacher": rationale.teacher,
                 "completion": completion,
-                "answer": problem.answer,
             }
+            if problem.answer is not None:
+                row["answer"] = problem.answer
             if problem.answer_type is not None:
                 row["answer_type"] = problem.answer_type
             rows.append(row)

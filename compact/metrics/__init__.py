@@ -8,7 +8,12 @@ A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its
 in any module that is imported before training, and use its name as the metric of an axis in a
 preset. A metric reads the results of the one forward pass. It cannot run the student again: the
 student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
-lowers it.
+lowers it; validity, >= 0, multiplies it. A metric of the axis "control" cannot be part of a preset:
+it is there so that every comparison of metrics shows what length, chance or a count of words would
+reach.
+
+In a problem without a gold answer, a metric that needs one gives every rationale the score 0. Equal
+scores have z-score 0, so the axis has no effect on the weights of that problem.
 """
 
 from __future__ import annotations
@@ -26,14 +31,23 @@ from compact.passes import Pass
 from compact.registry import Registry, unknown
 from compact_ops import STATISTICS
 
-Axis = Literal["adaptability", "consensus", "difficulty"]
-AXES: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
+Axis = Literal["validity", "adaptability", "consensus", "difficulty", "control"]
+VALIDITY: Axis = "validity"
+COMPATIBILITY: tuple[Axis, ...] = ("adaptability", "consensus", "difficulty")
+"""The axes of COMPACT: how well a rationale suits this student and the other rationales."""
+AXES: tuple[Axis, ...] = (VALIDITY, *COMPATIBILITY)
+"""The axes of a preset: validity multiplies the weight that the others give."""
+CONTROL: Axis = "control"
+Direction = Literal["higher", "lower"]
+TOKEN_MEAN = "mean over tokens; mean over rationales"
+RATIONALE_MEAN = "one value per rationale; mean over rationales"
 
 # Each file registers one metric, or variants of one, and states the formula and its source.
 _BUILT_IN = (
-    *("gain", "hsic", "probe", "probe_released"),
+    *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
-    *("nll", "rsr"),
+    *("judged", "nll", "rsr", "scas_final"),
+    *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
 
 
@@ -43,7 +57,7 @@ class Metric:
 
     Attributes:
         name: the name that users write.
-        axis: the axis that it can be used for.
+        axis: the axis that it can be used for; "control" is none of a preset's.
         score: the function from a pass to [R] float scores.
         needs_leaves: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
         needs_padded: it needs the padded layout, one row per rationale, as in the released code.
@@ -51,6 +65,12 @@ class Metric:
             suffice, so the trainer refuses it with leaf_every > 1.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
             "sum_p2", "margin"); who runs the pass asks for them.
+        needs_gold: it says nothing without gold answers. Data in which no problem has one are
+            refused.
+        needs_judgements: it reads `EncodedRationale.judgement`.
+        direction: which scores are better for a student, "higher" or "lower".
+        aggregation: how token values become the score of a rationale, and how the scores of a
+            teacher's rationales become the score of the teacher.
     """
 
     name: str
@@ -60,6 +80,10 @@ class Metric:
     needs_padded: bool = False
     needs_leaf_hidden: bool = False
     statistics: tuple[str, ...] = ()
+    needs_gold: bool = False
+    needs_judgements: bool = False
+    direction: Direction = "higher"
+    aggregation: str = RATIONALE_MEAN
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -73,19 +97,33 @@ def register(
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
     statistics: Sequence[str] = (),
+    needs_gold: bool = False,
+    needs_judgements: bool = False,
+    direction: Direction | None = None,
+    aggregation: str = RATIONALE_MEAN,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that registers a function as metric `name` of `axis`.
 
-    The other arguments are those of `Metric`.
+    The other arguments are those of `Metric`. The axis implies the direction: "lower" for
+    difficulty, else "higher". Only a control may say otherwise.
 
     Raises:
-        ValueError: if the axis or a statistic is unknown, or the name is taken by another function.
+        ValueError: if the axis, the direction or a statistic is unknown, axis and direction
+            contradict each other, or the name is taken by another function.
     """
     for statistic in statistics:
         if statistic not in STATISTICS:
             raise ValueError(unknown("register: statistics", statistic, STATISTICS))
-    if axis not in AXES:
-        raise ValueError(f"register: axis must be one of {', '.join(AXES)}, got {axis!r}")
+    axes = (*AXES, CONTROL)
+    if axis not in axes:
+        raise ValueError(f"register: axis must be one of {', '.join(axes)}, got {axis!r}")
+    implied: Direction = "lower" if axis == "difficulty" else "higher"
+    allowed = ("higher", "lower") if axis == CONTROL else (implied,)
+    if direction is not None and direction not in allowed:
+        raise ValueError(
+            f"register: direction of {name} must be {' or '.join(allowed)} for axis {axis}, "
+            f"got {direction!r}"
+        )
 
     def add(score: Callable[[Pass], Tensor]) -> Callable[[Pass], Tensor]:
         metric = Metric(
@@ -96,6 +134,10 @@ def register(
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
             statistics=tuple(statistics),
+            needs_gold=needs_gold,
+            needs_judgements=needs_judgements,
+            direction=direction or implied,
+            aggregation=aggregation,
         )
         METRICS.add(name, metric, score)
         return score

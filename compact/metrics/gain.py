@@ -50,7 +50,7 @@ class Gains(NamedTuple):
         level: [A] I_i, nats.
         gain: [A] Delta I_i, nats.
         epiphany: [A] bool, whether the step is an epiphany.
-        start: [R] I_0 of each rationale's problem.
+        start: [R] I_0 of each rationale's problem; 0 without a gold answer.
     """
 
     offsets: Tensor
@@ -69,11 +69,14 @@ def step_gains(pass_: Pass) -> Gains:
     if "step_gains" in pass_.cache:
         return pass_.cache["step_gains"]  # type: ignore[return-value]
     batch = pass_.batch
-    if bool((batch.question_leaf < 0).any()):
+    asked = batch.question_leaf >= 0
+    if not bool((asked == (batch.gold_offsets.diff() > 0)).all()):
         raise ValueError("gain: batch must be built with leaves=True, got no answer leaves")
     offsets = batch.leaf_offsets
     level = pass_.leaf_logp[: int(offsets[-1])]
-    start = pass_.leaf_logp[batch.question_leaf][batch.problem]
+    start = pass_.leaf_logp.new_zeros(len(batch.problems))
+    start[asked] = pass_.leaf_logp[batch.question_leaf[asked]]
+    start = start[batch.problem]
     before = torch.roll(level, 1)
     has_steps = offsets.diff() > 0
     before[offsets[:-1][has_steps]] = start[has_steps]
@@ -99,11 +102,19 @@ def _epiphany_limit(gain: Tensor) -> Tensor:
 def final_level(pass_: Pass) -> Tensor:
     """Returns [R] I_n, the level after each rationale's last step."""
     gains = step_gains(pass_)
-    last = (gains.offsets[1:] - 1).clamp(min=0)
-    return torch.where(gains.offsets.diff() > 0, gains.level[last], gains.start)
+    has_steps = gains.offsets.diff() > 0
+    level = gains.start.clone()
+    level[has_steps] = gains.level[gains.offsets[1:][has_steps] - 1]
+    return level
 
 
-@register("gain", axis="adaptability", needs_leaves=True)
+@register(
+    "gain",
+    axis="adaptability",
+    needs_leaves=True,
+    needs_gold=True,
+    aggregation="last step and epiphanies; mean over rationales",
+)
 def gain(pass_: Pass) -> Tensor:
     """Returns [R] A_k in nats."""
     gains = step_gains(pass_)

@@ -25,6 +25,8 @@ def gold_weights(pass_: Pass) -> Tensor:
 def cue_states(pass_: Pass) -> Tensor:
     """Returns [R, H] the hidden state that predicts the answer after each rationale's last step.
 
+    Without a gold answer there is no such state: it is 0.
+
     Raises:
         ValueError: if the batch was built without answer leaves.
     """
@@ -38,12 +40,15 @@ def cue_states(pass_: Pass) -> Tensor:
         batch.leaf_offsets[1:] - 1,
         batch.question_leaf[batch.problem],
     )
+    known = leaf >= 0
     # The last cue token predicts the first gold token of a leaf.
-    first = torch.searchsorted(batch.leaf_index, leaf)
-    return pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows[first]]
+    first = torch.searchsorted(batch.leaf_index, leaf[known])
+    states = pass_.leaf_hidden.new_zeros(len(leaf), pass_.leaf_hidden.shape[-1])
+    states[known] = pass_.leaf_hidden.flatten(0, 1)[batch.leaf_rows[first]]
+    return states
 
 
-@register("gold-weighted", axis="consensus", needs_leaf_hidden=True)
+@register("gold-weighted", axis="consensus", needs_leaf_hidden=True, needs_gold=True)
 def gold_weighted(pass_: Pass) -> Tensor:
     """Returns [R] weighted mean cosine in -1..1."""
     sizes = pass_.batch.problem_offsets.diff().tolist()

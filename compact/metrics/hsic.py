@@ -26,7 +26,7 @@ def linear_hsic(states: Tensor, level: Tensor, offsets: Tensor) -> Tensor:
     return covariance.square().sum(dim=1)
 
 
-@register("hsic-linear", axis="adaptability")
+@register("hsic-linear", axis="adaptability", needs_gold=True)
 def hsic_linear(pass_: Pass) -> Tensor:
     """Returns [R] HSIC over each rationale's tokens, in nats squared.
 

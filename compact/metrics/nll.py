@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compact.metrics import register
+from compact.metrics import TOKEN_MEAN, register
 from compact.passes import Pass
 from compact.passes.segments import segment_mean
 
 
-@register("nll", axis="difficulty")
+@register("nll", axis="difficulty", aggregation=TOKEN_MEAN)
 def nll(pass_: Pass) -> Tensor:
     """Returns [R] mean nll in nats per token."""
     return segment_mean(pass_.stats.nll.detach(), pass_.batch.token_offsets)

@@ -26,6 +26,7 @@ THINKING_WORDS = (
 )
 OTHER_WORDS = 0.1
 """Mask at tokens that are not thinking words."""
+_MASKED_SUM = "masked sum over tokens; mean over rationales"
 
 
 @lru_cache(maxsize=8)
@@ -49,13 +50,13 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
     return torch.where(torch.isin(token_ids, words), 1.0, OTHER_WORDS)
 
 
-@register("probe", axis="adaptability")
+@register("probe", axis="adaptability", needs_gold=True, aggregation=_MASKED_SUM)
 def probe(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the log-likelihood, in nats."""
     return _jumps(pass_, pass_.stats.gold_logp)
 
 
-@register("probe-raw", axis="adaptability")
+@register("probe-raw", axis="adaptability", needs_gold=True, aggregation=_MASKED_SUM)
 def probe_raw(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the raw logits."""
     return _jumps(pass_, pass_.stats.gold_logit)

@@ -1,7 +1,10 @@
 """Adaptability exactly as the public training code of COMPACT computes it.
 
 c_t = (1/m) sum_j z_t[a_j] with raw logits at every position of the padded row: prompt, rationale
-and padding, with the problem's rationales padded to the longest of them.
+and padding, with the problem's rationales padded to the longest of them. a_j are the tokens of the
+gold answer tokenised alone, not as the text after a cue. A padded query attends to the row's tokens
+under SDPA and eager attention, as here; under FlashAttention padded positions are left out, so the
+public code itself gives other scores there.
 A_k = sum_{t >= 1} mask_t relu(c_t - c_{t-1}), mask_t 1 where token t is a thinking word, else 0.1.
 Source: the released training code of COMPACT (arXiv 2601.13992), as restated in the design notes.
 Weakness: on pure noise it grows with length; `probe` and `gain` do not.
@@ -17,7 +20,13 @@ from compact.metrics.probe import thinking_mask
 from compact.passes import Pass
 
 
-@register("probe-released", axis="adaptability", needs_padded=True)
+@register(
+    "probe-released",
+    axis="adaptability",
+    needs_padded=True,
+    needs_gold=True,
+    aggregation="masked sum over the row; mean over rationales",
+)
 def probe_released(pass_: Pass) -> Tensor:
     """Returns [R] masked sum of the rises of the raw logits over every position of the row.
 
@@ -35,7 +44,10 @@ def probe_released(pass_: Pass) -> Tensor:
     for index in range(len(batch.problems)):
         mine = row_of[batch.problem_offsets[index] : batch.problem_offsets[index + 1]]
         longest = int(lengths[mine].max())
-        gold = batch.gold_ids[batch.gold_offsets[index] : batch.gold_offsets[index + 1]]
+        gold = torch.tensor(batch.problems[index].raw_gold_ids, device=batch.rows.device)
+        if not len(gold):
+            scores.append(pass_.hidden.new_zeros(len(mine), dtype=torch.float32))
+            continue
         # Only the gold answer's columns of the head: no [L, V] logits.
         logits = pass_.hidden[mine, :longest] @ student.weight[gold].T
         logits = student.logit_scale * logits.float()

@@ -19,7 +19,12 @@ from compact.passes.segments import segment_sum
 _MOST = 100
 
 
-@register("rsr", axis="difficulty", statistics=("rank",))
+@register(
+    "rsr",
+    axis="difficulty",
+    statistics=("rank",),
+    aggregation="ratio of sums over tokens; ratio of means over rationales",
+)
 def rsr(pass_: Pass) -> Tensor:
     """Returns [R] capped rank per nat of surprisal, > 0."""
     rank, offsets = pass_.stats.rank, pass_.batch.token_offsets

@@ -57,7 +57,9 @@ def consensus(steps: Steps, graphs: Graphs) -> np.ndarray:
     return scores
 
 
-@register("step-graph", axis="consensus")
+@register(
+    "step-graph", axis="consensus", aggregation="mean over steps + bonus; mean over rationales"
+)
 def step_graph(pass_: Pass) -> Tensor:
     """Returns [R] consensus in 1/K..1.5."""
     scores = consensus(*step_graphs(pass_))

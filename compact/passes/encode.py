@@ -7,14 +7,17 @@ that step.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain
 from compact.data import text_of
+from compact.data.problems import REASONING
 from compact.passes.types import EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
+from compact.validity import judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +52,7 @@ def encode_problem(
     max_length: int,
     leaf_budget: float = LEAF_BUDGET,
     cue: str = CUE,
+    keep_tail: bool = False,
 ) -> EncodedProblem:
     """Encodes one problem.
 
@@ -56,12 +60,15 @@ def encode_problem(
     steps.
 
     Args:
-        problem: question, gold answer and K >= 1 rationales.
+        problem: question, gold answer and K >= 1 rationales. Without a gold answer there are no
+            answer leaves.
         processing_class: a fast tokenizer (its character offsets place the steps).
         max_length: most tokens of prompt + one rationale.
         leaf_budget: most tokens of answer leaves, as a share of the tokens of prompt and
             rationales; see `choose_leaf_steps`.
         cue: the text before the gold answer in an answer leaf.
+        keep_tail: whether a rationale keeps the tokens that the chat template writes after the end
+            of turn (a newline in ChatML), as in the public training code; see `Weigher.keep_tail`.
 
     Returns:
         The problem as token ids, for every layout.
@@ -92,13 +99,28 @@ def encode_problem(
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
-        text, ids, ends = _completion(problem.prompt, rationale.completion, processing_class, label)
+        text, ids, ends = _completion(
+            problem.prompt, rationale.completion, processing_class, label, keep_tail
+        )
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
-    normal_gold = problem.domain.normalise(problem.answer)
+    answer = problem.answer
+    normal_gold = None if answer is None else problem.domain.normalise(answer)
     rationales = _unify_answers(rationales, problem.domain, normal_gold)
-    gold = problem.answer.strip()
+    encoded = EncodedProblem(
+        question_id=problem.question_id,
+        prompt=text_of(problem.prompt),
+        prompt_ids=prompt_ids,
+        rationales=tuple(replace(r, leaf_steps=()) for r in rationales),
+        gold=normal_gold,
+        gold_ids=(),
+        cue_ids=(),
+        spaced_cue_ids=(),
+    )
+    if answer is None:
+        return encoded
+    gold = answer.strip()
     cue_ids, gold_ids = _split_cue(cue.lstrip(), gold, processing_class)
     spaced_cue_ids, spaced_gold_ids = _split_cue(" " + cue.lstrip(), gold, processing_class)
     if spaced_gold_ids != gold_ids:
@@ -112,17 +134,63 @@ def encode_problem(
         leaf=len(cue_ids) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
-    return EncodedProblem(
-        question_id=problem.question_id,
-        prompt=text_of(problem.prompt),
-        prompt_ids=prompt_ids,
+    return replace(
+        encoded,
         rationales=tuple(
             replace(r, leaf_steps=chosen) for r, chosen in zip(rationales, steps, strict=True)
         ),
-        gold=normal_gold,
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
+        raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
+    )
+
+
+def encode_problems(
+    problems: Sequence[Problem],
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    judged: bool = True,
+    **settings: Any,
+) -> list[EncodedProblem]:
+    """Encodes all problems of the data, and judges their rationales.
+
+    Args:
+        problems: as in `encode_problem`.
+        processing_class: as in `encode_problem`.
+        judged: whether every rationale gets a `judgement`. What a teacher's vote or a check is
+            worth is learned from all of `problems`.
+        settings: other arguments of `encode_problem`.
+
+    Raises:
+        ValueError, TypeError: as in `encode_problem`.
+    """
+    encoded = [encode_problem(problem, processing_class, **settings) for problem in problems]
+    if not judged:
+        return encoded
+    return [
+        replace(
+            problem,
+            rationales=tuple(
+                replace(r, judgement=judgement)
+                for r, judgement in zip(problem.rationales, judgements, strict=True)
+            ),
+        )
+        for problem, judgements in zip(encoded, judge(encoded), strict=True)
+    ]
+
+
+def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    return EncodedRationale(
+        teacher=teacher,
+        text=text,
+        ids=tuple(ids),
+        steps=((0, len(ids)),),
+        step_texts=(text,),
+        spaced=(not text[-1:].isspace(),),
+        marker=len(ids),
+        answer=None,
     )
 
 
@@ -153,13 +221,13 @@ def choose_leaf_steps(
 
 
 def _unify_answers(
-    rationales: Sequence[EncodedRationale], domain: Domain, gold: str
+    rationales: Sequence[EncodedRationale], domain: Domain, gold: str | None
 ) -> list[EncodedRationale]:
     """Gives matching answers the same text, the gold answer's text if they match it.
 
     After this, two answers of the problem match if and only if their texts are equal.
     """
-    texts = [gold]
+    texts = [] if gold is None else [gold]
     found = []
     for rationale in rationales:
         answer = rationale.answer
@@ -222,11 +290,15 @@ def _encode_rationale(
 
 def _first(ends: list[int], position: int) -> int:
     """Index of the first token that ends at or after `position` characters; len(ends) if none."""
-    return next((i for i, end in enumerate(ends) if end >= position), len(ends))
+    return bisect_left(ends, position)
 
 
 def _completion(
-    prompt: Text, completion: Text, processing_class: PreTrainedTokenizerBase, where: str
+    prompt: Text,
+    completion: Text,
+    processing_class: PreTrainedTokenizerBase,
+    where: str,
+    keep_tail: bool,
 ) -> tuple[str, list[int], list[int]]:
     """Text, token ids (end of turn included) and character ends of a completion."""
     if processing_class.chat_template is None:
@@ -256,8 +328,19 @@ def _completion(
             f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
             f"{rest[:80]!r}"
         )
+    reasoning = answer[-1].get(REASONING, "").strip()
+    if reasoning:
+        first = rest.find(reasoning, 0, start)
+        if first < 0:
+            raise ValueError(
+                f"{where}: the chat template must keep {REASONING}, got {rest[:80]!r}; write the "
+                "reasoning into content, as <think>...</think> or as plain text"
+            )
+        text, start = rest[first : start + len(text)], first
     ids, ends = _tokenise(rest, processing_class)
     ends = [end - start for end in ends]
+    if keep_tail:
+        return text, ids, ends
     # Drop the tokens after the end of turn (a newline in many templates): not trained on.
     special = set(processing_class.all_special_ids)
     for i, token in enumerate(ids):
@@ -312,6 +395,8 @@ def _plain_text(content: Text, what: str) -> str:
     """Text of a prompt or completion for a tokenizer without a chat template."""
     if isinstance(content, str):
         return content
+    if any(REASONING in message for message in content):
+        raise ValueError(f"{what} holds {REASONING}, but the tokenizer has no chat template")
     if len(content) == 1:
         return content[0]["content"]
     raise ValueError(

@@ -17,6 +17,19 @@ from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
 
+def check_ids(student: Student, problems: Sequence[EncodedProblem]) -> None:
+    """Raises ValueError if a problem has a token id without a row in the student's embedding."""
+    rows = student.weight.shape[0]
+    for problem in problems:
+        parts = (problem.prompt_ids, problem.gold_ids, *(r.ids for r in problem.rationales))
+        largest = max((max(ids, default=0) for ids in parts), default=0)
+        if largest >= rows:
+            raise ValueError(
+                f"question_id {problem.question_id!r}: the tokenizer gives id {largest}, but the "
+                f"student's embedding has {rows} rows; tokenizer and model must belong together"
+            )
+
+
 @torch.no_grad()
 def observe(
     student: Student,
@@ -38,6 +51,7 @@ def observe(
     Returns:
         The results of the forward, on the device of the student.
     """
+    check_ids(student, problems)
     batch = build_batch(problems, layout=layout, leaves=leaves, pad_token_id=student.pad_token_id)
     return run_pass(student, batch.to(student.weight.device), statistics=statistics)[2]
 
@@ -67,14 +81,7 @@ def run_pass(
     Raises:
         ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
-    if batch.layout == "tree":
-        _check_reach(student, batch)
-    with lean(student.body):
-        if batch.layout == "tree":
-            hidden, leaf_hidden = run_tree(student, batch, _body)
-        else:
-            hidden, leaf_hidden = _run_padded(student, batch)
-    gold = GoldAnswers(batch.gold_ids, batch.gold_offsets, batch.problem[batch.rationale])
+    hidden, leaf_hidden = _hidden_states(student, batch)
     stats_of = partial(
         linear_token_stats,
         bias=student.bias,
@@ -86,13 +93,13 @@ def run_pass(
         student.weight,
         batch.target,
         rows=batch.rows,
-        gold=gold,
+        gold=_gold_answers(batch),
         head_grad=head_grad,
         filter_eps=filter_eps,
         statistics=statistics,
     )
     leaf_logp = live.nll.new_zeros(batch.leaf_step.shape)
-    if leaf_hidden is not None:
+    if leaf_hidden is not None and len(leaf_logp):
         with torch.no_grad():
             asked = stats_of(
                 leaf_hidden.flatten(0, 1),
@@ -102,8 +109,55 @@ def run_pass(
             )
             counts = torch.bincount(batch.leaf_index, minlength=len(leaf_logp))
             leaf_logp = leaf_logp.index_add(0, batch.leaf_index, -asked.nll) / counts
+    live = _without_stand_ins(live, batch)
     stats = live.map(Tensor.detach)
     return live, hidden, Pass(batch, student, hidden.detach(), leaf_hidden, stats, leaf_logp)
+
+
+def _gold_answers(batch: Batch) -> GoldAnswers:
+    """Returns the table of gold answers for `linear_token_stats`, which needs one of each problem.
+
+    Token 0 stands in for a gold answer that the data do not have.
+    """
+    problem = batch.problem[batch.rationale]
+    if all(p.gold_ids for p in batch.problems):
+        return GoldAnswers(batch.gold_ids, batch.gold_offsets, problem)
+    answers = [p.gold_ids or (0,) for p in batch.problems]
+    ids = torch.tensor([token for answer in answers for token in answer], device=problem.device)
+    sizes = torch.tensor([0, *map(len, answers)], device=problem.device)
+    return GoldAnswers(ids, sizes.cumsum(0), problem)
+
+
+def _without_stand_ins(stats: TokenStats, batch: Batch) -> TokenStats:
+    """Returns the statistics with 0 in place of what `linear_token_stats` read for stand-ins."""
+    if all(p.gold_ids for p in batch.problems):
+        return stats
+    known = (batch.gold_offsets.diff() > 0)[batch.problem[batch.rationale]]
+    assert stats.gold_logit is not None and stats.gold_logp is not None
+    return stats._replace(gold_logit=stats.gold_logit * known, gold_logp=stats.gold_logp * known)
+
+
+def token_states(student: Student, batch: Batch) -> Tensor:
+    """Returns the hidden states [M, H] that predict the completion tokens of a batch.
+
+    Only the body runs. Its batch may have another layout than that of another model; the order of
+    the tokens is the same.
+
+    Args:
+        student: any model in parts, such as a white-box teacher; gradients as in `run_pass`.
+        batch: from `build_batch`, on the device of the model.
+    """
+    return _hidden_states(student, batch)[0].flatten(0, 1)[batch.rows]
+
+
+def _hidden_states(student: Student, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Runs the body: hidden states of the main block and of the leaf block."""
+    if batch.layout == "tree":
+        _check_reach(student, batch)
+    with lean(student.body):
+        if batch.layout == "tree":
+            return run_tree(student, batch, _body)
+        return _run_padded(student, batch)
 
 
 def _check_reach(student: Student, batch: Batch) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import torch
@@ -95,7 +96,7 @@ class _Leaf:
 
 def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_Leaf]:
     """The answer leaves of one rationale, one after each step that has a leaf."""
-    for i in rationale.asked_steps:
+    for i in rationale.asked_steps if problem.gold_ids else ():
         end = rationale.steps[i][1]
         cue = problem.spaced_cue_ids if rationale.spaced[i] else problem.cue_ids
         yield _Leaf(rationale, i, end, cue, problem.gold_ids)
@@ -103,6 +104,12 @@ def _leaves(problem: EncodedProblem, rationale: EncodedRationale) -> Iterator[_L
 
 def _question_leaf(problem: EncodedProblem) -> _Leaf:
     return _Leaf(None, -1, 0, problem.cue_ids, problem.gold_ids)
+
+
+def question_leaves(problems: Sequence[EncodedProblem], first: int) -> list[int]:
+    """Returns [P] the leaf after each bare question, counted from `first`; -1 without gold."""
+    places = count(first)
+    return [next(places) if problem.gold_ids else -1 for problem in problems]
 
 
 def tree_length(problem: EncodedProblem) -> int:
@@ -148,7 +155,7 @@ def build_batch(
     Args:
         problems: P >= 1 problems; the tables keep their order, the rows may not.
         layout: "tree" or "padded".
-        leaves: whether answer leaves are built.
+        leaves: whether answer leaves are built, for the problems that have a gold answer.
         pad_token_id: pads rows; no token of a problem sees it.
         row_capacity: tree only: problems share a row of at most this many tokens (0: one row per
             problem).
@@ -206,6 +213,8 @@ def _build_tree(
             tables.leaf_counts.append(len(own))
     if leaves:
         for p, problem in enumerate(problems):
+            if not problem.gold_ids:
+                continue
             b = place[p]
             depth = len(problem.prompt_ids)
             _plant(_question_leaf(problem), tables, b, leaf[b], sees[b], [prompt_node[p]], depth)
@@ -271,7 +280,9 @@ def _build_padded(
             tables.leaf_counts.append(len(own))
     if leaves:
         for problem in problems:
-            add_leaf(problem, _question_leaf(problem))
+            if problem.gold_ids:
+                add_leaf(problem, _question_leaf(problem))
+        leaf = leaf or [_Row()]
     return _finish("padded", problems, main, leaf, tables, pad_token_id, None, None)
 
 
@@ -286,15 +297,15 @@ def _finish(
     pads: list[int] | None,
 ) -> Batch:
     """Pads the rows and turns (row, column) pairs into flat indices."""
+    if leaf and not any(row.ids for row in leaf):
+        leaf[0].add([pad_token_id], 0, pads[0] if pads else 0)
     main_block = _stack(main, pad_token_id, pads)
     leaf_block = _stack(leaf, pad_token_id, pads) if leaf else None
     length = main_block.input_ids.shape[1]
     leaf_length = leaf_block.input_ids.shape[1] if leaf_block else 0
-    num_leaves = len(tables.leaf_step)
-    num_questions = len(problems) if num_leaves else 0
-    question_leaf = [
-        num_leaves - num_questions + p if num_leaves else -1 for p in range(len(problems))
-    ]
+    question_leaf = [-1] * len(problems)
+    if leaf:
+        question_leaf = question_leaves(problems, sum(tables.leaf_counts))
     gold = [problem.gold_ids for problem in problems]
     return Batch(
         layout=layout,

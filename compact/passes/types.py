@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from compact.validity import Judgement
+
 if TYPE_CHECKING:
     from compact.student import Student
     from compact_ops import TokenStats
@@ -28,7 +30,8 @@ class EncodedRationale:
     Attributes:
         teacher: the name of the teacher that wrote it.
         text: the completion as text.
-        ids: [T] token ids, the end-of-turn token included.
+        ids: [T] token ids, the end-of-turn token included, and what the chat template writes after
+            it if the problem was encoded with `keep_tail`.
         steps: one or more (start, end) token spans of the reasoning steps, in order, end exclusive.
         step_texts: the text of each step, aligned with `steps`.
         spaced: for each step, whether a space must stand between the end of the step and the cue.
@@ -38,6 +41,7 @@ class EncodedRationale:
             was found. Within a problem, answers that match have the same text: that of the gold
             answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
+        judgement: what the texts say about it; None if the data were not judged.
     """
 
     teacher: str
@@ -49,6 +53,7 @@ class EncodedRationale:
     marker: int
     answer: str | None
     leaf_steps: tuple[int, ...] | None = None
+    judgement: Judgement | None = None
 
     @property
     def asked_steps(self) -> tuple[int, ...]:
@@ -65,21 +70,29 @@ class EncodedProblem:
         prompt: the question as text.
         prompt_ids: [T] ids of the prompt, chat template applied.
         rationales: its K >= 1 rationales.
-        gold: the gold answer in normal form; a rationale whose `answer` is this text is right.
+        gold: the gold answer in normal form; a rationale whose `answer` is this text is right. None
+            if the data have no gold answer; the problem then has no answer leaves.
         gold_ids: [m] ids of the gold answer as the data write it, tokenised as the text that
-            follows the cue.
+            follows the cue; empty without a gold answer.
         cue_ids: ids of the answer cue that precedes the gold answer in an answer leaf.
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
+        raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
     """
 
     question_id: str
     prompt: str
     prompt_ids: tuple[int, ...]
     rationales: tuple[EncodedRationale, ...]
-    gold: str
+    gold: str | None
     gold_ids: tuple[int, ...]
     cue_ids: tuple[int, ...]
     spaced_cue_ids: tuple[int, ...]
+    raw_gold_ids: tuple[int, ...] = ()
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """[K] whether each rationale states the gold answer; all False without a gold answer."""
+        return tuple(r.answer is not None and r.answer == self.gold for r in self.rationales)
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,8 @@ class Batch:
         layout: "tree" (each problem lies in one row and its rationales are branches) or "padded"
             (each rationale is a row).
         main: the main block.
-        leaves: the leaf block; None without leaves.
+        leaves: the leaf block; None without leaves. If no problem has a gold answer, it holds one
+            padding token: ranks with sharded parameters must run the body equally often.
         visible: tree only, [B, S, S] bool, whether node (query) sees node (key). None when padded.
             A token attends to another if its node sees the node of the other and its position is
             not smaller.
@@ -134,12 +148,14 @@ class Batch:
         token_rows: [M] the row of token m itself.
         prompt_rows: [P], or [R] when padded: the row of the last prompt token.
         gold_ids: [G] ids of all gold answers.
-        gold_offsets: [P + 1], the same for the gold ids of each problem.
+        gold_offsets: [P + 1], the same for the gold ids of each problem; a problem without a gold
+            answer has none.
         leaf_offsets: [R + 1], the same for the answer leaves of each rationale, without the leaf
             after the bare question. All offsets are 0 without leaves.
-        leaf_step: [A] index of the step that the leaf follows; -1 for the bare question. The P
-            leaves of the bare questions come last.
-        question_leaf: [P] index of the leaf after the bare question; -1 without leaves.
+        leaf_step: [A] index of the step that the leaf follows; -1 for the bare question. The leaves
+            of the bare questions come last, in the order of the problems.
+        question_leaf: [P] index of the leaf after the bare question; -1 without leaves or without a
+            gold answer.
         leaf_rows, leaf_target, leaf_index: [Q] for each gold token of a leaf: the row that predicts
             it in the hidden states of the leaf block flattened to [B2 * L2, H], its id, and the
             index of its leaf.
@@ -201,8 +217,9 @@ class Pass:
         hidden: [B, L, H] final hidden states of the main block (the input of the LM head).
         leaf_hidden: [B2, L2, H] those of the leaf block. None without leaves, and if every level
             comes from an earlier step (leaf_every > 1).
-        stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp; rank,
-            sum_p2 and margin if the pass was run with these statistics, else None.
+        stats: per completion token [M]: nll, lse, entropy, correct, gold_logit, gold_logp (the last
+            two are 0 in a problem without a gold answer); rank, sum_p2 and margin if the pass was
+            run with these statistics, else None.
         leaf_logp: [A] the level I_i of docs/method.md at each answer leaf: the mean log-likelihood
             of the tokens of the gold answer, in nats. Empty without leaves.
         cache: values that metrics share within the pass (step graphs, hidden at the marker).

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from compact.metrics import AXES
+from compact.metrics import AXES, VALIDITY
 from compact.report.charts import Interval, Series, interval_chart, line_chart
 from compact.report.run import COLOURS, Run, effective_teachers, logged, visits
 
 BINS = 40
 """Points of a curve over the steps of a run."""
 AXIS_TEXT = {
+    "validity": "How likely is it to be right? The weight is multiplied by it.",
     "adaptability": "Does it lead the student to the gold answer? Higher raises the weight.",
     "consensus": "Do its steps agree with the other teachers'? Higher raises the weight.",
     "difficulty": "How hard is it for the student to say? Higher lowers the weight.",
@@ -77,7 +78,7 @@ def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
     """Returns charts of how each score and the weight are distributed, one row per teacher."""
     charts = []
     for axis in AXES:
-        standard = not np.isnan(run.scores[f"z_{axis}"]).all()
+        standard = axis != VALIDITY and not np.isnan(run.scores[f"z_{axis}"]).all()
         rows = spread(run, f"z_{axis}" if standard else axis)
         if rows:
             chart = interval_chart(
@@ -160,3 +161,42 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
             ("Accuracy", f"Final answers that are right, with 95% intervals. {count}.", chart)
         )
     return charts
+
+
+def method_series(run: Run) -> dict[str, list[tuple[str, list[tuple[float, float]]]]]:
+    """Returns group -> (name, points) of what strategy and policy logged; see `Strategy.take_log`.
+
+    A key of the log is "strategy/GROUP/NAME" or "strategy/NAME", which is a group of its own.
+    """
+    groups: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for key in dict.fromkeys(key for entry in run.logs for key in entry):
+        kind, _, rest = key.partition("/")
+        if kind not in ("strategy", "policy"):
+            continue
+        group, _, name = rest.partition("/")
+        points = logged(run, key)
+        if points:
+            groups.setdefault(group, []).append((name or group, points))
+    return groups
+
+
+def method_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns a chart of each group of `method_series` that has values at several steps."""
+    charts = []
+    for group, found in method_series(run).items():
+        if max(len(points) for _, points in found) < 2:
+            continue
+        lines = [Series(name, i % COLOURS, points) for i, (name, points) in enumerate(found)]
+        chart = line_chart(f"{group} over the steps", lines, x_label="optimizer step")
+        several = ", ".join(name for name, _ in found) if len(found) > 1 else "As logged."
+        charts.append((group.capitalize(), several, chart))
+    return charts
+
+
+def method_rows(run: Run) -> list[tuple[str, float, float]]:
+    """Returns (name, first value, last value) of each series of `method_series`."""
+    return [
+        (group if name == group else f"{group}: {name}", points[0][1], points[-1][1])
+        for group, found in method_series(run).items()
+        for name, points in found
+    ]

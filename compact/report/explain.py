@@ -20,7 +20,8 @@ class Token:
     Attributes:
         text: the text that the token adds.
         gain: c_t - c_{t-1} in nats, where c_t is the mean log-likelihood of the gold answer's
-            tokens right after the student has read token t; 0 at the last token.
+            tokens right after the student has read token t; 0 at the last token, and without a gold
+            answer.
         step: index of its step, -1 outside every step.
     """
 
@@ -65,16 +66,17 @@ class ExplainedProblem:
     """A problem as a student sees it.
 
     Attributes:
-        question_id, prompt, gold: as encoded.
-        start: I_0, the level after the question alone (nats).
+        question_id, prompt: as encoded.
+        gold: None without a gold answer.
+        start: I_0, the level after the question alone (nats); None without a gold answer.
         rationales: the K rationales.
         matches: pairs of steps that match; steps are numbered over all rationales in order.
     """
 
     question_id: str
     prompt: str
-    gold: str
-    start: float
+    gold: str | None
+    start: float | None
     rationales: tuple[ExplainedRationale, ...]
     matches: tuple[tuple[int, int], ...]
 
@@ -111,7 +113,7 @@ def explain_problem(
         question_id=problem.question_id,
         prompt=problem.prompt,
         gold=problem.gold,
-        start=float(step_gains(pass_).start[0]),
+        start=None if problem.gold is None else float(step_gains(pass_).start[0]),
         rationales=tuple(
             _explain_rationale(pass_, r, rationale, processing_class)
             for r, rationale in enumerate(problem.rationales)

@@ -8,7 +8,13 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from compact.report.curves import learning_charts, score_charts, weight_charts
+from compact.report.curves import (
+    learning_charts,
+    method_charts,
+    method_rows,
+    score_charts,
+    weight_charts,
+)
 from compact.report.run import COLOURS, Run
 from compact.report.views import (
     arm_view,
@@ -44,6 +50,8 @@ def render(run: Run) -> str:
         weights=weight_charts(run) if run.scores else [],
         scores=score_charts(run) if run.scores else [],
         learning=learning_charts(run),
+        method=method_rows(run),
+        method_charts=method_charts(run),
         forgetting=forgetting_rows(run),
         arms=arm_view(run),
         problems=[problem_view(run, p, colours) for p in run.explained],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,57 @@ import numpy as np
 from tqdm import tqdm
 
 from compact.data import load_problems
-from compact.metrics import AXES
-from compact.passes.encode import encode_problem
+from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
+from compact.metrics import COMPATIBILITY
+from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.report.explain import ExplainedProblem, explain_problem
 from compact.student import Student, load_model
 from compact.trainer.runlog import read_scores
 
 COLOURS = 8
+# What the page reads of the files of a run.
+_INFO = {
+    "settings?": dict,
+    "student?": (str, None),
+    "data?": (str, None),
+    "versions?": {str: str},
+}
+_COMPARISON = {
+    "arms": [
+        {
+            "name": str,
+            "seeds": [int],
+            "values": [SHARE],
+            **dict.fromkeys(("mean", "ci_low", "ci_high"), SHARE),
+            **dict.fromkeys(("right_weight", "right_weight_low", "right_weight_high"), SHARE),
+            "weights?": {str: SHARE},
+            "tokens": int,
+            "steps": int,
+            **dict.fromkeys(("gain?", "gain_low?", "gain_high?"), ANY_NUMBER),
+        }
+    ],
+    "metric?": str,
+    "token_budget?": int,
+    "settings?": dict,
+}
+_LIMITS = {"max_length?": int, "leaf_budget?": ANY_NUMBER}
+_EVALUATION = {
+    **dict.fromkeys(("accuracy", "ci_low", "ci_high"), SHARE),
+    "correct": int,
+    "items": int,
+    "forgetting?": {
+        "tasks?": {
+            str: dict.fromkeys(
+                ("base_accuracy", "student_accuracy", "drop", "drop_low", "drop_high"), ANY_NUMBER
+            )
+        },
+        "text?": {
+            "data": str,
+            **dict.fromkeys(("base_perplexity", "student_perplexity", "kl"), ANY_NUMBER),
+        },
+    },
+}
 
 
 @dataclass
@@ -53,18 +95,6 @@ class Run:
         return list(dict.fromkeys(self.scores["teacher"].tolist())) if self.scores else []
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        ValueError: the file is not JSON; the message gives the file and line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: expected JSON, got {error.msg}") from None
-
-
 def read_run(folder: str | Path) -> Run:
     """Reads a run folder.
 
@@ -77,12 +107,12 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"{folder}: no such run folder")
     run = Run(folder)
     if (folder / "run.json").exists():
-        run.info = read_json(folder / "run.json")
+        run.info = read_json(folder / "run.json", _INFO)
     if (folder / "scores").is_dir():
         table = read_scores(folder)
         run.scores = {n: table[n].to_numpy(zero_copy_only=False) for n in table.column_names}
     if (folder / "compare.json").exists():
-        run.arms = read_json(folder / "compare.json")
+        run.arms = read_json(folder / "compare.json", _COMPARISON)
     if not run.arms and not len(run.scores.get("step", ())):
         raise ValueError(f"{folder}: expected the score log of a run (scores/) or compare.json")
     if not len(run.scores.get("step", ())):
@@ -91,10 +121,11 @@ def read_run(folder: str | Path) -> Run:
     checkpoints = folder.glob("checkpoint-*/trainer_state.json")
     states += sorted(checkpoints, key=lambda p: -int(p.parent.name.rpartition("-")[2]))
     state = next((path for path in states if path.exists()), None)
-    run.logs = read_json(state)["log_history"] if state else []
+    run.logs = read_json(state, {"log_history": [dict]})["log_history"] if state else []
     for path in sorted(folder.glob("*.summary.json"), key=lambda p: p.stat().st_mtime):
         summary = read_json(path)
         if summary.get("status") == "complete" and "accuracy" in summary:
+            check_shape(summary, _EVALUATION, str(path))
             run.evaluations.append((path.name.removesuffix(".summary.json"), summary))
     return run
 
@@ -130,7 +161,7 @@ def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
     if not len(mine):
         return {}
     mine = mine[scores["step"][mine] == scores["step"][mine].max()]
-    columns = ("weight", *(f"z_{axis}" for axis in AXES))
+    columns = ("weight", *(f"z_{axis}" for axis in COMPATIBILITY))
     return {scores["teacher"][i]: {c: float(scores[c][i]) for c in columns} for i in mine}
 
 
@@ -174,6 +205,7 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
         )
     model, processing_class = load_model(str(folder))
     settings = run.info.get("settings", {})
+    check_shape(settings, _LIMITS, f"{run.folder / 'run.json'}: settings")
     limits: dict[str, Any] = {
         "max_length": settings.get("max_length", 2560),
         # Runs before the leaf budget asked after every step.
@@ -181,7 +213,8 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
     }
     student = Student.of(model)
     layout = choose_layout(student, "auto", limits["max_length"])[0]
-    encoded = [encode_problem(problems[q], processing_class, **limits) for q in question_ids]
+    chosen = [problems[question_id] for question_id in question_ids]
+    encoded = encode_problems(chosen, processing_class, **limits)
     bar = tqdm(encoded, desc="analysing problems", unit="problem")
     return [explain_problem(student, processing_class, p, layout) for p in bar]
 

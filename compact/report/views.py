@@ -104,7 +104,10 @@ def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, A
 
 
 def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -> dict[str, Any]:
-    """Returns the values that the page shows for a problem."""
+    """Returns the values that the page shows for a problem.
+
+    Without a gold answer, `path` and every rationale's `right` are None.
+    """
     sizes = [abs(t.gain) for r in problem.rationales for t in r.tokens]
     scale = float(np.quantile(sizes, 0.95)) or 1.0
     visit = last_visit(run, problem.question_id)
@@ -112,9 +115,10 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
     rationales: list[dict[str, Any]] = []
     for rationale in problem.rationales:
         colour = colours[rationale.teacher]
-        levels = [(0.0, problem.start)]
+        levels = [] if problem.start is None else [(0.0, problem.start)]
         levels += [(i + 1.0, s.level) for i, s in enumerate(rationale.steps) if s.level is not None]
-        lines.append(Series(rationale.teacher, colour, levels))
+        if levels:
+            lines.append(Series(rationale.teacher, colour, levels))
         jumps = [(i + 1.0, s.level or 0.0) for i, s in enumerate(rationale.steps) if s.epiphany]
         if jumps:
             lines.append(Series(f"{rationale.teacher}: epiphany", colour, jumps, "dots"))
@@ -123,19 +127,21 @@ def problem_view(run: Run, problem: ExplainedProblem, colours: dict[str, int]) -
                 "teacher": rationale.teacher,
                 "colour": colour,
                 "answer": rationale.answer,
-                "right": rationale.answer == problem.gold,
+                "right": None if problem.gold is None else rationale.answer == problem.gold,
                 "visit": visit.get(rationale.teacher),
                 "groups": token_spans(rationale, scale),
                 "steps": rationale.steps,
             }
         )
     rationales.sort(key=lambda r: -(r["visit"] or {"weight": 0.0})["weight"])
-    path = line_chart(
-        "Log-likelihood of the gold answer after each step",
-        lines,
-        x_label="steps read",
-        height=220.0,
-    )
+    path = None
+    if lines:
+        path = line_chart(
+            "Log-likelihood of the gold answer after each step",
+            lines,
+            x_label="steps read",
+            height=220.0,
+        )
     nodes = [
         Node(row, column, s.support, s.mainstream, step_label(s.text), s.text, s.epiphany)
         for row, rationale in enumerate(problem.rationales)
@@ -198,6 +204,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Student", info.get("student")),
         ("Data", info.get("data")),
         ("Weights", info.get("weigher")),
+        ("Strategy", info.get("strategy")),
+        ("Options of the strategy", settings.get("strategy_options")),
         ("Learning rate", settings.get("learning_rate")),
         ("Epochs", settings.get("num_train_epochs")),
         ("Seed", settings.get("seed")),

@@ -15,6 +15,7 @@ The weights of the teachers are a separate choice (`preset`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -24,8 +25,10 @@ from compact.passes import EncodedProblem, Pass
 from compact.registry import Registry
 
 if TYPE_CHECKING:
+    from compact.config import CompactConfig
     from compact.data import Problem
     from compact.student import Student
+    from compact.weighting import Weigher, Weights
 
 
 class LossTerm(Protocol):
@@ -48,10 +51,22 @@ class Strategy:
     """A distillation method. The hooks of this class do nothing; a subclass overrides some.
 
     Attributes:
-        needs: what the method needs: "gold", "rollouts", "white-box teacher", "endpoint".
+        needs: what the method needs: "gold", "rollouts", "white-box teacher", "writer",
+            "K x compute".
+        needs_whole_model: it reads or writes parameters, or generates; refused with FSDP.
+        nll_factor: factor on the weighted negative log-likelihood of the rationales.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    needs_whole_model: ClassVar[bool] = False
+    nll_factor: float = 1.0
+
+    def check(self, weigher: Weigher, args: CompactConfig) -> None:
+        """Called once, before anything is loaded. May keep settings.
+
+        Raises:
+            ValueError: the method makes no sense with this weigher or these settings.
+        """
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -65,6 +80,18 @@ class Strategy:
         """
         return problems
 
+    def begin(self, model: nn.Module, total_steps: int) -> None:
+        """Called once before the first step of this process, after a checkpoint was loaded.
+
+        Args:
+            model: the student, with its adapters.
+            total_steps: optimizer steps of the whole run.
+        """
+
+    def data_step(self, step: int) -> int:
+        """Returns the number of the step whose problems step `step` trains on, both from 0."""
+        return step
+
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
     ) -> Sequence[EncodedProblem]:
@@ -74,19 +101,55 @@ class Strategy:
         """
         return problems
 
+    def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
+        """Returns the weights [R] to train with; 0 for all rationales leaves a problem out.
+
+        Called for each micro-batch in training, not in evaluation, without gradient.
+
+        Args:
+            pass_: the results of the forward, detached.
+            weights: the weights of the preset or policy, with their scores.
+        """
+        return weights.weight
+
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the terms to add to the loss of every micro-batch. Called once."""
         return ()
 
-    def after_step(self, model: nn.Module, step: int) -> None:
+    def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
         """Called after each optimizer step; `step` is its number, counted from 1."""
 
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, of the steps since the last one.
+
+        `compact report` draws a chart of each; those of one group ("switches/mean") share a chart.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state that a resumed run needs, as JSON values."""
+        """Returns the state that a resumed run needs: names with JSON values or tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state that `state_dict` returned."""
+        """Restores a state that `state_dict` returned; tensors are on the CPU."""
+
+
+class Means:
+    """Named means since the last line of the log, for `take_log`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, name: str, value: float, count: float = 1.0) -> None:
+        """Adds the mean of `count` values."""
+        self._sums[name][0] += value * count
+        self._sums[name][1] += count
+
+    def take(self) -> dict[str, float]:
+        """Returns the means and clears them."""
+        found = {name: total / n for name, (total, n) in self._sums.items() if n}
+        self._sums.clear()
+        return found
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")

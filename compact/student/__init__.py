@@ -7,6 +7,7 @@ from compact.student.loading import (
     holds_adapter,
     load_model,
     load_student,
+    named_students,
     smollm2_path,
 )
 from compact.student.student import Student
@@ -18,6 +19,7 @@ __all__ = [
     "holds_adapter",
     "load_model",
     "load_student",
+    "named_students",
     "peft_config",
     "smollm2_path",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import math
+import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from compact.files import read_json
+
 ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_OF_BOTH = ("trust_remote_code", "revision", "token", "cache_dir")
+MOST_LAYERS = 4096
+"""Most layers that a config.json may ask for."""
+_LAYERS = re.compile(r"(?:n|num)_(?:\w+_)?layers?|\w+_layers")
 
 
 def load_student(
@@ -35,7 +45,9 @@ def load_student(
             `dtype`.
         adapter: folder of an adapter to load onto the model.
         is_trainable: whether the weights of the adapter require gradients.
-        kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32.
+        kwargs: for AutoModelForCausalLM.from_pretrained; `dtype` defaults to float32 and
+            `trust_remote_code` to False: Python code of a model folder runs only if the caller says
+            True. The tokenizer gets revision, token, cache_dir and trust_remote_code too.
 
     Returns:
         The model in eval mode (a peft model if there is an adapter), and its tokenizer with a
@@ -44,13 +56,16 @@ def load_student(
     Raises:
         FileNotFoundError: there is no such file or folder and no model of that name, or `adapter`
             holds no adapter.
-        ValueError: the files cannot be read as a model, weights are missing, the tokenizer has
-            neither a padding nor an end-of-text token, or the adapter names no base model.
+        ValueError: the files cannot be read as a model, weights are missing or not finite, the
+            model needs code of its own, the tokenizer has neither a padding nor an end-of-text
+            token, or the adapter does not fit or names no base model.
     """
     if adapter is None and holds_adapter(name_or_path):
         name_or_path, adapter = base_name(str(name_or_path)), name_or_path
     if adapter is not None and not holds_adapter(adapter):
         raise FileNotFoundError(f"{adapter}: holds no {ADAPTER_FILE}")
+    kwargs.setdefault("trust_remote_code", False)
+    hub = {k: kwargs[k] for k in _OF_BOTH if k in kwargs}
     path = Path(name_or_path)
     source, where = str(name_or_path), {}
     if not path.exists():
@@ -62,23 +77,16 @@ def load_student(
             f"{path}: cannot be read as a model: expected a folder, a .gguf file or a Hugging Face "
             "name, found a file"
         )
-    with _readable(name_or_path, "tokenizer"):
-        if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists():
-            processing_class = AutoTokenizer.from_pretrained(adapter)  # of the training run
-        else:
-            processing_class = AutoTokenizer.from_pretrained(source, **where)
-    if processing_class.pad_token_id is None:
-        if processing_class.eos_token is None:
-            raise ValueError(
-                f"{name_or_path}: the tokenizer must have a padding or an end-of-text token, "
-                "found neither"
+    else:
+        with _readable(name_or_path, "model"):
+            _check_config(path)
+    with _gguf_parsed_once() if where else nullcontext():
+        processing_class = _tokenizer(name_or_path, source, adapter, where | hub)
+        kwargs.setdefault("dtype", torch.float32)
+        with _readable(name_or_path, "model"):
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                source, **where, **kwargs, output_loading_info=True
             )
-        processing_class.pad_token = processing_class.eos_token
-    kwargs.setdefault("dtype", torch.float32)
-    with _readable(name_or_path, "model"):
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source, **where, **kwargs, output_loading_info=True
-        )
     model, loaded = found  # a pair, although it is annotated as a model
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(loaded["missing_keys"])
@@ -94,11 +102,71 @@ def load_student(
         # loads the base model by it.
         model.name_or_path = model.config.name_or_path = str(path)
     if adapter is not None:
-        from peft import PeftModel
-
-        with _readable(adapter, "adapter"):
-            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        model = _with_adapter(model, adapter, is_trainable)
+    for name, weight in model.named_parameters():
+        if not math.isfinite(float(weight.detach().sum(dtype=torch.float32))):
+            where_from = adapter if adapter is not None and "lora_" in name else name_or_path
+            raise ValueError(
+                f"{where_from}: expected finite weights, got NaN or infinity in {name}"
+            )
     return model.eval(), processing_class
+
+
+def _tokenizer(
+    name: str | Path, source: str, adapter: str | Path | None, options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of an adapter's training run or of the model, with a padding token."""
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").exists()
+    if own:
+        options = {key: value for key, value in options.items() if key != "gguf_file"}
+    with _readable(name, "tokenizer"):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(adapter) if own else source, **options
+        )
+    if found.pad_token_id is None:
+        if found.eos_token is None:
+            raise ValueError(
+                f"{name}: the tokenizer must have a padding or an end-of-text token, found neither"
+            )
+        found.pad_token = found.eos_token
+    return found
+
+
+def _with_adapter(model: Any, adapter: str | Path, is_trainable: bool) -> Any:
+    """Returns the model with a saved adapter, all of whose tensors are there and fit."""
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    read_json(folder / ADAPTER_FILE, {"peft_type": str, "base_model_name_or_path?": (str, None)})
+    if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise FileNotFoundError(f"{folder}: holds no {_ADAPTER_WEIGHTS[0]}")
+    with warnings.catch_warnings(record=True) as said, _readable(adapter, "adapter"):
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+    lost = next((str(w.message) for w in said if "missing adapter keys" in str(w.message)), None)
+    if lost is not None:  # peft leaves them as they were initialised
+        raise ValueError(f"{folder}: cannot be read as an adapter: {lost[:200]}")
+    return model
+
+
+def _check_config(folder: Path) -> None:
+    """Refuses a config.json that asks for more layers than the weight files have tensors.
+
+    transformers would build every layer before it looks at the weights.
+
+    Raises:
+        ValueError: it does, or config.json is no JSON object.
+    """
+    if not (folder / "config.json").exists():
+        return
+    config = read_json(folder / "config.json")
+    inner = [config, *(value for value in config.values() if isinstance(value, dict))]
+    asked = [(k, v) for part in inner for k, v in part.items() if _LAYERS.fullmatch(k)]
+    for key, layers in asked:
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise ValueError(
+                f"{folder / 'config.json'}: {key} must be at most {MOST_LAYERS}, got {layers}"
+            )
 
 
 def load_model(name: str, adapter: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -112,6 +180,18 @@ def holds_adapter(name: str | Path) -> bool:
     return (Path(name) / ADAPTER_FILE).exists()
 
 
+def named_students(model: Any) -> list[str]:
+    """Returns the names of a student and of its base model: folders, files or names on the hub.
+
+    Args:
+        model: a model, or its name.
+    """
+    if not isinstance(model, str | Path):
+        config = getattr(model, "config", None)
+        return [name for name in [getattr(config, "name_or_path", None)] if name]
+    return list(dict.fromkeys([str(model), base_name(str(model))]))
+
+
 def base_name(name: str) -> str:
     """Returns the base model of the adapter in folder `name`; `name` itself without an adapter.
 
@@ -123,13 +203,36 @@ def base_name(name: str) -> str:
     folder = Path(name)
     for run in (folder, folder.parent):
         if (run / "run.json").exists():
-            student: str = json.loads((run / "run.json").read_text(encoding="utf-8"))["student"]
+            student: str = read_json(run / "run.json", {"student": str})["student"]
             return student
-    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / ADAPTER_FILE, {"base_model_name_or_path?": (str, None)})
     base: str | None = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
     return base
+
+
+@contextmanager
+def _gguf_parsed_once() -> Iterator[None]:
+    """Within the context, a GGUF file is parsed once instead of for every part of the student.
+
+    transformers parses it for config, tokenizer and weights, and builds the map of tensor names
+    anew for each module. Both are functions of the file alone.
+    """
+    if importlib.util.find_spec("gguf") is None:  # transformers says that it is missing
+        yield
+        return
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    own = [getattr(gguf, name) for name in names]
+    for name, function in zip(names, own, strict=True):
+        setattr(gguf, name, lru_cache(maxsize=2)(function))
+    try:
+        yield
+    finally:
+        for name, function in zip(names, own, strict=True):
+            setattr(gguf, name, function)
 
 
 @contextmanager
@@ -140,9 +243,17 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
     except (ImportError, MemoryError):  # the file is not the cause
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name_or_path}: its {part} needs Python code of its own, which is not run; after "
+                "reading that code, allow it in a recipe (model_init_kwargs: {trust_remote_code: "
+                "true}) or as load_student(..., trust_remote_code=True)"
+            ) from None
         lines = str(error).strip().splitlines() or [""]
+        article = "an" if part == "adapter" else "a"
         raise ValueError(
-            f"{name_or_path}: cannot be read as a {part}: {type(error).__name__}: {lines[0][:200]}"
+            f"{name_or_path}: cannot be read as {article} {part}: {type(error).__name__}: "
+            f"{lines[0][:200]}"
         ) from error
 
 

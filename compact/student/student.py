@@ -80,6 +80,17 @@ class Student:
         return student
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            ValueError: the student was made without one.
+        """
+        if self.processing_class is None:
+            raise ValueError("processing_class must be given to Student.of, got None")
+        return self.processing_class
+
+    @property
     def pad_token_id(self) -> int:
         """The token that pads rows: the tokenizer's padding token, else its end token, else 0."""
         own = self.processing_class

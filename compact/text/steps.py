@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -44,10 +46,12 @@ _MARKER = re.compile(
 # LaTeX is never cut. A single $...$ is LaTeX only if it contains \, ^ or _, because rationales have
 # many dollar amounts ("$7 + $17 = $24").
 _LATEX = re.compile(
-    r"\\\((?:[^\\]|\\[^()])*\\\)|\\\[(?:[^\\]|\\[^\[\]])*\\\]|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
+    r"\\\((?:[^\\]|\\[^()])*\\\)|\\\[(?:[^\\]|\\[^\[\]])*\\\]|\$\$.*?\$\$"
+    r"|\\begin\{(?P<environment>\w+\*?)\}"
     r"|\$(?=[^$\n]*[\\^_])[^$\n]*\$",
     re.DOTALL,
 )
+_LATEX_END = re.compile(r"\\end\{(\w+\*?)\}")
 
 ABBREVIATION = re.compile(
     r"(?:\b(?:mr|mrs|ms|dr|st|jr|sr|vs|approx|fig|eq|e\.g|i\.e|[ap]\.m))$", re.IGNORECASE
@@ -55,11 +59,12 @@ ABBREVIATION = re.compile(
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
 
 # A cut is at the end of a match. There is no cut before a lower-case letter ("3 lbs. of coffee").
+# A run of signs or spaces is tried from its start only, so that the time is linear in its length.
 _CUT = re.compile(
     r"\n+"
-    r"|[.!?;]+[\"')\]]*\s+(?=[^a-z\s])"
+    r"|(?<![.!?;])[.!?;]+[\"')\]]*\s+(?=[^a-z\s])"
     r"|[.!?](?=[A-Z][a-z])"
-    r"|\s+(?=(?i:step\s+\d))"
+    r"|(?<!\s)\s+(?=(?i:step\s+\d))"
     r"|,\s+(?=(?:so(?!\s+(?:that|many|much|far)\b)|then|therefore|thus|hence|consequently|finally)\b)"
 )
 _CONTENT = re.compile(r"\w")
@@ -106,17 +111,39 @@ def split_steps(text: str) -> list[Step]:
     end = find_marker(text)
     if not _CONTENT.search(text, 0, end):
         end = len(text)
-    latex = [match.span() for match in _LATEX.finditer(text, 0, end)]
-    steps: list[Step] = []
+    latex = _latex(text, end)
+    inside = next(latex, None)
+    spans: list[tuple[int, int]] = []
     start = 0
     for match in _CUT.finditer(text, 0, end):
         cut = match.end()
-        if any(a < cut < b for a, b in latex) or _is_no_sentence_end(text, start, match):
+        while inside is not None and inside[1] <= cut:
+            inside = next(latex, None)
+        if (inside is not None and inside[0] < cut) or _is_no_sentence_end(text, start, match):
             continue
-        _add(steps, text, start, cut)
+        _add(spans, text, start, cut)
         start = cut
-    _add(steps, text, start, end)
-    return steps or [_trim(text, 0, end)]
+    _add(spans, text, start, end)
+    spans = spans or [_trim(text, 0, end)]
+    return [Step(left, right, text[left:right]) for left, right in spans]
+
+
+def _latex(text: str, end: int) -> Iterator[tuple[int, int]]:
+    """Yields the spans of LaTeX in text[:end], in order; an environment without an end is none."""
+    ends: dict[str, list[int]] = {}
+    for match in _LATEX_END.finditer(text, 0, end):
+        ends.setdefault(match[1], []).append(match.end())
+    at = 0
+    while found := _LATEX.search(text, at, end):
+        at = found.end()
+        name = found["environment"]
+        if name is not None:
+            later = ends.get(name, [])
+            place = bisect_right(later, at)
+            if place == len(later):
+                continue
+            at = later[place]
+        yield found.start(), at
 
 
 def _is_no_sentence_end(text: str, start: int, match: re.Match[str]) -> bool:
@@ -129,18 +156,16 @@ def _is_no_sentence_end(text: str, start: int, match: re.Match[str]) -> bool:
     return bool(ABBREVIATION.search(before) or _LIST_NUMBER.search(before))
 
 
-def _trim(text: str, start: int, end: int) -> Step:
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     piece = text[start:end]
     left = start + len(piece) - len(piece.lstrip())
-    right = end - (len(piece) - len(piece.rstrip()))
-    return Step(left, right, text[left:right])
+    return left, max(left, end - (len(piece) - len(piece.rstrip())))
 
 
-def _add(steps: list[Step], text: str, start: int, end: int) -> None:
+def _add(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
     """Appends text[start:end] as a step; punctuation alone is joined to the previous step."""
-    step = _trim(text, start, end)
-    if _CONTENT.search(step.text):
-        steps.append(step)
-    elif step.text and steps:
-        last = steps.pop()
-        steps.append(_trim(text, last.start, end))
+    left, right = _trim(text, start, end)
+    if _CONTENT.search(text, left, right):
+        spans.append((left, right))
+    elif left < right and spans:
+        spans[-1] = (spans[-1][0], right)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,8 @@ class ProblemBatches(Sampler[list[int]]):
         world: int = 1,
         seed: int | None = None,
         drop_last: bool = False,
+        accumulation: int = 1,
+        data_step: Callable[[int], int] | None = None,
     ) -> None:
         """Sets up the batches of epoch 0.
 
@@ -60,9 +62,22 @@ class ProblemBatches(Sampler[list[int]]):
             world: number of ranks.
             seed: seed of the order; None keeps the order of the problems.
             drop_last: whether to drop the last micro-batch if some place in it would be empty.
+            accumulation: micro-batches per optimizer step.
+            data_step: the number of an optimizer step -> the number of the step whose problems it
+                trains on, both from 0; None: the same. See `Strategy.data_step`.
+
+        Raises:
+            ValueError: with `data_step`, the micro-batches of an epoch are not whole steps.
         """
+        self.accumulation, self.data_step = accumulation, data_step
         self.count, self.batch_size, self.rank, self.world = count, batch_size, rank, world
         self.seed, self.drop_last, self.epoch = seed, drop_last, 0
+        if data_step is not None and len(self) % accumulation:
+            raise ValueError(
+                "gradient_accumulation_steps must divide the micro-batches of an epoch with this "
+                f"strategy, which trains on the same steps several times, got {accumulation} for "
+                f"{len(self)} micro-batches"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, which determines the order of the problems."""
@@ -73,14 +88,31 @@ class ProblemBatches(Sampler[list[int]]):
         return self.count // a_round if self.drop_last else -(-self.count // a_round)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.count))
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.count, generator=generator).tolist()
+        orders: dict[int, list[int]] = {}
         for micro in range(len(self)):
-            first = (micro * self.world + self.rank) * self.batch_size
+            epoch, place = self._source(micro)
+            if epoch not in orders:
+                orders = {epoch: self._order(epoch)}
+            order = orders[epoch]
+            first = (place * self.world + self.rank) * self.batch_size
             mine = order[first : first + self.batch_size]
             yield mine or [-1 - order[first % self.count]]
+
+    def _order(self, epoch: int) -> list[int]:
+        """Returns the order of the problems in an epoch."""
+        if self.seed is None:
+            return list(range(self.count))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.count, generator=generator).tolist()
+
+    def _source(self, micro: int) -> tuple[int, int]:
+        """Returns the epoch and place in it of the problems of a micro-batch of this epoch."""
+        if self.data_step is None:
+            return self.epoch, micro
+        steps = len(self) // self.accumulation
+        step, part = divmod(micro, self.accumulation)
+        epoch, place = divmod(self.data_step(self.epoch * steps + step), steps)
+        return epoch, place * self.accumulation + part
 
 
 class ProblemLoader(DataLoader[Item]):

@@ -1,4 +1,8 @@
-"""The loss of a micro-batch: build tensors, run the student, weight, add the loss terms."""
+"""The loss of a micro-batch: build tensors, run the student, weight, add the loss terms.
+
+The loss of a rationale is its weight times the mean over its tokens of token weight times nll
+(`compact.weighting.token_weights`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from compact.student import Student
 from compact.trainer.batches import Item
 from compact.trainer.records import ProblemRecord, records_of, with_kept_levels
 from compact.trainer.step import OpenStep, named, not_finite_in
-from compact.weighting import Weigher
+from compact.weighting import Weigher, weigh_tokens
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class MicroBatchLoss:
         own = [item.problem for item in items]
         problems: Sequence[EncodedProblem] = own
         if training:
-            problems = self.strategy.rollout(problems, self.student)
+            with self.accelerator.autocast():
+                problems = self.strategy.rollout(problems, self.student)
             given, got = ([p.question_id for p in ps] for ps in (own, problems))
             if given != got:
                 name = type(self.strategy).__name__
@@ -90,7 +95,7 @@ class MicroBatchLoss:
         batch = build_batch(
             problems,
             layout=self.layout,
-            leaves=needs_leaves and self._leaves_due(kept),
+            leaves=needs_leaves and self._leaves_due(problems, kept),
             pad_token_id=self.student.pad_token_id,
             row_capacity=self.args.max_length,
         ).to(self.args.device)
@@ -110,36 +115,44 @@ class MicroBatchLoss:
                 return live.nll.sum(), []
             with torch.no_grad():
                 weights = self.weigher(pass_)
+                if training:
+                    weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
             counted = torch.tensor([item.counted for item in items], device=hidden.device)
-            weight = weights.weight.detach() * counted[batch.problem]
-            nll = segment_mean(live.nll, batch.token_offsets)
-            loss = (weight * nll).sum()
+            weight = weights.used.detach() * counted[batch.problem]
+            of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
+            own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
+            loss = self.strategy.nll_factor * (weight * own_loss).sum()
             for term in self.terms:
                 loss = loss + term(hidden, pass_, weight)
         if not bool(torch.isfinite(loss)):
             terms = " or ".join(term.name for term in self.terms)
             what = f"{named(problems)}: the {terms} term is {float(loss)}"
             step.meet_not_finite(what, alone=alone)
-        return loss, records_of(pass_, weights, nll.detach(), with_levels=needs_leaves)
+        nll = segment_mean(pass_.stats.nll, batch.token_offsets)  # without token weights
+        return loss, records_of(pass_, weights, nll, with_levels=needs_leaves)
 
     def _kept(self, problem: EncodedProblem) -> list[float] | None:
         """The leaf likelihoods of the problem's last visit; None where they are of other leaves."""
         levels = self.kept_levels.get(problem.question_id)
-        asked = sum(len(r.asked_steps) for r in problem.rationales)
-        return levels if levels is not None and len(levels) == asked + 1 else None
+        asked = sum(len(r.asked_steps) for r in problem.rationales) + 1 if problem.gold_ids else 0
+        return levels if levels is not None and len(levels) == asked else None
 
-    def _leaves_due(self, kept: Sequence[list[float] | None]) -> bool:
-        """Whether the micro-batch runs answer leaves: it does if some problem has no kept levels.
+    def _leaves_due(
+        self, problems: Sequence[EncodedProblem], kept: Sequence[list[float] | None]
+    ) -> bool:
+        """Whether the micro-batch runs answer leaves.
+
+        It does if some problem has a gold answer to ask for and no kept levels.
 
         If parameters are sharded, every run of the body gathers them from all ranks. So all ranks
         run leaves if one rank has to.
         """
-        due = None in kept
+        due = any(k is None and p.gold_ids for p, k in zip(problems, kept, strict=True))
         sharded = self.accelerator.distributed_type in (
             DistributedType.FSDP,
             DistributedType.DEEPSPEED,
         )
-        if sharded and self.args.leaf_every > 1:
+        if sharded:
             due = any(gather_object([due]))
         return due
 

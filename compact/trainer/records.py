@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compact.metrics import AXES
 from compact.passes import Pass
+from compact.passes.packing import question_leaves
 from compact.trainer.batches import Item
 from compact.weighting import Weights
 
@@ -32,8 +33,8 @@ class ProblemRecord:
         weight: [K] weights.
         nll: [K] mean negative log-likelihood of each completion, in nats per token.
         scores, zscores: axis -> [K]; empty for policies without scores.
-        levels: the level (nats per token) at each answer leaf, the bare question's last; None
-            without leaves.
+        levels: the level (nats per token) at each answer leaf, the bare question's last; empty
+            without a gold answer; None if the weigher uses no leaves.
     """
 
     question_id: str
@@ -57,7 +58,7 @@ def records_of(
     """Returns the results of a pass as plain numbers, one record per problem."""
     batch = pass_.batch
     ends = batch.problem_offsets.tolist()
-    weight, losses = weights.weight.tolist(), nll.tolist()
+    weight, losses = weights.used.tolist(), nll.tolist()
     tokens = batch.token_offsets.diff().tolist()
     scores = {axis: s.tolist() for axis, s in weights.scores.items()}
     zscores = {axis: z.tolist() for axis, z in weights.zscores.items()}
@@ -144,7 +145,9 @@ class EvaluationSums:
         self._sums["with_loss"] += sum(r.has_loss for r in counted)
         self._sums["nll"] += sum(sum(r.nll) / len(r.nll) for r in counted)
         if any(r.levels is not None for r in records):
-            self._sums["gold_logp"] += sum(r.levels[-1] for r in counted if r.levels is not None)
+            levels = [r.levels[-1] for r in counted if r.levels]
+            self._sums["gold_logp"] += sum(levels)
+            self._sums["with_gold"] += len(levels)
 
     def means(self, count: int, not_finite: str | None, *, alone: bool) -> dict[str, float]:
         """Returns the means over all ranks.
@@ -165,6 +168,12 @@ class EvaluationSums:
                 raise NonFiniteError(bad[0])
             sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
         sums["loss"] *= count / max(sums.pop("with_loss"), 1)
+        if "gold_logp" in sums:
+            with_gold = sums.pop("with_gold")
+            if with_gold:
+                sums["gold_logp"] *= count / with_gold
+            else:
+                del sums["gold_logp"]
         return {name: total / count for name, total in sums.items()}
 
 
@@ -173,33 +182,33 @@ def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
 
     Args:
         pass_: a pass. It has no answer leaves if every problem has kept its levels.
-        kept: for each problem its levels, leaves in order and the bare question's last; None takes
-            the levels of the pass.
+        kept: for each problem its levels, leaves in order and the bare question's last; empty
+            without a gold answer. None takes the levels of the pass.
     """
     if all(levels is None for levels in kept):
         return pass_
     problems = pass_.batch.problems
-    asked = [r.asked_steps for p in problems for r in p.rationales]
+    asked = [r.asked_steps if p.gold_ids else () for p in problems for r in p.rationales]
     counts = [len(steps) for steps in asked]
     of_steps, of_questions = [], []
     for p, levels in enumerate(kept):
         found = _levels(pass_, p) if levels is None else pass_.leaf_logp.new_tensor(levels)
         of_steps.append(found[:-1])
         of_questions.append(found[-1:])
-    device, total = pass_.leaf_logp.device, sum(counts)
-    steps = [i for mine in asked for i in mine] + [-1] * len(problems)
+    device = pass_.leaf_logp.device
+    steps = [i for mine in asked for i in mine] + [-1] * sum(bool(p.gold_ids) for p in problems)
     batch = replace(
         pass_.batch,
         leaf_offsets=torch.tensor([0, *counts], device=device).cumsum(0),
         leaf_step=torch.tensor(steps, device=device),
-        question_leaf=torch.arange(total, total + len(problems), device=device),
+        question_leaf=torch.tensor(question_leaves(problems, sum(counts)), device=device),
     )
     return replace(pass_, batch=batch, leaf_logp=torch.cat([*of_steps, *of_questions]))
 
 
 def _levels(pass_: Pass, problem: int) -> Tensor:
-    """Returns the levels [leaves + 1] of a problem, the bare question's last."""
+    """Returns the levels [leaves + 1] of a problem, the bare question's last; [0] without gold."""
     batch = pass_.batch
     first, end = batch.leaf_offsets[batch.problem_offsets[problem : problem + 2]].tolist()
-    question = batch.question_leaf[problem]
-    return torch.cat([pass_.leaf_logp[first:end], pass_.leaf_logp[question][None]])
+    question = batch.question_leaf[problem : problem + 1]
+    return torch.cat([pass_.leaf_logp[first:end], pass_.leaf_logp[question[question >= 0]]])

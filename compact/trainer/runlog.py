@@ -10,7 +10,6 @@ completely or not at all:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from compact.files import sync
 
 FOLDER = "scores"
 _JOURNAL = "journal.arrows"
@@ -32,12 +33,13 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),  # of the completion
         ("weight", pa.float32()),
         ("nll", pa.float32()),  # mean over the completion, nats
-        ("adaptability", pa.float32()),  # the three scores; null where a policy has none
+        ("adaptability", pa.float32()),  # scores of the axes; null where a policy has none
         ("consensus", pa.float32()),
         ("difficulty", pa.float32()),
         ("z_adaptability", pa.float32()),
         ("z_consensus", pa.float32()),
         ("z_difficulty", pa.float32()),
+        ("validity", pa.float32()),  # it multiplies the weight; null where a preset does not ask
     ]
 )
 
@@ -112,9 +114,9 @@ class ScoreLog:
         path = self.folder / f"part-{first:08d}-{last:08d}.parquet"
         unfinished = path.with_suffix(".tmp")
         pq.write_table(table, unfinished, compression="zstd")
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(unfinished)
         unfinished.replace(path)
+        sync(self.folder)
 
 
 def _steps(part: Path) -> tuple[int, int]:
@@ -141,7 +143,14 @@ def _read_journal(path: Path) -> pa.Table:
     if not path.exists():
         return SCHEMA.empty_table()
     with pa.memory_map(str(path)) as file:
-        return pa.Table.from_batches(list(_whole_batches(file)), schema=SCHEMA)
+        batches = list(_whole_batches(file))
+    if not batches:
+        return SCHEMA.empty_table()
+    table = pa.Table.from_batches(batches)
+    for column in SCHEMA:  # a log of an earlier version may lack columns
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table.select(SCHEMA.names)
 
 
 def _whole_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from compact.config import CompactConfig
-from compact.files import write_json
+from compact.files import ANY_NUMBER, as_json, read_json, replace_whole
 from compact.strategies import Strategy
 from compact.trainer.checkpoints import damage, newest_whole
 from compact.weighting import Weigher
@@ -28,6 +30,13 @@ from compact.weighting import Weigher
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "compact_state.json"
+_STATE = {
+    "preset?": str,
+    "weigher": dict,
+    "gains": {str: [ANY_NUMBER]},
+    "strategy?": {"name": str, "state": dict},
+}
+TENSOR_FILE = "strategy.safetensors"
 _TOKEN = re.compile(r"(--\w*token[ =])\S+")  # hides tokens that were given on the command line
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
@@ -38,7 +47,14 @@ def write_run_file(run: Path, about: dict[str, Any]) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
         "command": _TOKEN.sub(r"\1<hidden>", " ".join(sys.argv)),
     }
-    write_json(run / "run.json", about | more)
+    check_run_file(run)
+    replace_whole(run / "run.json", as_json(about | more))
+
+
+def check_run_file(run: Path) -> None:
+    """Raises ValueError if a folder's run.json was not written by a run."""
+    if (run / "run.json").exists():
+        read_json(run / "run.json", {"student": str, "status": str})
 
 
 def write_state(
@@ -55,8 +71,15 @@ def write_state(
         "gains": kept_levels,  # the name that earlier checkpoints have
     }
     if args.strategy is not None:
-        state["strategy"] = {"name": args.strategy, "state": strategy.state_dict()}
-    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+        own = strategy.state_dict()
+        tensors = {name: v.detach().cpu() for name, v in own.items() if isinstance(v, Tensor)}
+        if tensors:
+            save_file(
+                {n: t.contiguous().clone() for n, t in tensors.items()}, checkpoint / TENSOR_FILE
+            )
+        plain = {name: value for name, value in own.items() if name not in tensors}
+        state["strategy"] = {"name": args.strategy, "state": plain}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dict[str, Any], int]:
@@ -68,7 +91,7 @@ def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dic
     Raises:
         ValueError: the checkpoint was written with another preset or strategy.
     """
-    state = json.loads((checkpoint / STATE_FILE).read_text())
+    state = read_json(checkpoint / STATE_FILE, _STATE)
     if state.get("preset", preset) != preset:
         raise ValueError(
             f"preset must be {state['preset']!r} to resume from {checkpoint}, which holds the "
@@ -80,7 +103,10 @@ def read_state(checkpoint: Path, preset: str, strategy: str | None) -> tuple[dic
             f"strategy must be {saved!r} to resume from {checkpoint}, which was written with it, "
             f"got {strategy!r}"
         )
-    return state, int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    if (checkpoint / TENSOR_FILE).exists():
+        state["strategy"]["state"] |= load_file(checkpoint / TENSOR_FILE)
+    trainer_state = read_json(checkpoint / "trainer_state.json", {"global_step": int})
+    return state, int(trainer_state["global_step"])
 
 
 def checkpoint_to_resume(run: Path, wanted: str | Path | Literal[True]) -> Path:

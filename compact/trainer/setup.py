@@ -13,16 +13,20 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
 from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problem
+from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
+from compact.validity.summary import describe
 from compact.weighting import Weigher
 
 logger = logging.getLogger(__name__)
+
+RELEASED_WEIGHT_DECAY = 0.01
+"""That of the public training code: the default of torch.optim.AdamW. Here the default is 0."""
 
 
 def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -37,8 +41,15 @@ def refuse_zero3() -> None:
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
 
 
-def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
-    """Raises ValueError if `leaf_every` > 1 but leaves must be computed anew at every step."""
+def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
+    """Raises ValueError if weigher, strategy and settings do not go together."""
+    strategy.check(weigher, args)
+    sharded = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}") == "true"]
+    if sharded and strategy.needs_whole_model:
+        raise ValueError(
+            f"strategy must not be {args.strategy} with {sharded[0]}, because it reads whole "
+            "parameters on each process; use one process or ddp"
+        )
     if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:
         raise ValueError(
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
@@ -48,6 +59,17 @@ def check_leaf_every(weigher: Weigher, strategy: Strategy, args: CompactConfig) 
         raise ValueError(
             f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
             f"states of fresh answer leaves, got {args.leaf_every}"
+        )
+
+
+def tell_of_weight_decay(args: CompactConfig) -> None:
+    """Warns if the preset is `released`, but the weight decay is not that of the public code."""
+    if args.preset == "released" and args.weight_decay != RELEASED_WEIGHT_DECAY:
+        logger.warning(
+            "released: the public training code has weight_decay %g, this run has %g; "
+            "recipes/released.yaml has all its settings",
+            RELEASED_WEIGHT_DECAY,
+            args.weight_decay,
         )
 
 
@@ -76,9 +98,11 @@ def encoded(
     weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
 ) -> ProblemDataset:
     """Returns the problems of `problems_of` as token ids."""
-    limits: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
+    options["keep_tail"] = weigher.keep_tail
     problems = problems_of(weigher, dataset)
-    return ProblemDataset([encode_problem(p, processing_class, **limits) for p in problems])
+    judged = weigher.needs_judgements
+    return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **options))
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
@@ -132,8 +156,12 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     return layout
 
 
-def log_leaves(problems: Sequence[EncodedProblem], budget: float) -> None:
-    """Logs how many steps the leaf budget leaves out, if any."""
+def log_data(problems: Sequence[EncodedProblem], budget: float) -> None:
+    """Logs what the weights rest on, and how many steps the leaf budget leaves out, if any."""
+    judged = [[r.judgement for r in p.rationales if r.judgement is not None] for p in problems]
+    if any(judged):
+        for sentence in describe([judgements for judgements in judged if judgements]):
+            logger.info("weights: %s", sentence)
     rationales = [r for p in problems for r in p.rationales]
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)

@@ -18,15 +18,29 @@ from compact.student.internals import foreach_multiply, foreach_norm
 from compact.trainer.records import NonFiniteError, ProblemRecord
 
 
-class AfterStep(TrainerCallback):
-    """Calls the strategy after every optimizer step."""
+class StrategySteps(TrainerCallback):
+    """Calls the strategy before the first optimizer step and after each one."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Calls the strategy; the model has the weights of the checkpoint that is resumed."""
+        self.strategy.begin(model, state.max_steps)
+
+    def on_step_end(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
         """Calls the strategy; `state.global_step` includes the step that has just ended."""
-        self.strategy.after_step(model, state.global_step)
+        self.strategy.after_step(model, state.global_step, optimizer)
 
 
 Gradients = dict[nn.Parameter, Tensor | None]

@@ -5,9 +5,10 @@ logits. From them the weigher computes a weight for each rationale. The loss of 
 
     L = (1 / N) sum_p [ sum_k alpha_k D_k + lambda sum_{i<j} alpha_i alpha_j symKL(P_i, P_j) ]
 
-over the N problems of the whole optimizer step (D_k: mean loss over the tokens of rationale k). It
-is the same for any split into micro-batches, accumulation and ranks. Weights carry no gradient. The
-second term belongs to the preset (weighting/consistency.py); a strategy may add other terms.
+over the N problems of the whole optimizer step. D_k is the mean over the tokens of rationale k of
+their nll, times their token weights (weighting/token_weights.py). The loss is the same for any
+split into micro-batches, accumulation and ranks. Weights carry no gradient. The second term belongs
+to the preset (weighting/consistency.py); a strategy may add other terms.
 
 This file holds the hooks of transformers' loop, in the order in which they run. They use setup.py
 (before the first step), step.py (a step, non-finite values), records.py (plain numbers), batches.py
@@ -33,17 +34,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
+from compact.passes.forward import check_ids
 from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.strategies import Strategy, make_strategy
-from compact.student import Student, base_name, load_student
+from compact.student import Student, base_name, load_student, named_students
 from compact.trainer import setup
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.trainer.checkpoints import (
     UNFINISHED_MODEL,
+    check_fresh,
+    check_no_model,
+    check_not_student,
     clear_unfinished,
     move_whole,
-    newest_whole,
     publish,
     staging_folder,
 )
@@ -66,8 +70,8 @@ from compact.trainer.saving import (
     write_state,
 )
 from compact.trainer.step import (
-    AfterStep,
     OpenStep,
+    StrategySteps,
     bad_gradient,
     clear_gradients,
     copy_gradients,
@@ -75,7 +79,7 @@ from compact.trainer.step import (
     restore_gradients,
     scale_gradients,
 )
-from compact.weighting import PresetWeigher, Weigher, make_weigher
+from compact.weighting import TOKEN_WEIGHTS, Weigher, check_gold, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -134,10 +138,14 @@ class CompactTrainer(Trainer):
         setup.refuse_zero3()
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
-        setup.check_leaf_every(self.weigher, self.strategy, args)
+        setup.check_strategy(self.weigher, self.strategy, args)
+        setup.tell_of_weight_decay(args)
+        TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
             problems = setup.problems_of(self.weigher, train_dataset)
+            check_gold(self.weigher, problems)
+        check_not_student(Path(str(args.output_dir)), *named_students(model))
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             options = setup.mapping(args.model_init_kwargs)
@@ -174,19 +182,20 @@ class CompactTrainer(Trainer):
                 "fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head"
             )
         if self.weigher.needs_leaves and self.train_dataset is not None:
-            setup.log_leaves(self.train_dataset.problems, args.leaf_budget)
+            setup.log_data(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
+        check_ids(self.student, self.train_dataset.problems if self.train_dataset else ())
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
-        self.add_callback(AfterStep(self.strategy))
+        self.add_callback(StrategySteps(self.strategy))
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
-        self._step = OpenStep()
-        self._means = TeacherMeans()
+        self._step, self._means = OpenStep(), TeacherMeans()
         self._score_log: ScoreLog | None = None
+        self._own: set[Path] = set()  # folders whose files this trainer may replace
 
     @property
     def _alone(self) -> bool:
@@ -346,9 +355,8 @@ class CompactTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs like transformers; lines of training also get means per teacher."""
         if "loss" in logs:
-            logs = logs | self._means.take()
-            if isinstance(self.weigher, PresetWeigher) and self.weigher.preset.reliable:
-                logs["reliability"] = self.weigher.reliability
+            own = {f"strategy/{name}": value for name, value in self.strategy.take_log().items()}
+            logs = logs | self._means.take() | self.weigher.take_log() | own
         super().log(logs, start_time)
 
     # Data: `_forward` turns problems into tensors.
@@ -364,11 +372,14 @@ class CompactTrainer(Trainer):
         args = self.args
         seed = args.data_seed if args.data_seed is not None else args.seed
         shuffled = args.train_sampling_strategy == "random"
+        own_order = type(self.strategy).data_step is not Strategy.data_step
         return self._loader(
             self.train_dataset,
             self._train_batch_size,
             seed=seed if shuffled else None,
             drop_last=args.dataloader_drop_last,
+            accumulation=args.gradient_accumulation_steps,
+            data_step=self.strategy.data_step if own_order else None,
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> ProblemLoader:
@@ -433,8 +444,7 @@ class CompactTrainer(Trainer):
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        predictions: Any = None  # as transformers does if it collects none
-        return EvalLoopOutput(predictions, None, metrics, count)
+        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # no predictions
 
     # A run and its checkpoints.
 
@@ -454,7 +464,7 @@ class CompactTrainer(Trainer):
 
         Raises:
             ValueError: there is no checkpoint to resume from, or a new run is started although
-                `output_dir` holds checkpoints.
+                `output_dir` holds checkpoints, a model or a finished run.
             NonFiniteError: see `training_step`.
         """
         run = Path(self._get_output_dir(trial))
@@ -463,15 +473,10 @@ class CompactTrainer(Trainer):
             checkpoint = checkpoint_to_resume(run, resume_from_checkpoint)
             last_step = self._load_compact_state(checkpoint)
         elif self.args.should_save:
-            newest, _ = newest_whole(run)
-            if newest is not None:
-                raise ValueError(
-                    f"output_dir {run} already holds {newest.name}; resume from it "
-                    "(resume_from_checkpoint: true), or choose another output_dir"
-                )
+            check_fresh(run, own=run.resolve() in self._own)
+        self._own.add(run.resolve())
         self._step, self._means = OpenStep(), TeacherMeans()
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        note = functools.partial(self._note_run, run, started)
+        note = functools.partial(self._note_run, run, datetime.now(timezone.utc))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             clear_unfinished(run)
@@ -546,9 +551,10 @@ class CompactTrainer(Trainer):
             OSError: a file could not be written; older files are unchanged.
             ValueError: the parameters are sharded and fsdp_state_dict_type saves shards only.
         """
-        folder = output_dir or self.args.output_dir
-        assert folder is not None  # TrainingArguments replaces None
-        final = Path(folder)
+        final = Path(str(output_dir or self.args.output_dir))
+        if self.args.should_save and final.resolve() not in self._own:
+            check_no_model(final)
+        self._own.add(final.resolve())
         staged = final / UNFINISHED_MODEL
         with cleared_up(staged, final):
             if self.args.should_save:
@@ -579,7 +585,7 @@ class CompactTrainer(Trainer):
             self.strategy.load_state_dict(state["strategy"]["state"])
         return step
 
-    def _note_run(self, run: Path, started: str, status: str) -> None:
+    def _note_run(self, run: Path, started: datetime, status: str) -> None:
         """Writes run.json: settings, student, data and the status of the run."""
         about = {
             "settings": json.loads(self.args.to_json_string()),  # type: ignore[no-untyped-call]
@@ -589,6 +595,6 @@ class CompactTrainer(Trainer):
             "strategy": self.args.strategy,
             "layout": self.layout,
             "status": status,
-            "started": started,
+            "started": started.isoformat(timespec="seconds"),
         }
         write_run_file(run, about)

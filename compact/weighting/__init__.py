@@ -1,7 +1,15 @@
 """Turns scores into one weight per rationale: presets, policies and their weighers."""
 
+import importlib
+
+from compact.weighting.gold import check_gold
 from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
+from compact.weighting.token_weights import (
+    TOKEN_WEIGHTS,
+    register_token_weights,
+    weigh_tokens,
+)
 from compact.weighting.weighers import (
     PresetWeigher,
     Weigher,
@@ -10,16 +18,24 @@ from compact.weighting.weighers import (
     weigher_names,
 )
 
+# Policies with a file of their own, which states formula, source and what is ours.
+for _name in ("gradients", "mind", "muki"):
+    importlib.import_module(f"compact.weighting.{_name}")
+
 __all__ = [
     "DEFAULT_PRESET",
     "POLICIES",
     "PRESETS",
+    "TOKEN_WEIGHTS",
     "Preset",
     "PresetWeigher",
     "Weigher",
     "Weights",
+    "check_gold",
     "make_weigher",
     "register_policy",
     "register_preset",
+    "register_token_weights",
+    "weigh_tokens",
     "weigher_names",
 ]

@@ -5,26 +5,66 @@ A policy takes its settings and returns a function (pass, optimizer steps so far
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
 problem, and the problem has no loss. A policy that reads optional token statistics names them in
 an attribute of the function that it returns: `policy.statistics = ("rank",)`.
+
+A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from compact.metrics import get_metric
 from compact.metrics.answer import answer_share
 from compact.passes import Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.registry import Registry
 
-Policy = Callable[[Pass, int], Tensor]
+
+class StatefulPolicy:
+    """A policy that logs, or that changes with the scores of each optimizer step.
+
+    The trainer gathers the scores of a step from all micro-batches and ranks, in data order. State
+    that only `update` changes is therefore the same for any micro-batches, accumulation and ranks.
+    """
+
+    def scores(self, pass_: Pass) -> dict[str, Tensor]:
+        """Returns name -> [R] float: what `weigh` and `update` need. Changes no state."""
+        return {}
+
+    def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
+        """Returns the weights [R] of a pass from its scores. Changes no state but the log's."""
+        raise NotImplementedError
+
+    def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
+        """Updates the state with the scores of an optimizer step, problems in data order."""
+
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, of the steps since the last one."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+Policy = Callable[[Pass, int], Tensor] | StatefulPolicy
 POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
 register_policy = POLICIES.register
 SINGLE = "single"
 """The policy that is written single:TEACHER."""
+NEED_GOLD = {"rejection"}
+"""The policies that read gold answers."""
+_ROUNDING = 1e-5
+"""Scores that differ by this share of the best one are equal."""
 
 
 def split_teacher(name: str) -> tuple[str, str | None]:
@@ -140,23 +180,163 @@ def ebkd() -> Policy:
     return policy
 
 
-@register_policy("oracle")
-def oracle(teachers: Collection[str] = ()) -> Policy:
-    """Equal weights for the right rationales: those whose final answer is the gold answer.
+@register_policy("rejection")
+def rejection() -> Policy:
+    """Equal weights for the rationales whose stated answer is the gold answer.
 
-    If it is known which teachers are right (the teacher zoo), `teachers` names them instead.
+    They are compared in the problem's answer domain. A problem where none is right is skipped. Most
+    projects that train on rationales do this, under the name of rejection sampling.
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        right = [
-            float(r.teacher in teachers if teachers else r.answer == problem.gold)
-            for problem in pass_.batch.problems
-            for r in problem.rationales
-        ]
+        return _share(_states_gold(pass_), pass_.batch.problem_offsets)
+
+    return policy
+
+
+@register_policy("oracle")
+def oracle(teachers: Collection[str] = ()) -> Policy:
+    """Equal weights for the rationales of the teachers that are right, as known from outside.
+
+    For generated teachers, such as those of the zoo. On real data nobody knows this: the policy
+    that compares stated answers with the gold one is `rejection`.
+
+    Args:
+        teachers: names of the teachers that are right.
+
+    Raises:
+        ValueError: no teachers are named.
+    """
+    if not teachers or isinstance(teachers, str):
+        raise ValueError(
+            "teachers must list the teachers that are known to be right, "
+            f"got {teachers or 'none'!r}; to keep rationales that state the gold answer, use "
+            "rejection"
+        )
+
+    def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
+        right = [float(name in teachers) for name in pass_.batch.teachers]
         return _share(torch.tensor(right, device=offsets.device), offsets)
 
     return policy
+
+
+@register_policy("persyn")
+def persyn() -> Policy:
+    """All weight on the largest 0.6 right + 0.4 likely; ties share it.
+
+    right is 1 if the stated answer is the gold one, else 0. likely is the mean log-likelihood of
+    the rationale, scaled to 0..1 between the least and the most likely one of the problem. So a
+    right rationale comes before any wrong one, and a problem without a right one keeps the most
+    likely. Source: PerSyn (arXiv 2510.10925), which sends each prompt to its best teacher by
+    quality and learnability with these shares. Ours: right in place of a reward model, and the
+    scaling.
+    """
+
+    def policy(pass_: Pass, _: int) -> Tensor:
+        offsets = pass_.batch.problem_offsets
+        parts = (-_mean_nll(pass_)).split(offsets.diff().tolist())
+        spans = [(part.max() - part.min()).clamp(min=1e-6) for part in parts]
+        likely = torch.cat([(x - x.min()) / d for x, d in zip(parts, spans, strict=True)])
+        return _best(0.6 * _states_gold(pass_) + 0.4 * likely, offsets)
+
+    return policy
+
+
+@dataclass(frozen=True)
+class _ByMetric:
+    """A policy that turns the scores of one metric into weights.
+
+    Attributes:
+        metric: the metric's name.
+        weigh: from scores [R] and the problems' offsets [P + 1] to weights [R].
+    """
+
+    metric: str
+    weigh: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The optional token statistics that the metric reads."""
+        return get_metric(self.metric).statistics
+
+    def __call__(self, pass_: Pass, steps: int) -> Tensor:
+        score = get_metric(self.metric).score(pass_).float()
+        return self.weigh(score, pass_.batch.problem_offsets)
+
+
+@register_policy("longest")
+def longest() -> Policy:
+    """All weight on the rationale with the most tokens; ties share it."""
+    return _ByMetric("length", _best)
+
+
+@register_policy("shortest")
+def shortest() -> Policy:
+    """All weight on the rationale with the fewest tokens; ties share it."""
+    return _ByMetric("length", lambda score, offsets: _best(-score, offsets))
+
+
+@register_policy("rsr-min")
+def rsr_min() -> Policy:
+    """All weight on the rationale with the lowest `rsr`, the best one; ties share it.
+
+    Source: RSR (arXiv 2601.14249), which selects one trajectory per problem so.
+    """
+    return _ByMetric("rsr", lambda score, offsets: _best(-score, offsets))
+
+
+@register_policy("lark-chi2")
+def lark_chi2(keep: int | None = None) -> Policy:
+    """Weights (e_k - e_(B+1)) / (B (mean e - e_(B+1))) for the B largest `lark` scores e, else 0.
+
+    e_(B+1) is the largest score that is left out, the mean is over the B kept: the weights are
+    sparse, sum to 1 and need no temperature. Source: the chi-square selection of LARK (arXiv
+    2605.30651). Ours: B = K - 1 by default and at most; with B = K there is no e_(B+1). Where all
+    kept scores equal e_(B+1), the weights are even over all rationales with that score. K = 1 gives
+    1.
+
+    Args:
+        keep: B, at least 1; None for K - 1.
+
+    Raises:
+        ValueError: `keep` is less than 1 or no integer.
+    """
+    if keep is not None and (not isinstance(keep, int) or keep < 1):
+        raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+
+    def weigh(score: Tensor, offsets: Tensor) -> Tensor:
+        return torch.cat([_above_next(e, keep) for e in score.split(offsets.diff().tolist())])
+
+    return _ByMetric("lark", weigh)
+
+
+def _above_next(score: Tensor, keep: int | None) -> Tensor:
+    """Returns [K] shares of score - e_(B+1) among the B largest scores of a problem."""
+    count = len(score)
+    if count == 1:
+        return torch.ones_like(score)
+    kept = min(keep or count, count - 1)
+    left_out = score.sort(descending=True).values[kept]
+    rounding = _ROUNDING * score.abs().max()
+    mass = torch.where(score > left_out + rounding, score - left_out, 0.0)
+    if not bool(mass.any()):
+        mass = (score >= left_out - rounding).to(score)
+    return mass / mass.sum()
+
+
+def _best(score: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [R] weights: even over the best scores of each problem, ties up to rounding."""
+    best = torch.stack([part.max() for part in score.split(offsets.diff().tolist())])
+    best = best[segment_of(offsets)]
+    return _share((score >= best - _ROUNDING * best.abs()).float(), offsets)
+
+
+def _states_gold(pass_: Pass) -> Tensor:
+    """Returns [R] float: 1 where the stated answer is the gold answer, else 0."""
+    right = [float(right) for problem in pass_.batch.problems for right in problem.right]
+    return torch.tensor(right, device=pass_.batch.problem_offsets.device)
 
 
 def _mean_nll(pass_: Pass) -> Tensor:

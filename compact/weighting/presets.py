@@ -22,16 +22,18 @@ class Preset:
 
     Attributes:
         adaptability, consensus, difficulty: the metric of each axis, or "none".
+        validity: the metric that multiplies the weight, or "none".
         beta: factors (adaptability, consensus, difficulty); difficulty is subtracted.
         ddof: degrees of freedom subtracted from K in the variance.
         eps: if > 0, it is added to the standard deviation, and s0 is not used.
         shrink: s0 in units of the running within-problem standard deviation.
-        reliable: whether u is multiplied by its running reliability r; needs two axes.
         tau: temperature of the softmax.
         floor: share of the weight that is divided equally among the K rationales.
         warmup: problems over which the weights move from uniform to alpha.
         consistency: kind of the consistency term, "positions", "answer" or "none".
         consistency_weight: its factor lambda.
+        keep_tail: whether the tokens that the chat template writes after the end of turn (a newline
+            in ChatML) belong to the rationale: they are scored and trained on.
     """
 
     adaptability: str
@@ -41,12 +43,13 @@ class Preset:
     ddof: int = 0
     eps: float = 0.0
     shrink: float = 0.0
-    reliable: bool = False
     tau: float = 1.0
     floor: float = 0.0
     warmup: int = 0
     consistency: str = "none"
     consistency_weight: float = 0.1
+    keep_tail: bool = False
+    validity: str = "none"
 
     def __post_init__(self) -> None:
         """Checks the values, which a recipe may set.
@@ -67,11 +70,11 @@ class Preset:
             ("consistency_weight", 0, math.inf),
         ):
             value = getattr(self, name)
-            if not _is_number(value) or not least <= value <= most:
+            if not _is_number(value) or not (least <= value <= most and math.isfinite(value)):
                 limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise ValueError(f"{name} must be a number {limits}, got {value!r}")
-        if not isinstance(self.reliable, bool):
-            raise ValueError(f"reliable must be true or false, got {self.reliable!r}")
+        if not isinstance(self.keep_tail, bool):
+            raise ValueError(f"keep_tail must be true or false, got {self.keep_tail!r}")
         kinds = ("positions", "answer", "none")
         if self.consistency not in kinds:
             raise ValueError(
@@ -104,7 +107,13 @@ def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], 
 @register_preset("released")
 def released() -> Preset:
     """The weights of the public training code."""
-    return Preset("probe-released", "attention", "nll", ddof=1, eps=1e-4, consistency="positions")
+    return Preset(
+        *("probe-released", "attention", "nll"),
+        ddof=1,
+        eps=1e-4,
+        consistency="positions",
+        keep_tail=True,
+    )
 
 
 @register_preset("paper")
@@ -115,7 +124,7 @@ def paper() -> Preset:
 
 @register_preset("robust")
 def robust() -> Preset:
-    """The default: the best preset on the teacher zoo; see docs/results/labelled.md for limits."""
+    """The default: what the texts say about right and wrong, then what suits the student."""
     return Preset(
-        "gain", "agreement", "nll", beta=(0.5, 1.0, 0.0), shrink=0.5, reliable=True, tau=0.3
+        "gain", "agreement", "nll", validity="judged", beta=(0.5, 1.0, 0.0), shrink=0.5, tau=2.5
     )

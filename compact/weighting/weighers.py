@@ -2,32 +2,39 @@
 
 The z-score over the K rationales of a problem is z(S) = (S - mean) / sqrt(var + s0^2), where s0 =
 shrink x the running within-problem standard deviation. u = sum_s beta_s z_s, with a negative beta
-for difficulty. alpha = softmax(r u / tau), mixed with the uniform weight by floor and warm-up. r is
-the running reliability of u if the preset is `reliable`, else 1. Weights have no gradient, are >= 0
-and sum to 1 over each problem; K = 1 gives 1.
+for difficulty. alpha = v softmax(u / tau) / sum, v the validity of the rationale (1 without a
+metric of that axis), mixed with the uniform weight by floor and warm-up before v is applied.
+Weights have no gradient, are >= 0 and sum to 1 over each problem; K = 1 gives 1. If several
+rationales compete and every validity is 0, v counts as 1, and `Weights.usable` is False: all are
+known to be wrong, and who trains or filters leaves the problem out (`Weights.used`).
 
-Reliability. Noise has z-scores as large as signal, so a z-score alone does not show whether a
-difference is real. Axes that measure the same quality in different ways agree; noise does not. So r
-is Cronbach's alpha of the n axes in use (Cronbach, Psychometrika 1951), r = n/(n-1)
-(1 - sum_s var(beta_s z_s) / var(u)) >= 0, and r u is the best linear estimate of the quality from u
-(Kelley's formula). r starts as if _DOUBT problems without any agreement had been seen.
+Noise has z-scores as large as signal, so u alone does not show whether a difference is real. A
+preset limits what u can do by its temperature: with tau = 2.5 and the factors of `robust`, scores
+that are pure noise leave at least 80% of the teachers in effect (1 / sum of squared weights).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from compact.metrics import AXES, Metric, get_metric, statistics_of
+from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric, statistics_of
 from compact.passes import Pass
-from compact.passes.segments import segment_mean, segment_of
+from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
-from compact.weighting.policies import POLICIES, SINGLE, split_teacher
+from compact.weighting.policies import (
+    NEED_GOLD,
+    POLICIES,
+    SINGLE,
+    Policy,
+    StatefulPolicy,
+    split_teacher,
+)
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
 from compact_ops import problem_weights
 
@@ -39,11 +46,19 @@ class Weights(NamedTuple):
         weight: [R] float32, sums to 1 over each problem (all 0 if a policy skips it).
         scores: axis -> [R] the raw score; empty for policies.
         zscores: axis -> [R] the score standardised within its problem; empty for policies.
+        usable: [R] bool, False in a problem whose rationales are all known to be wrong; None if
+            every problem is usable.
     """
 
     weight: Tensor
     scores: dict[str, Tensor]
     zscores: dict[str, Tensor]
+    usable: Tensor | None = None
+
+    @property
+    def used(self) -> Tensor:
+        """[R] the weights that count: 0 in a problem that is not usable."""
+        return self.weight if self.usable is None else self.weight * self.usable
 
 
 class Weigher(Protocol):
@@ -54,6 +69,9 @@ class Weigher(Protocol):
         needs_leaves: it reads answer leaves.
         needs_padded: it needs the padded layout, one row per rationale.
         leaf_hidden_readers: metrics that read the hidden states of leaves.
+        needs_judgements: it reads `EncodedRationale.judgement`.
+        gold_readers: what cannot work without gold answers: metrics, or the policy itself.
+        keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
         statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
@@ -62,7 +80,10 @@ class Weigher(Protocol):
     name: str
     needs_leaves: bool
     needs_padded: bool
+    needs_judgements: bool
     leaf_hidden_readers: tuple[str, ...]
+    gold_readers: tuple[str, ...]
+    keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
     statistics: tuple[str, ...]
@@ -76,6 +97,9 @@ class Weigher(Protocol):
         The scores are those of all problems on all ranks, in data order.
         """
 
+    def take_log(self) -> dict[str, float]:
+        """Returns named numbers for a line of the training log, since the last line."""
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
 
@@ -85,8 +109,7 @@ class Weigher(Protocol):
 
 # Share of one optimizer step in the running statistics.
 _MOMENTUM = 0.05
-# The reliability starts as if it had seen this many problems without agreement of the axes.
-_DOUBT = 16
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float) -> Tensor:
@@ -117,12 +140,10 @@ def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
 
 @dataclass
 class PresetWeigher:
-    """Weighs by the three axes of a preset; its state is the running spread and reliability.
+    """Weighs by the axes of a preset; its state is the running spread of their scores.
 
     Attributes:
         spread: axis -> running within-problem standard deviation of its score.
-        item_variance: running sum over the axes of the mean square of beta_s z_s.
-        total_variance: running mean square of u.
         updates: optimizer steps seen.
         problems_seen: problems with two or more rationales seen.
     """
@@ -130,8 +151,6 @@ class PresetWeigher:
     name: str
     preset: Preset
     spread: dict[str, float] = field(default_factory=dict)
-    item_variance: float = 0.0
-    total_variance: float = 0.0
     updates: int = 0
     problems_seen: int = 0
     teacher: str | None = None
@@ -139,22 +158,26 @@ class PresetWeigher:
     def __post_init__(self) -> None:
         self.metrics: dict[str, Metric] = {
             axis: get_metric(getattr(self.preset, axis), axis)
-            for axis in AXES
+            for axis in COMPATIBILITY
             if getattr(self.preset, axis) != "none"
         }
-        self.needs_leaves = any(m.needs_leaves for m in self.metrics.values())
-        self.needs_padded = any(m.needs_padded for m in self.metrics.values())
-        self.leaf_hidden_readers = tuple(
-            m.name for m in self.metrics.values() if m.needs_leaf_hidden
-        )
-        self.statistics = statistics_of(self.metrics.values())
-        signed = zip(AXES, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
+        name = self.preset.validity
+        self.validity = None if name == "none" else get_metric(name, VALIDITY)
+        read = self.all_metrics.values()
+        self.needs_leaves = any(m.needs_leaves for m in read)
+        self.needs_padded = any(m.needs_padded for m in read)
+        self.needs_judgements = any(m.needs_judgements for m in read)
+        self.leaf_hidden_readers = tuple(m.name for m in read if m.needs_leaf_hidden)
+        self.statistics = statistics_of(read)
+        signed = zip(COMPATIBILITY, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
-        if self.preset.reliable and sum(b != 0 for b in self._beta.values()) < 2:
-            raise ValueError(
-                f"{self.name}: reliable needs two axes with a metric and beta != 0, "
-                f"got metrics {list(self.metrics)} with beta {self.preset.beta}"
-            )
+        # With a validity the weights mean something without gold answers too.
+        self.gold_readers = tuple(
+            m.name
+            for axis, m in self.metrics.items()
+            if m.needs_gold and self._beta[axis] and self.validity is None
+        )
+        self.keep_tail = self.preset.keep_tail
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
@@ -167,10 +190,15 @@ class PresetWeigher:
         scores = self.score(pass_)
         return self.weigh(scores, pass_.batch.problem_offsets)
 
+    @property
+    def all_metrics(self) -> dict[str, Metric]:
+        """Axis -> metric of every axis in use, validity first."""
+        return ({} if self.validity is None else {str(VALIDITY): self.validity}) | self.metrics
+
     def score(self, pass_: Pass) -> dict[str, Tensor]:
         """Returns axis -> [R] float32 scores, each checked to be finite."""
         scores: dict[str, Tensor] = {}
-        for axis, metric in self.metrics.items():
+        for axis, metric in self.all_metrics.items():
             score = metric.score(pass_).float()
             finite = torch.isfinite(score)
             if score.shape != (pass_.batch.num_rationales,) or not bool(finite.all()):
@@ -179,35 +207,47 @@ class PresetWeigher:
         return scores
 
     def weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
-        """Returns the weights for scores (axis -> [R]) of the problems of `offsets` [P + 1]."""
-        preset = self.preset
-        z = self._zscores(scores, offsets)
-        stacked = torch.stack(list(scores.values()))
-        weight = problem_weights(
-            stacked,
-            offsets,
-            stacked.new_tensor([self._beta[axis] * self.reliability for axis in scores]),
-            stacked.new_tensor([self._prior(axis) for axis in scores]),
-            tau=preset.tau,
-            ddof=preset.ddof,
-            eps=preset.eps,
-            floor=preset.floor,
-        )
-        if self.problems_seen < preset.warmup:
-            uniform = 1.0 / offsets.diff()[segment_of(offsets)]
-            weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
-        return Weights(weight, dict(scores), z)
+        """Returns the weights for scores (axis -> [R]) of the problems of `offsets` [P + 1].
 
-    @property
-    def reliability(self) -> float:
-        """The running reliability r of u in 0..1; 1 if the preset is not `reliable`."""
-        if not self.preset.reliable:
-            return 1.0
-        if self.total_variance == 0.0:
-            return 0.0
-        axes = sum(beta != 0 for beta in self._beta.values())
-        alpha = axes / (axes - 1) * (1.0 - self.item_variance / self.total_variance)
-        return max(alpha, 0.0) * self.problems_seen / (self.problems_seen + _DOUBT)
+        Without a score of validity every validity is 1.
+
+        Raises:
+            ValueError: a validity is negative.
+        """
+        preset = self.preset
+        problem, sizes = segment_of(offsets), offsets.diff()
+        z = self._zscores(scores, offsets)
+        if z:
+            stacked = torch.stack([scores[axis] for axis in z])
+            weight = problem_weights(
+                stacked,
+                offsets,
+                stacked.new_tensor([self._beta[axis] for axis in z]),
+                stacked.new_tensor([self._prior(axis) for axis in z]),
+                tau=preset.tau,
+                ddof=preset.ddof,
+                eps=preset.eps,
+                floor=preset.floor,
+            )
+        else:
+            weight = 1.0 / sizes[problem].float()
+        if self.problems_seen < preset.warmup:
+            uniform = 1.0 / sizes[problem]
+            weight = torch.lerp(uniform, weight, self.problems_seen / preset.warmup)
+        usable = None
+        if VALIDITY in scores:
+            validity = scores[VALIDITY]
+            if bool((validity < 0).any()):
+                raise ValueError(
+                    f"validity of {preset.validity} must be >= 0, got {float(validity.min())}"
+                )
+            product = weight * validity
+            total = segment_sum(product, offsets)[problem]
+            valid = total > 0
+            alone = (sizes == 1)[problem]
+            weight = torch.where(valid & ~alone, product / total.clamp(min=_TINY), weight)
+            usable = valid | alone
+        return Weights(weight, dict(scores), z, usable)
 
     def _prior(self, axis: str) -> float:
         return self.preset.shrink * self.spread.get(axis, 0.0)
@@ -217,6 +257,7 @@ class PresetWeigher:
         return {
             axis: zscores(score, offsets, ddof=ddof, eps=eps, prior_std=self._prior(axis))
             for axis, score in scores.items()
+            if axis in self._beta
         }
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
@@ -228,26 +269,19 @@ class PresetWeigher:
         self.problems_seen += int(several.sum())
         # A plain mean over the first 1 / _MOMENTUM steps, then an exponential moving average.
         share = max(_MOMENTUM, 1.0 / self.updates)
-        for axis, score in scores.items():
+        for axis in self._beta:
+            score = scores[axis]
             std = float(within_variance(score.double(), offsets)[several].mean()) ** 0.5
             self.spread[axis] = (1.0 - share) * self.spread.get(axis, 0.0) + share * std
-        several_rationales = several[segment_of(offsets)]
-        items = torch.stack(
-            [
-                self._beta[axis] * z.double()[several_rationales]
-                for axis, z in self._zscores(scores, offsets).items()
-            ]
-        )
-        item, total = float(items.square().sum(0).mean()), float(items.sum(0).square().mean())
-        self.item_variance = (1.0 - share) * self.item_variance + share * item
-        self.total_variance = (1.0 - share) * self.total_variance + share * total
+
+    def take_log(self) -> dict[str, float]:
+        """Returns nothing: the weights and scores are logged by the trainer."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the running statistics as plain numbers."""
         return {
             "spread": dict(self.spread),
-            "item_variance": self.item_variance,
-            "total_variance": self.total_variance,
             "updates": self.updates,
             "problems_seen": self.problems_seen,
         }
@@ -255,22 +289,23 @@ class PresetWeigher:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.spread = dict(state["spread"])
-        self.item_variance = float(state["item_variance"])
-        self.total_variance = float(state["total_variance"])
         self.updates = int(state["updates"])
         self.problems_seen = int(state["problems_seen"])
 
 
 @dataclass
 class PolicyWeigher:
-    """Weighs by a policy; its only state is the number of optimizer steps."""
+    """Weighs by a policy; its state is the number of optimizer steps and that of the policy."""
 
     name: str
-    policy: Callable[[Pass, int], Tensor]
+    policy: Policy
     updates: int = 0
     needs_leaves: bool = False
     needs_padded: bool = False
+    needs_judgements: bool = False
     leaf_hidden_readers: tuple[str, ...] = ()
+    gold_readers: tuple[str, ...] = ()
+    keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
     statistics: tuple[str, ...] = ()
@@ -281,23 +316,39 @@ class PolicyWeigher:
         Raises:
             ValueError: if a weight is not finite, naming question and teacher.
         """
+        scores: dict[str, Tensor] = {}
         with torch.no_grad():
-            weight = self.policy(pass_, self.updates).float()
+            if isinstance(self.policy, StatefulPolicy):
+                scores = self.policy.scores(pass_)
+                weight = self.policy.weigh(scores, pass_).float()
+            else:
+                weight = self.policy(pass_, self.updates).float()
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(_unusable(self.name, "policy", weight, pass_))
-        return Weights(weight, {}, {})
+        return Weights(weight, scores, {})
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        """Counts an optimizer step."""
+        """Counts an optimizer step, and updates a policy with state."""
         self.updates += 1
+        if isinstance(self.policy, StatefulPolicy):
+            self.policy.update(scores, offsets)
+
+    def take_log(self) -> dict[str, float]:
+        """Returns what a policy with state logs."""
+        if not isinstance(self.policy, StatefulPolicy):
+            return {}
+        return {f"policy/{name}": value for name, value in self.policy.take_log().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the count of steps."""
-        return {"updates": self.updates}
+        """Returns the count of steps, and the state of the policy."""
+        own = self.policy.state_dict() if isinstance(self.policy, StatefulPolicy) else {}
+        return {"updates": self.updates} | ({"policy": own} if own else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.updates = int(state["updates"])
+        if isinstance(self.policy, StatefulPolicy) and "policy" in state:
+            self.policy.load_state_dict(state["policy"])
 
 
 def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
@@ -305,7 +356,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
 
     Args:
         name: a preset (released, paper, robust), a policy (uniform, random, single:TEACHER,
-            answer-vote, softmax-nll, ca-mkd, ebkd, oracle), or one that was registered.
+            answer-vote, rejection and the others of docs/method.md), or one that was registered.
         overrides: fields of `Preset` (consensus="answer", tau=0.5), or arguments of the policy
             (`seed` of random, `teachers` of oracle).
 
@@ -328,12 +379,13 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
+    readers = (policy,) if policy in NEED_GOLD else ()
     try:
         weigh = POLICIES[policy](**overrides)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
     statistics = tuple(getattr(weigh, "statistics", ()))
-    return PolicyWeigher(name, weigh, teacher=teacher, statistics=statistics)
+    return PolicyWeigher(name, weigh, teacher=teacher, gold_readers=readers, statistics=statistics)
 
 
 def weigher_names() -> list[str]:

@@ -145,7 +145,6 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
             ALPACA + '{"instruction": "1?"}',
             "x.json:2: field 'output' must hold text, got fields inst",
         ),
-        ('{"instruction": "1?", "output": "1"}', "x.json:1: the row has no gold answer .* --gold"),
         (
             '{"instruction": "1?", "output": [], "label": "1"}',
             "x.json:1: output must list at least",
@@ -163,7 +162,7 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
             "x.json:1: conversations must end with the assistant, got 'user'",
         ),
         ('{"instruction": "1?", "output": "1", "history": ["a"]}', "x.json:1: history must hold"),
-        ('{"question": "1?", "cot": "1"}', "x.json:1: field 'answer' must hold text"),
+        ('{"question": "1?", "cot": "1", "answer": []}', "x.json:1: .*'answer' .* got list"),
         ('{"instruction": "1?", "output": "1", "history": true}', "x.json:1: history must hold"),
         ('{"instruction": "1?", "output": [3], "label": "1"}', r"x.json:1: output\[0\] must hold"),
         ('{"instruction": "1?", "output": "1", "label": NaN}', "x.json:1: .*'label' .* got float"),
@@ -205,6 +204,22 @@ def test_our_own_chat_rows_and_prompts_that_differ_in_white_space_merge(tmp_path
     assert [p.prompt for p in problems] == [chat, "1?"]
     assert [[r.teacher for r in p.rationales] for p in problems] == [["a", "b"], ["c", "d"]]
     assert problems[0].rationales[0].completion == said
+
+
+def test_rows_without_gold_answers(tmp_path, capsys):
+    """A prompt takes the answer of any of its rows; the last line counts those that have none."""
+    one = write(
+        tmp_path / "a.json", [{"question": "1?", "cot": "so 1"}, {"question": "2?", "cot": "2"}]
+    )
+    two = write(tmp_path / "b.json", [{"instruction": "1?", "output": ["so 1"], "label": "1.0"}])
+    out = tmp_path / "out.jsonl"
+    assert command(one, two, "--out", out) == 0
+    assert "duplicates left out: 0, problems without a gold answer: 1 ->" in capsys.readouterr().out
+    assert [(p.answer, len(p.rationales)) for p in load_problems(out)] == [("1.0", 2), (None, 1)]
+    assert [row.get("answer") for row in rows_of(out)] == ["1.0", "1.0", None]
+    question = write(tmp_path / "q.json", [{"question_id": "q", "prompt": "1?"}])
+    with pytest.raises(ValueError, match="q.json:1: field 'answer' must hold text, got a row"):
+        command(one, "--gold", question, "--out", out)
 
 
 def test_bytes_that_are_no_text_and_absent_files(tmp_path):

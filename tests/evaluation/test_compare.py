@@ -38,7 +38,8 @@ def test_every_word_of_the_zoo_has_a_token(tiny):
 
 
 def test_compare_writes_tables_and_never_repeats_a_run(task, tmp_path, monkeypatch):
-    arms = [compare.parse_arm(text) for text in ("uniform", "single:honest", "oracle")]
+    arms = [compare.parse_arm(text) for text in ("uniform", "single:honest")]
+    arms.append(compare.parse_arm("oracle", compare.zoo.RIGHT))
     summary = compare.compare(task, arms, [0, 1], tmp_path)
     by_name = {arm["name"]: arm for arm in summary}
     assert by_name["uniform"]["right_weight"] == pytest.approx(1 / 3, abs=1e-5)
@@ -87,19 +88,22 @@ def test_changed_data_is_not_given_the_old_result(tmp_path):
     assert about() != before
 
 
-def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path, monkeypatch):
+def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
     """Where no rationale is right, `oracle` has nothing to train on."""
-    monkeypatch.setattr(compare.zoo, "RIGHT", frozenset({"nobody"}))
-    (found,) = compare.compare(task, [compare.parse_arm("oracle")], [0], tmp_path)
+    arm = compare.parse_arm("oracle,teachers=[nobody]", compare.zoo.RIGHT)
+    assert arm.overrides == {"teachers": ["nobody"]}
+    (found,) = compare.compare(task, [arm], [0], tmp_path)
     assert found["right_weight"] == 0.0
 
 
 def test_arm_settings_are_read_and_checked():
     arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
-    arm = compare.parse_arm("robust,beta=[0, 1, 0],reliable=false")
-    assert arm.overrides == {"beta": [0, 1, 0], "reliable": False}
+    arm = compare.parse_arm("robust,beta=[0, 1, 0],validity=none")
+    assert arm.overrides == {"beta": [0, 1, 0], "validity": "none"}
     assert compare.parse_arm("single:a, b").teacher == "a, b"
+    with pytest.raises(ValueError, match="override of oracle: teachers must .* use rejection"):
+        compare.parse_arm("oracle")
     with pytest.raises(ValueError, match="NAME,key=value"):
         compare.parse_arm("robust,tau")
     with pytest.raises(ValueError, match="tau of robust must be a YAML value, got '\\['"):

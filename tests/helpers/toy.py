@@ -92,13 +92,15 @@ def make_problem(seed: int, lengths: list[int], prompt: int = 5, steps: int = 2)
             )
         )
     cue = ids(3)
+    prompt_ids, gold_ids = ids(prompt), ids(2)
     return EncodedProblem(
         question_id=f"q{seed}",
         prompt="",
-        prompt_ids=ids(prompt),
+        prompt_ids=prompt_ids,
         rationales=tuple(rationales),
         gold="",
-        gold_ids=ids(2),
+        gold_ids=gold_ids,
         cue_ids=cue,
         spaced_cue_ids=cue,
+        raw_gold_ids=ids(3),
     )

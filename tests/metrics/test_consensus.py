@@ -1,4 +1,4 @@
-"""Metrics against their formulas: agreement, gold-weighted, answer, probe."""
+"""Metrics against their formulas: gold-weighted, answer, probe; agreement by its order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from compact.lab.zoo_student import build_tokenizer
 from compact.metrics import get_metric
-from compact.metrics.agreement import grounded_share
 from compact.metrics.gain import final_level
 from compact.metrics.probe import thinking_ids
 from compact.passes import EncodedProblem, Pass
@@ -56,42 +55,11 @@ def test_answer_is_the_vote() -> None:
     assert get_metric("answer").score(found).tolist() == pytest.approx([0.4, 0.2, 0.4, 0.2, 0.2, 1])
 
 
-def test_grounded_share() -> None:
-    """An equation counts when it holds and uses what was told or found before."""
-    prompt = "Mia has 3 and gets 4."
-    assert grounded_share(prompt, ["3 + 4 = 7"]) == 1.0
-    assert grounded_share(prompt, ["3 + 4 = 8"]) == 0.0
-    assert grounded_share(prompt, ["3 + 5 = 8"]) == 0.0  # who said 5?
-    assert grounded_share(prompt, ["3 + 4 = 7", "7 + 3 = 10"]) == 1.0
-    assert grounded_share(prompt, ["7 + 3 = 10", "3 + 4 = 7"]) == 0.5  # 7 is not known yet
-    assert grounded_share(prompt, ["3 + 4 = 8", "8 + 3 = 11"]) == 0.0  # carried on
-    assert grounded_share(prompt, ["hence"]) == 1.0
-    # What stands on the right is known from there on, written out or with a sign.
-    assert grounded_share(prompt, ["3 * 4 + 3 = 12 + 3 = 15", "15 + 12 = 27"]) == 1.0
-    assert grounded_share(prompt, ["3 - 4 = -1", "-1 + 4 = 3"]) == 1.0
-
-
-def test_agreement_by_hand() -> None:
-    """Jaccard index of numbers with the rationales whose stated answer is right, plus grounding."""
+def test_agreement_is_read_from_the_judgements() -> None:
+    """The rationales of the right answer count; the majority of three is wrong and loses."""
     texts = [["3 + 4 = 7"], ["4 + 3 = 7"], ["3 + 5 = 8"], ["3 + 5 = 8"], ["3 + 5 = 8"]]
     score = get_metric("agreement").score(a_pass([told(1, texts, ["7", "7", "8", "8", "8"])]))
-    # Numbers {3, 4, 7} against {3, 5, 8}: 1 / 5. The majority of three is wrong and loses.
-    assert score.tolist() == pytest.approx([2.0, 2.0, 0.2, 0.2, 0.2])
-
-
-def test_agreement_without_a_right_answer_or_any() -> None:
-    """Nobody right: all are trusted alike. None stated: by what the student says.
-
-    A stated answer counts among the numbers: {3, 4, 7, 9} against {3, 5, 8} is 1 / 6.
-    """
-    texts = [["3 + 4 = 7"], ["3 + 5 = 8"], ["3 + 5 = 8"]]
-    score = get_metric("agreement").score(a_pass([told(1, texts, ["9", "8", "8"])]))
-    assert score.tolist() == pytest.approx([(1 + 2 / 6) / 3 + 1, (2 + 1 / 6) / 3, (2 + 1 / 6) / 3])
-    found = a_pass([told(1, texts, [None, None, None])])
-    trust = final_level(found).exp()
-    similar = torch.tensor([[1, 0.2, 0.2], [0.2, 1, 1], [0.2, 1, 1]])
-    wanted = similar @ trust / trust.sum() + torch.tensor([1.0, 0.0, 0.0])
-    torch.testing.assert_close(get_metric("agreement").score(found), wanted)
+    assert score[0] == score[1] > score[2] == score[3] == score[4]
 
 
 def test_gold_weighted_equals_its_formula() -> None:

@@ -71,6 +71,7 @@ def _problem(rationales: list[EncodedRationale]) -> EncodedProblem:
         gold_ids=_tokens("7"),
         cue_ids=_tokens("is"),
         spaced_cue_ids=_tokens("is"),
+        raw_gold_ids=_tokens("7"),
     )
 
 
@@ -100,7 +101,7 @@ def _everything(problems: list[EncodedProblem]) -> dict[str, torch.Tensor]:
 
 def experienced(name: str) -> Weigher:
     """A weigher that has seen some scores, axes in agreement: a new `robust` weighs evenly."""
-    weigher = make_weigher(name)
+    weigher = make_weigher(name, **({"teachers": ["t0", "t2"]} if name == "oracle" else {}))
     scores = torch.tensor([0.0, 1.0, 2.0, 4.0]).repeat(20)
     seen = {axis: scores for axis in getattr(weigher, "metrics", {})}
     weigher.update(seen, torch.arange(0, 81, 4))
@@ -128,7 +129,12 @@ def test_identical_rationales_score_and_weigh_the_same(rationales, which, copies
     """Copies of a rationale among others, or alone, get what it gets."""
     which %= len(rationales)
     found = _everything([_problem([*rationales, *[rationales[which]] * copies])])
-    del found["weight single:t0"]  # who wrote it is all that this one goes by
+    for name in (
+        "weight single:t0",
+        "weight oracle",
+        "metric random",
+    ):  # who wrote it is all that these go by
+        del found[name]
     for name, values in found.items():
         copied = values[[which, *range(len(rationales), len(values))]]
         assert float(copied.max() - copied.min()) < _ROUNDING, (name, values)
@@ -147,7 +153,7 @@ def test_weights_are_a_share_of_each_problem(rationales) -> None:
         for problem, mine in zip(
             problems, weight.split([len(some) for some in rationales]), strict=True
         ):
-            left_out = name == "oracle" and all(r.answer != "7" for r in problem.rationales)
+            left_out = name == "rejection" and all(r.answer != "7" for r in problem.rationales)
             assert float(mine.sum()) == pytest.approx(0.0 if left_out else 1.0, abs=1e-5), name
 
 

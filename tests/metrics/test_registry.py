@@ -10,7 +10,7 @@ import torch
 
 from compact import metrics
 from compact.config import CompactConfig
-from compact.metrics import AXES, get_metric, metric_names, register
+from compact.metrics import AXES, CONTROL, get_metric, metric_names, register
 from compact.passes import Pass
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
@@ -99,8 +99,17 @@ def test_a_taken_name_is_refused() -> None:
     register("mine", axis="consensus")(mine)
     with pytest.raises(ValueError, match="metric 'mine' is already taken by .*mine"):
         register("mine", axis="consensus")(lambda pass_: pass_.stats.nll)
-    with pytest.raises(ValueError, match="axis must be one of adaptability, consensus, diff"):
+    with pytest.raises(
+        ValueError, match="axis must be one of .*, difficulty, control, got 'style'"
+    ):
         register("other", axis="style")
+    with pytest.raises(ValueError, match="direction of other must be lower for axis difficulty"):
+        register("other", axis="difficulty", direction="higher")
+    with pytest.raises(ValueError, match="direction of other must be higher or lower for axis con"):
+        register("other", axis="control", direction="up")
+    register("brevity", axis="control", direction="lower")(lambda pass_: pass_.stats.nll)
+    assert get_metric("brevity").direction == "lower"
+    assert (get_metric("nll").direction, get_metric("gain").direction) == ("lower", "higher")
 
 
 def test_unknown_metrics_are_told_with_what_there_is() -> None:
@@ -109,7 +118,7 @@ def test_unknown_metrics_are_told_with_what_there_is() -> None:
         make_weigher("robust", consensus="nll")
     with pytest.raises(ValueError, match="metric must be one of .*gain.*, got 'gold'"):
         get_metric("gold")
-    assert {get_metric(name).axis for name in metric_names()} == set(AXES)
+    assert {get_metric(name).axis for name in metric_names()} == {*AXES, CONTROL}
 
 
 def test_metrics_without_their_leaves_say_so(finished: Pass) -> None:

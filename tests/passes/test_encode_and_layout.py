@@ -75,6 +75,9 @@ def test_chat_template_ends_the_turn_and_drops_what_follows() -> None:
     assert found.rationales[0].step_texts == (
         encode_problem(problem(), build_tokenizer(), max_length=200).rationales[0].step_texts
     )
+    kept = encode_problem(problem(), tokenizer, max_length=200, keep_tail=True).rationales[0]
+    cut = found.rationales[0]
+    assert kept == replace(cut, ids=(*cut.ids, *tokenizer("\n")["input_ids"]))
     tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'][::-1]")
     with pytest.raises(ValueError, match="chat template must keep the completion"):
         encode_problem(problem(), tokenizer, max_length=200)

@@ -26,7 +26,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.registry import IMPORT_VARIABLE, import_modules
 from compact.strategies import STRATEGIES
-from compact.weighting import POLICIES, PRESETS, weigher_names
+from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, weigher_names
 from helpers.toy import save_student
 
 ROOT = Path(__file__).parents[2]
@@ -111,12 +111,18 @@ def extending(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(IMPORT_VARIABLE, "")
-    for registry in (METRICS, POLICIES, PRESETS, STRATEGIES):  # what is entered goes again
+    for registry in (
+        METRICS,
+        POLICIES,
+        PRESETS,
+        STRATEGIES,
+        TOKEN_WEIGHTS,
+    ):  # what is entered goes again
         for name in ("_entries", "_sources"):
             monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
-    def load(name):
-        Path(f"{name}.py").write_text(block_with(ROOT / "docs/extending.md", f"# {name}.py\n"))
+    def load(name, page="docs/extending.md"):
+        Path(f"{name}.py").write_text(block_with(ROOT / page, f"# {name}.py\n"))
         import_modules([name])
         return sys.modules[name]
 
@@ -169,6 +175,34 @@ def test_the_preset_of_the_guide_weighs_and_trains(extending, some_pass):
     weights = make_weigher("agreement-only")(some_pass)
     assert set(weights.scores) == {"consensus"} and weights.weight.std() > 0
     assert train(preset="agreement-only")["loss"] > 0
+
+
+def test_the_token_weights_of_the_guide_train(extending):
+    extending("my_token_weights", "docs/metrics.md")
+    plain = train(preset="uniform")["loss"]
+    shutil.rmtree("run")
+    assert 0 < train(preset="uniform", token_weights="uncertain")["loss"] < plain
+
+
+def test_the_token_weights_of_the_guide_give_the_gradient_of_full_logits():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(9, 8, requires_grad=True), torch.nn.Linear(8, 23, bias=False)
+    target, rows = torch.randint(0, 23, (12,)), torch.arange(12) % 9
+    names = {
+        "hidden": hidden,
+        "lm_head": head,
+        "target": target,
+        "rows": rows,
+        "token_offsets": torch.tensor([0, 2, 6, 9, 12]),
+        "alpha": torch.tensor([0.2, 0.8, 0.5, 0.5]),
+    }
+    exec(block_with(ROOT / "docs/metrics.md", "TOKEN_WEIGHTS["), names)
+    found = hidden.grad.clone(), head.weight.grad.clone()
+    hidden.grad = head.weight.grad = None
+    nll = torch.nn.functional.cross_entropy(head(hidden)[rows], target, reduction="none")
+    (names["share"] * (-nll).exp().detach() * nll).sum().backward()
+    assert torch.allclose(found[0], hidden.grad, atol=1e-6)
+    assert torch.allclose(found[1], head.weight.grad, atol=1e-6)
 
 
 def test_the_strategy_of_the_guide_adds_its_term(extending):
@@ -243,6 +277,21 @@ def test_the_method_lists_every_policy():
     assert set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)) == {
         name for name in weigher_names() if name not in PRESETS
     }
+
+
+def test_the_metrics_page_lists_every_metric_and_token_weight():
+    text, token_weights = (ROOT / "docs/metrics.md").read_text().split("## Token weights")
+    better = {}
+    for row in re.findall(r"^\| `.*", text, re.MULTILINE):
+        cells = [cell.strip() for cell in row.replace("\\|", "").split("|")]
+        names, _, direction, axis = cells[1:5]
+        better |= {name: (direction, axis) for name in re.findall(r"`([\w-]+)`", names)}
+    assert set(better) == set(METRICS)
+    for name, metric in METRICS.items():
+        direction = "" if name == "random" else metric.direction
+        assert better[name] == (direction, metric.axis), name
+    named = re.findall(r"^\| `(\w+)`", token_weights, re.MULTILINE)
+    assert named == list(TOKEN_WEIGHTS)
 
 
 def test_the_trainer_guide_lists_every_setting():

@@ -56,7 +56,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def loss_terms(self) -> Sequence[LossTerm]:
             return [Ridge(self.factor)]
 
-        def after_step(self, model: nn.Module, step: int) -> None:
+        def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
             self.steps += 1
             seen.append(f"step {step}")
 

@@ -56,7 +56,7 @@ def test_missing_weights_are_not_made_up(folder: Path) -> None:
 
 def test_config_that_is_no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{not json")
-    assert "cannot be read as a tokenizer: OSError" in refusal(folder)
+    assert "config.json: expected JSON, got Expecting property name" in refusal(folder)
 
 
 def test_missing_tokenizer(folder: Path) -> None:

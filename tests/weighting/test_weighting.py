@@ -134,9 +134,7 @@ def _tensors(scores: dict[str, list[float]]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("shrink", [0.0, 0.5])
 def test_weights_equal_their_formula(shrink: float, tau: float, floor: float) -> None:
     """Shrinkage by the running spread, temperature and floor."""
-    weigher = make_weigher(
-        "robust", beta=(1.0, 2.0, 0.5), shrink=shrink, tau=tau, floor=floor, reliable=False
-    )
+    weigher = make_weigher("robust", beta=(1.0, 2.0, 0.5), shrink=shrink, tau=tau, floor=floor)
     seen = _tensors({axis: [2.0 * v for v in values] for axis, values in _SCORES.items()})
     weigher.update(seen, _OFFSETS)
     s0 = {axis: shrink * float(s.double().std(unbiased=False)) for axis, s in seen.items()}
@@ -170,8 +168,8 @@ def test_zscores_are_those_that_weigh() -> None:
 
 def test_warm_up_goes_from_uniform_to_the_weights() -> None:
     """Linear in the problems seen; problems with one teacher do not change the spread."""
-    weigher = make_weigher("robust", warmup=8, reliable=False)
-    full = make_weigher("robust", reliable=False)
+    weigher = make_weigher("robust", warmup=8)
+    full = make_weigher("robust")
     scores = _tensors(_SCORES)
     assert weigher.weigh(scores, _OFFSETS).weight.tolist() == pytest.approx([0.25] * 4)
     for seen in range(1, 10):

@@ -1,0 +1,162 @@
+"""`compact collect`: asks several teachers a list of questions, and writes their rationales."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from compact.data import load_questions
+from compact.files import check_output, write_json, write_whole
+from compact.resumable import summary_path
+from compact.teachers.collect import Plans, Result, collect, plan
+from compact.teachers.export import data_card, find_rows, rows_of
+from compact.teachers.ledger import (
+    describe_estimate,
+    describe_ledger,
+    estimate,
+    ledger,
+    sample_of,
+)
+from compact.teachers.pace import Patience
+from compact.teachers.spec import read_teachers
+from compact.teachers.store import Store
+
+EPILOG = """example:
+  compact collect questions.jsonl --teachers teachers.yaml --out rationales.jsonl
+
+Every answer is kept in a store (rationales.sqlite). To resume a killed run, start it again: what is
+answered is not asked again. Keys are read from the environment variables that teachers.yaml names.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `compact collect`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "questions",
+        metavar="QUESTIONS",
+        help="JSON lines: question_id, prompt, answer if known",
+    )
+    parser.add_argument(
+        "--teachers", required=True, metavar="FILE", help="YAML list of teachers and endpoints"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
+    parser.add_argument(
+        "--store", metavar="FILE", help="all answers and attempts [--out with suffix .sqlite]"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
+    parser.add_argument(
+        "--budget", type=float, metavar="COST", help="most that the store may cost in all"
+    )
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="ask N requests of each teacher, estimate the rest, and stop [3]; 0 asks none",
+    )
+    parser.add_argument(
+        "--export_only", action="store_true", help="ask nothing; write what the store has"
+    )
+    defaults = Patience()
+    parser.add_argument(
+        "--attempts",
+        type=int,
+        default=defaults.attempts,
+        metavar="N",
+        help=f"how often a request is sent in one run [{defaults.attempts}]",
+    )
+    parser.add_argument(
+        "--first_wait",
+        type=float,
+        default=defaults.first_wait,
+        metavar="SECONDS",
+        help=f"wait before the second attempt, doubled for each further one "
+        f"[{defaults.first_wait:g}]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `compact collect`; returns 1 if answers are missing, else 0."""
+    for name, least in (("limit", 1), ("attempts", 1), ("dry_run", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    for name in ("budget", "first_wait"):
+        value = getattr(args, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"--{name} must be at least 0, got {value}")
+    out = Path(args.out)
+    check_output(out, args.questions, args.teachers)
+    if out.exists() and out.is_file() and not summary_path(out).exists():
+        raise ValueError(f"--out must be a new file or one of an earlier collect, got {out}")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    problems = load_questions(args.questions, need_answers=False)[: args.limit]
+    plans: Plans = [(t, plan(t, problems)) for t in read_teachers(args.teachers)]
+    store = Store(args.store or out.with_suffix(".sqlite"))
+    try:
+        if args.dry_run is not None:
+            some = [(t, sample_of(items, args.dry_run)) for t, items in plans if args.dry_run]
+            _ask(store, some, args)
+            print(describe_estimate(estimate(store, plans)))
+            return 0
+        results = {}
+        try:
+            results = {} if args.export_only else _ask(store, plans, args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"the answers so far are in {store.path}; the same command continues"
+            ) from None
+        return _write(store, plans, results, out, args.questions, len(problems))
+    finally:
+        store.close()
+
+
+def _ask(store: Store, plans: Plans, args: argparse.Namespace) -> dict[str, Result]:
+    patience = Patience(attempts=args.attempts, first_wait=args.first_wait)
+    total = sum(len(items) for _, items in plans)
+    with tqdm(total=total, unit="answer") as bar:
+        return collect(
+            store,
+            plans,
+            budget=args.budget,
+            patience=patience,
+            answered=lambda *_: bar.update() and None,
+        )
+
+
+def _write(
+    store: Store,
+    plans: Plans,
+    results: dict[str, Result],
+    out: Path,
+    questions: str,
+    problems: int,
+) -> int:
+    """Writes rows, ledger and data card; prints the ledger and what is missing."""
+    found = find_rows(store, plans)
+    rows, accounts = rows_of(found), ledger(store, found)
+    lost = {name: result.reason for name, result in results.items() if result.reason}
+    write_json(summary_path(out), {"teachers": accounts, "given_up": lost})
+    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(out.with_suffix(".card.md"), data_card(found, Path(questions).name, problems))
+    print(describe_ledger(accounts))
+    print(f"{len(rows)} rationales of {problems} questions -> {out}")
+    missing = {name: account["missing"] for name, account in accounts.items() if account["missing"]}
+    if not missing:
+        return 0
+    words = ", ".join(f"{count} of {name}" for name, count in missing.items())
+    for name, reason in lost.items():
+        print(f"{name} was given up: {reason}")
+    argv = [word for word in sys.argv[1:] if word != "--export_only"]
+    print(f"missing: {words}. To ask for them: {shlex.join(['compact', *argv])}")
+    return 1

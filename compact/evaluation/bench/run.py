@@ -1,0 +1,96 @@
+"""Runs the bench over labelled files, from a student's name to the pages."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compact.data import Problem
+from compact.data.labelled import load_labelled
+from compact.evaluation.bench.collect import collect
+from compact.evaluation.bench.pages import write_pages
+from compact.files import content_of, content_of_student
+from compact.student import Student, load_model
+
+
+def bench(
+    files: Sequence[str | Path],
+    model: str,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    part: str = "1/1",
+    max_length: int = 1536,
+) -> str:
+    """Measures every metric, preset and policy on labelled rationales; returns the page.
+
+    Args:
+        files: labelled rationales (`compact.data.labelled`); their names are the columns.
+        model: name of the student.
+        out: folder of the pages and of one file of rows per data file, from which a run resumes.
+        only: names of metrics, presets and policies; () for all.
+        limit: most questions of each file, drawn at random with seed 0; None for all.
+        part: "I/N": only the questions whose id, hashed, is I - 1 modulo N.
+        max_length: most tokens of the prompt and one rationale.
+
+    Raises:
+        ValueError: two files have one name, an argument is not allowed, or as `load_labelled`.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}")
+    index, count = _part(part)
+    # A data set that is a folder ("svamp/train.jsonl") is called by the folder.
+    paths = [Path(file).absolute() for file in files]
+    names = [path.parent.name if path.stem in ("train", "test") else path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATA must have different names, got {', '.join(map(str, files))}")
+    loaded = [load_labelled(file) for file in files]
+    network, processing_class = load_model(model)
+    student = Student.of(network, processing_class)
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for name, file, (problems, labels) in zip(names, files, loaded, strict=True):
+        chosen = [p for p in problems if _hash(p) % count == index]
+        if limit is not None and limit < len(chosen):
+            drawn = {p.question_id for p in random.Random(0).sample(chosen, limit)}
+            chosen = [p for p in chosen if p.question_id in drawn]
+        if not chosen:
+            raise ValueError(f"{file}: part {part} has no question")
+        settings = {
+            "data": content_of(file),
+            "model": model,
+            "weights": content_of_student(model),
+            "only": sorted(only),
+            "limit": limit,
+            "part": part,
+            "max_length": max_length,
+        }
+        rows = out / f"{name}.jsonl"
+        sets[name] = collect(
+            student,
+            processing_class,
+            chosen,
+            labels,
+            rows,
+            settings,
+            max_length=max_length,
+            only=only,
+        )
+    asked = f", at most {limit} questions of each file" if limit else ""
+    whole = "" if part == "1/1" else f", part {part} of the questions"
+    return write_pages(out, sets, f"Student: {model}{asked}{whole}.")
+
+
+def _hash(problem: Problem) -> int:
+    return int(hashlib.sha256(problem.question_id.encode()).hexdigest(), 16)
+
+
+def _part(part: str) -> tuple[int, int]:
+    """Reads "I/N"; returns I - 1 and N."""
+    first, _, second = part.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise ValueError(f"--part must be I/N with I from 1 to N, got {part!r}")
+    return int(first) - 1, int(second)

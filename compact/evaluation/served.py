@@ -1,0 +1,114 @@
+"""Measures the accuracy of a student that a server answers for, many requests at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from compact.answers import Judge
+from compact.data import Problem
+from compact.evaluation.evaluate import summarise
+from compact.resumable import ResumableRows
+from compact.teachers.collect import collect, plan
+from compact.teachers.pace import Patience
+from compact.teachers.prompts import QUESTION
+from compact.teachers.spec import Teacher
+from compact.teachers.store import Store
+
+
+def evaluate_served(
+    base_url: str,
+    model: str,
+    problems: Sequence[Problem],
+    out: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    api_key_env: str | None = None,
+    max_new_tokens: int = 256,
+    concurrency: int = 32,
+    patience: Patience | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Answers each problem at temperature 0 through an endpoint, and judges the answers.
+
+    The prompt is sent as a chat, so the server applies the student's chat template.
+
+    Args:
+        base_url: the OpenAI-compatible endpoint.
+        model: the name that it knows the student by.
+        problems: the questions.
+        out: item file, as of `evaluate`. Until all questions are answered, the answers are kept in
+            a store beside it (`.sqlite`), and the next call asks only for those that are missing.
+        settings: what else identifies the run; saved beside `out`.
+        api_key_env: environment variable with the endpoint's key.
+        max_new_tokens: most tokens of an answer.
+        concurrency: most requests at the same time.
+        patience: how failures are met.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The summary, as of `evaluate`.
+
+    Raises:
+        ValueError: a question has no answer, or `out` belongs to another run.
+        ImportError, OSError: as in `collect`.
+    """
+    start, out = time.monotonic(), Path(out)
+    unknown = next((p.question_id for p in problems if not p.answer), None)
+    if unknown is not None:
+        raise ValueError(f"question_id {unknown!r} must have a gold answer, got none")
+    student = Teacher(
+        "student",
+        model=model,
+        base_url=base_url,
+        api_key_env=api_key_env,
+        temperature=0.0,
+        max_tokens=max_new_tokens,
+        template=QUESTION,
+        concurrency=concurrency,
+    )
+    about = {"endpoint": base_url, "model": model, "max_new_tokens": max_new_tokens}
+    rows = ResumableRows(out, about | (settings or {}), key="question_id")
+    todo = [p for p in problems if p.question_id not in rows.done]
+    items = plan(student, todo)
+    store = Store(out.with_suffix(".sqlite"))
+    judge = Judge()
+    try:
+        with rows, tqdm(total=len(todo), unit="item", disable=not progress) as bar:
+            result = collect(
+                store, [(student, items)], patience=patience, answered=lambda *_: bar.update()
+            )["student"]
+            if result.missing:
+                raise ValueError(
+                    f"{result.missing} of {len(items)} questions have no answer "
+                    f"({result.reason or dict(result.failures)}); the same command asks for them"
+                )
+            answers = store.answers([item.key for item in items])
+            texts = [answers[item.key].text.strip() for item in items]
+            verdicts = judge.judge(
+                [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]
+            )
+            for problem, item, text, verdict in zip(todo, items, texts, verdicts, strict=True):
+                rows.append(
+                    {
+                        "question_id": problem.question_id,
+                        "completion": text,
+                        "gold": problem.answer,
+                        **asdict(verdict),
+                        "tokens": answers[item.key].completion_tokens,
+                    }
+                )
+    finally:
+        judge.close()
+        store.close()
+    summary = summarise(rows.done[p.question_id] for p in problems)
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    rows.complete(summary)
+    for end in ("", "-wal", "-shm"):
+        store.path.with_name(store.path.name + end).unlink(missing_ok=True)
+    return summary

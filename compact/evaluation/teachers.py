@@ -1,0 +1,96 @@
+"""One page about the teachers of a data set, from the rows of `compact score`."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compact.validity import Finding, Judgement
+from compact.validity.summary import describe
+
+Rows = Sequence[Mapping[str, Any]]
+_EXAMPLES = 3
+_KINDS = {
+    "answer": "another answer",
+    "vote": "outvoted",
+    "unread": "no answer read",
+    "arithmetic": "wrong equation",
+    "numbers": "number from nowhere",
+    "copy": "copy of another",
+    "leak": "answer before reasoning",
+}
+
+
+def teachers_page(rows: Rows) -> str:
+    """Returns a Markdown page: a row per teacher, and examples of what speaks against each.
+
+    Args:
+        rows: rows of `compact score`.
+    """
+    sizes = Counter(row["question_id"] for row in rows)
+    teachers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        teachers[row["teacher"]].append(row)
+
+    def relative(row: Mapping[str, Any]) -> float:
+        return float(row["weight"] * sizes[row["question_id"]])
+
+    ordered = sorted(teachers, key=lambda t: -statistics.fmean(map(relative, teachers[t])))
+    used = [kind for kind in _KINDS if any(kind in _kinds(row) for row in rows)]
+    lines = ["# Teachers", "", *(f"- {sentence}." for sentence in about(rows)), ""]
+    lines += [
+        "Weight x K: 1 is the even share. The other columns: share of the teacher's rationales.",
+        "",
+        "| teacher | rationales | weight x K | steps | "
+        + " | ".join(_KINDS[k] for k in used)
+        + " |",
+        "|---|---|---|---|" + "---|" * len(used),
+    ]
+    for teacher in ordered:
+        mine = teachers[teacher]
+        weight = statistics.fmean(map(relative, mine))
+        steps = statistics.median(len(row["steps"]) for row in mine)
+        shares = [sum(kind in _kinds(row) for row in mine) / len(mine) for kind in used]
+        cells = [str(len(mine)), f"{weight:.2f}", f"{steps:g}", *(f"{s:.2f}" for s in shares)]
+        lines.append(f"| {_cell(teacher)} | " + " | ".join(cells) + " |")
+    for teacher in ordered:
+        found = [row for row in teachers[teacher] if row["findings"]]
+        found.sort(key=relative)
+        if found:
+            lines += ["", f"**{_cell(teacher)}**", ""]
+        for row in found[:_EXAMPLES]:
+            words = "; ".join(reasons(row))
+            lines.append(
+                f"- {_cell(row['question_id'])}: weight {row['weight']:.2f}: {_cell(words)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def about(rows: Rows) -> list[str]:
+    """Returns sentences about what the weights of the rows rest on."""
+    problems: dict[str, list[Judgement]] = defaultdict(list)
+    for row in rows:
+        findings = tuple(Finding(**finding) for finding in row["findings"])
+        # Only basis and findings are described.
+        problems[row["question_id"]].append(Judgement(0.0, 0.0, row["basis"], findings))
+    return describe(list(problems.values()))
+
+
+def reasons(row: Mapping[str, Any]) -> list[str]:
+    """Returns what speaks against a rationale, in words: "step 3: 4 + 14 = 20 does not hold"."""
+    return [
+        finding["text"]
+        if finding["step"] is None
+        else f"step {finding['step'] + 1}: {finding['text']}"
+        for finding in row["findings"]
+    ]
+
+
+def _kinds(row: Mapping[str, Any]) -> set[str]:
+    return {finding["kind"] for finding in row["findings"]}
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

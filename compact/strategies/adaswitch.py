@@ -1,0 +1,215 @@
+"""AdaSwitch: the student writes until it leaves the teacher's path, then the teacher writes.
+
+The student samples a text for the question. d_i is the divergence between the next-token
+distributions of teacher and student at token i. At the first token with
+
+    d_i > K x mean(d_{i-w}, ..., d_{i-1})
+
+the teacher takes over and writes the rest. The loss is the mean over the tokens of the mixed text
+of the same divergence; the likelihood of the text is not trained on.
+
+Source: AdaSwitch (arXiv 2510.07842). Ours: K = 3 and w = 16; the first token, which has no window,
+is compared with itself (K < 1 switches at once: off-policy; K = infinity never switches:
+on-policy); the text is written first and the divergences are computed in one forward of each model,
+which gives the same switch as comparing while writing. One teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compact.passes import EncodedProblem, Pass
+from compact.passes.encode import plain_rationale
+from compact.passes.forward import token_states
+from compact.passes.packing import build_batch
+from compact.passes.segments import segment_mean
+from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
+from compact.strategies.white_box import (
+    completion_states,
+    divergence,
+    load_teacher,
+    teacher_states,
+)
+from compact.student.generation import generate, seed_of
+from compact_ops.head_divergence import KINDS
+
+if TYPE_CHECKING:
+    from compact.config import CompactConfig
+    from compact.data import Problem
+    from compact.student import Student
+    from compact.weighting import Weigher
+
+
+def switch_point(divergences: Sequence[float], factor: float, window: int) -> int | None:
+    """Returns the first token at which the teacher takes over; None if it never does."""
+    for i, value in enumerate(divergences):
+        before = divergences[max(i - window, 0) : i] or [value]
+        if value > factor * sum(before) / len(before):
+            return i
+    return None
+
+
+class _Divergence:
+    """The mean divergence of each rationale from the teacher, weighted."""
+
+    name: ClassVar[str] = "adaswitch"
+
+    def __init__(self, owner: AdaSwitch) -> None:
+        self.owner = owner
+
+    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        teacher = self.owner.white_box
+        states = teacher_states(teacher, pass_.batch.problems)
+        own = completion_states(hidden, pass_)
+        found = divergence(own, pass_.student, states, teacher, self.owner.kind)
+        return (weight * segment_mean(found, pass_.batch.token_offsets)).sum()
+
+
+@register_strategy("adaswitch")
+class AdaSwitch(Strategy):
+    """The student writes; where it diverges, a white-box teacher writes the rest; KL on both."""
+
+    needs = ("rollouts", "white-box teacher")
+    needs_whole_model: ClassVar[bool] = True
+    nll_factor = 0.0
+
+    def __init__(
+        self,
+        teacher: str,
+        factor: float = 3.0,
+        window: int = 16,
+        kind: str = "forward",
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        dtype: str = "bfloat16",
+    ) -> None:
+        """Sets up the switch.
+
+        Args:
+            teacher: the white-box teacher: a name, a folder or a .gguf file.
+            factor: K.
+            window: w, in tokens.
+            kind: the divergence, "forward", "reverse" or "jsd".
+            max_new_tokens: most tokens of a text.
+            temperature: of student and teacher; 0 is greedy.
+            dtype: of the teacher's weights.
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind of adaswitch must be one of {', '.join(KINDS)}, got {kind!r}")
+        for name, value, least in (
+            ("factor", factor, 0),
+            ("window", window, 1),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("temperature", temperature, 0),
+        ):
+            if not value >= least:
+                raise ValueError(f"{name} of adaswitch must be at least {least}, got {value!r}")
+        self.teacher, self.factor, self.window, self.kind = teacher, factor, window, kind
+        self.max_new_tokens, self.temperature, self.dtype = max_new_tokens, temperature, dtype
+        self.steps = self.seed = 0
+        self.device: Any = "cpu"
+        self.max_length = 2560
+        self._means = Means()
+
+    def check(self, weigher: Weigher, args: CompactConfig) -> None:
+        """Refuses a preset: there is one text a question, which has nothing to weigh."""
+        if args.preset != "uniform":
+            raise ValueError(
+                "preset must be uniform with strategy adaswitch, which trains on one text per "
+                f"question, written by student and teacher, got {args.preset!r}"
+            )
+        self.seed, self.device, self.max_length = args.seed, args.device, args.max_length
+
+    def prepare(
+        self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
+    ) -> Sequence[Problem]:
+        """Loads the teacher."""
+        self.white_box = load_teacher(self.teacher, processing_class, self.device, self.dtype)
+        return problems
+
+    def rollout(
+        self, problems: Sequence[EncodedProblem], student: Student
+    ) -> Sequence[EncodedProblem]:
+        """Returns the problems with one mixed text each, in place of their rationales."""
+        prompts = [p.prompt_ids for p in problems]
+        seed = seed_of(self.seed, self.steps, [p.question_id for p in problems])
+        own = self._written(student, prompts, seed, self._room(prompts))
+        written = [_with_text(p, ids, student) for p, ids in zip(problems, own, strict=True)]
+        starts = self._switches(written, student)
+        turned = [i for i, start in enumerate(starts) if start is not None]
+        kept = [own[i][: starts[i]] for i in turned]
+        if turned:
+            begun = [(*prompts[i], *ids) for i, ids in zip(turned, kept, strict=True)]
+            rest = self._written(self.white_box, begun, seed + 1, self._room(begun))
+            for i, before, after in zip(turned, kept, rest, strict=True):
+                written[i] = _with_text(problems[i], [*before, *after], student)
+        self._means.add("switched", len(turned) / len(problems), len(problems))
+        for i, problem in enumerate(written):
+            length, start = len(problem.rationales[0].ids), starts[i]
+            self._means.add(
+                "share of tokens by the student", 1.0 if start is None else start / length
+            )
+        return written
+
+    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
+        return max(min(self.max_new_tokens, self.max_length - max(map(len, prompts))), 1)
+
+    def _written(
+        self, model: Student, prompts: Sequence[Sequence[int]], seed: int, room: int
+    ) -> list[list[int]]:
+        """Returns texts, with the end token where one was written."""
+        tokenizer = model.tokenizer
+        texts = generate(
+            model.model, tokenizer, prompts, room, temperature=self.temperature, seed=seed
+        )
+        end = tokenizer.eos_token_id
+        return [[*ids, end] if len(ids) < room and end is not None else ids for ids in texts]
+
+    @torch.no_grad()
+    def _switches(self, problems: Sequence[EncodedProblem], student: Student) -> list[int | None]:
+        """Returns the token of each student's text at which the teacher takes over."""
+        training = student.model.training
+        student.model.eval()
+        batch = build_batch(
+            problems, layout="padded", leaves=False, pad_token_id=student.pad_token_id
+        ).to(student.weight.device)
+        own = token_states(student, batch)
+        student.model.train(training)
+        states = teacher_states(self.white_box, problems)
+        found = divergence(own, student, states, self.white_box, self.kind)
+        parts = found.split(batch.token_offsets.diff().tolist())
+        return [switch_point(part.tolist(), self.factor, self.window) for part in parts]
+
+    def loss_terms(self) -> Sequence[LossTerm]:
+        """Returns the divergence on the mixed text."""
+        return [_Divergence(self)]
+
+    def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
+        """Counts the steps, which seed the samples."""
+        self.steps = step
+
+    def take_log(self) -> dict[str, float]:
+        """Returns how often the teacher took over and how much the student wrote."""
+        return self._means.take()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the count of steps."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.steps = int(state["steps"])
+
+
+def _with_text(problem: EncodedProblem, ids: Sequence[int], student: Student) -> EncodedProblem:
+    tokenizer = student.tokenizer
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    return replace(problem, rationales=(plain_rationale("student + teacher", ids, text),))

@@ -1,0 +1,220 @@
+"""Feature contrast: states at the end of right reasonings, same gold answer together, others apart.
+
+The feature of a rationale is the student's final hidden state f after its reasoning, at the token
+that predicts the answer marker. It counts if the rationale's answer is the gold one. With labels y
+(the gold answers of the micro-batch) and cosine similarity sim,
+
+    L(f, g) = - mean_i mean_{j in P(i)} log( e_ij / sum_{a in A(i)} e_ia ),
+    e_ij = exp(sim(f_i, g_j) / t)
+
+P(i): entries with the label of i; A(i): all entries; for g = f without i itself. The term is
+L(f, f) + L(f, g_teacher) with the white-box teacher's features g, plus `soft` times the forward KL
+from the teacher to the student over the tokens of the rationales (soft targets).
+
+Source: CKA, contrastive knowledge amalgamation (arXiv 2307.14781), whose name also means a measure
+of similarity, hence this name. Ours: text, so a label is a gold answer and a feature is a hidden
+state; teacher features of another width are projected by a fixed random orthonormal matrix, so no
+parameters are trained besides the student's. Each teacher of the data may have its own white-box
+model. The contrast is within a micro-batch, so its size matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compact.passes import Pass
+from compact.passes.segments import segment_mean
+from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
+from compact.strategies.white_box import (
+    completion_states,
+    divergence,
+    load_teacher,
+    teacher_states,
+)
+
+if TYPE_CHECKING:
+    from compact.config import CompactConfig
+    from compact.data import Problem
+    from compact.student import Student
+    from compact.weighting import Weigher
+
+
+def contrast(own: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Returns L(own, other), a scalar; 0 if no entry has a partner.
+
+    Args:
+        own: [n, H] features with gradient.
+        other: [n, H] features to compare with; `own` itself leaves out each entry's own column.
+        labels: [n] int.
+        temperature: t.
+    """
+    f, g = (nn.functional.normalize(x.float(), dim=1) for x in (own, other))
+    same = labels[:, None] == labels
+    allowed = torch.ones_like(same)
+    if other is own:
+        allowed.fill_diagonal_(False)
+    z = (f @ g.T / temperature).masked_fill(~allowed, -torch.inf)
+    log_p = z - z.logsumexp(1, keepdim=True)
+    partners = same & allowed
+    count = partners.sum(1)
+    each = -torch.where(partners, log_p, 0.0).sum(1) / count.clamp(min=1)
+    found = count > 0
+    mean: Tensor = (each * found).sum() / found.sum().clamp(min=1)
+    return mean
+
+
+def projection(width: int, to: int, seed: int) -> Tensor:
+    """Returns a fixed [width, to] matrix with orthonormal columns, or rows if `to` is larger."""
+    g = torch.Generator().manual_seed(seed)
+    q: Tensor = torch.linalg.qr(torch.randn(max(width, to), min(width, to), generator=g))[0]
+    return q if width >= to else q.T
+
+
+class _Contrast:
+    name: ClassVar[str] = "feature-contrast"
+
+    def __init__(self, owner: FeatureContrast) -> None:
+        self.owner = owner
+
+    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        return self.owner.term(hidden, pass_, weight)
+
+
+@register_strategy("feature-contrast")
+class FeatureContrast(Strategy):
+    """Contrast of reasoning states by gold answer, within the student and with teachers (CKA)."""
+
+    needs = ("gold", "white-box teacher")
+
+    def __init__(
+        self,
+        teachers: str | dict[str, str],
+        factor: float = 0.1,
+        soft: float = 1.0,
+        temperature: float = 0.1,
+        dtype: str = "bfloat16",
+        seed: int = 0,
+    ) -> None:
+        """Sets up the term.
+
+        Args:
+            teachers: the white-box model of each teacher of the data, by name; one text for all.
+            factor: factor of the two contrasts.
+            soft: factor of the soft targets; 0 leaves them out.
+            temperature: t.
+            dtype: of the teachers' weights.
+            seed: of the projection.
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        for name, value in (("factor", factor), ("soft", soft)):
+            if not value >= 0:
+                raise ValueError(f"{name} of feature-contrast must be at least 0, got {value!r}")
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature of feature-contrast must be above 0, got {temperature!r}"
+            )
+        self.teachers, self.factor, self.soft = teachers, factor, soft
+        self.temperature, self.dtype, self.seed = temperature, dtype, seed
+        self.device: Any = "cpu"
+        self.paths: dict[str, str] = {}  # teacher of the data -> its white-box model
+        self.models: dict[str, Student] = {}  # by path
+        self._means = Means()
+
+    def check(self, weigher: Weigher, args: CompactConfig) -> None:
+        """Refuses micro-batches of one problem, in which there is nothing to contrast."""
+        if self.factor and args.per_device_train_batch_size < 2:
+            raise ValueError(
+                "per_device_train_batch_size must be at least 2 with strategy feature-contrast, "
+                f"which contrasts the problems of a micro-batch, got "
+                f"{args.per_device_train_batch_size}"
+            )
+        self.device = args.device
+
+    def prepare(
+        self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
+    ) -> Sequence[Problem]:
+        """Loads the white-box models, each once."""
+        names = list(dict.fromkeys(r.teacher for p in problems for r in p.rationales))
+        paths = (
+            self.teachers
+            if isinstance(self.teachers, dict)
+            else dict.fromkeys(names, self.teachers)
+        )
+        missing = [name for name in names if name not in paths]
+        if missing:
+            raise ValueError(
+                f"teachers of feature-contrast must name a model for each of {names}, found none "
+                f"for {missing}"
+            )
+        self.paths = {name: paths[name] for name in names}
+        self.models = {
+            path: load_teacher(path, processing_class, self.device, self.dtype)
+            for path in dict.fromkeys(self.paths.values())
+        }
+        return problems
+
+    def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        """Returns the contrasts and the soft targets of a pass."""
+        batch = pass_.batch
+        means = self._means if hidden.requires_grad else Means()  # evaluation is not logged
+        own = completion_states(hidden, pass_)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        places = _ends_of_reasoning(pass_, weight)
+        features = own.new_zeros((len(places), own.shape[1]), dtype=torch.float32)
+        answers = {text: i for i, text in enumerate(dict.fromkeys(p.gold for p in batch.problems))}
+        labels = torch.tensor(
+            [answers[batch.problems[p].gold] for _, p, _ in places], device=own.device
+        )
+        tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
+        for path, model in self.models.items():
+            mine = [self.paths.get(teacher) == path for teacher in batch.teachers]
+            if not any(mine):
+                continue
+            states = teacher_states(model, batch.problems)
+            if self.soft:
+                found = divergence(own, pass_.student, states, model)
+                each = segment_mean(found, batch.token_offsets)
+                total = total + self.soft * (each * weight * weight.new_tensor(mine)).sum()
+            matrix = projection(states.shape[1], own.shape[1], self.seed).to(own.device)
+            chosen = torch.tensor([mine[r] for r, _, _ in places], dtype=torch.bool)
+            projected = states[tokens].float() @ matrix
+            features = torch.where(chosen[:, None].to(own.device), projected, features)
+        if self.factor and len(places) > 1:
+            mine_now = own[tokens]
+            inner = contrast(mine_now, mine_now, labels, self.temperature)
+            outer = contrast(mine_now, features, labels, self.temperature)
+            means.add("contrast/student", float(inner.detach()))
+            means.add("contrast/teachers", float(outer.detach()))
+            problems = len({p for _, p, _ in places})  # the trainer divides by the problems
+            total = total + self.factor * problems * (inner + outer)
+        return total
+
+    def loss_terms(self) -> Sequence[LossTerm]:
+        """Returns the term."""
+        return [_Contrast(self)]
+
+    def take_log(self) -> dict[str, float]:
+        """Returns the mean of each contrast."""
+        return self._means.take()
+
+
+def _ends_of_reasoning(pass_: Pass, weight: Tensor) -> list[tuple[int, int, int]]:
+    """Returns (rationale, problem, token) of the right rationales that count and have a marker.
+
+    `token` is the index of the answer marker's first token among all completion tokens.
+    """
+    offsets, problem = pass_.batch.token_offsets.tolist(), pass_.batch.problem.tolist()
+    counted = weight.tolist()
+    places, r = [], 0
+    for own in pass_.batch.problems:
+        for rationale, right in zip(own.rationales, own.right, strict=True):
+            if right and rationale.marker < len(rationale.ids) and counted[r] > 0:
+                places.append((r, problem[r], offsets[r] + rationale.marker))
+            r += 1
+    return places

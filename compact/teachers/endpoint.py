@@ -1,0 +1,192 @@
+"""Asks an OpenAI-compatible endpoint for one answer, and says why where there is none.
+
+The client is that of `openai` (extra `[collect]`). Its own retries are off: the loop in `collect`
+sees every failure, and the ledger counts it. A reply is read field by field, because servers differ
+and some send what the client's types do not allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from compact.teachers.spec import Teacher
+from compact.teachers.store import Answer
+
+if TYPE_CHECKING:
+    import openai
+
+_FATAL = {401: "unauthorised", 402: "no credit", 404: "no such address or model"}
+_AGAIN = (408, 409, 425, 429)
+_CONNECT = 10.0
+"""Most seconds for a connection."""
+_TOO_MANY = 1 << 31
+"""Tokens that no reply has: a larger count is not believed."""
+HIDDEN = "[key]"
+"""Stands for the key wherever an endpoint sends it back."""
+
+
+class Failure(Exception):
+    """A request without an answer.
+
+    Attributes:
+        kind: a short name for the ledger, such as `rate limit` or `timeout`.
+        again: whether to send the request again.
+        fatal: whether no request to this endpoint can succeed.
+        busy: whether the endpoint wants fewer requests.
+        wait: seconds that the endpoint asks to wait, None if it names none.
+        billed: whether the endpoint may charge for it.
+        usage: tokens of the prompt and of the answer, as the endpoint reports them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        again: bool = True,
+        fatal: bool = False,
+        busy: bool = False,
+        wait: float | None = None,
+        billed: bool = False,
+        usage: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.again, self.fatal, self.busy = kind, again, fatal, busy
+        self.wait, self.billed, self.usage = wait, billed, usage
+
+
+class Endpoint:
+    """An endpoint of one teacher. The key is in memory only."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        """Makes the client; sends nothing.
+
+        Raises:
+            ImportError: `openai` is not installed.
+            ValueError: the key's variable is not set.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise ImportError(
+                f"teacher {teacher.name!r} has a base_url, which needs the package openai: "
+                "pip install 'compact-distill[collect]'"
+            ) from None
+        self._openai = openai
+        self._key = teacher.key()
+        self.timeout = teacher.timeout
+        self._client: openai.AsyncOpenAI = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=teacher.base_url,
+            timeout=openai.Timeout(teacher.timeout, connect=min(_CONNECT, teacher.timeout)),
+            max_retries=0,
+        )
+
+    async def ask(self, request: dict[str, Any], sample: int) -> Answer:
+        """Sends a request once.
+
+        Args:
+            request: model, messages and sampling parameters, as in `Teacher.parameters`.
+            sample: the number of the sample; an endpoint draws each sample anew.
+
+        Raises:
+            Failure: there is no answer.
+        """
+        openai = self._openai
+        create: Any = self._client.chat.completions.with_raw_response.create
+        try:
+            # The client's own time limit is one for each read: a slow trickle would never end.
+            raw = await asyncio.wait_for(create(**request), self.timeout)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise self._late() from None
+        except openai.APIStatusError as error:
+            raise self._refused(error) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            sent = not type(cause).__name__.startswith("Connect")  # then it may be charged
+            if sent and isinstance(error, openai.APITimeoutError):
+                raise self._late() from None
+            words = self._hide(f"{type(cause).__name__}: {cause}")
+            raise Failure("connection", words, busy=True, billed=sent) from None
+        return self._answer(raw.http_response.content)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+    def _late(self) -> Failure:
+        words = f"no answer within {self.timeout:g} s"
+        return Failure("timeout", words, busy=True, billed=True)
+
+    def _refused(self, error: openai.APIStatusError) -> Failure:
+        """Returns the failure of a reply with an error status."""
+        status = error.status_code
+        words = self._hide(f"status {status}: {error.message}")
+        if status == 429 and error.code == "insufficient_quota":
+            return Failure("no credit", words, again=False, fatal=True)
+        if status in _FATAL:
+            return Failure(_FATAL[status], words, again=False, fatal=True)
+        if status in _AGAIN or status >= 500:
+            kind = "rate limit" if status == 429 else "server error"
+            wait = retry_after(error.response.headers)
+            return Failure(kind, words, busy=True, wait=wait)
+        return Failure("refused", words, again=False)
+
+    def _answer(self, content: bytes) -> Answer:
+        """Reads the body of a reply.
+
+        Raises:
+            Failure: it is not JSON, has no choice, or the answer is empty.
+        """
+        try:
+            body = json.loads(content)
+            usage = _usage(body)
+            choice = body["choices"][0]
+            message = choice["message"]
+            text = message.get("content") or ""
+            reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+            finish = str(choice.get("finish_reason") or "stop")
+            model = str(body.get("model") or "")
+            if not isinstance(text, str) or not isinstance(reasoning, str):
+                raise TypeError(f"content is {type(text).__name__}")
+            (text + reasoning + finish + model).encode("utf-8")  # no half of a surrogate pair
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            words = self._hide(f"{type(error).__name__}: {error}; {content[:80]!r}")
+            raise Failure("broken reply", words, billed=True) from None
+        if not text.strip() and finish not in ("length", "content_filter"):
+            raise Failure("empty", "an empty answer", billed=usage == (0, 0), usage=usage)
+        return Answer(self._hide(text), self._hide(reasoning), finish, self._hide(model), *usage)
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, HIDDEN) if self._key else text
+
+
+def _usage(body: Any) -> tuple[int, int]:
+    """Returns the tokens of prompt and answer; 0 where the reply does not report them."""
+    usage = body.get("usage") or {}
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    prompt, completion = (c if isinstance(c, int) and 0 < c < _TOO_MANY else 0 for c in counts)
+    return prompt, completion
+
+
+def retry_after(headers: Any) -> float | None:
+    """Returns the seconds that a reply asks to wait, None if it does not say."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None

@@ -1,0 +1,158 @@
+"""Checks of steps that a person can repeat: arithmetic, and numbers from nowhere.
+
+- `arithmetic`: an equation of the text does not hold ("4 + 14 = 20").
+- `numbers`: a number comes from nowhere. It is not in the question, is not the result of an
+  equation that holds and has known operands, and no other rationale that counts has it.
+
+A check has n opportunities in a rationale (its equations; its new numbers) and fires u times. Its
+evidence against the rationale is how unlikely that is by chance: -log P(X >= u), X a Poisson
+variable of mean n times the base rate, the share of opportunities at which the check fires over the
+data. So a check that fires everywhere, because the texts are misread or very long, says nothing,
+and a rare one says much. The evidence of a check is at most `MOST` nats.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from compact.text.equations import Equation, equations, numbers
+from compact.validity.cases import Case
+
+MOST = 3.0
+"""Most evidence of one check, in nats: it leaves a rationale 1/20 of its weight."""
+_PRIOR = {"arithmetic": (0.01, 20.0), "numbers": (0.05, 20.0)}
+"""Base rates to start from, and how many opportunities they count as."""
+CHECKS = tuple(_PRIOR)
+_KNOWN = frozenset(("0", "1", "2", "100"))
+"""Numbers that need no source: halves, doubles, percentages."""
+_LEAST_SUPPORT = 0.05
+"""A number is supported if this share of the other rationales, by weight, has it."""
+
+
+class Outcome(NamedTuple):
+    """The result of one check on one rationale.
+
+    Attributes:
+        chances: n, how often the check could have fired.
+        failures: (index of the step, what failed, in words) of each failure.
+    """
+
+    chances: int
+    failures: tuple[tuple[int, str], ...]
+
+
+Outcomes = Mapping[str, Outcome]
+
+
+def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
+    """Returns the outcome of every check on every rationale.
+
+    Args:
+        case: the problem.
+        weights: [K] how much each rationale counts as a source of numbers.
+    """
+    found = [_found_numbers(r.step_texts) for r in case.rationales]
+    question = _KNOWN.union(numbers(case.prompt), numbers(case.gold or ""))
+    outcomes: list[Outcomes] = []
+    for k, rationale in enumerate(case.rationales):
+        others = [(found[j], weights[j]) for j in range(len(found)) if j != k]
+        steps = rationale.step_texts
+        outcomes.append(
+            {"arithmetic": _arithmetic(steps), "numbers": _sources(steps, question, others)}
+        )
+    return outcomes
+
+
+def base_rates(outcomes: Iterable[tuple[Outcomes, float]]) -> dict[str, float]:
+    """Returns the base rate of each check over rationales with weights."""
+    fired = {name: rate * count for name, (rate, count) in _PRIOR.items()}
+    total = {name: count for name, (_, count) in _PRIOR.items()}
+    for of_rationale, weight in outcomes:
+        for name, outcome in of_rationale.items():
+            fired[name] += weight * len(outcome.failures)
+            total[name] += weight * outcome.chances
+    return {name: fired[name] / total[name] for name in _PRIOR}
+
+
+def evidence(outcomes: Outcomes, rates: Mapping[str, float]) -> dict[str, float]:
+    """Returns the evidence of each check against a rationale, in nats, 0 to `MOST`."""
+    return {
+        name: min(_surprise(len(o.failures), o.chances * rates[name]), MOST)
+        for name, o in outcomes.items()
+    }
+
+
+def _surprise(count: int, mean: float) -> float:
+    """Returns -log P(X >= count) of a Poisson variable X."""
+    if count == 0:
+        return 0.0
+    term = math.exp(-mean)
+    below = 0.0
+    for i in range(count):
+        below += term
+        term *= mean / (i + 1)
+    # The series of the upper tail is exact where 1 - below would cancel.
+    tail, i = 0.0, count
+    while term > 1e-17 * tail:
+        tail += term
+        i += 1
+        term *= mean / i
+    return -math.log(min(max(tail, 1e-300), 1.0))
+
+
+def _found_numbers(steps: Sequence[str]) -> frozenset[str]:
+    return frozenset(number for step in steps for number in numbers(step))
+
+
+def _arithmetic(steps: Sequence[str]) -> Outcome:
+    count, failures = 0, []
+    for i, step in enumerate(steps):
+        for equation in equations(step):
+            count += 1
+            if not equation.holds:
+                failures.append((i, f"{_shown(equation)} does not hold"))
+    return Outcome(count, tuple(failures))
+
+
+def _shown(equation: Equation) -> str:
+    """Returns the equation with the operands in the order of the text: "4 + 14 = 20"."""
+    left, _, right = equation.key.partition("=")
+    signs = set(left) & set("+-*/()")
+    if len(signs) == 1 and signs <= {"+", "*"}:  # the normal form sorts these
+        left = signs.pop().join(equation.operands)
+    return re.sub(r"(?<=[\w)])([-+*/])", r" \1 ", left) + f" = {right}"
+
+
+def _sources(
+    steps: Sequence[str],
+    question: frozenset[str],
+    others: Sequence[tuple[frozenset[str], float]],
+) -> Outcome:
+    """Returns the outcome of `numbers` on a rationale.
+
+    Args:
+        steps: the steps of the rationale.
+        question: numbers that need no source.
+        others: (numbers, weight) of the other rationales.
+    """
+    total = sum(weight for _, weight in others)
+    known = set(question)
+    new: set[str] = set()
+    failures = []
+    for i, step in enumerate(steps):
+        for equation in equations(step):
+            if equation.holds and known.issuperset(equation.operands):
+                new.update(number for number in equation.right if number not in known)
+                known.update(equation.right)
+        for number in numbers(step):
+            if number in known:
+                continue
+            known.add(number)
+            new.add(number)
+            support = sum(weight for theirs, weight in others if number in theirs)
+            if total > 0 and support < _LEAST_SUPPORT * total:
+                failures.append((i, f"{number} is neither given nor computed, and no other has it"))
+    return Outcome(len(new), tuple(failures))

@@ -1,0 +1,65 @@
+"""What the judgements of a data set come to, in sentences: what is known, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compact.validity.judge import Judgement
+
+
+def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
+    """Returns sentences about what the weights of the data can rest on, one a line.
+
+    Args:
+        problems: the judgements of the rationales of each problem.
+    """
+    several = [judgements for judgements in problems if len(judgements) > 1]
+    lines = []
+    alone = len(problems) - len(several)
+    if alone:
+        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight 1")
+    gold = [judgements for judgements in several if judgements[0].basis == "gold"]
+    if gold:
+        right = [[not _kinds(j) & {"answer", "unread"} for j in judgements] for judgements in gold]
+        mixed = sum(any(r) and not all(r) for r in right)
+        none = sum(not any(r) for r in right)
+        lines.append(
+            f"{_of(mixed, len(gold))} problems with a gold answer have rationales that state it "
+            "and others that do not: these get (almost) no weight"
+        )
+        if none:
+            lines.append(
+                f"{_of(none, len(gold))} have no rationale that states the gold answer: they are "
+                "skipped, unless the answer of one could not be read. Is the gold answer written "
+                "as teachers write it? (answer_type in docs/data-format.md)"
+            )
+    voting = [judgements for judgements in several if judgements[0].basis != "gold"]
+    nothing = sum(judgements[0].basis == "nothing" for judgements in voting)
+    if voting:
+        lines.append(
+            f"{_of(len(voting) - nothing, len(several))} problems without a gold answer are judged "
+            "by a vote of the stated answers"
+        )
+    if nothing:
+        lines.append(
+            f"{_of(nothing, len(voting))} of these have no two equal answers: nothing is known of "
+            "them and their weights are nearly even; gold answers or more teachers would help"
+        )
+    rationales = [judgement for of_problem in several for judgement in of_problem]
+    for kind, words in (
+        ("unread", "state no answer that could be read"),
+        ("arithmetic", "hold an equation that is wrong"),
+        ("numbers", "hold a number from nowhere"),
+    ):
+        count = sum(kind in _kinds(j) for j in rationales)
+        if count:
+            lines.append(f"{_of(count, len(rationales))} rationales {words}")
+    return lines
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count} of {total}"
+
+
+def _kinds(judgement: Judgement) -> set[str]:
+    return {finding.kind for finding in judgement.findings}

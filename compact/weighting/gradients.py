@@ -1,0 +1,173 @@
+"""MGDA and PCGrad: weights from the conflicts between the rationales' gradients.
+
+The gradient of rationale k is that of its loss with respect to a linear map A between the final
+hidden states and the head, at A = 1:
+
+    G_k = (1 / T_k) sum_m u_m h_m^T   in R^{H x H},
+
+h_m the hidden state that predicts token m and u_m the unit gradient d nll_m / d h_m, which
+`compact_ops.linear_token_stats` computes. Both policies read only the K x K Gram matrix <G_k, G_l>.
+
+- `mgda`: the point of least norm in the convex hull, min |sum_k alpha_k G_k|^2, sum alpha = 1.
+  Source: MGDA (Desideri 2012; Sener and Koltun, arXiv 1810.04650); for several teachers with
+  alpha_k <= C, C = nu: AE-KD (Du et al., NeurIPS 2020). `nu` bounds each weight (1: no bound).
+- `pcgrad`: every G_k loses its projection on each G_l with <G_k, G_l> < 0, and the results are
+  added. Source: gradient surgery (Yu et al., arXiv 2001.06782). The sum is sum_l c_l G_l with
+  c_l >= 0, which follow from the Gram matrix; alpha = c / sum c.
+
+Ours: the map A in place of all shared parameters, so one pass through the head suffices and no
+backward through the body for each rationale; PCGrad in the order of the teachers, not at random,
+and with its coefficients scaled to sum 1. The log holds the mean cosine of each pair of teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compact.passes import Pass
+from compact.weighting.policies import StatefulPolicy, register_policy
+from compact_ops import linear_token_stats
+
+
+def head_gradients(pass_: Pass) -> list[Tensor]:
+    """Returns for each problem the gradients G_k [K, H * H], float32."""
+    batch, student = pass_.batch, pass_.student
+    with torch.enable_grad():
+        states = pass_.hidden.flatten(0, 1)[batch.rows].float().detach().requires_grad_()
+        nll = linear_token_stats(
+            states,
+            student.weight.detach(),
+            batch.target,
+            bias=None if student.bias is None else student.bias.detach(),
+            softcap=student.softcap,
+            logit_scale=student.logit_scale,
+        ).nll
+        (unit,) = torch.autograd.grad(nll.sum(), states)
+    states = states.detach()
+    tokens, problems = batch.token_offsets.tolist(), batch.problem_offsets.tolist()
+    found = []
+    for first, end in zip(problems[:-1], problems[1:], strict=True):
+        gradients = []
+        for r in range(first, end):
+            mine = slice(tokens[r], tokens[r + 1])
+            gradients.append((unit[mine].T @ states[mine]).flatten() / (mine.stop - mine.start))
+        found.append(torch.stack(gradients))
+    return found
+
+
+def gram_matrices(pass_: Pass) -> list[Tensor]:
+    """Returns for each problem the matrix [K, K] of <G_k, G_l>, float32."""
+    return [g @ g.T for g in head_gradients(pass_)]
+
+
+def least_norm(gram: Tensor, limit: float = 1.0, rounds: int = 200) -> Tensor:
+    """Returns alpha [K] that minimises alpha^T gram alpha on the simplex, with alpha <= limit.
+
+    Frank-Wolfe with exact steps and away steps between pairs of vertices: in each round the pair
+    (largest slope with alpha > 0, smallest slope with alpha < limit) exchanges weight.
+
+    Args:
+        gram: [K, K], symmetric and positive semidefinite.
+        limit: most weight of one entry, at least 1 / K.
+        rounds: most rounds; it stops earlier if no exchange lowers the norm.
+    """
+    g = gram.double().cpu()
+    size = len(g)
+    alpha = torch.full((size,), 1.0 / size, dtype=torch.float64)
+    tolerance = 1e-12 * float(g.diagonal().max().clamp(min=1e-300))
+    for _ in range(rounds):
+        slope = g @ alpha
+        worst = int(torch.where(alpha > 0, slope, -torch.inf).argmax())
+        best = int(torch.where(alpha < limit, slope, torch.inf).argmin())
+        gap = float(slope[worst] - slope[best])
+        if gap <= tolerance:
+            break
+        curve = float(g[worst, worst] + g[best, best] - 2 * g[worst, best])
+        most = min(float(alpha[worst]), limit - float(alpha[best]))
+        step = min(gap / curve, most) if curve > 0 else most
+        alpha[worst] -= step
+        alpha[best] += step
+    return alpha.clamp(min=0.0).to(gram)
+
+
+def surgery(gram: Tensor) -> Tensor:
+    """Returns the coefficients c [K] of sum_k PC(G_k) = sum_l c_l G_l, not scaled."""
+    g = gram.double().cpu()
+    size = len(g)
+    total = torch.zeros(size, dtype=torch.float64)
+    for k in range(size):
+        c = torch.zeros(size, dtype=torch.float64)
+        c[k] = 1.0
+        for other in range(size):
+            product = float(c @ g[:, other])
+            if other != k and product < 0 and float(g[other, other]) > 0:
+                c[other] -= product / float(g[other, other])
+        total += c
+    return total.to(gram)
+
+
+class _Surgery(StatefulPolicy):
+    """A policy that reads the Gram matrices and logs the mean cosine of each pair of teachers."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def alpha(self, gram: Tensor) -> Tensor:
+        """Returns the weights [K] of a problem."""
+        raise NotImplementedError
+
+    def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
+        grams = gram_matrices(pass_)
+        if pass_.student.model.training:
+            teachers = pass_.batch.teachers
+            starts = pass_.batch.problem_offsets.tolist()
+            for gram, first in zip(grams, starts[:-1], strict=True):
+                self._note(gram, teachers[first : first + len(gram)])
+        return torch.cat([self.alpha(gram) for gram in grams])
+
+    def _note(self, gram: Tensor, teachers: list[str]) -> None:
+        size = gram.diagonal().sqrt().clamp(min=1e-30)
+        cosine = (gram / size[:, None] / size).tolist()
+        for k, one in enumerate(teachers):
+            for other in range(k + 1, len(teachers)):
+                pair = self._sums.setdefault(f"cosine/{one} x {teachers[other]}", [0.0, 0.0])
+                pair[0] += cosine[k][other]
+                pair[1] += 1
+
+    def take_log(self) -> dict[str, float]:
+        """Returns the conflict matrix of the problems of this process: a mean cosine a pair."""
+        found = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return found
+
+
+class _LeastNorm(_Surgery):
+    def __init__(self, nu: float) -> None:
+        if not 0.0 < nu <= 1.0:
+            raise ValueError(f"override of mgda: nu must be above 0 and at most 1, got {nu!r}")
+        super().__init__()
+        self.nu = nu
+
+    def alpha(self, gram: Tensor) -> Tensor:
+        return least_norm(gram, max(self.nu, 1.0 / len(gram)))
+
+
+class _Projected(_Surgery):
+    def alpha(self, gram: Tensor) -> Tensor:
+        c = surgery(gram)
+        return c / c.sum()
+
+
+@register_policy("mgda")
+def mgda(nu: float = 1.0) -> StatefulPolicy:
+    """Weights of least norm of the combined head gradient, each at most nu (MGDA, AE-KD)."""
+    return _LeastNorm(nu)
+
+
+@register_policy("pcgrad")
+def pcgrad() -> StatefulPolicy:
+    """Weights of the sum of head gradients after each lost its conflicts with the others."""
+    return _Projected()

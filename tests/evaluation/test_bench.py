@@ -1,0 +1,150 @@
+"""The bench: measures by hand, and the command on a tiny student, killed and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compact.commands.cli import main
+from compact.evaluation.bench.measures import interval, localisation, measure, within
+from compact.lab.zoo import make_rows
+from compact.lab.zoo_student import build_model, build_tokenizer
+
+
+def test_auc_within_a_question_by_hand() -> None:
+    scores = [[3.0, 1.0, 2.0], [1.0, 1.0], [5.0, 4.0], [1.0, 2.0]]
+    right = [[True, False, False], [True, False], [True, True], [None, True]]
+    found = within(scores, right)
+    assert found.value == pytest.approx((1.0 + 0.5) / 2)
+    assert found.number == 2 and found.low <= found.value <= found.high
+    assert math.isnan(within([[1.0]], [[True]]).value)
+
+
+def test_an_interval_narrows_with_the_number_of_questions() -> None:
+    few, many = interval([0.0, 1.0] * 5), interval([0.0, 1.0] * 500)
+    assert many.high - many.low < 0.3 * (few.high - few.low)
+
+
+def rationale(teacher: str, right: bool, value: float, steps: list[dict[str, Any]]) -> dict:
+    return {
+        "teacher": teacher,
+        "right": right,
+        "states_gold": right,
+        "tokens": 10 * (1 + ord(teacher) - ord("a")),
+        "scores": {"good": value, "length": float(ord(teacher))},
+        "axes": {},
+        "blind": {"validity": 1.0, "agreement": 1.0},
+        "weights": {"uniform": 0.5},
+        "steps": steps,
+    }
+
+
+def step(right: bool | None, equations: float, surprise: float) -> dict[str, Any]:
+    return {
+        "right": right,
+        "equations": equations,
+        "surprise": surprise,
+        "suspicion": equations or surprise,
+        "length": 1.0,
+        "gain": 0.0,
+    }
+
+
+ROWS = [
+    {
+        "question_id": str(q),
+        "rationales": [
+            rationale("a", True, 2.0, []),
+            rationale("b", False, 1.0, [step(True, 0, 1), step(False, 0, 3), step(None, 1, 0)]),
+        ],
+    }
+    for q in range(40)
+]
+
+
+def test_measures_of_rows() -> None:
+    found = {c.name: c for c in measure(ROWS)}
+    assert found["good"].auc.value == 1.0 and found["good"].kind == "metric"
+    assert found["length"].auc.value == 0.0 and found["length"].length == 1.0
+    assert found["uniform"].auc.value == 0.5 and found["uniform"].kind == "policy"
+    assert found["good"].teachers == 1.0 and found["length"].teachers == -1.0
+    assert found["good"].stability == {10: 1.0, 30: 1.0}
+    places = localisation(ROWS)
+    assert places["surprise"].value == 1.0
+    assert places["equations"].value == 0.0
+    assert places["length"].value == 0.0  # a tie goes to the first step
+    assert places["chance"].value == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0, layers=1).save_pretrained("student")
+    tokenizer.save_pretrained("student")
+    rows = make_rows(("good", "wrong-step", "unrelated"), 5, seed=1)
+    for row in rows:
+        row["right"] = row["teacher"] == "good"
+        row["steps"] = [{"text": row["completion"], "right": row["right"]}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "zoo.jsonl").write_text(text)
+    return tmp_path
+
+
+def run(*options: str) -> int:
+    return main(["metrics", "zoo.jsonl", "--model", "student", "--out", "out", *options])
+
+
+def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    page = (place / "out/bench.md").read_text()
+    assert capsys.readouterr().out.startswith(page[:200])
+    table = list(csv.DictReader((place / "out/bench.csv").open()))
+    auc = {row["score"]: float(row["value"]) for row in table if row["measure"] == "auc"}
+    assert auc["robust"] == auc["rejection"] == 1.0
+    assert auc["uniform"] == 0.5
+    assert {"released", "paper", "robust without gold", "answer-vote", "rsr", "lark"} <= set(auc)
+    assert (place / "out/bench.png").read_bytes()[:4] == b"\x89PNG"
+    assert len((place / "out/zoo.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_killed_bench_resumes_to_the_same_page(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ("--only", "robust", "rejection", "nll", "gain")
+    assert run(*only) == 0
+    page, rows = (place / "out/bench.md").read_text(), (place / "out/zoo.jsonl").read_text()
+    for name in ("bench.md", "bench.csv", "bench.png"):
+        (place / "out" / name).unlink()
+    (place / "out/zoo.jsonl").write_text("\n".join(rows.splitlines()[:2]) + '\n{"question')
+    assert run(*only) == 0
+    assert (place / "out/bench.md").read_text() == page
+    assert run("--only", "robust") == 1  # rows of other settings are refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--only", "robst"), "--only must name some of"),
+        (("--limit", "0"), "--limit must be at least 1"),
+        (("--part", "3/2"), "--part must be I/N"),
+        (("--part", "9/9999"), "part 9/9999 has no question"),
+    ],
+)
+def test_what_is_refused(
+    place: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_options_need_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", "--limit", "3"]) == 1
+    assert "--limit must be used with DATA" in capsys.readouterr().err
+    assert main(["metrics", "x.jsonl"]) == 1
+    assert "--model and --out must be given" in capsys.readouterr().err

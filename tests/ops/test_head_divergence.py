@@ -1,0 +1,122 @@
+"""The divergence of two models' heads: every kind, any shape, two widths, memory, errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compact_ops import head_divergence, pairwise_symmetric_kl
+from compact_ops.head_divergence import KINDS
+from compact_ops.testing import check, head_terms
+
+
+def _inputs(rows: int, width: int, other: int, vocabulary: int, seed: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "hidden": torch.randn(rows, width, generator=g, dtype=torch.float64),
+        "weight": torch.randn(vocabulary, width, generator=g, dtype=torch.float64),
+        "teacher_hidden": torch.randn(rows, other, generator=g, dtype=torch.float64),
+        "teacher_weight": torch.randn(vocabulary, other, generator=g, dtype=torch.float64),
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 20),
+    st.integers(1, 20),
+    st.integers(1, 30),
+    st.integers(1, 600),
+    st.sampled_from(KINDS),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_any_shape(
+    rows: int, width: int, other: int, vocabulary: int, kind: str, terms: bool, seed: int
+) -> None:
+    inputs = _inputs(rows, width, other, vocabulary, seed) | {"kind": kind, "mix": 0.3}
+    if terms:
+        own = head_terms(vocabulary)
+        inputs |= own | {f"teacher_{name}": value for name, value in own.items()}
+    check("head_divergence", inputs, ulps=512)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_against_finite_differences(kind: str) -> None:
+    inputs = _inputs(5, 4, 3, 40, 1) | head_terms(40) | {"kind": kind}
+    leaves = ("hidden", "weight", "bias")
+    values = tuple(inputs[name].clone().requires_grad_() for name in leaves)
+
+    def value(*given: torch.Tensor) -> torch.Tensor:
+        return head_divergence(**inputs | dict(zip(leaves, given, strict=True)))
+
+    assert torch.autograd.gradcheck(value, values)
+
+
+def test_forward_plus_reverse_is_the_symmetric_divergence() -> None:
+    """With one head for both models it is what pairwise_symmetric_kl computes."""
+    inputs = _inputs(6, 8, 8, 300, 2)
+    weight = inputs["weight"]
+    both = sum(
+        head_divergence(inputs["hidden"], weight, inputs["teacher_hidden"], weight, kind=kind)
+        for kind in ("forward", "reverse")
+    )
+    states = torch.cat([inputs["hidden"], inputs["teacher_hidden"]])
+    left, right = torch.arange(6), torch.arange(6, 12)
+    torch.testing.assert_close(both, pairwise_symmetric_kl(states, weight, left, right))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_models_have_no_divergence(kind: str) -> None:
+    inputs = {k: v.float() for k, v in _inputs(6, 8, 8, 300, 3).items()}
+    hidden = inputs["hidden"].requires_grad_()
+    same = (inputs["hidden"].detach(), inputs["weight"])
+    found = head_divergence(hidden, inputs["weight"], *same, kind=kind)
+    found.sum().backward()
+    assert float(found.detach().abs().max()) < 2e-6 and float(hidden.grad.abs().max()) < 2e-6
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of any tensor that an op returns."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.most = max(self.most, value.numel())
+        return out
+
+
+def test_no_row_of_the_whole_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 rows of 5,000 entries: no tensor has more elements than the larger head."""
+    monkeypatch.setattr(sys.modules["compact_ops.head_divergence"], "_BLOCK", 64 * 256)
+    inputs = {k: v.float() for k, v in _inputs(64, 4, 6, 5000, 4).items()}
+    inputs["hidden"].requires_grad_()
+    with _Largest() as largest:
+        head_divergence(**inputs).sum().backward()
+    assert largest.most <= 5000 * 6 < 64 * 5000
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"kind": "l2"}, ValueError, "kind must be one of forward, reverse, jsd"),
+        ({"mix": 1.0}, ValueError, "mix must be between 0 and 1"),
+        ({"teacher_hidden": torch.zeros(5, 3)}, ValueError, "teacher_hidden must have shape"),
+        ({"teacher_weight": torch.zeros(29, 3)}, ValueError, "teacher_weight must have shape"),
+        ({"teacher_weight": torch.zeros(30, 4)}, ValueError, "teacher_weight must have shape"),
+        ({"teacher_bias": torch.zeros(29)}, ValueError, "teacher_bias must have shape"),
+        ({"teacher_softcap": 0.0}, ValueError, "teacher_softcap must be > 0"),
+        ({"hidden": torch.zeros(6, 8).long()}, TypeError, "hidden must have dtype"),
+    ],
+)
+def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^head_divergence: {message}.*got"):
+        head_divergence(**_inputs(6, 8, 3, 30, 0) | change)

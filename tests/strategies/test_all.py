@@ -1,0 +1,124 @@
+"""What holds for every built-in strategy: listed, documented, in the study, survives SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compact.evaluation.compare import compare, parse_arm, zoo_task
+from compact.report.page import render
+from compact.report.run import read_run
+from compact.strategies import STRATEGIES
+from helpers.commands import run
+from helpers.resuming import assert_survives_sigkill
+from helpers.toy import save_student
+from helpers.trajectories import TEACHERS, rows_of, train
+
+ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adaswitch": {"teacher": "TEACHER", "max_new_tokens": 6},
+    "aqg": {"count": 4},
+    "co-supervised": {"samples": 1, "probe": 2, "max_new_tokens": 4},
+    "crsd": {},
+    "feature-contrast": {"teachers": "TEACHER"},
+    "fragment-ema": {},
+    "mot": {"rounds": 2},
+    "orion": {"samples": 1, "max_new_tokens": 3},
+    "p-align": {"samples": 1, "max_new_tokens": 3},
+    "trico": {"gold": 1, "every": 2},
+}
+
+
+def _built_in() -> set[str]:
+    return {name for name, entry in STRATEGIES.items() if entry.__module__.startswith("compact.")}
+
+
+def test_every_strategy_is_listed_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """`compact strategies` and the table of docs/strategies.md say the same needs."""
+    assert _built_in() == set(OPTIONS)
+    run("strategies")
+    told = capsys.readouterr().out
+    guide = (ROOT / "docs/strategies.md").read_text()
+    for name in _built_in():
+        needs = ", ".join(STRATEGIES[name].needs) or "nothing"
+        row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}`"))
+        assert row.split(" | ")[2] == needs
+        assert re.search(rf"{name} .*{needs}", told)
+        assert f"**{name}**" in guide
+
+
+def _study_arms() -> list[str]:
+    done = subprocess.run(
+        ["make", "-n", "study", "native="], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = (x for x in done.stdout.replace("\\\n", " ").splitlines() if "compare zoo-b" in x)
+    words = shlex.split(line)
+    first = words.index("--arms") + 1
+    return words[first : words.index("--seeds")]
+
+
+def test_the_study_has_every_strategy() -> None:
+    arms = [parse_arm(text) for text in _study_arms()]
+    assert {arm.strategy for arm in arms} == _built_in() | {None}
+    assert {"robust", "mgda", "pcgrad", "mind"} <= {arm.preset for arm in arms}
+    with pytest.raises(ValueError, match="strategy must be one of"):
+        parse_arm("uniform,strategy=mott")
+    with pytest.raises(ValueError, match="strategy_options of uniform must be a mapping"):
+        parse_arm("uniform,strategy=mot,strategy_options=2")
+
+
+def test_the_study_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two arms, one seed, four problems, an untrained student; the report shows the strategy."""
+    from compact.lab.zoo_student import build_model, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    monkeypatch.setattr(
+        "compact.evaluation.compare.load_zoo_student",
+        lambda *_, **__: (build_model(tokenizer, 0, hidden=16, layers=1), tokenizer),
+    )
+    task = zoo_task("b", problems=4, questions=2, epochs=6, stage="early", cache=tmp_path)
+    arms = [parse_arm("uniform"), parse_arm("uniform,strategy=mot,strategy_options={rounds: 1}")]
+    summary = compare(task, arms, [0], tmp_path / "out")
+    assert summary[0]["steps"] == summary[1]["steps"] >= 3
+    assert (tmp_path / "out/compare.md").exists()
+
+
+def test_the_report_shows_what_a_strategy_did(tmp_path: Path) -> None:
+    settings = {"strategy": "mot", "strategy_options": {"rounds": 1}, "max_steps": 6}
+    train(tmp_path, rows_of(*TEACHERS), **settings)
+    page = render(read_run(tmp_path))
+    assert '<section id="method">' in page and "branch weight: good-0" in page
+    assert "branch over the steps" in page
+    assert '<section id="method">' not in render(_without(tmp_path))
+
+
+def _without(folder: Path) -> Any:
+    found = read_run(folder)
+    found.logs = [
+        {k: v for k, v in entry.items() if not k.startswith("strategy/")} for entry in found.logs
+    ]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_survives_sigkill(tmp_path: Path, name: str) -> None:
+    """Killed after two checkpoints and resumed: the same bits as an uninterrupted run."""
+    save_student(tmp_path / "teacher")
+    options = {
+        key: str(tmp_path / "teacher") if value == "TEACHER" else value
+        for key, value in OPTIONS[name].items()
+    }
+    settings = {
+        "strategy": name,
+        "strategy_options": options,
+        "preset": "robust" if name == "trico" else "uniform",
+        "max_steps": 8,
+    }
+    assert_survives_sigkill(tmp_path, json.dumps(settings))

@@ -1,0 +1,70 @@
+"""AQG: every answer is that of the solved graph, and planted misconceptions are wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from compact.strategies.aqg import (
+    KINDS,
+    MISCONCEPTION,
+    QuestionGraphs,
+    make_graph,
+    make_problems,
+)
+from compact.text.equations import equations
+from helpers.trajectories import TEACHERS, rows_of, train
+
+
+@pytest.mark.parametrize("leaves, steps", [(2, 2), (3, 3), (4, 4)])
+def test_answers_are_those_of_the_equations(leaves: int, steps: int) -> None:
+    """Every equation of the right rationale holds and the last one gives the answer."""
+    problems = make_problems(40, 1, KINDS, leaves, steps)
+    assert len({p.question_id for p in problems}) == 40
+    for problem in problems:
+        right = str(problem.rationales[0].completion)
+        found = re.findall(r"(\d+) ([-+*/]) (\d+) = (-?\d+)", right)
+        for a, sign, b, result in found:
+            assert eval(f"{a} {sign} {b}") == int(result)
+        assert found[-1][3] == problem.answer
+        assert problem.domain.matches(problem.domain.extract(right), problem.answer)
+
+
+def test_misconceptions_are_found_by_their_answer() -> None:
+    """A quarter of the questions have a wrong rationale; its arithmetic holds, its answer not."""
+    problems = make_problems(80, 2, KINDS, 3, 3)
+    wrong = [
+        (p, str(r.completion)) for p in problems for r in p.rationales if r.teacher == MISCONCEPTION
+    ]
+    assert len(wrong) == 20
+    for problem, text in wrong:
+        assert equations(text)
+        assert not problem.domain.matches(problem.domain.extract(text), problem.answer)
+
+
+def test_graphs_are_solved_from_their_leaves() -> None:
+    for seed in range(50):
+        graph = make_graph(Random(seed), 3, 4)
+        assert graph.solve({n: graph.values[n] for n in graph.leaves}) == graph.values
+
+
+def test_questions_join_the_training_problems(tmp_path: Path) -> None:
+    strategy = QuestionGraphs(count=8)
+    assert len(strategy.prepare([], None, None)) == 8  # type: ignore[arg-type]
+    log = strategy.take_log()
+    assert log["questions"] == 8 and log["kinds/backward"] == 2 and strategy.take_log() == {}
+    options = {"strategy": "aqg", "strategy_options": {"count": 2}}
+    with pytest.raises(ValueError, match="preset must not be single:good-0 with strategy aqg"):
+        train(tmp_path, rows_of(*TEACHERS), **options, preset="single:good-0")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"count": 0}, {"leaves": 1}, {"steps": 9}, {"steps": 1}, {"kinds": ["odd"]}, {"kinds": []}],
+)
+def test_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of aqg must be .*got"):
+        QuestionGraphs(**options)  # type: ignore[arg-type]

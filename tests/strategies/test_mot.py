@@ -1,0 +1,98 @@
+"""MoT: a soup of one round, identical teachers, LoRA products, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compact.strategies.mot import MergeOfThoughts, truncated
+from helpers.resuming import assert_resumes
+from helpers.trajectories import TEACHERS, rows_of, train
+
+MOT = {"strategy": "mot", "strategy_options": {"rounds": 1}}
+
+
+def test_one_round_is_a_one_shot_soup(tmp_path: Path) -> None:
+    """R = 1: the mean of K students, each trained alone from the same start and problems."""
+    rows = rows_of(*TEACHERS)
+    batch = {"per_device_train_batch_size": 2}
+    names = [row["teacher"] for row in rows[:3]]
+    alone = [
+        train(tmp_path / name, rows, preset=f"single:{name}", max_steps=2, **batch)[1]
+        for name in names
+    ]
+    ours = train(tmp_path / "mot", rows, max_steps=6, **batch, **MOT)[1]
+    torch.testing.assert_close(ours, torch.stack(alone).mean(0), rtol=0, atol=2e-6)
+    assert not torch.allclose(ours, alone[0], atol=1e-4)
+
+
+def test_identical_teachers_are_plain_sft(tmp_path: Path) -> None:
+    """Every branch takes the same steps, so their mean is each of them."""
+    ours = train(tmp_path / "a", rows_of("good", "good", "good"), max_steps=6, **MOT)[1]
+    plain = train(tmp_path / "b", rows_of("good"), max_steps=2)[1]
+    torch.testing.assert_close(ours, plain, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("rank", [3, 12, 20])
+def test_lora_products_equal_the_dense_mean(rank: int) -> None:
+    """Against the SVD of the dense mean of four products; at full rank the mean itself."""
+    g = torch.Generator().manual_seed(0)
+    branches = [(torch.randn(3, 20, generator=g), torch.randn(30, 3, generator=g)) for _ in "abcd"]
+    dense = sum(b @ a for a, b in branches) / 4
+    a = torch.cat([a for a, _ in branches])
+    b = torch.cat([b / 4 for _, b in branches], dim=1)
+    new_a, new_b, lost = truncated(a, b, rank)
+    assert new_a.shape == (rank, 20) and new_b.shape == (30, rank)
+    u, s, vh = torch.linalg.svd(dense.double())
+    kept = min(rank, len(s))
+    best = ((u[:, :kept] * s[:kept]) @ vh[:kept]).float()
+    torch.testing.assert_close(new_b @ new_a, best, rtol=0, atol=1e-5)
+    want = float(s[kept:].square().sum() / s.square().sum())
+    assert lost == pytest.approx(want, abs=1e-6)
+    if rank >= 12:
+        torch.testing.assert_close(new_b @ new_a, dense, rtol=0, atol=1e-5)
+
+
+def test_branches_train_on_the_same_steps() -> None:
+    """Seven steps, two rounds of two branches: 1, 2, 2, 2 steps, each round on its own problems."""
+    strategy = MergeOfThoughts(rounds=2)
+    strategy.teachers = ["a", "b"]
+    strategy.begin(torch.nn.Linear(1, 1), 7)
+    assert [strategy.data_step(i) for i in range(7)] == [0, 0, 1, 2, 3, 2, 3]
+
+
+def test_weights_of_the_preset_weigh_the_branches(tmp_path: Path) -> None:
+    """`merge: weights` differs from the plain mean, and gives the same with uniform weights."""
+    rows = rows_of(*TEACHERS)
+    options = {"strategy": "mot", "strategy_options": {"rounds": 1, "merge": "weights"}}
+    mean = train(tmp_path / "a", rows, max_steps=6, **MOT)[1]
+    even = train(tmp_path / "b", rows, max_steps=6, **options)[1]
+    torch.testing.assert_close(even, mean, rtol=0, atol=2e-5)
+    robust = train(tmp_path / "c", rows, max_steps=6, **options | {"preset": "softmax-nll"})[1]
+    assert not torch.allclose(robust, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop": 2}, {"preset": "softmax-nll"}])
+def test_resumes_within_a_round(tmp_path: Path, settings: dict[str, object]) -> None:
+    """From a checkpoint in the middle of the first round, and from one within a branch."""
+    merge = "weights" if "preset" in settings else "mean"
+    options = {"strategy": "mot", "strategy_options": {"rounds": 2, "merge": merge}}
+    assert_resumes(tmp_path, steps=12, **{"stop": 5} | options | settings)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"preset": "robust"}, "preset must be uniform with strategy mot, got 'robust'"),
+        ({"preset": "single:good-0"}, "preset must not be single:good-0 with strategy mot"),
+        ({"max_steps": 2}, "max_steps must be at least 3 for 1 rounds of 3 branches, got 2"),
+        ({"strategy_options": {"rounds": 0}}, "rounds of mot must be .* got 0"),
+        ({"strategy_options": {"merge": "sum"}}, "merge of mot must be mean or weights"),
+        ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 1}, "must divide"),
+    ],
+)
+def test_refused(tmp_path: Path, settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path, rows_of(*TEACHERS), **{"max_steps": 6} | MOT | settings)

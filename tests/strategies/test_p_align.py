@@ -1,0 +1,112 @@
+"""P-ALIGN: planted prefixes, a judge that is not monotone, rows that are kept and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compact.strategies import p_align
+from compact.strategies.p_align import PrefixAlign, shortest_prefix
+from helpers.resuming import assert_resumes
+from helpers.trajectories import TEACHERS, rows_of, train
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.booleans())
+def test_planted_prefix_is_found(planted: int, steps: int, every: bool) -> None:
+    """A judge that says yes from `planted` steps on, in log2 n questions."""
+    asked: list[int] = []
+
+    def judge(count: int) -> bool:
+        asked.append(count)
+        return count >= planted
+
+    found, monotone = shortest_prefix(judge, steps, every=every)
+    assert found == (planted if planted <= steps else None) and monotone
+    assert len(asked) == len(set(asked)) <= (steps + 1 if every else steps.bit_length() + 2)
+
+
+def test_judge_that_is_not_monotone_is_reported() -> None:
+    assert shortest_prefix([False, True, False, True].__getitem__, 3, every=True) == (1, False)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The student's continuations are right in the second sample only; the prompts it was given."""
+    prompts: list[list[int]] = []
+
+    def generate(model: Any, tokenizer: Any, given: Any, *_: Any, **__: Any) -> list[list[int]]:
+        prompts.extend(map(list, given))
+        texts = ["\nThe answer is 99", *["\nThe answer is " + str(ANSWER[0])] * (len(given) - 1)]
+        return [tokenizer(text)["input_ids"] for text in texts]
+
+    monkeypatch.setattr(p_align, "generate", generate)
+    return prompts
+
+
+ANSWER = [0]
+
+
+def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[list[int]]) -> None:
+    """Levels planted to pass after the second step: two steps and the student's right end."""
+    from compact.data import load_problems
+    from compact.lab.zoo_student import build_model, build_tokenizer
+    from compact.passes.encode import encode_problem
+    from compact.student import Student
+
+    (problem,) = load_problems(rows_of("good", "verbose", problems=1))
+    ANSWER[0] = int(problem.answer)
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1).eval(), tokenizer)
+    planted = [[-9.0, -9.0, -0.1, -0.1, -0.1, -0.1], [-9.0, -0.1, -9.0, -0.1, -0.1, -0.1]]
+
+    def levels(encoded: Any, _: Any) -> list[list[float]]:
+        return [own[: len(r.steps) + 1] for own, r in zip(planted, encoded.rationales, strict=True)]
+
+    monkeypatch.setattr(p_align, "_levels", levels)
+    texts, counts = PrefixAlign().build(problem, student)
+    encoded = encode_problem(problem, tokenizer, max_length=400)
+    prefixes = [
+        tokenizer.decode(r.ids[: r.steps[steps - 1][1]])
+        for r, steps in zip(encoded.rationales, (2, 1), strict=True)
+    ]
+    assert texts == [f"{prefix}\nThe answer is {problem.answer}" for prefix in prefixes]
+    assert counts["not monotone"] == 1 and counts["prefixes kept"] == 2
+    ANSWER[0] = 98  # never right: the original stays
+    texts, counts = PrefixAlign().build(problem, student)
+    assert texts == [r.completion for r in problem.rationales] and counts["prefixes kept"] == 0
+
+
+@pytest.mark.parametrize("judge", ["leaves", "reaches", "asked"])
+def test_a_run_keeps_its_rows(tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run over the same folder reads the rows; other settings are refused."""
+    options = {"judge": judge, "samples": 2, "max_new_tokens": 4, "level": 1e-9}
+    settings = {"strategy": "p-align", "strategy_options": options}
+    one = train(tmp_path, rows_of(*TEACHERS, problems=2), **settings)
+    rows = [json.loads(line) for line in (tmp_path / "p-align.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[0]["counts"]["rationales"] == 3
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["strategy/rationales"] == 6 and "strategy/rationales" not in log[1]
+    monkeypatch.setattr(PrefixAlign, "build", None)  # it would fail if it were called
+    two = train(tmp_path, rows_of(*TEACHERS, problems=2), **settings)
+    assert torch.equal(one[1], two[1])
+    with pytest.raises(ValueError, match="rows from other settings"):
+        train(tmp_path, rows_of(*TEACHERS, problems=2), **settings, seed=4)
+
+
+def test_resumes(tmp_path: Path) -> None:
+    options = {"samples": 1, "max_new_tokens": 3}
+    assert_resumes(tmp_path, strategy="p-align", strategy_options=options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"judge": "me"}, {"search": "x"}, {"level": 0}, {"samples": 0}]
+)
+def test_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of p-align must be .* got"):
+        PrefixAlign(**options)

@@ -1,0 +1,94 @@
+"""TRiCo: the factor of a noise score decays, slopes equal autograd, resuming."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compact.strategies import trico
+from compact.strategies.trico import Trico
+from compact.weighting.weighers import Weights
+from helpers.passes import pass_of
+from helpers.resuming import assert_resumes
+from helpers.toy import make_problem
+from helpers.trajectories import TEACHERS, rows_of, train
+
+
+def _gradients(monkeypatch: pytest.MonkeyPatch, cosines: torch.Tensor) -> None:
+    """Plants gradients with given cosines to G_val = (1, 0), problems of K rationales."""
+    planted = [torch.stack([own, (1 - own.square()).clamp(min=0).sqrt()], dim=1) for own in cosines]
+    monkeypatch.setattr(trico, "head_gradients", lambda _: planted)
+
+
+def _strategy(**options: Any) -> Trico:
+    strategy = Trico(**options)
+    strategy._target = torch.tensor([1.0, 0.0])
+    return strategy
+
+
+def _weights(z: dict[str, torch.Tensor]) -> Weights:
+    return Weights(next(iter(z.values())), z, z)
+
+
+def test_the_beta_of_a_noise_score_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adaptability tells which gradient helps the gold set; consensus is noise."""
+    g = torch.Generator().manual_seed(0)
+    pass_ = pass_of([make_problem(q, [4, 4, 4]) for q in range(16)])
+    strategy = _strategy(rate=0.5)
+    for step in range(1, 201):
+        z = {a: torch.randn(16, 3, generator=g) for a in ("adaptability", "consensus")}
+        _gradients(monkeypatch, torch.tanh(z["adaptability"]))
+        weight = strategy.weigh(pass_, _weights({a: v.flatten() for a, v in z.items()}))
+        assert weight.view(16, 3).sum(1).tolist() == pytest.approx([1.0] * 16, abs=1e-5)
+        strategy.after_step(None, step, None)  # type: ignore[arg-type]
+    assert abs(strategy.beta["consensus"]) < 0.35 and strategy.beta["adaptability"] > 1.0
+    log = strategy.take_log()
+    assert log["beta/difficulty"] == -0.5 and log["tau"] == pytest.approx(
+        math.exp(strategy.log_tau)
+    )
+
+
+def test_slopes_equal_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(1)
+    pass_ = pass_of([make_problem(q, [4, 4, 4]) for q in range(5)])
+    cosines = torch.rand(5, 3, generator=g) * 2 - 1
+    _gradients(monkeypatch, cosines)
+    z = {a: torch.randn(15, generator=g) for a in ("adaptability", "consensus", "difficulty")}
+    strategy = _strategy(beta=(0.7, 1.2, 0.4), tau=0.6)
+    strategy.weigh(pass_, _weights(z))
+    beta = torch.tensor([0.7, 1.2, -0.4], requires_grad=True)
+    log_tau = torch.tensor(math.log(0.6), requires_grad=True)
+    u = beta @ torch.stack(list(z.values()))
+    alpha = (u / log_tau.exp()).view(5, 3).softmax(1)
+    (-(alpha * cosines).sum()).backward()
+    assert list(strategy._slopes.values())[:3] == pytest.approx(beta.grad.tolist(), abs=1e-4)
+    assert strategy._slopes["tau"] == pytest.approx(float(log_tau.grad), abs=1e-4)
+
+
+def test_the_gold_set_does_not_train(tmp_path: Path) -> None:
+    from compact.trainer.runlog import read_scores
+
+    options = {"gold": 1, "every": 1}
+    settings: dict[str, Any] = {"strategy": "trico", "strategy_options": options}
+    train(tmp_path / "a", rows_of(*TEACHERS), **settings, preset="robust")
+    table = read_scores(tmp_path / "a")
+    assert len(set(table["question_id"].to_pylist())) == 3
+    with pytest.raises(ValueError, match="preset must be one with scores with strategy trico"):
+        train(tmp_path / "b", rows_of(*TEACHERS), **settings)
+    with pytest.raises(ValueError, match="needs problems with a right rationale besides those"):
+        train(tmp_path / "c", rows_of("wrong-step"), **settings, preset="robust")
+
+
+def test_resumes(tmp_path: Path) -> None:
+    options = {"gold": 1, "every": 2, "rate": 1.0}
+    assert_resumes(tmp_path, preset="robust", strategy="trico", strategy_options=options)
+
+
+@pytest.mark.parametrize("options", [{"gold": 0}, {"every": 0}, {"rate": -1}, {"beta": [1]}])
+def test_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of trico must be .*got"):
+        Trico(**options)

@@ -1,0 +1,93 @@
+"""Checks of steps: what fires, in which words, and how much it says against a base rate."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compact.validity.checks import MOST, Outcome, base_rates, check, evidence
+
+PROMPT = "Mia has 3 apples and buys 4 more, then eats 5."
+
+
+def case(*texts: list[str], prompt: str = PROMPT, gold: str | None = None) -> Any:
+    rationales = [
+        SimpleNamespace(teacher=f"t{k}", text=" ".join(steps), step_texts=tuple(steps), answer=None)
+        for k, steps in enumerate(texts)
+    ]
+    return SimpleNamespace(prompt=prompt, gold=gold, rationales=rationales)
+
+
+def failures(problem: Any, name: str, k: int = 0) -> list[tuple[int, str]]:
+    return list(check(problem, [1.0] * len(problem.rationales))[k][name].failures)
+
+
+def test_an_equation_that_does_not_hold_is_named() -> None:
+    found = failures(case(["3 + 4 = 7 apples", "7 - 5 = 3"]), "arithmetic")
+    assert found == [(1, "7 - 5 = 3 does not hold")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"),
+    [
+        (["3 + 4 = 7", "7 - 5 = 2"], 0),  # given and computed
+        (["3 + 4 = 7", "so 11 remain"], 1),  # from nowhere
+        (["3 + 6 = 9", "9 - 5 = 4"], 2),  # 6 is nobody's, and what is computed from it, too
+        (["half of it and 100 percent"], 0),
+    ],
+)
+def test_numbers_from_nowhere(steps: list[str], count: int) -> None:
+    others = [["3 + 4 = 7", "7 - 5 = 2"]] * 2
+    assert len(failures(case(steps, *others), "numbers")) == count
+
+
+def test_a_number_that_another_rationale_has_is_supported() -> None:
+    problem = case(["she has 12"], ["she has 12"], ["3 + 4 = 7"])
+    assert failures(problem, "numbers") == []
+    outcome = check(problem, [1.0, 0.0, 1.0])[0]["numbers"]  # a rationale that does not count
+    assert [step for step, _ in outcome.failures] == [0]
+
+
+def test_the_gold_answer_is_known() -> None:
+    others = [["3 + 4 = 7"]]
+    assert failures(case(["so it is 42"], *others, gold="42"), "numbers") == []
+
+
+def test_without_others_nothing_comes_from_nowhere() -> None:
+    assert failures(case(["so it is 42"]), "numbers") == []
+
+
+def of(count: int, chances: int) -> dict[str, Outcome]:
+    return {
+        "arithmetic": Outcome(chances, tuple((0, "") for _ in range(count))),
+        "numbers": Outcome(0, ()),
+    }
+
+
+def test_rare_failures_say_more_than_common_ones() -> None:
+    rates = {"arithmetic": 0.001, "numbers": 0.05}
+    rare = evidence(of(1, 3), rates)["arithmetic"]
+    common = evidence(of(1, 3), {**rates, "arithmetic": 0.3})["arithmetic"]
+    assert rare == MOST > common > 0
+    assert evidence(of(0, 3), rates)["arithmetic"] == 0.0
+    many = evidence(of(1, 1000), {**rates, "arithmetic": 0.01})["arithmetic"]
+    assert many < 1e-3  # in a thousand equations one failure is no surprise
+
+
+@given(st.integers(1, 30), st.floats(1e-6, 20))
+def test_evidence_is_the_tail_of_a_poisson_variable(count: int, mean: float) -> None:
+    found = evidence(of(count, 1), {"arithmetic": mean, "numbers": 0.05})["arithmetic"]
+    terms = [math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(count, 200)]
+    assert found == pytest.approx(min(-math.log(min(sum(terms), 1.0)), MOST), rel=1e-6, abs=1e-6)
+
+
+def test_base_rates_start_from_a_prior_and_follow_the_data() -> None:
+    assert base_rates([])["arithmetic"] == pytest.approx(0.01)
+    rates = base_rates([(of(500, 1000), 1.0)])
+    assert rates["arithmetic"] == pytest.approx(0.5, abs=0.02)
+    assert base_rates([(of(500, 1000), 0.0)])["arithmetic"] == pytest.approx(0.01)

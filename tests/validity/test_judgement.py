@@ -1,0 +1,125 @@
+"""The judgement of rationales: right answers first, then sound steps; reasons in words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from compact.validity import judge
+from compact.validity.judge import UNREAD
+from compact.validity.summary import describe
+
+PROMPT = "A class has 4 boys and 14 girls. 2 leave. How many stay?"
+GOOD = ("4 + 14 = 18", "18 - 2 = 16")
+WRONG = ("4 + 14 = 20", "20 - 2 = 18")
+FALSE = ("4 + 14 = 20", "18 - 2 = 16")  # a wrong step, the right answer
+
+
+def case(*rationales: tuple[tuple[str, ...], str | None], gold: str | None = "16") -> Any:
+    return SimpleNamespace(
+        prompt=PROMPT,
+        gold=gold,
+        rationales=[
+            SimpleNamespace(teacher=f"t{k}", text=f"{k}. {steps}", step_texts=steps, answer=answer)
+            for k, (steps, answer) in enumerate(rationales)
+        ],
+    )
+
+
+def test_another_answer_than_the_gold_one_has_no_validity() -> None:
+    (found,) = judge([case((GOOD, "16"), (WRONG, "18"), (GOOD, "16"))])
+    assert [j.validity for j in found] == [1.0, 0.0, 1.0]
+    assert {j.basis for j in found} == {"gold"}
+    assert [f.text for f in found[1].findings][0] == "states 18, the gold answer is 16"
+    assert found[0].findings == ()
+
+
+def test_a_wrong_step_before_the_right_answer_costs_most_of_the_weight() -> None:
+    problems = [case((GOOD, "16"), (FALSE, "16"), (GOOD, "16"), (GOOD, "16"))] + [
+        case((GOOD, "16"), (GOOD, "16")) for _ in range(20)
+    ]
+    found = judge(problems)[0]
+    assert found[1].validity < 0.1 < found[0].validity
+    assert ("arithmetic", 0, "4 + 14 = 20 does not hold") in [
+        (f.kind, f.step, f.text) for f in found[1].findings
+    ]
+
+
+def test_an_unread_answer_counts_less_than_the_gold_one_and_more_than_another() -> None:
+    (found,) = judge([case((GOOD, "16"), (GOOD, None), (WRONG, "18"))])
+    assert found[0].validity == 1.0
+    assert found[1].validity == pytest.approx(UNREAD)
+    assert found[2].validity == 0.0
+
+
+def test_without_gold_checks_order_one_answer_but_not_across_answers() -> None:
+    problem = case((GOOD, "16"), (FALSE, "16"), (GOOD, "16"), (WRONG, "18"), gold=None)
+    found = judge([problem])[0]
+    right, false, _, wrong = (j.validity for j in found)
+    assert right > false > wrong
+    assert found[3].basis == "vote"
+    assert found[3].findings[0].text == "states 18, the likeliest answer is 16"
+
+
+def test_different_answers_are_no_vote() -> None:
+    (found,) = judge([case((GOOD, "1"), (GOOD, "2"), gold=None)])
+    assert {j.basis for j in found} == {"nothing"}
+    assert found[0].validity == pytest.approx(found[1].validity)
+    assert not any(f.kind == "vote" for j in found for f in j.findings)
+
+
+def test_copies_share_the_weight_of_one() -> None:
+    problem = case((GOOD, "16"), (GOOD, "16"), (GOOD, "16"))
+    problem.rationales[1].text = problem.rationales[0].text
+    (found,) = judge([problem])
+    assert found[0].validity + found[1].validity == pytest.approx(found[2].validity)
+    assert found[0].findings[0].text == "2 rationales have this text"
+
+
+@pytest.mark.parametrize("gold", ["16", None])
+def test_the_order_of_rationales_and_problems_does_not_matter(gold: str | None) -> None:
+    first = case((GOOD, "16"), (FALSE, "16"), (WRONG, "18"), (GOOD, None), gold=gold)
+    second = case((WRONG, "18"), (GOOD, "16"), gold=gold)
+    turned = case((GOOD, None), (WRONG, "18"), (FALSE, "16"), (GOOD, "16"), gold=gold)
+    for old, new in zip(first.rationales, reversed(turned.rationales), strict=True):
+        new.teacher, new.text = old.teacher, old.text
+    before, after = judge([first, second])[0], judge([second, turned])[1]
+    for old, new in zip(before, reversed(after), strict=True):
+        assert old.validity == pytest.approx(new.validity)
+        assert old.agreement == pytest.approx(new.agreement)
+        assert old.findings == new.findings
+
+
+def test_agreement_is_with_those_that_count() -> None:
+    (found,) = judge([case((GOOD, "16"), (GOOD, "16"), (WRONG, "18"), (WRONG, "18"))])
+    assert found[0].agreement > found[2].agreement
+    (alone,) = judge([case((GOOD, "16"))])
+    assert alone[0].agreement == 1.0
+
+
+def test_one_rationale_and_none() -> None:
+    assert judge([]) == []
+    (found,) = judge([case((WRONG, None), gold=None)])
+    assert found[0].basis == "nothing" and found[0].validity > 0
+
+
+def test_what_is_known_is_described() -> None:
+    lines = describe(
+        judge(
+            [
+                case((GOOD, "16"), (WRONG, "18")),
+                case((WRONG, "18"), (WRONG, "18")),
+                case((GOOD, "16"), (GOOD, "16"), gold=None),
+                case((GOOD, "1"), (GOOD, "2"), gold=None),
+                case((GOOD, "16")),
+            ]
+        )
+    )
+    text = "\n".join(lines)
+    assert "1 of 5 problems have one rationale, of weight 1" in text
+    assert "1 of 2 problems with a gold answer have rationales that state it and others" in text
+    assert "1 of 2 have no rationale that states the gold answer: they are skipped" in text
+    assert "1 of 2 of these have no two equal answers" in text
+    assert "hold an equation that is wrong" in text

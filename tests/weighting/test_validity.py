@@ -1,0 +1,81 @@
+"""Validity multiplies what the other axes give; noise in these leaves the weights nearly even."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compact.weighting import make_weigher
+
+OFFSETS = torch.tensor([0, 3])
+AXES = {axis: torch.zeros(3) for axis in ("adaptability", "consensus", "difficulty")}
+
+
+def weights(validity: list[float], offsets: torch.Tensor = OFFSETS, **axes: torch.Tensor) -> list:
+    scores = {**AXES, **axes, "validity": torch.tensor(validity)}
+    return make_weigher("robust").weigh(scores, offsets).weight.tolist()
+
+
+def test_weights_are_proportional_to_validity_where_the_rest_is_equal() -> None:
+    assert weights([0.8, 0.2, 0.0]) == pytest.approx([0.8, 0.2, 0.0])
+
+
+def test_the_rest_decides_among_the_valid() -> None:
+    found = weights([1.0, 1.0, 0.0], consensus=torch.tensor([0.1, 0.9, 1.0]))
+    assert found[1] > found[0] > found[2] == 0.0
+    assert sum(found) == pytest.approx(1.0)
+
+
+def test_a_problem_of_invalid_rationales_is_not_used() -> None:
+    offsets = torch.tensor([0, 3, 5])
+    scores = {axis: torch.zeros(5) for axis in AXES}
+    scores["validity"] = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])
+    found = make_weigher("robust").weigh(scores, offsets)
+    assert found.weight.tolist() == pytest.approx([1 / 3] * 3 + [1.0, 0.0])
+    assert found.used.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_single_rationale_has_weight_1_whatever_its_validity() -> None:
+    one = {axis: values[:1] for axis, values in AXES.items()} | {"validity": torch.zeros(1)}
+    assert make_weigher("robust").weigh(one, torch.tensor([0, 1])).weight.tolist() == [1.0]
+
+
+def test_a_negative_validity_is_refused() -> None:
+    with pytest.raises(ValueError, match="validity of judged must be >= 0, got -0.5"):
+        weights([1.0, -0.5, 0.2])
+
+
+def test_validity_alone() -> None:
+    weigher = make_weigher("robust", adaptability="none", consensus="none", difficulty="none")
+    found = weigher.weigh({"validity": torch.tensor([0.5, 0.25, 0.25])}, OFFSETS).weight
+    assert found.tolist() == pytest.approx([0.5, 0.25, 0.25])
+    weigher.update({}, OFFSETS)
+
+
+@pytest.mark.parametrize("teachers", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_keeps_four_fifths_of_the_teachers(teachers: int, seed: int) -> None:
+    weigher = make_weigher("robust")
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.arange(9) * teachers
+    counts = []
+    for _ in range(50):
+        scores = {axis: torch.randn(8 * teachers, generator=generator) for axis in AXES}
+        scores["validity"] = torch.ones(8 * teachers)
+        weight = weigher.weigh(scores, offsets).weight.view(8, teachers)
+        counts.append(float((1.0 / weight.square().sum(1)).mean()))
+        weigher.update(scores, offsets)
+    assert sum(counts) / len(counts) >= 0.8 * teachers
+
+
+def test_without_its_temperature_noise_would_concentrate_the_weights() -> None:
+    weigher = make_weigher("robust", tau=0.3)
+    generator = torch.Generator().manual_seed(0)
+    scores = {axis: torch.randn(400, generator=generator) for axis in AXES}
+    weight = weigher.weigh(scores, torch.arange(101) * 4).weight.view(100, 4)
+    assert float((1.0 / weight.square().sum(1)).mean()) < 0.8 * 4
+
+
+def test_a_preset_needs_no_gold_if_it_has_a_validity() -> None:
+    assert make_weigher("robust").gold_readers == ()
+    assert make_weigher("robust", validity="none").gold_readers == ("gain",)
