@@ -343,11 +343,11 @@ def test_time_is_linear(read: Callable[[str], object], pattern: str) -> None:
     def seconds(size: int) -> float:
         text = "x" + (pattern * size)[:size]
         times = []
-        for _ in range(3):
+        for _ in range(2):
             start = time.thread_time()
             read(text)
             times.append(time.thread_time() - start)
         return min(times)
 
-    size = 8_000
-    assert seconds(2 * size) < max(3 * seconds(size), 0.05)
+    size = 4_000
+    assert seconds(2 * size) < max(3 * seconds(size), 0.1)

@@ -113,16 +113,16 @@ def test_pictures(tmp_path: Path, name: str) -> None:
     text = HOSTILE[name][:300]
     steps = [[[f"{text} 1 + 1 = 2", "2 + 2 = 4"], ["1 + 1 = 2", f"{text} = 4"]]]
     graph = as_rustworkx(build_graphs(describe_steps(steps, None)), 0, steps[0], [text, "b"])
-    for suffix in ("png", "svg", "pdf"):
+    for suffix in ("svg", "png", "pdf") if name == "mathtext" else ("svg",):
         path = tmp_path / f"graph.{suffix}"
         draw_graph(graph, path)
         assert path.stat().st_size > 1000
     assert "<img" not in (tmp_path / "graph.svg").read_text(encoding="utf-8")
     arm = {"name": text, "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6}
     arm |= {"right_weight": 0.5, "right_weight_low": 0.4, "right_weight_high": 0.6}
-    assert picture_of(compare.draw([arm], text), "png", tidy=True)
+    assert picture_of(compare.draw([arm], text), "svg", tidy=True)
     table = {text: {text: (0.5, 0.1)}}
-    assert picture_of(discrimination.draw(table, text, text), "png", tidy=True)
+    assert picture_of(discrimination.draw(table, text, text), "svg", tidy=True)
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg", ".PNGX", ".exe"])
