@@ -19,6 +19,7 @@ from compact.answers.base import (
     find_domain,
     get_domain,
     register_domain,
+    unified,
 )
 from compact.answers.choice import Choice
 from compact.answers.date import Date
@@ -80,4 +81,5 @@ __all__ = [
     "normalise_answer",
     "parse_number",
     "register_domain",
+    "unified",
 ]

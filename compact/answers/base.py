@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
 from compact.answers.reading import stated_answer
@@ -187,3 +187,24 @@ def find_domain(
 
 def _shown(text: str | None) -> str:
     return repr(text if text is None or len(text) <= 200 else text[:200] + "...")
+
+
+def unified(answers: Sequence[str | None], domain: Domain, gold: str | None) -> list[str | None]:
+    """Returns the answers, each replaced by the first one that it matches; the gold one is first.
+
+    After this, two answers of the problem match if and only if their texts are equal.
+
+    Args:
+        answers: stated answers of one problem in normal form, None where none was read.
+        domain: the domain of the problem.
+        gold: the gold answer in normal form, None if there is none.
+    """
+    texts = [] if gold is None else [gold]
+    found: list[str | None] = []
+    for answer in answers:
+        if answer is not None and answer not in texts:
+            answer = next((text for text in texts if domain.matches(text, answer)), answer)
+            if answer not in texts:
+                texts.append(answer)
+        found.append(answer)
+    return found

@@ -16,6 +16,7 @@ from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, Preset, weigher_
 EPILOG = """example:
   compact metrics
   compact metrics --import my_module
+  compact metrics choices.jsonl --out runs/texts
   compact metrics choices.jsonl dates.jsonl --model MODEL --out runs/bench
 """
 
@@ -30,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="rationales with a field right, or with gold answers, JSON lines; none: list names",
     )
-    parser.add_argument("--model", help="folder (also of a run), Hugging Face name or .gguf file")
+    parser.add_argument(
+        "--model",
+        help="folder (also of a run), Hugging Face name or .gguf file; none: scores of the texts",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="bench.md, .csv, .png and rows per file")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="metrics, presets, policies [all]"
@@ -52,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, name):
                 raise ValueError(f"--{name} must be used with DATA, got no file")
         return list_registries()
-    if args.model is None or args.out is None:
-        raise ValueError("--model and --out must be given with DATA")
+    if args.out is None:
+        raise ValueError("--out must be given with DATA")
     out = Path(args.out)
     page = bench(
         args.data,

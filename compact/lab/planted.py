@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 from compact.answers import normalise_answer
-from compact.data import Problem
+from compact.data import Problem, text_of
 from compact.text.numbers import parse_number
 from compact.text.steps import find_marker
 
@@ -201,7 +201,8 @@ def mislead(
         seed: seed of the random choices.
 
     Returns:
-        Rows in the data format, the number of rationales that got an error, and the number of
+        Rows in the data format, with `right`: whether a rationale states the gold answer and got no
+        error (missing without a gold answer); the number of rationales that got an error, and the number of
         rationales that these teachers have.
 
     Raises:
@@ -217,6 +218,7 @@ def mislead(
     for problem in problems:
         for rationale in problem.rationales:
             completion = rationale.completion
+            spoilt = None
             if rationale.teacher in teachers:
                 if not isinstance(completion, str):
                     raise ValueError(
@@ -230,7 +232,7 @@ def mislead(
                 theirs += 1
                 planted += spoilt is not None
                 completion = spoilt or completion
-            row = {
+            row: dict[str, Any] = {
                 "question_id": problem.question_id,
                 "prompt": problem.prompt,
                 "teacher": rationale.teacher,
@@ -238,6 +240,9 @@ def mislead(
             }
             if problem.answer is not None:
                 row["answer"] = problem.answer
+                stated = problem.domain.extract(text_of(completion))
+                states_gold = problem.domain.matches(stated, problem.answer)
+                row["right"] = spoilt is None and states_gold
             if problem.answer_type is not None:
                 row["answer_type"] = problem.answer_type
             rows.append(row)

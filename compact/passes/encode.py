@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from compact.answers import Domain
+from compact.answers import Domain, unified
 from compact.data import text_of
 from compact.data.problems import REASONING
 from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
@@ -111,7 +111,8 @@ def encode_problem(
         )
     answer = problem.answer
     normal_gold = None if answer is None else problem.domain.normalise(answer)
-    rationales = _unify_answers(rationales, problem.domain, normal_gold)
+    answers = unified([r.answer for r in rationales], problem.domain, normal_gold)
+    rationales = [replace(r, answer=a) for r, a in zip(rationales, answers, strict=True)]
     encoded = EncodedProblem(
         question_id=problem.question_id,
         prompt=text_of(problem.prompt),
@@ -297,25 +298,6 @@ def choose_leaf_steps(
         mine = 1 + (n - 1) * spare // rest
         chosen.append(tuple(-(-(i + 1) * n // mine) - 1 for i in range(mine)))
     return chosen
-
-
-def _unify_answers(
-    rationales: Sequence[EncodedRationale], domain: Domain, gold: str | None
-) -> list[EncodedRationale]:
-    """Gives matching answers the same text, the gold answer's text if they match it.
-
-    After this, two answers of the problem match if and only if their texts are equal.
-    """
-    texts = [] if gold is None else [gold]
-    found = []
-    for rationale in rationales:
-        answer = rationale.answer
-        if answer is not None and answer not in texts:
-            answer = next((text for text in texts if domain.matches(text, answer)), answer)
-            if answer not in texts:
-                texts.append(answer)
-        found.append(replace(rationale, answer=answer))
-    return found
 
 
 def _encode_rationale(

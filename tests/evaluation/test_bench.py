@@ -147,4 +147,16 @@ def test_options_need_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metrics", "--limit", "3"]) == 1
     assert "--limit must be used with DATA" in capsys.readouterr().err
     assert main(["metrics", "x.jsonl"]) == 1
-    assert "--model and --out must be given" in capsys.readouterr().err
+    assert "--out must be given with DATA" in capsys.readouterr().err
+
+
+def test_without_a_student(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", "zoo.jsonl", "--out", "texts"]) == 0
+    assert "No student: scores of the texts." in capsys.readouterr().out
+    table = list(csv.DictReader((place / "texts/bench.csv").open()))
+    auc = {row["score"]: float(row["value"]) for row in table if row["measure"] == "auc"}
+    assert auc["judged"] == auc["rejection"] == 1.0
+    assert {"judged without gold", "answer", "answer-vote", "agreement"} <= set(auc)
+    places = {row["score"] for row in table if row["measure"] == "first_wrong_step"}
+    assert places == {"equations", "length", "chance"}
+    assert main(["metrics", "zoo.jsonl", "--out", "texts", "--only", "robust"]) == 1

@@ -114,7 +114,7 @@ def localisation(rows: Rows) -> dict[str, Estimate]:
             wrong = [i for i, step in enumerate(steps) if step["right"] is False]
             if not wrong:
                 continue
-            for name in STEP_SCORES:
+            for name in (name for name in STEP_SCORES if name in steps[0]):
                 values = [step[name] for step in steps]
                 hits[name].append(float(values.index(max(values)) == wrong[0]))
             hits["chance"].append(1.0 / len(steps))

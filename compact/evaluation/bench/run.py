@@ -12,13 +12,14 @@ from compact.data import Problem
 from compact.data.labelled import load_labelled
 from compact.evaluation.bench.collect import collect
 from compact.evaluation.bench.pages import write_pages
+from compact.evaluation.bench.texts import judge_texts
 from compact.files import content_of, content_of_student
 from compact.student import Student, load_model
 
 
 def bench(
     files: Sequence[str | Path],
-    model: str,
+    model: str | None,
     out: Path,
     *,
     only: Sequence[str] = (),
@@ -30,7 +31,7 @@ def bench(
 
     Args:
         files: labelled rationales (`compact.data.labelled`); their names are the columns.
-        model: name of the student.
+        model: name of the student; None for the scores that need none.
         out: folder of the pages and of one file of rows per data file, from which a run resumes.
         only: names of metrics, presets and policies; () for all.
         limit: most questions of each file, drawn at random with seed 0; None for all.
@@ -48,9 +49,14 @@ def bench(
     names = [path.parent.name if path.stem in ("train", "test") else path.stem for path in paths]
     if len(set(names)) < len(names):
         raise ValueError(f"DATA must have different names, got {', '.join(map(str, files))}")
+    out.mkdir(parents=True, exist_ok=True)
     loaded = [load_labelled(file) for file in files]
-    network, processing_class = load_model(model)
-    student = Student.of(network, processing_class)
+    if model is None and only:
+        raise ValueError("--only must be used with --model")
+    student = None
+    if model is not None:
+        network, processing_class = load_model(model)
+        student = Student.of(network, processing_class)
     sets: dict[str, list[dict[str, Any]]] = {}
     for name, file, (problems, labels) in zip(names, files, loaded, strict=True):
         chosen = [p for p in problems if _hash(p) % count == index]
@@ -59,6 +65,9 @@ def bench(
             chosen = [p for p in chosen if p.question_id in drawn]
         if not chosen:
             raise ValueError(f"{file}: part {part} has no question")
+        if student is None:
+            sets[name] = judge_texts(chosen, labels, name)
+            continue
         settings = {
             "data": content_of(file),
             "model": model,
@@ -81,7 +90,8 @@ def bench(
         )
     asked = f", at most {limit} questions of each file" if limit else ""
     whole = "" if part == "1/1" else f", part {part} of the questions"
-    return write_pages(out, sets, f"Student: {model}{asked}{whole}.")
+    about = "No student: scores of the texts" if model is None else f"Student: {model}"
+    return write_pages(out, sets, f"{about}{asked}{whole}.")
 
 
 def _hash(problem: Problem) -> int:
