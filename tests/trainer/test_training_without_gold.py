@@ -99,17 +99,17 @@ def test_gold_logp_is_a_mean_over_the_problems_that_have_gold(tmp_path: Path) ->
     assert found[2] == pytest.approx(each[1], abs=1e-4)
 
 
-def test_oracle_trains_on_what_it_can_judge(
+def test_rejection_trains_on_what_it_can_judge(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = rows_of(*TEACHERS)
-    some = train(tmp_path / "some", without_answers(rows, 1, 2), preset="oracle")
-    assert "oracle: 2 of 4 problems have no gold answer" in caplog.text
+    some = train(tmp_path / "some", without_answers(rows, 1, 2), preset="rejection")
+    assert "rejection: 2 of 4 problems have no gold answer" in caplog.text
     weights = read_scores(tmp_path / "some").to_pylist()
     judged = {row["question_id"] for row in weights if row["weight"]}
     assert judged == {row["question_id"] for row in without_answers(rows, 1, 2) if "answer" in row}
     kept = [row for row in rows if row["question_id"] in judged]
-    only = train(tmp_path / "only", kept, preset="oracle", per_device_train_batch_size=2)
+    only = train(tmp_path / "only", kept, preset="rejection", per_device_train_batch_size=2)
     assert_same(some, only)
 
 
@@ -147,5 +147,5 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {student}\n")
     arms = ["compare", str(data), "--config", str(recipe), "--test", str(data), "--out", str(out)]
-    assert "oracle needs gold answers" in fails(capsys, *arms, "--arms", "uniform", "oracle")
+    assert "rejection needs gold answers" in fails(capsys, *arms, "--arms", "uniform", "rejection")
     assert all(p.answer is None for p in load_problems(data))
