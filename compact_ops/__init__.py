@@ -8,7 +8,8 @@ from compact_ops._library import backend
 from compact_ops.accumulate_weighted import accumulate_weighted
 from compact_ops.filtered_matmul import filtered_matmul
 from compact_ops.head_divergence import head_divergence
-from compact_ops.linear_token_stats import STATISTICS, linear_token_stats
+from compact_ops.linear_token_stats import STATISTICS as _STATISTICS
+from compact_ops.linear_token_stats import linear_token_stats
 from compact_ops.pairwise_symmetric_kl import pairwise_symmetric_kl
 from compact_ops.problem_weights import problem_weights
 from compact_ops.row_stats_ import row_stats_
@@ -29,3 +30,6 @@ __all__ = [
     "row_stats_",
     "tree_attention",
 ]
+
+STATISTICS = _STATISTICS
+"""The statistics that `linear_token_stats` computes on request; `TokenStats` says what they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,15 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
 
 
 def test_the_guide_filters(score: Score, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its two programs run on what `score` writes; the filtered file is scored in its turn."""
-    find, keep = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert score("--preset", "paper") == 0
+    """Its program and its command for filtering; the filtered file is scored in its turn."""
+    guide = GUIDE.read_text()
+    (find,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (keep,) = re.findall(r"^compact (score .* --keep .*)$", guide, re.MULTILINE)
+    assert main(shlex.split(keep.replace("MODEL", "student"))) == 0
     rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
     fields = {
         field
-        for line in re.findall(r"^\| (`.*?) \|", GUIDE.read_text(), re.MULTILINE)
+        for line in re.findall(r"^\| (`.*?) \|", guide.split("\n## ")[0], re.MULTILINE)
         for field in re.findall(r"`(\w+)`", line)
     }
     assert fields == rows[0].keys()
@@ -51,12 +54,12 @@ def test_the_guide_filters(score: Score, capsys: pytest.CaptureFixture[str]) -> 
     assert 0 < len(low) < len(rows)
     capsys.readouterr()
     exec(find, {})
-    assert set(re.findall(r"^(\S+) (\S+) 0\.", capsys.readouterr().out, re.MULTILINE)) <= low
-    exec(keep, {})
-    kept = [json.loads(line) for line in Path("filtered.jsonl").read_text().splitlines()]
+    found = re.findall(r"^(\S+) (\S+) 0\.\d\d: ", capsys.readouterr().out, re.MULTILINE)
+    assert set(found) == low
+    kept = [json.loads(line) for line in Path("kept.jsonl").read_text().splitlines()]
     assert len(kept) == len(rows) - len(low)
     assert not {(row["question_id"], row["teacher"]) for row in kept} & low
-    assert score(data="filtered.jsonl") == 0
+    assert score(data="kept.jsonl") == 0
 
 
 def test_another_metric_for_an_axis(score: Score) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -15,8 +16,9 @@ from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.passes.types import EncodedOptions
 from compact.student import Student
-from compact.weighting import PRESETS, Weigher, make_weigher
+from compact.weighting import PRESETS, make_weigher
 from compact.weighting.policies import POLICIES
+from compact.weighting.weighers import PresetWeigher
 from compact_ops import STATISTICS
 from helpers.toy import VOCABULARY, ThinkingWords, make_model
 
@@ -24,10 +26,20 @@ _STUDENT = replace(
     Student.of(make_model("llama").eval()), processing_class=ThinkingWords(3, 11, 40)
 )
 _WEIGHERS = (*PRESETS, *(p if p != "single" else "single:t0" for p in POLICIES))
+_SETTINGS = {"oracle": {"teachers": ["t0", "t2"]}, "mind": {"every": 1}}
 # A nll of 5 is right to 4e-7; `released` and `paper` divide by std + 1e-4, 0 + 1e-4 among copies.
 _ROUNDING = 1e-2
 # Sums that hold and sums that fail, bare numbers, words, and steps that say the same: many ties.
 _TEXTS = ("3 + 4 = 7", "4 + 3 = 7", "3 + 4 = 8", "7 apples", "now 7 and 8", "hence", "so it is")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def confidences(tmp_path_factory) -> None:
+    """Writes how sure each teacher is, for `muki`."""
+    path = tmp_path_factory.mktemp("muki") / "confidences.jsonl"
+    rows = [{"question_id": "q", "teacher": f"t{k}", "confidence": 1 / (1 + k)} for k in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _SETTINGS["muki"] = {"confidences": str(path)}
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -97,18 +109,24 @@ def _everything(problems: list[EncodedProblem]) -> dict[str, torch.Tensor]:
         metric = get_metric(name)
         found[f"metric {name}"] = metric.score(passes[metric.needs_padded]).detach().float()
     for name in _WEIGHERS:
-        weigher = experienced(name)
-        found[f"weight {name}"] = weigher(passes[weigher.needs_padded]).weight
+        found[f"weight {name}"] = experienced_weights(name, passes)
     return found
 
 
-def experienced(name: str) -> Weigher:
-    """A weigher that has seen some scores, axes in agreement: a new `robust` weighs evenly."""
-    weigher = make_weigher(name, **({"teachers": ["t0", "t2"]} if name == "oracle" else {}))
-    scores = torch.tensor([0.0, 1.0, 2.0, 4.0]).repeat(20)
-    seen = {axis: scores for axis in getattr(weigher, "metrics", {})}
-    weigher.update(seen, torch.arange(0, 81, 4))
-    return weigher
+def experienced_weights(name: str, passes: dict[bool, Pass]) -> torch.Tensor:
+    """The weights [R] of a weigher that has seen scores.
+
+    A preset has seen some with the axes in agreement: a new `robust` weighs evenly. A policy with
+    state has seen those of the pass.
+    """
+    weigher = make_weigher(name, **_SETTINGS.get(name, {}))
+    pass_ = passes[weigher.needs_padded]
+    if isinstance(weigher, PresetWeigher):
+        scores = torch.tensor([0.0, 1.0, 2.0, 4.0]).repeat(20)
+        weigher.update(dict.fromkeys(weigher.metrics, scores), torch.arange(0, 81, 4))
+    else:
+        weigher.update(weigher(pass_).scores, pass_.batch.problem_offsets)
+    return weigher(pass_).weight
 
 
 @settings(max_examples=40)
@@ -132,11 +150,8 @@ def test_identical_rationales_score_and_weigh_the_same(rationales, which, copies
     """Copies of a rationale among others, or alone, get what it gets."""
     which %= len(rationales)
     found = _everything([_problem([*rationales, *[rationales[which]] * copies])])
-    for name in (
-        "weight single:t0",
-        "weight oracle",
-        "metric random",
-    ):  # who wrote it is all that these go by
+    by_teacher = ("weight single:t0", "weight oracle", "weight mind", "weight muki")
+    for name in (*by_teacher, "metric random"):  # these go by who wrote it
         del found[name]
     for name, values in found.items():
         copied = values[[which, *range(len(rationales), len(values))]]
@@ -150,8 +165,7 @@ def test_weights_are_a_share_of_each_problem(rationales) -> None:
     problems = [_problem(some) for some in rationales]
     passes = _passes(problems)
     for name in _WEIGHERS:
-        weigher = experienced(name)
-        weight = weigher(passes[weigher.needs_padded]).weight
+        weight = experienced_weights(name, passes)
         assert bool((weight >= 0).all()), name
         for problem, mine in zip(
             problems, weight.split([len(some) for some in rationales]), strict=True

@@ -196,7 +196,8 @@ def test_chunk_operators_are_registered() -> None:
     blocks = torch.zeros(40, 301)
     numbers = 0.0, 1.0, -100
     first = torch.ops.compact.linear_token_stats_fused
-    args = blocks, hidden, weight, target, *inputs["gold"], None, *numbers, 0.0, True
+    args = blocks, hidden, weight, target, *inputs["gold"], None, None, *numbers, 0.0
+    args += True, True, True, True  # need_hidden and the optional statistics
     # The statistics of a second run differ in what lies in `blocks` only.
     torch.library.opcheck(first.default, args)
     nll, lse, *_, shift = first(*args)

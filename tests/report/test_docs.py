@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 import compact_ops
 from compact import CompactConfig, CompactTrainer, Student, load_problems, make_weigher
+from compact.answers.base import DOMAINS
 from compact.commands.cli import COMMANDS, main
 from compact.commands.recipe import known_keys
 from compact.config import RecipeConfig
@@ -111,13 +112,8 @@ def extending(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(IMPORT_VARIABLE, "")
-    for registry in (
-        METRICS,
-        POLICIES,
-        PRESETS,
-        STRATEGIES,
-        TOKEN_WEIGHTS,
-    ):  # what is entered goes again
+    for registry in (DOMAINS, METRICS, POLICIES, PRESETS, STRATEGIES, TOKEN_WEIGHTS):
+        # what is entered goes again
         for name in ("_entries", "_sources"):
             monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from compact.evaluation.compare import compare, parse_arm, zoo_task
+from compact.lab.zoo import RIGHT
 from compact.report.page import render
 from compact.report.run import read_run
 from compact.strategies import STRATEGIES
@@ -64,7 +65,7 @@ def _study_arms() -> list[str]:
 
 
 def test_the_study_has_every_strategy() -> None:
-    arms = [parse_arm(text) for text in _study_arms()]
+    arms = [parse_arm(text, RIGHT) for text in _study_arms()]
     assert {arm.strategy for arm in arms} == _built_in() | {None}
     assert {"robust", "mgda", "pcgrad", "mind"} <= {arm.preset for arm in arms}
     with pytest.raises(ValueError, match="strategy must be one of"):

@@ -84,7 +84,13 @@ def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[
 
 @pytest.mark.parametrize("judge", ["leaves", "reaches", "asked"])
 def test_a_run_keeps_its_rows(tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second run over the same folder reads the rows; other settings are refused."""
+    """A run that is started again reads the rows of the first; other settings are refused."""
+
+    def again(**changed: Any) -> tuple[list[float], torch.Tensor]:
+        """Trains where a first run was killed before its first checkpoint."""
+        (tmp_path / "run.json").unlink()
+        return train(tmp_path, rows_of(*TEACHERS, problems=2), **settings, **changed)
+
     options = {"judge": judge, "samples": 2, "max_new_tokens": 4, "level": 1e-9}
     settings = {"strategy": "p-align", "strategy_options": options}
     one = train(tmp_path, rows_of(*TEACHERS, problems=2), **settings)
@@ -93,10 +99,9 @@ def test_a_run_keeps_its_rows(tmp_path: Path, judge: str, monkeypatch: pytest.Mo
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert log[0]["strategy/rationales"] == 6 and "strategy/rationales" not in log[1]
     monkeypatch.setattr(PrefixAlign, "build", None)  # it would fail if it were called
-    two = train(tmp_path, rows_of(*TEACHERS, problems=2), **settings)
-    assert torch.equal(one[1], two[1])
+    assert torch.equal(one[1], again()[1])
     with pytest.raises(ValueError, match="rows from other settings"):
-        train(tmp_path, rows_of(*TEACHERS, problems=2), **settings, seed=4)
+        again(seed=4)
 
 
 def test_resumes(tmp_path: Path) -> None:

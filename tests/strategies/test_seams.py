@@ -87,8 +87,8 @@ def test_a_loss_term_adds_to_the_loss_and_its_gradient(tmp_path: Path) -> None:
     rows = rows_of(*TEACHERS)
     settings = {"strategy": "every-hook", "per_device_train_batch_size": 2}
     without, zero, ridge = (
-        train(tmp_path / str(factor), rows, **settings, strategy_options={"factor": factor})
-        for factor in (0.0, 0.0, 10.0)
+        train(tmp_path / name, rows, **settings, strategy_options={"factor": factor})
+        for name, factor in (("without", 0.0), ("zero", 0.0), ("ridge", 10.0))
     )
     assert torch.equal(without[1], zero[1])
     assert ridge[0][0] > without[0][0] + 0.1
