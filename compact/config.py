@@ -207,6 +207,30 @@ class CompactConfig(TrainingArguments):
 
 
 @dataclass
+class ComparisonConfig:
+    """The keys that a recipe may have for `compact compare`, besides those of training."""
+
+    tests: list[str] | None = _option(None, "files of test questions; the first gives the accuracy")
+    arms: list[str] | None = _option(None, "presets or policies, with settings after commas")
+    seeds: list[int] | None = _option(None, "each arm is run once per seed")
+    tokens: int | None = _option(None, "completion tokens of each run")
+    development: int = _option(
+        0, "problems held out to choose among the arms of one teacher, not trained on"
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: names the key, what was expected and what was found.
+        """
+        _check_ranges(self, {"tokens": (1, _ANY), "development": (0, _ANY)})
+        for name in ("tests", "arms", "seeds"):
+            if getattr(self, name) == []:
+                raise ValueError(f"{name} must not be empty")
+
+
+@dataclass
 class RecipeConfig:
     """The keys of a recipe that are not settings of the trainer: model, data and LoRA."""
 

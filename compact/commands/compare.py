@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from compact.commands.recipe import read_settings
+from compact.commands.recipe import read_comparison
+from compact.evaluation.arm_tables import as_markdown
 from compact.evaluation.compare import (
     DEFAULT_ARMS,
-    as_markdown,
+    Arm,
     compare,
     file_task,
     parse_arm,
@@ -17,10 +19,12 @@ from compact.evaluation.compare import (
 from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
 
+SEEDS = (0, 1, 2)
 EPILOG = """example:
   compact compare zoo-b --arms uniform answer-vote robust oracle --seeds 0 1 2 3 4 --out runs/zoo-b
   compact compare train.jsonl --config recipes/svamp.yaml --test test.jsonl \\
       --arms single:gpt-4o uniform robust,tau=0.5 --out runs/svamp-arms
+  compact compare --config recipes/studies/natural_errors.yaml --out runs/study
 """
 
 
@@ -28,22 +32,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact compare`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("data", metavar="DATA", help="rationales, JSON lines; or zoo-a, zoo-b")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="rationales, JSON lines; or zoo-a, zoo-b [data of the recipe]",
+    )
     arms = " ".join(DEFAULT_ARMS)
     parser.add_argument(
         "--arms",
         nargs="+",
-        default=list(DEFAULT_ARMS),
         help=f"presets or policies, with settings and a strategy after commas [{arms}]",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="[0 1 2]")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")
     parser.add_argument("--tokens", type=int, metavar="N", help="completion tokens of each run")
     files = parser.add_argument_group("for a file")
-    files.add_argument("--config", metavar="RECIPE", help="recipe with student and settings")
-    files.add_argument("--test", metavar="FILE", help="test questions, JSON lines")
+    files.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="recipe with student and settings; it may also have data, tests, arms, seeds, tokens "
+        "and development, which options replace",
+    )
+    files.add_argument(
+        "--test",
+        nargs="+",
+        metavar="FILE",
+        help="test questions, JSON lines; the first file gives the accuracy",
+    )
+    files.add_argument(
+        "--development",
+        type=int,
+        metavar="N",
+        help="problems held out to choose among the arms single:TEACHER [0]",
+    )
     files.add_argument("--model", help="student; replaces the recipe's")
-    files.add_argument("--limit", type=int, metavar="N", help="most test questions")
+    files.add_argument("--limit", type=int, metavar="N", help="most questions of a test")
     group = parser.add_argument_group("for a zoo")
     group.add_argument("--problems", type=int, default=240, metavar="N", help="[240]")
     group.add_argument("--questions", type=int, default=200, metavar="N", help="[200]")
@@ -58,10 +82,9 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
-    of_zoo = args.data in ("zoo-a", "zoo-b")
-    arms = [parse_arm(text, RIGHT if of_zoo else ()) for text in dict.fromkeys(args.arms)]
-    seeds = list(dict.fromkeys(args.seeds))
-    if of_zoo:
+    if args.data in ("zoo-a", "zoo-b"):
+        arms, seeds = _arms(args.arms, RIGHT), args.seeds
+        tokens = args.tokens
         task = zoo_task(
             args.data[-1],
             problems=args.problems,
@@ -71,22 +94,35 @@ def run(args: argparse.Namespace) -> int:
             cache=args.cache,
         )
     else:
-        for name in ("config", "test"):
-            if getattr(args, name) is None:
-                raise ValueError(f"--{name} must be given when DATA is a file")
-        recipe, config = read_settings(args.config, [])
+        if args.config is None:
+            raise ValueError("--config must be given when DATA is a file")
+        recipe, config, asked = read_comparison(args.config)
+        data, tests = args.data or recipe.data, args.test or asked.tests
+        for name, value in (("DATA", data), ("--test", tests)):
+            if value is None:
+                raise ValueError(f"{name} must be given, there or in {args.config}")
+        assert data is not None and tests is not None
+        arms, seeds = _arms(args.arms or asked.arms), args.seeds or asked.seeds
+        tokens = args.tokens or asked.tokens
+        held = asked.development if args.development is None else args.development
         task = file_task(
-            args.data,
-            args.test,
+            data,
+            tests,
             Path(args.config),
             recipe,
             config,
             model=args.model,
             limit=args.limit,
+            development=held,
             arms=arms,
         )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    print(as_markdown(compare(task, arms, seeds, out, args.tokens)))
-    print(f"table, picture and runs: {out}")
+    print(as_markdown(compare(task, arms, list(dict.fromkeys(seeds or SEEDS)), out, tokens)))
+    print((out / "paired.md").read_text(encoding="utf-8"))
+    print(f"tables, pictures and runs: {out}")
     return 0
+
+
+def _arms(texts: Sequence[str] | None, right_teachers: Collection[str] = ()) -> list[Arm]:
+    return [parse_arm(text, right_teachers) for text in dict.fromkeys(texts or DEFAULT_ARMS)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from compact.config import CompactConfig, RecipeConfig
+from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
 from compact.fields import compose, converted, field_types, mapping
 from compact.files import parse_yaml
 
@@ -47,28 +47,43 @@ def read_settings(
             the wrong type or is not allowed. The message starts with `file:line` or `--key`.
         OSError: the file cannot be read.
     """
-    given: dict[str, tuple[Any, str]] = {}
-    if recipe is not None:
-        given |= _read_yaml(Path(recipe))
-    given |= _read_options(options)
-    types_ = {RecipeConfig: field_types(RecipeConfig), CompactConfig: field_types(CompactConfig)}
-    values: dict[type, dict[str, Any]] = {RecipeConfig: {}, CompactConfig: {}}
-    for key, (value, where) in given.items():
-        owner = next((cls for cls, known in types_.items() if key in known), None)
-        if owner is None:
-            raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
-        values[owner][key] = converted(value, types_[owner][key], f"{where}: {key}")
-    recipe_config = RecipeConfig(**values[RecipeConfig])
-    config = CompactConfig(**values[CompactConfig])
-    given_kwargs = config.model_init_kwargs
-    assert not isinstance(given_kwargs, str)  # CompactConfig refuses text that is no mapping
-    config.model_init_kwargs = {"dtype": recipe_config.dtype, **(given_kwargs or {})}
+    recipe_config, config = _read(recipe, options, RecipeConfig, CompactConfig)
     return recipe_config, config
+
+
+def read_comparison(
+    recipe: str | Path,
+) -> tuple[RecipeConfig, CompactConfig, ComparisonConfig]:
+    """Reads a recipe that may also say what to compare; raises as `read_settings`."""
+    settings = _read(recipe, [], RecipeConfig, CompactConfig, ComparisonConfig)
+    recipe_config, config, comparison = settings
+    return recipe_config, config, comparison
 
 
 def known_keys() -> list[str]:
     """Returns every key of a recipe."""
     return [*field_types(RecipeConfig), *field_types(CompactConfig)]
+
+
+def _read(recipe: str | Path | None, options: Sequence[str], *owners: Any) -> list[Any]:
+    """Returns one object of each class of `owners`, RecipeConfig and CompactConfig first."""
+    given: dict[str, tuple[Any, str]] = {}
+    if recipe is not None:
+        given |= _read_yaml(Path(recipe))
+    given |= _read_options(options)
+    types_ = [field_types(owner) for owner in owners]
+    values: list[dict[str, Any]] = [{} for _ in owners]
+    for key, (value, where) in given.items():
+        for known, mine in zip(types_, values, strict=True):
+            if key in known:
+                mine[key] = converted(value, known[key], f"{where}: {key}")
+                break
+        else:
+            raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
+    made = [owner(**mine) for owner, mine in zip(owners, values, strict=True)]
+    config, dtype = made[1], made[0].dtype
+    config.model_init_kwargs = {"dtype": dtype, **(config.model_init_kwargs or {})}
+    return made
 
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:

@@ -1,18 +1,18 @@
 """Trains on the same rationales with several weightings, at equal tokens, over seeds.
 
 An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5"). So
-does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps.
+does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps,
+token weights ("robust,token_weights=eaft"), and gold=false, to train without the gold answers.
 Every other arm trains on the same number of completion tokens, from the same student, on the same
 problems. An arm with one teacher sees fewer tokens per problem, so it makes more passes over the
 problems. OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
-`compact report OUT` shows them too. A finished run is a row of OUT/runs.jsonl and is not repeated,
+`compact report OUT` shows them too. paired.csv, .md and .png compare the arms question by question
+(`compact.evaluation.paired`). A finished run is a row of OUT/runs.jsonl and is not repeated,
 so a killed comparison resumes with the next run.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -22,16 +22,21 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow.compute as pc
+import yaml
 
-from compact.config import CompactConfig, RecipeConfig
+from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
 from compact.data import Problem, load_problems, load_questions, text_of
+from compact.evaluation import paired
+from compact.evaluation.arm_tables import as_csv, as_markdown, draw
 from compact.evaluation.evaluate import evaluate
+from compact.evaluation.paired import DEVELOPMENT, t_quantile
 from compact.files import (
     ANY_NUMBER,
     RECORDS,
@@ -53,11 +58,8 @@ from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
-from compact.weighting import check_gold, make_weigher
+from compact.weighting import TOKEN_WEIGHTS, check_gold, make_weigher
 from compact.weighting.policies import split_teacher
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +75,12 @@ _RUN = {
     "tokens": int,
     "steps": int,
     "seconds": ANY_NUMBER,
+    "right": {str: str},
 }
 
+_Start = tuple[Any, Any, list[Problem], dict[str, list[Problem]]]
+
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
-# Student t, 97.5%, for 1..20 degrees of freedom; for more, the normal value is within 4%.
-_T = (
-    *(12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
-    *(2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class Arm:
         overrides: changed settings of the preset or policy.
         strategy: name of the strategy, None for plain training.
         options: arguments of the strategy.
+        token_weights: name of the token weights; None: the recipe's.
+        gold: whether training sees the gold answers.
     """
 
     name: str
@@ -100,11 +102,17 @@ class Arm:
     overrides: dict[str, Any]
     strategy: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    token_weights: str | None = None
+    gold: bool = True
 
     @property
     def teacher(self) -> str | None:
         """The only teacher that the arm trains on; None where it uses all."""
         return split_teacher(self.preset)[1]
+
+    def seen(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Returns the problems as the arm trains on them."""
+        return [p if self.gold else replace(p, answer=None) for p in problems]
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ class Task:
 
     Attributes:
         name: name of the data.
-        start: seed -> (student, its tokenizer, training problems, test questions).
+        start: seed -> (student, its tokenizer, training problems, test -> questions). The first
+            test gives the accuracy; paired.md has all.
         config: the trainer's settings; arm, seed, steps and folder are filled in.
         peft_config: () -> adapters to train, or None.
         right: problems -> (question_id, teacher) of the rationales that are right.
@@ -122,7 +131,7 @@ class Task:
     """
 
     name: str
-    start: Callable[[int], tuple[Any, Any, list[Problem], list[Problem]]]
+    start: Callable[[int], _Start]
     config: CompactConfig
     peft_config: Callable[[], Any]
     right: Callable[[Sequence[Problem]], set[tuple[str, str]]]
@@ -156,11 +165,16 @@ def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     if preset == "oracle" and right_teachers:
         overrides.setdefault("teachers", sorted(right_teachers))
     strategy, options = overrides.pop("strategy", None), overrides.pop("strategy_options", {})
+    token_weights, gold = overrides.pop("token_weights", None), overrides.pop("gold", True)
     if not isinstance(options, dict):
         raise ValueError(f"--arms: strategy_options of {preset} must be a mapping, got {options!r}")
+    if not isinstance(gold, bool):
+        raise ValueError(f"--arms: gold of {preset} must be true or false, got {gold!r}")
+    if token_weights is not None:
+        TOKEN_WEIGHTS.get_or_raise(token_weights)
     make_weigher(preset, **overrides)
     make_strategy(strategy, options)
-    return Arm(text, preset, overrides, strategy, options)
+    return Arm(text, preset, overrides, strategy, options, token_weights, gold)
 
 
 def zoo_task(
@@ -176,12 +190,12 @@ def zoo_task(
         stage: how far the student is trained, see `zoo_student.STAGES`.
         cache: folder of trained students.
     """
-    the_zoo = zoo.ZOOS[which].sized(problems, questions)
+    the_zoo, the_zoo_name = zoo.ZOOS[which].sized(problems, questions), f"zoo-{which}"
 
-    def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
+    def start(seed: int) -> _Start:
         model, tokenizer = load_zoo_student(stage, 0, cache=cache)
         train = load_problems(the_zoo.rows(seed))
-        return model, tokenizer, train, load_questions(the_zoo.test_rows(seed))
+        return model, tokenizer, train, {the_zoo_name: load_questions(the_zoo.test_rows(seed))}
 
     config = CompactConfig(
         per_device_train_batch_size=8,
@@ -192,7 +206,7 @@ def zoo_task(
         use_cpu=True,
     )
     return Task(
-        name=f"zoo-{which}",
+        name=the_zoo_name,
         start=start,
         config=config,
         peft_config=lambda: None,
@@ -209,25 +223,28 @@ def zoo_task(
 
 def file_task(
     data: str,
-    test: str,
+    tests: Sequence[str],
     recipe_file: Path,
     recipe: RecipeConfig,
     config: CompactConfig,
     *,
     model: str | None,
     limit: int | None,
+    development: int = 0,
     arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
 
     Args:
         data: file of rationales, JSON lines.
-        test: file of test questions, JSON lines.
+        tests: files of test questions, JSON lines.
         recipe_file: the file that recipe and config were read from.
         recipe: its model and LoRA settings are used, its data is not.
         config: its training settings are used; preset, overrides and output_dir are not.
         model: the student; replaces the recipe's.
-        limit: largest number of test questions.
+        limit: largest number of questions of a test.
+        development: so many problems, drawn with a seed of their own, are not trained on but
+            tested, to choose between the arms of one teacher.
         arms: the weightings to compare, to refuse at once what the data do not allow.
 
     Raises:
@@ -245,11 +262,22 @@ def file_task(
             recipe_file,
         )
     problems = load_problems(data)[: recipe.max_problems]
+    if not 0 <= development < len(problems):
+        raise ValueError(
+            f"--development must be less than the {len(problems)} problems, got {development}"
+        )
+    held = set(Random(0).sample(range(len(problems)), development))
+    questions = {
+        name: load_questions(test)[:limit]
+        for name, test in zip(_test_names(tests), tests, strict=True)
+    }
+    if held:
+        questions[DEVELOPMENT] = [problems[i] for i in sorted(held)]
+    problems = [p for i, p in enumerate(problems) if i not in held]
     for arm in arms:
-        check_gold(make_weigher(arm.preset, **arm.overrides), problems)
-    questions = load_questions(test)[:limit]
+        check_gold(make_weigher(arm.preset, **arm.overrides), arm.seen(problems))
 
-    def start(seed: int) -> tuple[Any, Any, list[Problem], list[Problem]]:
+    def start(seed: int) -> _Start:
         kwargs = config.model_init_kwargs
         assert not isinstance(kwargs, str)  # CompactConfig refuses text that is no mapping
         student, processing_class = load_student(name, is_trainable=True, **(kwargs or {}))
@@ -270,13 +298,27 @@ def file_task(
             "model": name,
             "weights": content_of_student(name),
             "data": content_of(data),
-            "test": test,
-            "questions": content_of(test),
+            "test": ", ".join(tests),
+            "questions": [content_of(test) for test in tests],
             "limit": limit,
-            "recipe": read_text(recipe_file),
+            "development": development,
+            "recipe": _settings_of(recipe_file),
         },
         max_new_tokens=256,
     )
+
+
+def _test_names(tests: Sequence[str]) -> list[str]:
+    """Returns a name for each test file: FOLDER/STEM, or the path where two have the same."""
+    names = [f"{Path(test).parent.name}/{Path(test).stem}".lstrip("/") for test in tests]
+    return names if len({*names, DEVELOPMENT}) > len(names) else list(tests)
+
+
+def _settings_of(recipe: Path) -> str:
+    """Returns what a recipe says about training, as YAML: arms and seeds may be added later."""
+    given = parse_yaml(read_text(recipe), str(recipe)) or {}
+    arms = {f.name for f in fields(ComparisonConfig)} - {"development"}
+    return yaml.safe_dump({key: given[key] for key in given if key not in arms})
 
 
 def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -> dict[str, Any]:
@@ -291,7 +333,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
 
     Returns:
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
-        weight), right_weight (share of the weight on right rationales).
+        weight), right_weight (share of the weight on right rationales), right (test -> text with 1
+        or 0 for each question).
     """
     foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
     if foreign:
@@ -301,7 +344,9 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         )
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
-    model, processing_class, problems, questions = task.start(seed)
+    model, processing_class, problems, tests = task.start(seed)
+    known_right = task.right(problems)  # with the gold answers, also for an arm without them
+    problems = arm.seen(problems)
     steps = _steps(task, arm, problems, processing_class, tokens)
     overrides = dict(arm.overrides)
     if arm.preset == "random":
@@ -313,6 +358,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         overrides=overrides,
         strategy=arm.strategy,
         strategy_options=arm.options or None,
+        token_weights=arm.token_weights or task.config.token_weights,
         max_steps=steps,
         seed=seed,
         save_strategy="no",
@@ -330,21 +376,29 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     )
     show_progress(trainer)
     trainer.train()
-    summary = evaluate(
-        trainer.model,
-        processing_class,
-        questions,
-        max_new_tokens=task.max_new_tokens,
-        batch_size=128,
-        progress=False,
-    )
+    right = {}
+    for name, questions in tests.items():
+        # No file of answers: a killed test is repeated with its run.
+        found: dict[str, dict[str, Any]] = {}
+        evaluate(
+            trainer.model,
+            processing_class,
+            questions,
+            max_new_tokens=task.max_new_tokens,
+            batch_size=128,
+            progress=False,
+            items=found,
+        )
+        right[name] = "".join(str(int(found[q.question_id]["correct"])) for q in questions)
+    first = next(iter(right.values()))
     return {
         "arm": arm.name,
         "seed": seed,
-        "accuracy": summary["accuracy"],
+        "accuracy": first.count("1") / len(first),
         "steps": steps,
         "seconds": time.monotonic() - began,
-        **_weights(folder, task.right(problems)),
+        "right": right,
+        **_weights(folder, known_right),
     }
 
 
@@ -397,8 +451,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     n = len(values)
     if n == 1:
         return mean, -math.inf, math.inf
-    t = _T[n - 2] if n - 2 < len(_T) else 1.96
-    half = t * statistics.stdev(values) / math.sqrt(n)
+    half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -438,92 +491,18 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     return arms
 
 
-def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a Markdown table."""
-    teachers = sorted({t for arm in arms for t in arm["weights"]})
-    head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for arm in arms:
-        gain = _cell(arm["gain"], arm["gain_low"], arm["gain_high"], "+") if "gain" in arm else "-"
-        cells = [
-            arm["name"],
-            _cell(arm["mean"], arm["ci_low"], arm["ci_high"]),
-            gain,
-            f"{arm['right_weight']:.2f}",
-            *(f"{arm['weights'][t]:.2f}" if t in arm["weights"] else "-" for t in teachers),
-            f"{arm['tokens']:,}",
-            str(arm["steps"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The results as CSV, one row per run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds"])
-    for runs in results.values():
-        for r in runs:
-            numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
-            writer.writerow([r["arm"], r["seed"], *numbers, f"{r['seconds']:.1f}"])
-    return text.getvalue()
-
-
-def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draws a panel of accuracy and one of weight on right rationales, one row per arm."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.4 + 0.36 * len(arms)), dpi=130)
-    panels = figure.subplots(1, 2, sharey=True)
-    rows = list(range(len(arms)))[::-1]
-    for axes, key, low, high, label in (
-        (panels[0], "mean", "ci_low", "ci_high", "accuracy"),
-        (
-            panels[1],
-            "right_weight",
-            "right_weight_low",
-            "right_weight_high",
-            "weight on right rationales",
-        ),
-    ):
-        values = [arm[key] for arm in arms]
-        spans = [[max(v - a[low], 0.0) for v, a in zip(values, arms, strict=True)]]
-        spans.append([max(a[high] - v, 0.0) for v, a in zip(values, arms, strict=True)])
-        axes.errorbar(values, rows, xerr=spans, fmt="none", ecolor="#7a8794", capsize=3)
-        axes.scatter(values, rows, color="#1b6ca8", zorder=3)
-        for value, row in zip(values, rows, strict=True):
-            axes.annotate(
-                f"{value:.2f}",
-                (value, row),
-                (0, 5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-            )
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.6, len(arms) - 0.3)
-        axes.set_xlabel(f"{label} (mean, 95% interval)", fontsize=8)
-        axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    return figure
-
-
 def compare(
     task: Task, arms: Sequence[Arm], seeds: Sequence[int], out: Path, tokens: int | None = None
 ) -> list[dict[str, Any]]:
     """Runs every arm with every seed and writes the results to `out`.
 
+    Arms and seeds may be added to a comparison later, and be in any order.
+
     Args:
         task: data, student and settings.
         arms: the weightings to compare.
         seeds: each arm is run once per seed.
-        out: folder of the runs and of compare.md, .csv, .json, .png.
+        out: folder of the runs, of compare.md, .csv, .json, .png and of paired.md, .csv, .png.
         tokens: completion tokens of each run; None: the task's epochs over all rationales.
 
     Returns:
@@ -532,8 +511,9 @@ def compare(
     Raises:
         ValueError: `out` holds runs with other settings.
     """
-    for suffix in ("json", "md", "csv", "png"):
-        check_output(out / f"compare.{suffix}", kind=_KIND)
+    names = [f"compare.{suffix}" for suffix in ("json", "md", "csv", "png")]
+    for name in (*names, "paired.md", "paired.csv", "paired.png"):
+        check_output(out / name, kind=_KIND)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
     asked = {"task": task.name, **task.about, "tokens_asked": tokens}
@@ -567,4 +547,9 @@ def compare(
     write_whole(out / "compare.md", as_markdown(summary), kind=_KIND)
     write_whole(out / "compare.csv", as_csv(results), kind=_KIND)
     write_whole(out / "compare.png", picture_of(figure, "png", tidy=True), kind=_KIND)
+    runs = [run for of_arm in results.values() for run in of_arm]
+    rows = paired.paired_rows(paired.with_best_single(paired.answers_of(runs)))
+    write_whole(out / "paired.csv", paired.as_csv(runs), kind=_KIND)
+    write_whole(out / "paired.md", paired.as_markdown(rows), kind=_KIND)
+    write_whole(out / "paired.png", picture_of(paired.draw(rows), "png", tidy=True), kind=_KIND)
     return summary

@@ -77,6 +77,7 @@ def evaluate(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     progress: bool = True,
+    items: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Answers each problem greedily and judges the answers.
 
@@ -91,6 +92,7 @@ def evaluate(
         max_new_tokens: most tokens of an answer.
         batch_size: answers generated at once; it changes results only by rounding.
         progress: whether to show a progress bar.
+        items: gets question_id -> item of every question, as in the rows of `out`.
 
     Returns:
         items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
@@ -167,4 +169,6 @@ def evaluate(
     summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}
     if rows is not None:
         rows.complete(summary)
+    if items is not None:
+        items.update((i, done[i]) for i in ids)
     return summary

@@ -1,9 +1,12 @@
 """compare and score from end to end with an untrained tiny student."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import load_problems
 from compact.evaluation import compare, score
@@ -75,7 +78,7 @@ def test_changed_data_is_not_given_the_old_result(tmp_path):
 
     def about():
         settings = read_settings(recipe, [])
-        task = compare.file_task(str(data), str(test), recipe, *settings, model=None, limit=None)
+        task = compare.file_task(str(data), [str(test)], recipe, *settings, model=None, limit=None)
         return task.about
 
     before = about()
@@ -94,6 +97,77 @@ def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
     assert arm.overrides == {"teachers": ["nobody"]}
     (found,) = compare.compare(task, [arm], [0], tmp_path)
     assert found["right_weight"] == 0.0
+
+
+def test_arms_may_set_token_weights_and_drop_the_gold_answers():
+    arm = compare.parse_arm("robust,token_weights=eaft,gold=false,tau=2")
+    assert (arm.token_weights, arm.gold, arm.overrides) == ("eaft", False, {"tau": 2})
+    problems = load_problems(zoo.make_rows(("good",), 1, seed=1))
+    assert arm.seen(problems)[0].answer is None
+    assert compare.parse_arm("robust").seen(problems) == problems
+    with pytest.raises(ValueError, match="gold of robust must be true or false, got 'no way'"):
+        compare.parse_arm("robust,gold=no way")
+    with pytest.raises(ValueError, match="eaft"):
+        compare.parse_arm("robust,token_weights=eat")
+
+
+def test_a_study_in_miniature(tiny, tmp_path, monkeypatch, capsys):
+    """A recipe alone starts it; it goes on after a stop, and takes arms that are added later."""
+    rows = zoo.make_rows(("good", "verbose"), 6, seed=1)
+    data, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test.write_text("".join(json.dumps(r) + "\n" for r in zoo.make_rows(("good",), 3, seed=2)))
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more/test.jsonl"
+    other.write_text(test.read_text())
+    monkeypatch.setattr(compare, "load_student", lambda *a, **k: tiny())
+    recipe = tmp_path / "study.yaml"
+
+    def study(arms):
+        text = f"""model: {tmp_path}
+data: {data}
+tests: [{test}, {other}]
+development: 2
+seeds: [0, 1]
+arms: {json.dumps(arms)}
+use_peft: false
+use_cpu: true
+num_train_epochs: 1
+max_length: 512
+"""
+        recipe.write_text(text)
+        options = ["--config", str(recipe), "--out", str(tmp_path / "out")]
+        assert main(["compare", *options]) == 0
+        return [json.loads(line) for line in (tmp_path / "out/runs.jsonl").read_text().splitlines()]
+
+    trained = []
+    real = compare.run_arm
+
+    def stopped(task, arm, *rest):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(arm.name)
+        return real(task, arm, *rest)
+
+    monkeypatch.setattr(compare, "run_arm", stopped)
+    arms = ["uniform", "robust,gold=false,token_weights=eaft"]
+    with pytest.raises(KeyboardInterrupt):
+        study(arms)
+    monkeypatch.setattr(compare, "run_arm", real)
+    first = study(arms)
+    assert len(first) == 4
+    later = study(["single:good", "single:verbose", *arms[::-1]])
+    assert later[:4] == first and len(later) == 8
+    names = {f"{tmp_path.name}/test", "more/test", "development"}
+    assert all(set(run["right"]) == names for run in later)
+    assert all(len(run["right"]["development"]) == 2 for run in later)
+    table = (tmp_path / "out/paired.md").read_text()
+    assert "best single (" in table and "over uniform" in table and "development" not in table
+    assert (tmp_path / "out/paired.png").stat().st_size > 0
+    page = tmp_path / "out/study.csv"
+    page.write_bytes((tmp_path / "out/paired.csv").read_bytes())
+    subprocess.run([sys.executable, "tools/study_page.py", str(page)], check=True)
+    assert table in page.with_suffix(".md").read_text()
 
 
 def test_arm_settings_are_read_and_checked():

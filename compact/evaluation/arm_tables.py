@@ -1,0 +1,87 @@
+"""The tables and the picture of `compact.evaluation.compare`: one row per arm."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a Markdown table."""
+    teachers = sorted({t for arm in arms for t in arm["weights"]})
+    head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for arm in arms:
+        gain = _cell(arm["gain"], arm["gain_low"], arm["gain_high"], "+") if "gain" in arm else "-"
+        cells = [
+            arm["name"],
+            _cell(arm["mean"], arm["ci_low"], arm["ci_high"]),
+            gain,
+            f"{arm['right_weight']:.2f}",
+            *(f"{arm['weights'][t]:.2f}" if t in arm["weights"] else "-" for t in teachers),
+            f"{arm['tokens']:,}",
+            str(arm["steps"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The results as CSV, one row per run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds"])
+    for runs in results.values():
+        for r in runs:
+            numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
+            writer.writerow([r["arm"], r["seed"], *numbers, f"{r['seconds']:.1f}"])
+    return text.getvalue()
+
+
+def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draws a panel of accuracy and one of weight on right rationales, one row per arm."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.4 + 0.36 * len(arms)), dpi=130)
+    panels = figure.subplots(1, 2, sharey=True)
+    rows = list(range(len(arms)))[::-1]
+    for axes, key, low, high, label in (
+        (panels[0], "mean", "ci_low", "ci_high", "accuracy"),
+        (
+            panels[1],
+            "right_weight",
+            "right_weight_low",
+            "right_weight_high",
+            "weight on right rationales",
+        ),
+    ):
+        values = [arm[key] for arm in arms]
+        spans = [[max(v - a[low], 0.0) for v, a in zip(values, arms, strict=True)]]
+        spans.append([max(a[high] - v, 0.0) for v, a in zip(values, arms, strict=True)])
+        axes.errorbar(values, rows, xerr=spans, fmt="none", ecolor="#7a8794", capsize=3)
+        axes.scatter(values, rows, color="#1b6ca8", zorder=3)
+        for value, row in zip(values, rows, strict=True):
+            axes.annotate(
+                f"{value:.2f}",
+                (value, row),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.6, len(arms) - 0.3)
+        axes.set_xlabel(f"{label} (mean, 95% interval)", fontsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(rows, [arm["name"] for arm in arms], fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
