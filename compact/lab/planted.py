@@ -202,8 +202,8 @@ def mislead(
 
     Returns:
         Rows in the data format, with `right`: whether a rationale states the gold answer and got no
-        error (missing without a gold answer); the number of rationales that got an error, and the number of
-        rationales that these teachers have.
+        error (missing without a gold answer); the number of rationales that got an error, and the
+        number of rationales that these teachers have.
 
     Raises:
         ValueError: a teacher has no rationale, or one of its rationales is chat messages or has
