@@ -42,7 +42,9 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space follows, so it is no minus sign
-_LIST_NUMBER = re.compile(r"^[\s#>]*(?:step\s+)?\d{1,2}[.):]\s", re.IGNORECASE)
+_LIST_NUMBER = re.compile(
+    r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$))", re.IGNORECASE
+)
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
     r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b|_+|\?)"  # 2x, (1/2)x

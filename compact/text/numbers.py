@@ -106,3 +106,29 @@ def parse_number_words(text: str) -> Fraction | None:
         else:
             return None
     return Fraction(total + part)
+
+
+_NAMED = {"dozen": 12, "half": 2, "quarter": 4, "once": 1, "twice": 2, "double": 2, "triple": 3}
+_IN_WORDS = re.compile(
+    rf"{NUMBER_WORDS.pattern}|\b(?P<named>{'|'.join(_NAMED)})s?\b"
+    r"|(?<![\w.])(?P<before>\d{1,9})-(?=[a-z])",
+    re.IGNORECASE,
+)
+
+
+def numbers_in_words(text: str) -> tuple[str, ...]:
+    """Returns the numbers that a text gives in words or before a hyphen, in normal form.
+
+    "twenty-five", "a dozen" (12), "half" (2, what it divides by), "a 6-ounce cup" (6).
+    """
+    found: dict[str, None] = {}
+    for match in _IN_WORDS.finditer(text):
+        if match["before"]:
+            number: Fraction | None = Fraction(match["before"])
+        elif match["named"]:
+            number = Fraction(_NAMED[match["named"].lower()])
+        else:
+            number = parse_number_words(match.group())
+        if number is not None:
+            found[format_number(number)] = None
+    return tuple(found)

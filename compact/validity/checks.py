@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from compact.text.equations import Equation, equations, numbers
+from compact.text.numbers import numbers_in_words
 from compact.validity.cases import Case
 
 MOST = 3.0
@@ -55,7 +56,9 @@ def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
         weights: [K] how much each rationale counts as a source of numbers.
     """
     found = [_found_numbers(r.step_texts) for r in case.rationales]
-    question = _KNOWN.union(numbers(case.prompt), numbers(case.gold or ""))
+    question = _KNOWN.union(
+        numbers(case.prompt), numbers_in_words(case.prompt), numbers(case.gold or "")
+    )
     outcomes: list[Outcomes] = []
     for k, rationale in enumerate(case.rationales):
         others = [(found[j], weights[j]) for j in range(len(found)) if j != k]

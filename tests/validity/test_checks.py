@@ -58,6 +58,12 @@ def test_the_gold_answer_is_known() -> None:
     assert failures(case(["so it is 42"], *others, gold="42"), "numbers") == []
 
 
+def test_numbers_in_words_are_given_and_labels_are_no_numbers() -> None:
+    prompt = "Twenty-five boxes of a dozen eggs each, and a 6-ounce cup."
+    steps = ["Q7.", "25 * 12 = 300 eggs", "Step 9: 6 ounces"]
+    assert failures(case(steps, ["none"], prompt=prompt), "numbers") == []
+
+
 def test_without_others_nothing_comes_from_nowhere() -> None:
     assert failures(case(["so it is 42"]), "numbers") == []
 
