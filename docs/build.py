@@ -23,7 +23,7 @@ PACKAGES = ("compact", "compact_ops")
 # In the order of the navigation; the README is the front page.
 GUIDES = ("quickstart", "collect", "choosing", "data-format", "trainer", "method", "metrics")
 GUIDES += ("strategies", "extending", "operators", "auditing", "evaluation", "distributed")
-GUIDES += ("performance",)
+GUIDES += ("performance", "leaks")
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 

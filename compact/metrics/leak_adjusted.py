@@ -20,7 +20,7 @@ from compact.metrics.option_contrast import contrast_gain, option_leaves
 from compact.passes import Pass
 
 
-@register("leak-adjusted", axis="adaptability", needs_options=True)
+@register("leak-adjusted", axis="adaptability", needs_options=True, needs_gold=True)
 def leak_adjusted(pass_: Pass) -> Tensor:
     """Returns [R] M(x, y') - M(x) in nats; 0 if every step states an answer."""
     return contrast_gain(pass_, option_leaves(pass_, "leak-adjusted")[0].unstated)

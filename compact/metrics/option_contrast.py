@@ -63,7 +63,7 @@ def contrast_gain(pass_: Pass, places: Tensor) -> Tensor:
     return contrast[places] - contrast[leaves.question][pass_.batch.problem]
 
 
-@register("option-contrast", axis="adaptability", needs_options=True)
+@register("option-contrast", axis="adaptability", needs_options=True, needs_gold=True)
 def option_contrast(pass_: Pass) -> Tensor:
     """Returns [R] M(x, y) - M(x) in nats."""
     return contrast_gain(pass_, option_leaves(pass_, "option-contrast")[0].whole)
