@@ -7,7 +7,7 @@ differences of two arms, has the variance of a two-way layout with random rows a
 
 MS_q, MS_s, MS_e are the mean squares of questions, seeds and the rest (two-way analysis of variance
 without replication); a negative component of variance counts as 0. The degrees of freedom are
-Satterthwaite's (Biometrics Bulletin 2, 1946). With one seed only the questions vary:
+Satterthwaite's (Biometrics Bulletin 2, 1946), at least 1. With one seed only the questions vary:
 Var = MS_q / Q with Q - 1 degrees of freedom. So an interval is about other questions of the same
 kind and about other seeds.
 """
@@ -75,7 +75,7 @@ def effect(values: NDArray[np.float64]) -> Effect:
     spread = sum(ms * ms / df for ms, df in sources if df)
     if variance <= 0.0:  # all values are equal
         return Effect(mean, mean, mean, float(mean == 0.0), 0.0)
-    df = variance**2 / spread
+    df = max(variance**2 / spread, 1.0)
     error = math.sqrt(variance / (seeds * questions))
     half = t_quantile(0.975, df) * error
     detectable = half + t_quantile(0.8, df) * error
@@ -93,9 +93,9 @@ def two_sided(t: float, df: float) -> float:
     """
     df = min(df, _MOST_DF)
     start = math.atan(abs(t) / math.sqrt(df))
-    angles = np.linspace(start, math.pi / 2, 20_001)
+    angles = np.linspace(start, math.pi / 2, 2_001)
     heights = np.maximum(np.cos(angles), 0.0) ** (df - 1.0)
-    step = (math.pi / 2 - start) / 20_000
+    step = (math.pi / 2 - start) / 2_000
     area = step / 3 * float(heights[0] + heights[-1] + 4 * heights[1::2].sum())
     area += step / 3 * 2 * float(heights[2:-1:2].sum())
     scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(math.pi)
@@ -108,7 +108,7 @@ def t_quantile(share: float, df: float) -> float:
     tail = 2.0 * (1.0 - share)
     while two_sided(high, df) > tail:
         high *= 2.0
-    while high - low > 1e-9 * high:
+    while high - low > 1e-7 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if two_sided(middle, df) > tail else (low, middle)
     return (low + high) / 2

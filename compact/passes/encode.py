@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from compact.answers import Domain, unified
 from compact.data import text_of
 from compact.data.problems import REASONING
@@ -173,7 +175,9 @@ def encode_problems(
     Raises:
         ValueError, TypeError: as in `encode_problem`.
     """
-    encoded = [encode_problem(problem, processing_class, **settings) for problem in problems]
+    # Shown only where it takes a while, on a terminal as in `evaluate`.
+    bar = tqdm(problems, desc="encoding", unit="problem", delay=5.0, disable=None)
+    encoded = [encode_problem(problem, processing_class, **settings) for problem in bar]
     if not judged:
         return encoded
     return [
