@@ -220,8 +220,12 @@ _FRONT = re.compile(r"^(?:[\s.,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[^\s.,:
 
 def plain_text(text: str) -> str:
     """Returns a text in lower case, without wrappers, leading articles, or signs around it."""
-    words = " ".join(unwrap(text[:LONGEST_ANSWER]).lower().split())
-    return _FRONT.sub("", words.translate(_QUOTES)).rstrip(_AROUND)
+    plain, before = text[:LONGEST_ANSWER], None
+    while plain != before:  # what stood behind an article may be a wrapper again
+        before = plain
+        words = " ".join(unwrap(plain).lower().split())
+        plain = _FRONT.sub("", words.translate(_QUOTES)).rstrip(_AROUND)
+    return plain
 
 
 _QUOTES = str.maketrans("“”‘’", "\"\"''")

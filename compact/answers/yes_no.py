@@ -57,7 +57,7 @@ class YesNo(Domain):
     def normalise(self, answer: str) -> str:
         """Returns "yes" or "no" if the text starts with such a word, else plain text."""
         text = plain_text(answer)
-        found = _IN_FRONT.match(unwrap(answer[:LONGEST_ANSWER]))
+        found = _IN_FRONT.match(unwrap(answer[:LONGEST_ANSWER])) or _IN_FRONT.match(text)
         return _value(found) if found else text
 
     def extract(self, completion: str) -> str | None:

@@ -84,8 +84,8 @@ def test_a_file_whose_teacher_misleads(tmp_path, capsys):
     assert main(argv) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["completion"] != TEXT for row in found] == [False, True, True]
-    assert found[0] == rows[0] and found[2] == rows[2]
-    assert found[1] == rows[1] | {"completion": found[1]["completion"]}
+    assert found[0] == rows[0] | {"right": True} and found[2] == rows[2] | {"right": True}
+    assert found[1] == rows[1] | {"completion": found[1]["completion"], "right": False}
     assert "an error in 1 of 2 rationales of b, c" in capsys.readouterr().out
     line = fails(capsys, "planted", str(file), "--teachers", "d", "--out", str(out))
     assert "teachers must be of a, b, c, got 'd'" in line

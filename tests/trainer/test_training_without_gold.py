@@ -141,11 +141,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     data.write_text("".join(json.dumps(row) + "\n" for row in without_answers(rows)))
     capsys.readouterr()
+    command[command.index(str(run))] = str(tmp_path / "other")
     for refused in ([*score, "--preset", "paper"], [*command, "--preset", "paper"]):
         words = "probe of paper needs gold answers, and no row of the data has the field 'answer'"
         assert words in fails(capsys, *refused)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {student}\n")
-    arms = ["compare", str(data), "--config", str(recipe), "--test", str(data), "--out", str(out)]
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows_of("good")))
+    arms = ["compare", str(data), "--config", str(recipe), "--test", str(test), "--out", str(out)]
     assert "rejection needs gold answers" in fails(capsys, *arms, "--arms", "uniform", "rejection")
     assert all(p.answer is None for p in load_problems(data))
