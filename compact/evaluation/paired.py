@@ -271,9 +271,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     tests = list(dict.fromkeys(row["test"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     heights = {arm: len(arms) - 1 - i for i, arm in enumerate(arms)}
-    figure = Figure(
-        figsize=(2.6 + 3.4 * len(tests), 1.4 + 0.3 * len(arms)), dpi=130, layout="constrained"
-    )
+    figure = Figure(figsize=(2.6 + 3.4 * len(tests), 1.4 + 0.3 * len(arms)), dpi=130)
     panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
     for axes, test in zip(panels, tests, strict=True):
         mine = [row for row in rows if row["test"] == test]
