@@ -39,21 +39,21 @@ _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s?\d)|`")
 
 def tidy(expression: str) -> str:
     r"""Returns an expression without typesetting: "$\dfrac12\,$." -> "\frac{1}{2}"."""
-    text = _BOLD.sub("", expression[:LONGEST_ANSWER]).strip().strip("*_ ")
-    for _ in range(3):  # dollars around a box around a text
+    text, before = expression[:LONGEST_ANSWER], ""
+    while text != before:  # dollars around a box around a text, each with signs around it
         before = text
+        text = _BOLD.sub("", text).strip().strip("*_ ")
         whole = _WRAPPED.fullmatch(text)
         if whole:
             text = next(group for group in whole.groups() if group is not None).strip()
         if text.startswith("\\boxed"):
             inside = braced(text, len("\\boxed"))
             text = inside if inside is not None else text
-        if text == before:
-            break
-    text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = re.sub(r"\\frac\s?(\w)\s?(\w)(?!\w)", r"\\frac{\1}{\2}", text)
-    text = _TEXT.sub(r"\1", text).replace("$", "").replace("−", "-")
-    return " ".join(text.split()).rstrip(".,;:! ").lstrip(":;,= ")
+        text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+        text = re.sub(r"\\frac\s?(\w)\s?(\w)(?!\w)", r"\\frac{\1}{\2}", text)
+        text = _TEXT.sub(r"\1", text).replace("$", "").replace("−", "-")
+        text = " ".join(text.split()).rstrip(".,;:! ").lstrip(":;,= ")
+    return text
 
 
 def check(a: str, b: str) -> bool:

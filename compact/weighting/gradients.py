@@ -90,10 +90,10 @@ def least_norm(gram: Tensor, limit: float = 1.0, rounds: int = 200) -> Tensor:
         step = min(gap / curve, most) if curve > 0 else most
         alpha[worst] -= step
         alpha[best] += step
-    # Equal gradients may share their weight in any way: they get equal parts.
-    own = g.diagonal()
-    twins = (own[:, None] + own[None, :] - 2 * g) <= 1e-6 * own.max()
-    alpha = (twins.double() @ alpha) / twins.sum(1)
+    # Equal gradients may share their weight in any way: each gives equal parts of its own to all.
+    pair = g.diagonal()[:, None] + g.diagonal()
+    twins = (pair - 2 * g <= 1e-6 * pair).double()
+    alpha = twins @ (alpha / twins.sum(0))
     return alpha.clamp(min=0.0).to(gram)
 
 

@@ -31,6 +31,16 @@ def test_the_shorter_of_two_aligned_gradients_gets_all() -> None:
     assert least_norm(gram([1.0, 0.0], [3.0, 0.0]), 0.75).tolist() == pytest.approx([0.75, 0.25])
 
 
+def test_equal_gradients_share_their_weight() -> None:
+    assert least_norm(gram([1.0, 0.0], [1.0, 0.0], [9.0, 0.0])).tolist() == [0.5, 0.5, 0.0]
+
+
+def test_gradients_that_are_small_beside_a_large_one_are_not_equal() -> None:
+    """Neighbours in a row of small gradients, which the scale of the large one would blur."""
+    alpha = least_norm(gram([100.0, 0.0], [0.02, 0.0], [0.1, 0.0], [0.18, 0.0]).double())
+    assert alpha.tolist() == pytest.approx([0.0, 1.0, 0.0, 0.0])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 6), st.sampled_from([0.4, 0.6, 1.0]), st.integers(0, 99))
 def test_least_norm_is_not_beaten(size: int, nu: float, seed: int) -> None:
