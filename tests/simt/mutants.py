@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 # ruff: noqa: E501
 FAULTS = (
     Fault("no barrier before the warps' results are merged", "head.cuh",
-          "  simt::barrier();\n  Online<A> all;", "  Online<A> all;"),
+          "  simt::barrier();\n  Online<A, kSquares> all;", "  Online<A, kSquares> all;"),
     Fault("no barrier before the warps' sums are added", "head.cuh",
           "  simt::barrier();\n  return simt::warp_sum(simt::lane()",
           "  return simt::warp_sum(simt::lane()"),
@@ -88,8 +88,8 @@ FAULTS = (
     Fault("second sweep leaves the first round out", "row_stats.cuh",
           "k >= 0; k -= 2)", "k > 0; k -= 2)"),
     Fault("target read after the row is overwritten by a quick warp", "row_stats.cuh",
-          "const Online<A> all = block_merge(mine, largest, sum, moment);",
-          "const Online<A> all = block_merge(mine, largest, sum, moment); if (in_range) "
+          "const Online<A, kMore> all = block_merge(mine, largest, sum, moment, squares);",
+          "const Online<A, kMore> all = block_merge(mine, largest, sum, moment, squares); if (in_range) "
           "target_logit = args.head.finish_one(simt::to_float(row[target]), target);"),
     Fault("weight of the row forgotten", "row_stats.cuh",
           "args.weight == nullptr ? A(1) : args.weight[r]", "A(1)"),
