@@ -37,7 +37,7 @@ const double kInf = std::numeric_limits<double>::infinity();
 // Equal within `relative` of the larger of |want| and `floor`; NaN and infinities must agree.
 void near(const char* what, int64_t index, double got, double want, double relative, double floor) {
   if (want != want ? got != got : got == want) return;
-  if (!(std::abs(got - want) <= relative * std::max(std::abs(want), floor)))
+  if (!std::isfinite(want) || !(std::abs(got - want) <= relative * std::max(std::abs(want), floor)))
     fail(what, index, got, want);
 }
 
