@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from compact.data import Problem, load_problems, of_teacher
+from compact.data.rows import as_json_lines, content_of_rows
 from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.score import parse_metrics, score_problems
 from compact.evaluation.teachers import about, reasons, teachers_page
-from compact.files import check_output, content_of, content_of_student, write_whole
+from compact.files import check_output, content_of_student, write_whole
 from compact.passes.encode import LEAF_BUDGET
 from compact.resumable import remove_rows
 from compact.student import Student, load_model
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact score`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
+    parser.add_argument("data", metavar="DATA", help="rationales (docs/data-format.md)")
     parser.add_argument(
         "--model", required=True, help="folder (also of a run), Hugging Face name or .gguf file"
     )
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         graphs.mkdir(parents=True, exist_ok=True)
     model, processing_class = load_model(args.model)
     settings = {
-        "data": content_of(args.data),
+        "data": content_of_rows(args.data),
         "model": args.model,
         "weights": content_of_student(args.model),
         "preset": args.preset,
@@ -148,11 +149,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_kept(path: Path, data: str, problems: Sequence[Problem], kept: Sequence[bool]) -> None:
-    """Writes the lines of the data whose rationales are kept, as they stand there."""
-    lines = Path(data).read_text(encoding="utf-8-sig").split("\n")
+    """Writes the rows of the data whose rationales are kept."""
     numbers = [r.line for problem in problems for r in problem.rationales]
-    chosen = sorted(line for line, keep in zip(numbers, kept, strict=True) if keep)
-    text = "".join(lines[line - 1].rstrip("\r") + "\n" for line in chosen)
+    chosen = {line for line, keep in zip(numbers, kept, strict=True) if keep}
+    text = as_json_lines(data, chosen)
     write_whole(path, text, kind="rationales")
 
 

@@ -1,30 +1,32 @@
 """Converts files of other projects into JSON lines with one rationale per line.
 
-A file is JSON lines or one JSON array. The fields of its first row determine the format:
+`compact.data.rows` opens the files. The fields of its first row determine the format of a file:
 
 - alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
 - sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
 - mcc-kd: instruction, output as a list of rationales, label;
 - cot: Question, CoT, Answer (upper or lower case);
-- compact: the rows of this project, to merge files.
+- compact: the rows of this project, to merge files; also prompt and completion alone (TRL's).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compact.answers import find_domain
-from compact.data.problems import Text, text_of
-from compact.files import check_depth, read_text, without_repeats
+from compact.data.problems import REASONING, Text, text_of
+from compact.data.rows import read_rows, stem_of
 from compact.text.steps import find_marker
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES["system"] = "system"
+_REASONING_NAMES = (REASONING, "reasoning", "thinking")
+_OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 
 @dataclass(frozen=True)
@@ -46,68 +48,7 @@ class Sample:
     answer_type: str | None = None
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (`file:line`, row) from JSON lines or from one JSON array.
-
-    Raises:
-        ValueError: `file:line: ...` if a row is not a JSON object.
-        OSError: the file cannot be read.
-    """
-    text = read_text(path)
-    decoder = json.JSONDecoder(object_pairs_hook=without_repeats)
-    array = text.lstrip()[:1] == "["
-    at = _skip(text, text.index("[") + 1 if array else 0)
-    line, counted, number, last = 1, 0, 0, 0
-    while at < len(text) and not (array and text[at] == "]"):
-        line += text.count("\n", counted, at)
-        counted = at
-        number += 1
-        # In an array that stands on one line, the number of the row says more than the line.
-        where, last = f"{path}:{line}" + (f": row {number}" if line == last else ""), line
-        try:
-            row, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{error.lineno}: expected a JSON object, got {error.msg} at column "
-                f"{error.colno}"
-            ) from None
-        except RecursionError:
-            raise ValueError(
-                f"{where}: expected a JSON object, got one nested too deeply"
-            ) from None
-        except ValueError as error:  # a key given twice, or an integer that is too long
-            what = str(error).split(";")[0]
-            raise ValueError(f"{where}: expected a JSON object, got {what}") from None
-        check_depth(row, text[at:end], where)
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield where, row
-        at = _skip(text, end)
-        if array:
-            line += text.count("\n", counted, at)
-            counted = at
-            if text[at : at + 1] not in (",", "]"):
-                found = repr(text[at : at + 20]) if at < len(text) else "the end of the file"
-                raise ValueError(f"{path}:{line}: expected ',' or ']' after a row, got {found}")
-            at = _skip(text, at + 1) if text[at] == "," else at
-    if array:
-        if at >= len(text):
-            raise ValueError(f"{path}:{line}: expected ']' at the end of the array")
-        rest = _skip(text, at + 1)
-        if rest < len(text):
-            line += text.count("\n", counted, rest)
-            found = repr(text[rest : rest + 20])
-            raise ValueError(f"{path}:{line}: expected nothing after the array, got {found}")
-
-
-def _skip(text: str, at: int) -> int:
-    """Returns the first position from `at` on that is not white space, or len(text)."""
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
-
-
-def _field(row: dict[str, Any], name: str, where: str) -> str:
+def _field(row: Mapping[str, Any], name: str, where: str) -> str:
     """Returns a required field as text; numbers are converted to text."""
     value = row.get(name)
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
@@ -148,16 +89,26 @@ def _messages(turns: list[Any], what: str) -> list[dict[str, str]]:
         if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"{at} must come from {', '.join(ROLES)}, got {role!r}")
         content = _text(turn.get("value", turn.get("content")), at)
-        messages.append({"role": ROLES[role], "content": content})
+        message = {"role": ROLES[role], "content": content}
+        reasoning = next((turn[name] for name in _REASONING_NAMES if turn.get(name)), None)
+        if reasoning is not None:
+            message[REASONING] = _text(reasoning, f"{at}: {REASONING}")
+        for key in sorted(turn.keys() - _OF_MESSAGES):
+            if turn[key] and isinstance(turn[key], str | list | dict):
+                raise ValueError(
+                    f"{at} must hold role, content and {REASONING}, got {key!r}, which would be "
+                    "lost"
+                )
+        messages.append(message)
     return messages
 
 
-def _optional(row: dict[str, Any], where: str, *names: str) -> str | None:
+def _optional(row: Mapping[str, Any], where: str, *names: str) -> str | None:
     """Returns the first of the named fields that the row has, None if it has none of them."""
     return next((_field(row, n, where) for n in names if row.get(n) not in (None, "")), None)
 
 
-def from_alpaca(row: dict[str, Any], where: str) -> Sample:
+def from_alpaca(row: Mapping[str, Any], where: str) -> Sample:
     """Reads instruction, input, output; with system or history the prompt is a chat."""
     user = _field(row, "instruction", where)
     extra = _optional(row, where, "input")
@@ -178,7 +129,7 @@ def from_alpaca(row: dict[str, Any], where: str) -> Sample:
     return Sample(prompt, (_field(row, "output", where),), _optional(row, where, "answer", "label"))
 
 
-def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
+def from_sharegpt(row: Mapping[str, Any], where: str) -> Sample:
     """Reads conversations (from, value) or messages (role, content).
 
     The last message is the completion.
@@ -194,10 +145,11 @@ def from_sharegpt(row: dict[str, Any], where: str) -> Sample:
     if last["role"] != "assistant":
         raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
     prompt = before[0]["content"] if len(before) == 1 else before
-    return Sample(prompt, (last["content"],), _optional(row, where, "answer", "label"))
+    completion: Text = [last] if REASONING in last else last["content"]
+    return Sample(prompt, (completion,), _optional(row, where, "answer", "label"))
 
 
-def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
+def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
     """Reads instruction, output (a list of rationales) and label."""
     outputs = row["output"]
     if not outputs:
@@ -209,16 +161,15 @@ def from_mcc_kd(row: dict[str, Any], where: str) -> Sample:
     )
 
 
-def from_cot(row: dict[str, Any], where: str) -> Sample:
+def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
-    row = {name.lower(): value for name, value in row.items()}
     cot, answer = _field(row, "cot", where), _optional(row, where, "answer")
     if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(_field(row, "question", where), (cot,), answer)
 
 
-def from_compact(row: dict[str, Any], where: str) -> Sample:
+def from_compact(row: Mapping[str, Any], where: str) -> Sample:
     """Reads a row of this project; a test question has no completion."""
 
     def content(name: str) -> Text:
@@ -231,30 +182,27 @@ def from_compact(row: dict[str, Any], where: str) -> Sample:
         content("prompt"),
         () if row.get("completion") in (None, "", []) else (content("completion"),),
         _optional(row, where, "answer"),
-        _optional(row, where, "teacher"),
-        _optional(row, where, "answer_type"),
     )
 
 
-def reader_of(row: dict[str, Any], where: str) -> Callable[[dict[str, Any], str], Sample]:
+def reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any], str], Sample]:
     """Returns the reader of a row's format.
 
     Raises:
         ValueError: no known format has these fields.
     """
-    lower = {name.lower() for name in row}
-    if "question_id" in row:
+    if "question_id" in row and "messages" not in row or {"prompt", "completion"} <= row.keys():
         return from_compact
     if "conversations" in row or "messages" in row:
         return from_sharegpt
     if {"instruction", "output"} <= row.keys():
         return from_mcc_kd if isinstance(row["output"], list) else from_alpaca
-    if {"question", "cot"} <= lower:
+    if {"question", "cot"} <= row.keys():
         return from_cot
     raise ValueError(
         f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
         f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or compact "
-        f"(question_id, prompt, answer), got {', '.join(row) or 'none'}"
+        f"(prompt, completion, answer), got {', '.join(row) or 'none'}"
     )
 
 
@@ -266,12 +214,17 @@ def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
         OSError: the file cannot be read.
     """
     reader = None
-    for where, row in read_rows(path):
+    for where, _, row in read_rows(path):
         reader = reader or reader_of(row, where)
         try:
-            yield where, reader(row, where)
+            sample = reader(row, where)
         except KeyError as error:
             raise ValueError(f"{where}: field {error} is missing; the first row has it") from None
+        teacher = _optional(row, where, "teacher")
+        yield (
+            where,
+            replace(sample, teacher=teacher, answer_type=_optional(row, where, "answer_type")),
+        )
     if reader is None:
         raise ValueError(f"{path}: expected at least one row, got none")
 
@@ -310,21 +263,26 @@ def gold_answers(path: Path) -> dict[str, str]:
 
 
 def import_files(
-    sources: list[tuple[str | None, Path]], gold: Path | None = None, *, prefix: str = "problem"
+    sources: list[tuple[str | None, Path]],
+    gold: Path | None = None,
+    *,
+    prefix: str = "problem",
+    samples: int | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Reads files of any known format and groups their rows into problems.
 
     Args:
         sources: pairs (teacher, file). If the teacher is None, it is the teacher that the row
-            names, else the file's stem. If a row has several rationales, the n-th belongs to
-            teacher `name-n`.
+            names, else the file's stem. If a teacher has several rationales of some problem, its
+            n-th of every problem is named `teacher-n`.
         gold: file of gold answers, which replace those of the rows. Without it, a prompt has the
             answer of any of its rows; it may have none.
         prefix: start of the question ids; a number follows, in order of first appearance.
+        samples: most rationales of a teacher that are kept for a problem; None keeps all.
 
     Returns:
         Rows in the format of this project, ordered by problem, and the number of rationales left
-        out because their teacher already has one for the problem.
+        out: the same text again, or more than `samples`.
 
     Raises:
         ValueError: `file:line: ...` for a row that cannot be used.
@@ -333,8 +291,9 @@ def import_files(
     golds = gold_answers(gold) if gold else {}
     firsts: dict[str, tuple[str, Text]] = {}
     answers: dict[str, tuple[str, str]] = {}
-    problems: dict[str, dict[str, dict[str, Any]]] = {}
-    repeated = 0
+    # prompt -> teacher -> completion, up to white space -> its row
+    problems: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    left_out = 0
     for name, path in sources:
         for where, sample in read_samples(path):
             key = prompt_key(sample.prompt)
@@ -354,25 +313,43 @@ def import_files(
                     f"{where}: the row has no gold answer (answer or label); {gold} has no such "
                     "prompt"
                 )
-            rows = problems.setdefault(key, {})
-            base = name or sample.teacher or path.stem
-            for n, completion in enumerate(sample.completions, 1):
-                teacher = base if len(sample.completions) == 1 else f"{base}-{n}"
-                if teacher in rows:
-                    repeated += 1
+            teacher = name or sample.teacher or stem_of(path)
+            mine = problems.setdefault(key, {}).setdefault(teacher, {})
+            for completion in sample.completions:
+                same = prompt_key(completion)
+                if same in mine or (samples is not None and len(mine) >= samples):
+                    left_out += 1
                     continue
-                rows[teacher] = {
-                    "question_id": question_id,
-                    "prompt": prompt,
-                    "teacher": teacher,
-                    "completion": completion,
-                }
+                row = {"question_id": question_id, "prompt": prompt, "completion": completion}
                 if sample.answer_type is not None:
-                    rows[teacher]["answer_type"] = sample.answer_type
+                    row["answer_type"] = sample.answer_type
+                mine[same] = row
+    _name_teachers(problems)
     for key, (_, agreed) in answers.items():
-        for row in problems.get(key, {}).values():
-            row["answer"] = agreed
-    found = [row for rows in problems.values() for row in rows.values()]
+        for mine in problems.get(key, {}).values():
+            for row in mine.values():
+                row["answer"] = agreed
+    found = [row for each in problems.values() for mine in each.values() for row in mine.values()]
     if not found:
         raise ValueError(f"{sources[0][1]}: expected at least one completion, got only questions")
-    return found, repeated
+    return found, left_out
+
+
+def _name_teachers(problems: Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]]) -> None:
+    """Writes the teacher into each row: `name`, or `name-n` if it has several for some problem.
+
+    Raises:
+        ValueError: another teacher already has such a name.
+    """
+    teachers = {teacher for each in problems.values() for teacher in each}
+    several = {t for each in problems.values() for t, mine in each.items() if len(mine) > 1}
+    for each in problems.values():
+        for teacher, mine in each.items():
+            for n, row in enumerate(mine.values(), 1):
+                name = f"{teacher}-{n}" if teacher in several else teacher
+                if teacher in several and name in teachers:
+                    raise ValueError(
+                        f"sample {n} of teacher {teacher!r} must get a name of its own, but "
+                        f"another teacher is named {name!r}; rename one (TEACHER=FILE)"
+                    )
+                row["teacher"] = name

@@ -7,13 +7,13 @@ rationale is right if its stated answer is the gold one. Labels are never given 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compact.data.problems import Problem, load_problems, text_of
+from compact.data.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,18 @@ def load_labelled(path: str | Path) -> tuple[list[Problem], dict[tuple[str, str]
         TypeError, OSError: as `load_problems`.
     """
     problems = load_problems(path)
-    # Only "\n" ends a line, as in `load_problems`.
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    raw: dict[int, dict[str, Any]] = {
-        r.line: json.loads(lines[r.line - 1]) for p in problems for r in p.rationales
-    }
-    with_label = [line for line, row in raw.items() if row.get("right") is not None]
+    raw = {number: (where, fields) for where, number, fields in read_rows(path)}
+    with_label = [where for where, row in raw.values() if row.get("right") is not None]
     if with_label and len(with_label) < len(raw):
-        missing = min(set(raw) - set(with_label))
+        missing = next(where for where, row in raw.values() if row.get("right") is None)
         raise ValueError(
-            f"{path}:{missing}: right is missing, but line {min(with_label)} has it; expected it "
-            "in every row or in none"
+            f"{missing}: right is missing, but {with_label[0]} has it; expected it in every row "
+            "or in none"
         )
     labels: dict[tuple[str, str], Label] = {}
     for problem in problems:
         for rationale in problem.rationales:
-            row, where = raw[rationale.line], f"{path}:{rationale.line}"
+            where, row = raw[rationale.line]
             states = None
             if problem.answer is not None:
                 stated = problem.domain.extract(text_of(rationale.completion))

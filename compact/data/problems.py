@@ -1,23 +1,24 @@
-"""Reads rationales (JSON lines or a datasets.Dataset), checks every row, groups them into problems.
+"""Reads rationales from a file or data set, checks every row, groups them into problems.
 
 A row is one rationale: question_id, prompt, teacher, completion and, if known, answer (the gold
 answer) and answer_type (a domain of `compact.answers`). Prompt and completion are text or chat
-messages. Test files have no teacher and no completion, but need the answer; use `load_questions`
-for them. Every error names the file and line
-(or the row of the data set), the field, and what is wrong.
+messages; `messages` stands for both. Test files have no teacher and no completion, but need the
+answer; use `load_questions` for them. Every error names the file and line (or the row of the data
+set), the field, and what is wrong. `compact.data.rows` opens the files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.answers import Domain, find_domain
-from compact.files import ANY_NUMBER, json_lines
+from compact.data.rows import name_of, read_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +36,8 @@ class Rationale:
     Attributes:
         teacher: who wrote it; a teacher has at most one rationale per problem.
         completion: text, or chat messages of the assistant.
-        line: line of the file (from 1) or row of the data set (from 0) it was read from.
+        line: its place: line of a file of JSON lines, row of another file (both from 1), or index
+            in a data set.
     """
 
     teacher: str
@@ -87,7 +89,8 @@ def load_problems(
     The rows of a problem may be anywhere in the file. Problems may have different teachers.
 
     Args:
-        source: path of a JSON-lines file, a datasets.Dataset, or a sequence of rows.
+        source: path of a file, `hub:OWNER/NAME`, a datasets.Dataset, or a sequence of rows; see
+            `compact.data.rows`.
 
     Returns:
         Problems with K >= 1 rationales each, in order of appearance.
@@ -148,7 +151,9 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
     """Checks every row of `source` and groups the rows by question_id."""
     first: dict[str, tuple[str, Problem]] = {}
     rationales: dict[str, dict[str, Rationale]] = {}
-    for where, line, row in _rows(source):
+    places: dict[tuple[str, str], str] = {}
+    for where, line, row in read_rows(source):
+        row = _with_prompt(row, where)
         question_id = _text(row, "question_id", where, or_number=True)
         prompt = _content(row, "prompt", where)
         # Rationales may come without a gold answer. A test question cannot be judged without one.
@@ -166,13 +171,13 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
         if not with_rationales:
             continue
         teacher = _text(row, "teacher", where)
-        other = rationales[question_id].get(teacher)
-        if other is not None:
+        if teacher in rationales[question_id]:
             raise ValueError(
                 f"{where}: teacher {teacher!r} already has a rationale for question_id "
-                f"{question_id!r} (line {other.line}); expected one per problem (name several "
-                f"samples {teacher}-1, {teacher}-2, ...)"
+                f"{question_id!r} (at {places[question_id, teacher]}); expected one per problem "
+                f"(name several samples {teacher}-1, {teacher}-2, ...; `compact import` does)"
             )
+        places[question_id, teacher] = where
         completion = _content(row, "completion", where)
         if isinstance(completion, list) and completion[-1]["role"] != "assistant":
             raise ValueError(
@@ -181,7 +186,7 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
             )
         rationales[question_id][teacher] = Rationale(teacher, completion, line)
     if not first:
-        raise ValueError(f"{_name(source)}: expected at least one row, got none")
+        raise ValueError(f"{name_of(source)}: expected at least one row, got none")
     return [
         replace(problem, rationales=tuple(rationales[question_id].values()))
         for question_id, (_, problem) in first.items()
@@ -223,43 +228,11 @@ def _check_agreement(problem: Problem, where: str, first_where: str, first: Prob
         )
 
 
-def _name(source: Any) -> str:
-    """Returns the name of the source for error messages."""
-    return str(source) if isinstance(source, str | Path) else type(source).__name__
-
-
-def _rows(source: Any) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yields (`file:line` for errors, line, row)."""
-    if isinstance(source, str | Path):
-        yield from _file_rows(Path(source))
-        return
-    if isinstance(source, Mapping) or not (
-        hasattr(source, "__len__") and hasattr(source, "__getitem__")
-    ):
-        raise TypeError(
-            "source must be a path, a datasets.Dataset or a sequence of rows, "
-            f"got {type(source).__name__}"
-        )
-    for index in range(len(source)):
-        where = f"{_name(source)} row {index}"
-        row = source[index]
-        if not isinstance(row, Mapping):
-            raise TypeError(f"{where}: expected a mapping of fields, got {type(row).__name__}")
-        yield where, index, row
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yields the rows of a JSON-lines file; skips blank lines."""
-    for where, line, row in json_lines(path):
-        if not isinstance(row, dict):
-            raise TypeError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield where, line, row
-
-
 def _text(row: Mapping[str, Any], field: str, where: str, *, or_number: bool = False) -> str:
     """Returns a required field that holds text; with `or_number`, a number becomes text."""
     value = _required(row, field, where)
-    if or_number and value in ANY_NUMBER:
+    number = isinstance(value, Real) and not isinstance(value, bool)  # also those of numpy
+    if or_number and number and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         raise TypeError(f"{where}: {field} must be text, got {_found(value)}")
@@ -311,10 +284,25 @@ def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
     ]
 
 
+def _with_prompt(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Returns a row of `messages` with prompt and completion, its last message, in their place."""
+    messages = row.get("messages")
+    if messages is None or row.get("prompt") is not None or row.get("completion") is not None:
+        return row
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise ValueError(
+            f"{where}: messages must hold at least two messages, got {_found(messages)}"
+        )
+    return {**row, "prompt": messages[:-1], "completion": messages[-1:]}
+
+
 def _required(row: Mapping[str, Any], field: str, where: str) -> Any:
     if row.get(field) is None:
-        what = "is null" if field in row else f"is missing (found: {', '.join(row) or 'none'})"
-        raise ValueError(f"{where}: field {field!r} {what}")
+        if field in row:
+            raise ValueError(f"{where}: field {field!r} is null")
+        hint = "" if "question_id" in row else "; `compact import` reads the rows of other tools"
+        found = ", ".join(name for name in row) or "none"
+        raise ValueError(f"{where}: field {field!r} is missing (found: {found}){hint}")
     return row[field]
 
 

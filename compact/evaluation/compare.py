@@ -33,6 +33,7 @@ import yaml
 
 from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
 from compact.data import Problem, load_problems, load_questions, text_of
+from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw
 from compact.evaluation.evaluate import evaluate
@@ -42,7 +43,6 @@ from compact.files import (
     RECORDS,
     SHARE,
     check_output,
-    content_of,
     content_of_student,
     parse_yaml,
     read_text,
@@ -297,9 +297,9 @@ def file_task(
         about={
             "model": name,
             "weights": content_of_student(name),
-            "data": content_of(data),
+            "data": content_of_rows(data),
             "test": ", ".join(tests),
-            "questions": [content_of(test) for test in tests],
+            "questions": [content_of_rows(test) for test in tests],
             "limit": limit,
             "development": development,
             "recipe": _settings_of(recipe_file),

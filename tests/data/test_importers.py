@@ -104,14 +104,14 @@ def test_teachers_of_several_files_meet_at_the_prompt(tmp_path, capsys):
     other = [
         {"instruction": "2 + 4? ", "output": "2 + 4 = 6. The answer is 6"},
         {"instruction": "2 + 3?", "output": "2 + 3 = 4. The answer is 4"},
-        {"instruction": "2 + 3?", "output": "The answer is 7"},
+        {"instruction": "2 + 3?", "output": "2 + 3 = 4.  The answer is 4"},
     ]
     human, other = write(tmp_path / "h.json", human), write(tmp_path / "o.json", other)
     out = tmp_path / "new" / "train.jsonl"
     assert command(f"human={human}", f"big={other}", "--gold", human, "--out", out) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "2 problems, 4 rationales of 2 teachers (human 2, big 2), duplicates left out: 1"
+        "2 problems, 4 rationales of 2 teachers (human 2, big 2), rationales left out: 1"
     )
     problems = load_problems(out)
     assert [p.question_id for p in problems] == ["train-00000", "train-00001"]
@@ -133,12 +133,12 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
     [
         ("", "x.json: expected at least one row, got none"),
         ("[]", "x.json: expected at least one row, got none"),
-        ('{"a": 1', "x.json:1: expected a JSON object"),
-        (ALPACA + "\n\n{oops}\n", "x.json:4: expected a JSON object, got Expecting property name"),
+        ('{"a": 1', "x.json:1: expected JSON, got Expecting"),
+        (ALPACA + "\n\n{oops}\n", "x.json:4: expected JSON, got Expecting property name"),
         (ALPACA + "5\n", "x.json:2: expected a JSON object, got int"),
-        ("[\n" + ALPACA + ",\n3]", "x.json:4: expected a JSON object, got int"),
-        ("[\n" + ALPACA + ALPACA, "x.json:3: expected ',' or ']' after a row, got '{\"instruction"),
-        ("[\n" + ALPACA, "x.json:3: expected ',' or ']' after a row, got the end of the file"),
+        ("[\n" + ALPACA + ",\n3]", "x.json:4: row 2: expected a JSON object, got int"),
+        ("[\n" + ALPACA + ALPACA, "x.json:3: expected ',' or ']' after row 1, got '{\"instruction"),
+        ("[\n" + ALPACA, "x.json:3: expected ',' or ']' after row 1, got the end of the file"),
         ('{"text": "hello"}', "x.json:1: expected the fields of alpaca .* got text"),
         (ALPACA + '{"instruction": "1?", "output": ""}', "x.json:2: field 'output' must hold text"),
         (
@@ -166,9 +166,9 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
         ('{"instruction": "1?", "output": "1", "history": true}', "x.json:1: history must hold"),
         ('{"instruction": "1?", "output": [3], "label": "1"}', r"x.json:1: output\[0\] must hold"),
         ('{"instruction": "1?", "output": "1", "label": NaN}', "x.json:1: .*'label' .* got float"),
-        ('{"instruction": "\\ud800", "output": "1"}', "x.json:1: .*'instruction' .* surrogate"),
-        ("[" * 3000, "x.json:1: expected a JSON object, got one nested too deeply"),
-        ('{"a": ' * 3000, "x.json:1: expected a JSON object, got one nested too deeply"),
+        ('{"instruction": "\\ud800", "output": "1"}', "x.json:1: .* surrogate"),
+        ("[" * 3000, "x.json:1: row 1: expected a JSON object, got one nested too deeply"),
+        ('{"a": ' * 3000, "x.json:1: expected at most 64 levels"),
         (
             '{"question_id": "a", "prompt": [[]], "answer": "1"}',
             r"x.json:1: prompt\[0\] must be an object, got list",
@@ -214,7 +214,7 @@ def test_rows_without_gold_answers(tmp_path, capsys):
     two = write(tmp_path / "b.json", [{"instruction": "1?", "output": ["so 1"], "label": "1.0"}])
     out = tmp_path / "out.jsonl"
     assert command(one, two, "--out", out) == 0
-    assert "duplicates left out: 0, problems without a gold answer: 1 ->" in capsys.readouterr().out
+    assert "rationales left out: 0, problems without a gold answer: 1 ->" in capsys.readouterr().out
     assert [(p.answer, len(p.rationales)) for p in load_problems(out)] == [("1.0", 2), (None, 1)]
     assert [row.get("answer") for row in rows_of(out)] == ["1.0", "1.0", None]
     question = write(tmp_path / "q.json", [{"question_id": "q", "prompt": "1?"}])
@@ -224,7 +224,7 @@ def test_rows_without_gold_answers(tmp_path, capsys):
 
 def test_bytes_that_are_no_text_and_absent_files(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="x.json: expected UTF-8 text"):
+    with pytest.raises(ValueError, match="x.json:1: expected UTF-8 text"):
         command(tmp_path / "x.json", "--out", tmp_path / "out.jsonl")
     with pytest.raises(FileNotFoundError, match="absent.json"):
         command(tmp_path / "absent.json", "--out", tmp_path / "out.jsonl")

@@ -37,7 +37,10 @@ def test_without_labels_the_gold_answer_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"right": True}, {"teacher": "b"}], "x.jsonl:2: right is missing, but line 1 has it"),
+        (
+            [{"right": True}, {"teacher": "b"}],
+            "x.jsonl:2: right is missing, but .*x.jsonl:1 has it",
+        ),
         ([{"right": "yes"}], "x.jsonl:1: right must be true or false, got 'yes'"),
         ([{"right": True, "steps": "a"}], "x.jsonl:1: steps must be a list, got str"),
         ([{"right": True, "steps": [{"text": 1}]}], r"x.jsonl:1: steps\[0\] must have text and"),

@@ -10,10 +10,11 @@ from typing import Any
 
 from compact.data import Problem
 from compact.data.labelled import load_labelled
+from compact.data.rows import content_of_rows
 from compact.evaluation.bench.collect import collect
 from compact.evaluation.bench.pages import write_pages
 from compact.evaluation.bench.texts import judge_texts
-from compact.files import content_of, content_of_student
+from compact.files import content_of_student
 from compact.student import Student, load_model
 
 
@@ -69,7 +70,7 @@ def bench(
             sets[name] = judge_texts(chosen, labels, name)
             continue
         settings = {
-            "data": content_of(file),
+            "data": content_of_rows(file),
             "model": model,
             "weights": content_of_student(model),
             "only": sorted(only),
