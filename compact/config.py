@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
 
+from compact.sft_names import check_fields, takes_trl_names
+
 
 def _option(default: Any, text: str) -> Any:
     """Returns a dataclass field with a line of help; a list as default is copied."""
@@ -63,9 +65,13 @@ def _check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> Non
     """Raises ValueError for the first setting that is not a finite number in its range."""
     for name, (least, most) in ranges.items():
         value = getattr(config, name, None)
-        if value is None:
+        if value is None and name != "max_length":
             continue
-        if isinstance(value, str) or not math.isfinite(value) or not least <= value <= most:
+        if (
+            not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or not least <= value <= most
+        ):
             limits = f"at least {least:g}" if most == _ANY else f"from {least:g} to {most:g}"
             limits = "above 0" if least == 1e-9 else limits
             raise ValueError(f"{name} must be {limits}, got {value}")
@@ -84,13 +90,15 @@ def _check_optim_args(given: str | None, optim: Any) -> None:
             raise ValueError(f"optim_args must be {expected} with optim {name}, got {pair!r}")
 
 
+@takes_trl_names
 @dataclass
 class CompactConfig(TrainingArguments):
     """Training settings. Batch sizes count problems; a problem brings all its rationales.
 
     Some defaults differ from those of transformers. They are the settings of the method's published
     training run: a constant learning rate of 1e-5, one problem per micro-batch, four micro-batches
-    per step, five epochs.
+    per step, five epochs. Names that only TRL's SFTConfig has are taken or refused as
+    `compact.sft_names` says.
     """
 
     # transformers reads these fields as JSON if they are strings, as on its own command line.
@@ -191,14 +199,7 @@ class CompactConfig(TrainingArguments):
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found!r}")
-        for name in (
-            "label_smoothing_factor",
-            "auto_find_batch_size",
-            "bf16_full_eval",
-            "fp16_full_eval",
-        ):
-            if getattr(self, name):
-                raise ValueError(f"{name} is not supported here, got {getattr(self, name)!r}")
+        check_fields(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("overrides", "strategy_options", "model_init_kwargs"):
             value = getattr(self, name)
@@ -240,7 +241,9 @@ class RecipeConfig:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = _option(
         "float32", "dtype of the student's weights; auto takes the dtype of its files"
     )
-    data: str | None = _option(None, "rationales to train on: a file with JSON lines")
+    data: str | None = _option(
+        None, "rationales to train on: a file or data set, see docs/data-format.md"
+    )
     eval_data: str | None = _option(
         None,
         "rationales to compute the eval loss on, after each epoch unless eval_strategy is set",

@@ -13,11 +13,13 @@ import torch
 
 from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
+from compact.data.rows import content_of_rows
 from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
-from compact.files import check_output, content_of, content_of_student
+from compact.files import check_output, content_of_student
 from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name, load_model
+from compact.trainer.card import refresh_card
 
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
     ) -> dict[str, Any]:
         settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
-        settings |= {"content": content_of(data), "weights": of}
+        settings |= {"content": content_of_rows(data), "weights": of}
         summary = evaluate(
             model,
             processing_class,
@@ -149,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         kept = {"text": before["text"]} if "text" in before else {}
         add_to_summary(out, {"forgetting": kept | found | {"tasks": tasks_before | drops}})
         print(describe_forgetting(found))
+    refresh_card(out.parent)
     return 0
 
 
@@ -158,7 +161,7 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
 
     if args.adapter or args.base or args.retained or args.retained_task:
         raise ValueError("--endpoint must stand without --adapter, --base and --retained")
-    settings = {"data": args.data, "limit": args.limit, "content": content_of(args.data)}
+    settings = {"data": args.data, "limit": args.limit, "content": content_of_rows(args.data)}
     summary = evaluate_served(
         args.endpoint,
         args.model,
@@ -170,4 +173,5 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
         concurrency=args.batch_size,
     )
     print(f"{describe(args.data, summary)} -> {args.out}", flush=True)
+    refresh_card(Path(args.out).parent)
     return 0

@@ -12,6 +12,7 @@ import yaml
 from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
 from compact.fields import compose, converted, field_types, mapping
 from compact.files import parse_yaml
+from compact.sft_names import SETTINGS, settings_of
 
 # Another name of a key, as in other tools -> its name here.
 _OTHER_NAMES = {
@@ -20,13 +21,15 @@ _OTHER_NAMES = {
     "train_file": "data",
     "eval_dataset": "eval_data",
     "policy": "preset",
-    "packing": "layout",
     "probe_every": "leaf_every",
     "torch_dtype": "dtype",
     "lora": "use_peft",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
+    "attn_implementation": "model_init_kwargs",
+    "load_in_4bit": "model_init_kwargs",
+    "model_revision": "model_init_kwargs",
 }
 
 
@@ -73,13 +76,19 @@ def _read(recipe: str | Path | None, options: Sequence[str], *owners: Any) -> li
     given |= _read_options(options)
     types_ = [field_types(owner) for owner in owners]
     values: list[dict[str, Any]] = [{} for _ in owners]
-    for key, (value, where) in given.items():
+    # TRL's names last: they must not stand beside what they become.
+    for key, (value, where) in sorted(given.items(), key=lambda item: item[0] in SETTINGS):
         for known, mine in zip(types_, values, strict=True):
             if key in known:
                 mine[key] = converted(value, known[key], f"{where}: {key}")
                 break
         else:
-            raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
+            if key not in SETTINGS:
+                raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
+            try:
+                values[1] |= settings_of({**values[1], key: value}, types_[1])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
     made = [owner(**mine) for owner, mine in zip(owners, values, strict=True)]
     config, dtype = made[1], made[0].dtype
     config.model_init_kwargs = {"dtype": dtype, **(config.model_init_kwargs or {})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import zlib
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from compact.files import read_json, sync
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 UNFINISHED_MODEL = "unfinished-model"
 _MODEL_FILE = re.compile(
@@ -18,6 +21,7 @@ _MODEL_FILE = re.compile(
     r"|tokenizer\.(?:json|model)|vocab\.(?:json|txt)|merges\.txt"
 )
 _OLDER = "older-"
+_SUPERSEDED = "superseded-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -85,11 +89,24 @@ def staging_folder(final: Path) -> Path:
     return final.with_name(f"unfinished-{final.name}")
 
 
-def clear_unfinished(run: Path) -> None:
-    """Removes unfinished checkpoints and models of a run that was killed."""
+def clear_unfinished(run: Path, resumed: Path | None = None) -> None:
+    """Removes unfinished checkpoints and models of a run that was killed.
+
+    Args:
+        run: the folder of the run.
+        resumed: the checkpoint that the run resumes from. Newer ones are renamed to
+            superseded-checkpoint-N: they belong to steps that are now trained again, and a later
+            resumption must not take them.
+    """
     restore_older(run)
-    aside = run.glob(f"{_OLDER}checkpoint-*")
-    for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*"), *aside):
+    if resumed is not None and resumed.resolve().parent == run.resolve():
+        for newer in [p for p in run.glob("checkpoint-*") if _step(p) > _step(resumed)]:
+            aside = newer.with_name(f"{_SUPERSEDED}{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+            logger.warning("%s is newer than %s: now %s", newer.name, resumed.name, aside.name)
+    left = run.glob(f"{_OLDER}checkpoint-*")
+    for folder in (run / UNFINISHED_MODEL, *run.glob("unfinished-checkpoint-*"), *left):
         shutil.rmtree(folder, ignore_errors=True)
 
 

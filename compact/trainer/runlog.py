@@ -104,8 +104,12 @@ class ScoreLog:
         self._file.flush()
 
     def _close_journal(self) -> None:
-        self._writer.close()
-        self._file.close()
+        if self._file.closed:  # a full disk ended `seal`
+            return
+        try:
+            self._writer.close()
+        finally:
+            self._file.close()
 
     def _write_part(self, table: pa.Table) -> None:
         if table.num_rows == 0:

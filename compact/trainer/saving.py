@@ -173,3 +173,9 @@ def keep_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
     kept: Any = state.stateful_callbacks  # a dict, but annotated as a list
     for name, several in states.items():
         kept[name] = several if len(several) > 1 else several[0]
+
+
+def without_tied(model: Any, state_dict: Any) -> Any:
+    """Returns gathered weights without the other names of tied ones; None stays None."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return state_dict and {name: w for name, w in state_dict.items() if name not in tied}

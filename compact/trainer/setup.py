@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -39,6 +39,12 @@ def refuse_zero3() -> None:
     """Raises ValueError if DeepSpeed runs with ZeRO-3."""
     if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
         raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
+
+
+def refuse_fsdp1(trainer: Any) -> None:
+    """Raises ValueError if the trainer's parameters are sharded by the first version of FSDP."""
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        raise ValueError("fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head")
 
 
 def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
@@ -108,6 +114,13 @@ def encoded(
     problems = problems_of(weigher, dataset)
     judged = weigher.needs_judgements
     return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **options))
+
+
+def each(encode: Callable[[Any], ProblemDataset], evals: Any) -> Any:
+    """Returns one or several (by name) data sets of an evaluation, encoded; None stays None."""
+    if isinstance(evals, Mapping):
+        return {name: encode(data) for name, data in evals.items()}
+    return None if evals is None else encode(evals)
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:

@@ -21,7 +21,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,12 @@ from compact.config import CompactConfig
 from compact.passes.forward import check_ids
 from compact.passes.packing import tree_length
 from compact.registry import unknown
+from compact.sft_names import tokenizer_of
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student, named_students
 from compact.trainer import setup
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
+from compact.trainer.card import refresh_card, write_card
 from compact.trainer.checkpoints import (
     UNFINISHED_MODEL,
     check_fresh,
@@ -66,6 +68,7 @@ from compact.trainer.saving import (
     cleared_up,
     keep_callback_states,
     read_state,
+    without_tied,
     write_run_file,
     write_state,
 )
@@ -93,7 +96,7 @@ logger = logging.getLogger(__name__)
 class CompactTrainer(Trainer):
     """Trains a student on the rationales of several teachers.
 
-    It takes the arguments of TRL's SFTTrainer that apply here, with the same meaning.
+    It takes the arguments of TRL's SFTTrainer with the same meaning, see `compact.sft_names`.
     """
 
     # The types are narrower than in transformers.
@@ -112,6 +115,7 @@ class CompactTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: PeftConfig | None = None,
+        **others: Any,
     ) -> None:
         """Loads and checks everything before the first step.
 
@@ -127,6 +131,7 @@ class CompactTrainer(Trainer):
             optimizers: optimizer and schedule; built from `args` if None.
             peft_config: adapters to train instead of every weight. Must be None if the model has
                 adapters.
+            others: other arguments of SFTTrainer, taken or refused.
 
         Raises:
             ValueError, TypeError: an argument, a row of the data or a setting is invalid.
@@ -135,6 +140,7 @@ class CompactTrainer(Trainer):
         args = args if args is not None else CompactConfig()
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
+        processing_class = tokenizer_of(others, processing_class)
         setup.refuse_zero3()
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
@@ -160,10 +166,7 @@ class CompactTrainer(Trainer):
             student = setup.with_adapters(student, peft_config, args.seed)
 
         encode = functools.partial(setup.encoded, self.weigher, processing_class, args)
-        if isinstance(eval_dataset, Mapping):
-            evals: Any = {name: encode(e) for name, e in eval_dataset.items()}
-        else:
-            evals = None if eval_dataset is None else encode(eval_dataset)
+        evals = setup.each(encode, eval_dataset)
         setup.fit_machine(args)
         if problems is not None:
             problems = self.strategy.prepare(problems, student, processing_class)
@@ -177,10 +180,7 @@ class CompactTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise ValueError(
-                "fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head"
-            )
+        setup.refuse_fsdp1(self)
         if self.weigher.needs_leaves and self.train_dataset is not None:
             setup.log_data(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
@@ -479,7 +479,7 @@ class CompactTrainer(Trainer):
         note = functools.partial(self._note_run, run, datetime.now(timezone.utc))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            clear_unfinished(run)
+            clear_unfinished(run, checkpoint)
             self._score_log = ScoreLog(run, last_step)
             note("running")
         status = "failed"
@@ -534,11 +534,8 @@ class CompactTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            most, kept = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), save_total_limit=most, best_model_checkpoint=kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes student and tokenizer: all files, or none of them.
@@ -570,11 +567,13 @@ class CompactTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if state_dict is not None:
-            # When gathered from shards, a tied weight would be written under each of its names.
-            tied = getattr(self.model, "all_tied_weights_keys", {})
-            state_dict = {name: w for name, w in state_dict.items() if name not in tied}
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, without_tied(self.model, state_dict))
+        write_card(Path(str(output_dir or self.args.output_dir)), Path(str(self.args.output_dir)))
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Draws the model card anew, before it is pushed to the hub; see `compact.trainer.card`."""
+        if self.is_world_process_zero():
+            refresh_card(Path(str(self.args.output_dir)))
 
     def _load_compact_state(self, checkpoint: Path) -> int:
         """Restores running statistics, kept levels and strategy; returns the step."""

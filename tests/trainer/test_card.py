@@ -1,0 +1,92 @@
+"""The model card of a run: what it says, when it is drawn anew, and that others' files are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from peft import LoraConfig
+
+from compact.commands.cli import main
+from compact.config import CompactConfig
+from compact.lab import zoo
+from compact.trainer import CompactTrainer
+from compact.trainer.card import card_of
+from helpers.toy import save_student
+
+
+def trained(folder: Path, **settings: Any) -> CompactTrainer:
+    save_student(folder / "student")
+    data = folder / "rationales.jsonl"
+    rows = zoo.make_rows(("good", "wrong-step"), 3, seed=2)
+    for row in rows:
+        row["teacher"] = {"good": "a|<b>", "wrong-step": "c"}[row["teacher"]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {"max_steps": 2, "max_length": 400, "report_to": "none"}
+    values |= {"use_cpu": True, "disable_tqdm": True, "output_dir": str(folder / "run")}
+    made = CompactTrainer(
+        str(folder / "student"),
+        CompactConfig(**values | settings),
+        train_dataset=str(data),
+        eval_dataset=str(data),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+    )
+    made.train()
+    made.save_model()
+    return made
+
+
+def test_what_the_card_says(tmp_path: Path) -> None:
+    made = trained(tmp_path, eval_strategy="epoch", save_strategy="epoch")
+    card = tmp_path / "run" / "README.md"
+    text = card.read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["tags"] == ["compact", "distillation"] and "base_model" not in head
+    for words in (
+        str(tmp_path / "student"),
+        "| a\\|\\<b\\> | 3 | ",
+        "| c | 3 | ",
+        "library_name: peft",
+        str(tmp_path / "rationales.jsonl"),
+        "- eval\\_nll ",
+        "- loss ",
+        "- `preset`: robust",
+        "transformers",
+        "```bash",
+    ):
+        assert words in text.replace("\\_", "_") or words in text, words
+    assert (tmp_path / "run" / "checkpoint-2" / "README.md").exists()
+    answers = tmp_path / "run" / "test.jsonl"
+    data = tmp_path / "rationales.jsonl"
+    command = ["evaluate", "--model", tmp_path / "run", "--data", data, "--out", answers]
+    assert main([*map(str, command), "--max_new_tokens", "2"]) == 0
+    assert "rationales.jsonl: accuracy 0.000 (0 of 3, 95% interval 0.000 to " in card.read_text()
+    mine = card.read_text() + "My own words."
+    card.write_text(mine)  # the line of ours is still there
+    made.create_model_card()
+    assert "own words" not in card.read_text()
+    card.write_text("My own words.")
+    made.create_model_card()
+    made.save_model()
+    assert main([*map(str, command), "--max_new_tokens", "2"]) == 0
+    assert card.read_text() == "My own words."
+
+
+def test_a_readme_of_somebody_else_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("Mine.")
+    trained(tmp_path)
+    assert (tmp_path / "run" / "README.md").read_text() == "Mine."
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    assert card_of(tmp_path).startswith("---\n")
+    (tmp_path / "run.json").write_text('{"student": "org/name", "command": "x"}')
+    assert 'base_model: "org/name"' in card_of(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="run.json: expected a JSON object"):
+        card_of(tmp_path)
