@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at once [32]")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 [the GPU if any]")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        help="number format of the weights; auto: that of the files [float32]",
+    )
     group = parser.add_argument_group("forgetting, against the base student")
     group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
     group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
@@ -95,10 +101,11 @@ def run(args: argparse.Namespace) -> int:
         return _served(args, problems)
     tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
-    model, processing_class = load_model(args.model, args.adapter)
+    where = {"device": args.device, "dtype": args.dtype}
+    model, processing_class = load_model(args.model, args.adapter, **where)
     base = model
     if forgetting and args.base:
-        base, _ = load_model(args.base)
+        base, _ = load_model(args.base, **where)
     elif forgetting and not hasattr(model, "disable_adapter"):
         raise ValueError(f"--base must name the base student: {args.model} is not an adapter")
     judge = Judge()
@@ -112,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
     ) -> dict[str, Any]:
         settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
-        settings |= {"content": content_of_rows(data), "weights": of}
+        settings |= {"content": content_of_rows(data), "weights": of, "dtype": args.dtype}
         summary = evaluate(
             model,
             processing_class,
@@ -159,8 +166,11 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
     """Evaluates the student behind --endpoint."""
     from compact.evaluation.served import evaluate_served
 
-    if args.adapter or args.base or args.retained or args.retained_task:
-        raise ValueError("--endpoint must stand without --adapter, --base and --retained")
+    own = (args.adapter, args.base, args.retained, args.retained_task, args.device, args.dtype)
+    if any(own):
+        raise ValueError(
+            "--endpoint must stand without --adapter, --base, --retained, --device and --dtype"
+        )
     settings = {"data": args.data, "limit": args.limit, "content": content_of_rows(args.data)}
     summary = evaluate_served(
         args.endpoint,

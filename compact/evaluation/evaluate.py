@@ -19,6 +19,7 @@ from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
 from compact.student.generation import generate
 
+_SECONDS_BETWEEN_DRAWINGS = 0.5
 _ITEM = {
     "completion": str,
     "gold": str,
@@ -64,6 +65,20 @@ def describe(name: str, summary: dict[str, Any]) -> str:
         f"{summary['unparsed']} without an answer, "
         f"{summary['mean_tokens']:.0f} tokens per answer, {summary['seconds']:.0f} s"
     )
+
+
+class _Within:
+    """Moves the progress bar within a batch, by answers that have ended and tokens."""
+
+    def __init__(self, bar: Any, most: int) -> None:
+        self.bar, self.start, self.most = bar, bar.n, most
+        self.drawn = time.monotonic()
+
+    def __call__(self, ended: int, tokens: int) -> None:
+        self.bar.n = self.start + ended
+        if time.monotonic() - self.drawn > _SECONDS_BETWEEN_DRAWINGS:
+            self.drawn = time.monotonic()
+            self.bar.set_postfix_str(f"token {tokens} of at most {self.most}")
 
 
 def evaluate(
@@ -139,7 +154,9 @@ def evaluate(
         ):
             for first in range(0, len(todo), batch_size):
                 part = todo[first : first + batch_size]
-                answers = generate(model, processing_class, [x for x, _ in part], max_new_tokens)
+                watch = _Within(bar, max_new_tokens) if progress else None
+                prompts = [ids for ids, _ in part]
+                answers = generate(model, processing_class, prompts, max_new_tokens, watch=watch)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
                 verdicts = judge.judge(
                     [
@@ -159,7 +176,7 @@ def evaluate(
                         done[problem.question_id] = item
                     else:
                         rows.append(item)
-                bar.update(len(part))
+                bar.update(first + len(part) + len(problems) - len(todo) - bar.n)
                 right = sum(item["correct"] for item in done.values())
                 bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
     finally:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
@@ -31,6 +32,7 @@ def generate(
     *,
     temperature: float = 0.0,
     seed: int = 0,
+    watch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Returns the continuation of each prompt, up to but without the end token.
 
@@ -42,6 +44,8 @@ def generate(
         max_new_tokens: most tokens of a continuation.
         temperature: 0 is greedy search; any other value samples from the whole softmax.
         seed: seed of the samples. The global random state is not changed.
+        watch: called after each token with the number of continuations that have ended and the
+            number of tokens.
     """
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
@@ -75,12 +79,26 @@ def generate(
             repetition_penalty=1.0,
             eos_token_id=ends,
             pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([_Watch(watch, width, ends)] if watch else []),
         )
     texts = []
     for row in output[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row))
         texts.append(row[:end])
     return texts
+
+
+class _Watch(StoppingCriteria):
+    """Reports how far a batch is, and never stops it."""
+
+    def __init__(self, watch: Callable[[int, int], None], width: int, ends: Sequence[int]) -> None:
+        self.watch, self.width, self.ends = watch, width, torch.tensor(ends)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        new = input_ids[:, self.width :]
+        ended = torch.isin(new, self.ends.to(new.device)).any(1)
+        self.watch(int(ended.sum()), new.shape[1])
+        return torch.zeros_like(ended)
 
 
 @contextmanager

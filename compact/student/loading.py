@@ -69,7 +69,7 @@ def load_student(
     path = Path(name_or_path)
     source, where = str(name_or_path), {}
     if not path.exists():
-        _ask_hub(source)
+        _ask_hub(source, hub)
     elif path.suffix == ".gguf":
         source, where = str(path.parent), {"gguf_file": path.name}
     elif path.is_file():
@@ -169,10 +169,30 @@ def _check_config(folder: Path) -> None:
             )
 
 
-def load_model(name: str, adapter: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Loads a student like `load_student`, and moves it to the GPU if there is one."""
-    model, processing_class = load_student(name, adapter=adapter)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processing_class
+def load_model(
+    name: str, adapter: str | None = None, *, device: str | None = None, dtype: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Loads a student like `load_student`, and moves it to a device.
+
+    Args:
+        name: as in `load_student`.
+        adapter: as in `load_student`.
+        device: such as cpu, cuda or cuda:1. None: the GPU if there is one.
+        dtype: number format of the weights, such as bfloat16, or auto for that of the files. None:
+            float32.
+
+    Raises:
+        ValueError, OSError: as in `load_student`, or the device is none of this machine.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)  # before the model loads
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:120]
+        raise ValueError(f"device must be one of this machine, got {device!r} ({reason})") from None
+    kwargs = {} if dtype is None else {"dtype": dtype}
+    model, processing_class = load_student(name, adapter=adapter, **kwargs)
+    return model.to(device), processing_class
 
 
 def holds_adapter(name: str | Path) -> bool:
@@ -257,8 +277,12 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
         ) from error
 
 
-def _ask_hub(name: str) -> None:
+def _ask_hub(name: str, options: dict[str, Any]) -> None:
     """Checks that the hub has a model. It asks once; from_pretrained would retry for a minute.
+
+    Args:
+        name: of the model.
+        options: of `_OF_BOTH`; revision, token and cache_dir are used.
 
     Raises:
         FileNotFoundError: the name looks like a local path, the hub has no model of that name, or
@@ -270,8 +294,11 @@ def _ask_hub(name: str) -> None:
     if looks_local or (rest and Path(first).is_dir()):
         raise FileNotFoundError(message)
     try:
-        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-            huggingface_hub.HfApi().model_info(name, timeout=20)
+        where = {k: options[k] for k in ("cache_dir", "revision") if k in options}
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json", **where)
+        if not isinstance(cached, str):
+            asked = {k: options[k] for k in ("revision", "token") if k in options}
+            huggingface_hub.HfApi().model_info(name, timeout=20, **asked)
     except Exception as error:  # from the hub, its HTTP client or the operating system
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(

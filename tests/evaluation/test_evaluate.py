@@ -21,6 +21,7 @@ from compact.lab.zoo import make_questions
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows, summary_path
+from compact.student import load_model
 from helpers.commands import run
 
 ROWS = make_questions(7, seed=3)
@@ -73,11 +74,43 @@ def test_batched_generation_equals_one_prompt_at_a_time(model, tokenizer):
     assert together[0] == expected
 
 
+def test_a_batch_is_watched_token_by_token(model, tokenizer):
+    prompts = [encode_prompt(row["prompt"], tokenizer) for row in ROWS[:3]]
+    seen = []
+    answers = module.generate(
+        model, tokenizer, prompts, 9, watch=lambda ended, tokens: seen.append((ended, tokens))
+    )
+    assert answers == module.generate(model, tokenizer, prompts, 9)
+    assert [tokens for _, tokens in seen] == list(range(1, len(seen) + 1))
+    ended = [count for count, _ in seen]
+    assert ended == sorted(ended) and ended[-1] == sum(len(a) < 9 for a in answers)
+
+
+def test_the_bar_moves_within_a_batch(model, tokenizer, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_DRAWINGS", 0)
+    problems = load_questions(data)
+    module.evaluate(model, tokenizer, problems, tmp_path / "items.jsonl", max_new_tokens=5)
+    shown = capsys.readouterr().err
+    assert "token 3 of at most 5" in shown and f"{len(problems)}/{len(problems)}" in shown
+
+
+def test_device_and_dtype(saved, data, tmp_path):
+    words = ["--model", saved, "--data", data, "--out", tmp_path / "items.jsonl"]
+    words += ["--max_new_tokens", 2]
+    with pytest.raises(ValueError, match="device must be one of this machine, got 'nowhere'"):
+        command(*words, "--device", "nowhere")
+    assert command(*words, "--device", "cpu", "--dtype", "bfloat16") == 0
+    with pytest.raises(ValueError, match="dtype was 'bfloat16', now None"):
+        command(*words)
+    loaded, _ = load_model(str(saved), device="cpu", dtype="bfloat16")
+    assert loaded.dtype == torch.bfloat16
+
+
 def scripted(answers):
     """Replaces `generate`: returns the scripted answer for each prompt."""
     calls = []
 
-    def generate(model, tokenizer, prompts, max_new_tokens):
+    def generate(model, tokenizer, prompts, max_new_tokens, watch=None):
         calls.append(len(prompts))
         return [tokenizer(answers[tuple(p)])["input_ids"] for p in prompts]
 
@@ -121,11 +154,11 @@ def test_killed_run_continues_and_a_half_line_is_dropped(
     out, problems = tmp_path / "items.jsonl", load_questions(data)
     generate, left = module.generate, [2]
 
-    def killed(*args):
+    def killed(*args, **more):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        return generate(*args)
+        return generate(*args, **more)
 
     monkeypatch.setattr(module, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
