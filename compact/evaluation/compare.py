@@ -422,9 +422,27 @@ def _steps(
     seen = [problem for problem in seen if problem]
     if not seen:
         raise ValueError(f"--arms: no rationale of teacher {mine!r} in {task.name}")
-    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     mean = sum(n for problem in seen for n in problem) / len(seen)
-    return max(round(budget / (mean * a_step)), 1)
+    batch, micros = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    return max(steps_for(budget / mean, len(seen), batch, micros), 1)
+
+
+def steps_for(wanted: float, problems: int, batch: int, micros: int) -> int:
+    """Returns the number of optimizer steps whose problems are nearest to `wanted`.
+
+    The last step of an epoch has fewer problems than the others, if they do not divide evenly.
+
+    Args:
+        wanted: problems to train on, over all epochs.
+        problems: problems of an epoch.
+        batch: problems of a micro-batch.
+        micros: micro-batches of a step.
+    """
+    an_epoch = -(-problems // (batch * micros))
+    epochs, rest = divmod(wanted, problems)
+    steps = int(rest // (batch * micros))
+    before, after = (min(n * batch * micros, problems) for n in (steps, steps + 1))
+    return int(epochs) * an_epoch + steps + int(after - rest < rest - before)
 
 
 def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:

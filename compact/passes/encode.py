@@ -334,11 +334,12 @@ def _encode_rationale(
         if end <= start:  # one token has the end of a step and all of the next step: skip it
             continue
         steps.append((start, end))
-        texts.append(step.text)
         last = min(ends[end - 1], len(text))
+        texts.append(text[step.start : min(step.end, last)].strip())  # of a cut step: what is kept
         spaced.append(not text[:last][-1:].isspace())
     if not steps:  # cut within the first words: all kept tokens are one step
-        steps, texts, spaced = [(0, len(kept))], [text], [True]
+        kept_text = text[: max(ends[len(kept) - 1], 0)] if len(kept) < len(ids) else text
+        steps, texts, spaced = [(0, len(kept))], [kept_text], [True]
     marker = find_marker(text)
     answer = domain.extract(text) if len(kept) == len(ids) else None
     return EncodedRationale(

@@ -190,7 +190,7 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:120]
         raise ValueError(f"device must be one of this machine, got {device!r} ({reason})") from None
-    kwargs = {} if dtype is None else {"dtype": dtype}
+    kwargs: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model, processing_class = load_student(name, adapter=adapter, **kwargs)
     return model.to(device), processing_class
 

@@ -239,16 +239,16 @@ def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
 
 
 def _close(computed: float, said: float, decimals: int) -> bool:
-    """Whether `said` equals `computed`, exactly or rounded to `decimals`.
+    """Whether `said` equals `computed`, exactly or rounded up or down to `decimals`.
 
-    With no decimals, rounding up and rounding down are both accepted.
+    A value that needs no rounding must be exact: 0.1 + 0.2 = 0.4 does not hold.
     """
     error = abs(computed - said)
     if error <= 1e-6 * max(1.0, abs(computed)):
         return True
-    if decimals == 0:
-        return abs(computed - round(computed)) > 1e-6 and error < 1.0
-    return error <= 1.01 * 10.0**-decimals
+    unit = 10.0**-decimals
+    rounded = abs(computed - round(computed, decimals)) > 1e-6 * unit
+    return rounded and error < unit
 
 
 def _name(term: _Term) -> str:

@@ -230,3 +230,19 @@ def test_metric_overrides_are_read():
     assert score.parse_metrics(["consensus=answer"]) == {"consensus": "answer"}
     with pytest.raises(ValueError, match="AXIS=NAME"):
         score.parse_metrics(["vote=answer"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problems", "batch", "micros", "steps"),
+    [
+        (20, 5, 1, 4, 8),  # four epochs of 4 + 1 problems
+        (19, 5, 1, 4, 7),  # the last one has only the step of 4
+        (19.6, 5, 1, 4, 8),
+        (8, 8, 2, 2, 2),
+        (1, 8, 2, 2, 0),
+        (3, 8, 2, 2, 1),
+        (10, 3, 2, 4, 3),  # a step is at most an epoch
+    ],
+)
+def test_the_short_last_step_of_an_epoch_counts_as_short(wanted, problems, batch, micros, steps):
+    assert compare.steps_for(wanted, problems, batch, micros) == steps

@@ -44,6 +44,17 @@ def test_steps_marker_and_gold_read_as_in_the_text() -> None:
     assert list(found.spaced_cue_ids + found.gold_ids) == spaced
 
 
+def test_a_cut_step_has_the_text_that_is_kept() -> None:
+    tokenizer = build_tokenizer()
+    prompt = len(encode_prompt("Mia has 7 apples.", tokenizer))
+    (whole,) = encode_problem(problem(), tokenizer, max_length=200).rationales
+    for kept in range(1, len(whole.ids)):
+        (cut,) = encode_problem(problem(), tokenizer, max_length=prompt + kept).rationales
+        assert len(cut.ids) == kept
+        pieces = [tokenizer.decode(cut.ids[a:b]).strip() for a, b in cut.steps]
+        assert pieces == list(cut.step_texts)
+
+
 def test_answers_that_match_have_one_text() -> None:
     """Within a problem, equality of texts is equality of answers, in the problem's domain."""
     texts = ("The answer is 1/2", "The answer is 0.5.", "So it is 50%. The answer is 3", "Hm.")

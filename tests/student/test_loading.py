@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact.lab.zoo_student import build_tokenizer
 from compact.student import load_student, smollm2_path
@@ -106,3 +108,29 @@ def test_a_gguf_model_names_its_file() -> None:
     assert model.config.name_or_path == str(path)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     assert adapted.peft_config["default"].base_model_name_or_path == str(path)
+
+
+def test_revision_and_token_reach_every_request(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is asked for the model, its tokenizer and its weights with the same options."""
+    options = {"revision": "abc", "token": "t", "cache_dir": str(tmp_path / "cache")}
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def noting(what: str, found: Any) -> Any:
+        def call(*_: Any, **given: Any) -> Any:
+            asked.append((what, {name: given[name] for name in options if name in given}))
+            return found
+
+        return call
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", noting("cache", None))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", noting("info", None))
+    for cls in (AutoTokenizer, AutoModelForCausalLM):
+        found = cls.from_pretrained(str(folder))
+        found = (found, {"missing_keys": []}) if cls is AutoModelForCausalLM else found
+        monkeypatch.setattr(cls, "from_pretrained", noting(cls.__name__, found))
+    load_student("org/name", **options)
+    of_request = {"revision": "abc", "token": "t"}
+    of_cache = {"revision": "abc", "cache_dir": options["cache_dir"]}
+    assert [given for _, given in asked] == [of_cache, of_request, options, options]

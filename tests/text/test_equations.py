@@ -46,6 +46,10 @@ from compact.text.equations import equations, numbers
         ("10 / 3 = 3.33", "10/3=3.33", True),
         ("10 / 3 = 3.4", "10/3=3.4", True),  # rounded up
         ("10 / 3 = 3.5", "10/3=3.5", False),
+        ("0.1 + 0.2 = 0.4", "0.1+0.2=0.4", False),  # nothing to round
+        ("3.50 + 1.25 = 4.76", "1.25+3.5=4.76", False),
+        ("2.345 * 2 = 4.7", "2*2.345=4.7", True),
+        ("7/8 = 0.89", "7/8=0.89", False),
         ("5 ÷ 0 = 5", None, False),
         ("Step 2. 3 + 4 = 7", "3+4=7", True),
     ],

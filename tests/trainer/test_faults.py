@@ -163,6 +163,21 @@ def test_saved_model_is_whole_or_untouched(tmp_path: Path) -> None:
     assert weights.read_bytes() != before[weights.name]
 
 
+def test_resuming_from_an_older_checkpoint_sets_newer_ones_aside(tmp_path: Path) -> None:
+    """They belong to steps that are trained again; the next resumption must not take them."""
+    whole = trainer(tmp_path)
+    whole.train()
+    last = max(int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*"))
+    assert last > 2
+    again = trainer(tmp_path, max_steps=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert (tmp_path / f"superseded-checkpoint-{last}" / "model.safetensors").exists()
+    again = trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(parameters(again), parameters(whole))
+
+
 class Interrupt(TrainerCallback):
     """Ctrl-C in the middle of a step."""
 
