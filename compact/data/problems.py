@@ -153,8 +153,8 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
     rationales: dict[str, dict[str, Rationale]] = {}
     places: dict[tuple[str, str], str] = {}
     for where, line, row in read_rows(source):
-        row = _with_prompt(row, where)
         question_id = _text(row, "question_id", where, or_number=True)
+        row = _with_prompt(row, where)
         prompt = _content(row, "prompt", where)
         # Rationales may come without a gold answer. A test question cannot be judged without one.
         unknown = not need_answers and row.get("answer") is None

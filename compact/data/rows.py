@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ Row = tuple[str, int, Mapping[str, Any]]
 place from 1 in other files, and the index from 0 in a data set."""
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _PEEK = 4096  # bytes
+_LIKE_HUB = re.compile(r"[\w-][\w.-]*/[\w-]+")  # OWNER/NAME, and no suffix of a file
 
 
 def read_rows(source: Any) -> Iterator[Row]:
@@ -95,6 +97,8 @@ def as_json_lines(source: str | Path, numbers: Container[int]) -> str:
 def _raw_rows(source: Any) -> Iterator[tuple[str, int, Any]]:
     if isinstance(source, str | Path):
         path = Path(source)
+        if _LIKE_HUB.fullmatch(str(source)) and not path.exists():
+            raise FileNotFoundError(f"{source}: no such file; on the hub: {HUB}{source}")
         if str(source).startswith(HUB) or path.is_dir():
             yield from _indexed(_data_set(str(source)), str(source))
         elif path.suffix.lower() in _TABLES:

@@ -462,7 +462,10 @@ def _plain_text(content: Text, what: str) -> str:
     if isinstance(content, str):
         return content
     if any(REASONING in message for message in content):
-        raise ValueError(f"{what} holds {REASONING}, but the tokenizer has no chat template")
+        raise ValueError(
+            f"{what} holds {REASONING}, but the tokenizer has no chat template; set one, or write "
+            "the reasoning into content"
+        )
     if len(content) == 1:
         return content[0]["content"]
     raise ValueError(

@@ -199,7 +199,12 @@ HEAD = "question_id,prompt,teacher,completion,answer\n"
         ("x.json", f'[{GOOD}, {{"question_id": "r"}}]', "x.json:1: row 2: field 'prompt' is miss"),
         ("x.json", f"[{GOOD}, {GOOD}]", "x.json:1: row 2: teacher 't' .*at .*x.json:1: row 1"),
         ("x.json", f"[{GOOD},\n3]", "x.json:2: row 2: expected a JSON object, got int"),
-        ("x.jsonl", GOOD + '\n{"messages": []}', "x.jsonl:2: messages must hold at least two"),
+        (
+            "x.jsonl",
+            GOOD + '\n{"question_id": 1, "messages": []}',
+            "x.jsonl:2: messages must hold at least two",
+        ),
+        ("x.json", '[{"messages": []}]', "row 1: field 'question_id' is missing .found: messages."),
         ("x.jsonl", '{"text": "a"}', "x.jsonl:1: .*'question_id' is missing .*`compact import`"),
         ("x.jsonl", '{"a": 1, "A": 2}', "x.jsonl:1: the key 'a' twice, in upper and lower case"),
         ("x.csv", "", "x.csv: expected at least one row, got none"),
@@ -230,5 +235,7 @@ def test_other_objects_are_refused(tmp_path: Path) -> None:
     for source in (frame, iter(ROWS), {"train": ROWS}):
         with pytest.raises(TypeError, match="source must be a path, hub:OWNER/NAME"):
             load_problems(source)
+    with pytest.raises(FileNotFoundError, match="org/none: no such file; on the hub: hub:org/none"):
+        load_problems("org/none")
     with pytest.raises(IsADirectoryError, match="got a directory without a data set"):
         load_problems(tmp_path)
