@@ -8,7 +8,7 @@ rationale is right if its stated answer is the gold one. Labels are never given 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,20 +36,26 @@ Labels = Mapping[tuple[str, str], Label]
 """(question_id, teacher) -> label."""
 
 
-def load_labelled(path: str | Path) -> tuple[list[Problem], dict[tuple[str, str], Label]]:
-    """Reads labelled rationales.
+def load_labelled(
+    source: str | Path | Sequence[Mapping[str, Any]],
+) -> tuple[list[Problem], dict[tuple[str, str], Label]]:
+    """Reads labelled rationales from a JSON-lines file or a sequence of rows.
 
     Raises:
         ValueError: as `load_problems`; or a label is not what the module's text says, is missing
             in some rows only, or has no gold answer to be found from.
         TypeError, OSError: as `load_problems`.
     """
-    problems = load_problems(path)
-    # Only "\n" ends a line, as in `load_problems`.
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    raw: dict[int, dict[str, Any]] = {
-        r.line: json.loads(lines[r.line - 1]) for p in problems for r in p.rationales
-    }
+    problems = load_problems(source)
+    used = [r.line for p in problems for r in p.rationales]
+    raw: dict[int, Mapping[str, Any]]
+    if isinstance(source, str | Path):
+        # Only "\n" ends a line, as in `load_problems`.
+        lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
+        raw = {line: json.loads(lines[line - 1]) for line in used}
+    else:
+        raw = {index: source[index] for index in used}
+    path = source if isinstance(source, str | Path) else "row"
     with_label = [line for line, row in raw.items() if row.get("right") is not None]
     if with_label and len(with_label) < len(raw):
         missing = min(set(raw) - set(with_label))
