@@ -42,6 +42,7 @@ COMMANDS = {
         "list distillation methods and their requirements",
     ),
     "demo": ("compact.commands.demo", "train with four teachers, one of them wrong, in 5 minutes"),
+    "docs": ("compact.commands.docs", "print the guides that are installed with the package"),
     "doctor": ("compact.commands.doctor", "show layout, attention and memory for a model"),
     "env": ("compact.commands.env", "show versions and machine, for a bug report"),
 }
