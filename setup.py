@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
@@ -28,6 +28,10 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--install", str(build_dir)], check=True)
         if not self.inplace:  # for `compact train --accelerate_config fsdp2`
             copytree(ROOT / "recipes", prefix / "compact/recipes", dirs_exist_ok=True)
+            for page in (*ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")):
+                target = prefix / "compact" / page.relative_to(ROOT)  # for `compact docs`
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copyfile(page, target)
 
 
 class NativeDistribution(Distribution):

@@ -18,6 +18,7 @@ SHAPES = (
     {"op": "filtered_matmul", "R": 256, "V": 49152, "H": 576},
     {"op": "accumulate_weighted", "R": 4096, "V": 1024, "H": 576},
     {"op": "problem_weights", "R": 4096, "V": 1024, "H": 576},
+    {"op": "head_divergence", "R": 512, "V": 49152, "H": 576},
 )
 # A hundredth of the entries passes: what a trained student's softmax gradients are like.
 THRESHOLD = 2.6
@@ -107,9 +108,34 @@ def weights(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generat
     )
 
 
+def divergence(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generator) -> Calls:
+    """KL to a teacher of twice the width and the student's gradient, against whole logits."""
+    made = ((rows, width), (vocabulary, width), (rows, 2 * width), (vocabulary, 2 * width))
+    hidden, head, teacher_hidden, teacher_head = (
+        (torch.randn(size, generator=g) / size[1] ** 0.25).to(args.device, args.dtype)
+        for size in made
+    )
+
+    def ours() -> Outputs:
+        leaf = hidden.detach().requires_grad_()
+        kl = compact_ops.head_divergence(leaf, head, teacher_hidden, teacher_head)
+        return {"kl": kl, "grad": torch.autograd.grad(kl.sum(), leaf)[0]}
+
+    def theirs(dtype: torch.dtype = args.dtype) -> Outputs:
+        leaf = hidden.to(dtype).requires_grad_()
+        student = (leaf @ head.to(dtype).T).float().log_softmax(1)
+        with torch.no_grad():
+            teacher = (teacher_hidden.to(dtype) @ teacher_head.to(dtype).T).float().log_softmax(1)
+        kl = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+        return {"kl": kl, "grad": torch.autograd.grad(kl.sum(), leaf)[0]}
+
+    return ours, theirs, lambda: theirs(torch.float64)
+
+
 _CALLS = {
     "row_stats_": row_stats,
     "filtered_matmul": filtered,
     "accumulate_weighted": accumulate,
     "problem_weights": weights,
+    "head_divergence": divergence,
 }

@@ -1,6 +1,6 @@
-"""Divergence between the next-token distributions of two models, in blocks of the vocabulary.
+"""Divergence between the next-token distributions of two models, a few rows at a time.
 
-Written in torch, for any device; there is no kernel of its own yet.
+Written in torch, for any device: the time goes into matrix products, which a kernel would call too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from compact_ops._library import backend
 
 _OP = "head_divergence"
 KINDS = ("forward", "reverse", "jsd")
-# Logits of one block of each model at a time: 2^22 numbers, 16 MiB in float32.
+# Logits of one block of rows of each model at a time: 2^22 numbers, 16 MiB in float32.
 _BLOCK = 1 << 22
+# Rows of a head that are converted at a time, where it has another dtype than the arithmetic.
+_SLICE = 8192
 
 
 def head_divergence(
@@ -38,9 +40,9 @@ def head_divergence(
     """Returns the divergence of q = softmax(z) from p = softmax(z of the teacher), row by row.
 
     z is as in linear_token_stats, with a head of its own for each model. The two widths may differ;
-    the vocabulary is the same. The logits are computed one block of the vocabulary at a time: once
-    for the normalisers, once for the divergence, and once more in the backward. No [N, V] tensor
-    of either model is stored.
+    the vocabulary is the same. The logits are computed for a few rows at a time, together with the
+    gradient: no [N, V] tensor of either model is stored. With a trained head they are computed once
+    more in the backward.
 
     - "forward": KL(p || q) = sum_v p_v (log p_v - log q_v)
     - "reverse": KL(q || p)
@@ -105,9 +107,11 @@ def head_divergence(
             teacher_softcap=teacher_softcap,
             teacher_logit_scale=teacher_logit_scale,
         )
+    trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+    gradient = torch.is_grad_enabled() and hidden.requires_grad and not trains_head
     value: Tensor = torch.ops.compact.head_divergence(
         hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, KINDS.index(kind), mix,
-        softcap or 0.0, logit_scale, teacher_softcap or 0.0, teacher_logit_scale,
+        softcap or 0.0, logit_scale, teacher_softcap or 0.0, teacher_logit_scale, gradient,
     )[0]  # fmt: skip
     return value
 
@@ -121,28 +125,36 @@ class _Head(NamedTuple):
     cap: float
     scale: float
 
-    def logits(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Returns the logits [N, end - begin] of a block of the vocabulary."""
-        z = self.scale * (self.hidden.to(dtype) @ self.weight[begin:end].to(dtype).T)
+    def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Returns the logits [n, V] of some rows."""
+        hidden = self.scale * self.hidden[rows].to(dtype)
+        z = hidden.new_empty((hidden.shape[0], self.weight.shape[0]))
+        for part in self.parts(dtype):
+            torch.mm(hidden, self.weight[part].to(dtype).T, out=z[:, part])
         if self.bias is not None:
-            z = z + self.bias[begin:end].to(dtype)
-        return self.cap * torch.tanh(z / self.cap) if self.cap else z
+            z += self.bias.to(dtype)
+        return z.div_(self.cap).tanh_().mul_(self.cap) if self.cap else z
+
+    def back(self, dz: Tensor) -> Tensor:
+        """Returns the gradient [n, H] of hidden states from that of their products [n, V]."""
+        out = dz.new_zeros((dz.shape[0], self.weight.shape[1]))
+        for part in self.parts(dz.dtype):
+            out.addmm_(dz[:, part], self.weight[part].to(dz.dtype), alpha=self.scale)
+        return out
+
+    def parts(self, dtype: torch.dtype) -> Iterator[slice]:
+        """Yields slices of the vocabulary: all of it, unless the head must be converted."""
+        vocabulary = self.weight.shape[0]
+        size = vocabulary if self.weight.dtype == dtype else _SLICE
+        for begin in range(0, vocabulary, size):
+            yield slice(begin, min(begin + size, vocabulary))
 
 
-def _blocks(rows: int, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """Yields (begin, end) of the blocks of the vocabulary."""
-    size = max(_BLOCK // max(rows, 1), 256)
-    for begin in range(0, vocabulary, size):
-        yield begin, min(begin + size, vocabulary)
-
-
-def _normaliser(head: _Head, dtype: torch.dtype) -> Tensor:
-    """Returns the log-sum-exp [N] of the logits."""
-    rows = head.hidden.shape[0]
-    total = head.hidden.new_full((rows,), -torch.inf, dtype=dtype)
-    for begin, end in _blocks(rows, head.weight.shape[0]):
-        total = torch.logaddexp(total, head.logits(begin, end, dtype).logsumexp(1))
-    return total
+def _blocks(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yields blocks of rows."""
+    size = max(_BLOCK // vocabulary, 1)
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
 
 
 def _mixture(log_q: Tensor, log_p: Tensor, mix: float) -> Tensor:
@@ -157,7 +169,7 @@ def _product(p: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _terms(log_q: Tensor, log_p: Tensor, kind: int, mix: float) -> tuple[Tensor, Tensor]:
-    """Returns the summands [N, block] of the divergence, and those of sum_v q_v d D / d q_v.
+    """Returns the summands [n, V] of the divergence, and those of sum_v q_v d D / d q_v.
 
     d D / d q_v, up to a constant that the softmax removes, is -p_v / q_v for "forward",
     log(q_v / p_v) for "reverse" and (1 - b) log(q_v / m_v) for "jsd".
@@ -174,20 +186,22 @@ def _terms(log_q: Tensor, log_p: Tensor, kind: int, mix: float) -> tuple[Tensor,
     return mix * _product(log_p.exp(), log_p - log_m) + mine, mine
 
 
-def _pair(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
-    teacher_bias: Tensor | None,
-    numbers: tuple[float, float, float, float],
-) -> tuple[_Head, _Head]:
-    cap, scale, teacher_cap, teacher_scale = numbers
-    return (
-        _Head(hidden, weight, bias, cap, scale),
-        _Head(teacher_hidden, teacher_weight, teacher_bias, teacher_cap, teacher_scale),
-    )
+def _block(
+    own: _Head, teacher: _Head, rows: slice, kind: int, mix: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Returns the divergence [n] of some rows, and its gradient by their products [n, V].
+
+    d D / d z_v = q_v (d D / d q_v - sum_u q_u d D / d q_u).
+    """
+    z = own.logits(rows, dtype)
+    log_q = z - z.logsumexp(1, keepdim=True)
+    log_p = teacher.logits(rows, dtype)
+    log_p -= log_p.logsumexp(1, keepdim=True)
+    value, mine = _terms(log_q, log_p, kind, mix)
+    dz = mine - log_q.exp_() * mine.sum(1, keepdim=True)
+    if own.cap:
+        dz *= 1 - z.div_(own.cap).square_()
+    return value.sum(1), dz
 
 
 @torch.library.custom_op("compact::head_divergence", mutates_args=())
@@ -204,37 +218,37 @@ def _forward_op(
     logit_scale: float,
     teacher_softcap: float,
     teacher_logit_scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns divergence, sum_v q_v d D / d q_v and both normalisers, each [N]."""
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the divergence [N] and, if asked for, its gradient by the hidden states [N, H]."""
     dtype = _check.compute_dtype(hidden)
-    numbers = (softcap, logit_scale, teacher_softcap, teacher_logit_scale)
+    own = _Head(hidden, weight, bias, softcap, logit_scale)
+    teacher = _Head(
+        teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, teacher_logit_scale
+    )
+    divergence = hidden.new_empty(hidden.shape[:1], dtype=dtype)
+    unit = hidden.new_empty((len(hidden) if gradient else 0, hidden.shape[1]), dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        own, teacher = _pair(
-            hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, numbers
-        )
-        lse, teacher_lse = _normaliser(own, dtype), _normaliser(teacher, dtype)
-        total, slope = torch.zeros_like(lse), torch.zeros_like(lse)
-        for begin, end in _blocks(hidden.shape[0], weight.shape[0]):
-            log_q = own.logits(begin, end, dtype) - lse[:, None]
-            log_p = teacher.logits(begin, end, dtype) - teacher_lse[:, None]
-            value, mine = _terms(log_q, log_p, kind, mix)
-            total, slope = total + value.sum(1), slope + mine.sum(1)
-    return total, slope, lse, teacher_lse
+        for rows in _blocks(hidden.shape[0], weight.shape[0]):
+            divergence[rows], dz = _block(own, teacher, rows, kind, mix, dtype)
+            if gradient:
+                unit[rows] = own.back(dz)
+    return divergence, unit
 
 
 @_forward_op.register_fake
-def _fake(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     dtype = _check.compute_dtype(hidden)
-    a, b, c, d = (hidden.new_empty((hidden.shape[0],), dtype=dtype) for _ in range(4))
-    return a, b, c, d
+    rows = hidden.shape[0] if rest[-1] else 0
+    return (
+        hidden.new_empty((hidden.shape[0],), dtype=dtype),
+        hidden.new_empty((rows, hidden.shape[1]), dtype=dtype),
+    )
 
 
 @torch.library.custom_op("compact::head_divergence_backward", mutates_args=())
 def _backward_op(
     grad: Tensor,
-    slope: Tensor,
-    lse: Tensor,
-    teacher_lse: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -247,83 +261,73 @@ def _backward_op(
     logit_scale: float,
     teacher_softcap: float,
     teacher_logit_scale: float,
-    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns d hidden [N, H], d weight [V, H] and d bias [V]; the last two empty if not needed.
-
-    d D / d z_v = q_v (d D / d q_v - sum_u q_u d D / d q_u).
-    """
+    """Returns d hidden [N, H], d weight [V, H] and d bias [V]."""
     dtype = _check.compute_dtype(hidden)
-    numbers = (softcap, logit_scale, teacher_softcap, teacher_logit_scale)
+    own = _Head(hidden, weight, bias, softcap, logit_scale)
+    teacher = _Head(
+        teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, teacher_logit_scale
+    )
+    d_hidden = hidden.new_empty(hidden.shape, dtype=dtype)
+    d_weight = weight.new_zeros(weight.shape, dtype=dtype)
+    d_bias = weight.new_zeros(weight.shape[:1], dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        own, teacher = _pair(
-            hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, numbers
-        )
-        d_hidden = hidden.new_zeros(hidden.shape, dtype=dtype)
-        vocabulary = weight.shape[0] if need_weight else 0
-        d_weight = weight.new_zeros((vocabulary, weight.shape[1]), dtype=dtype)
-        d_bias = weight.new_zeros((vocabulary,), dtype=dtype)
-        for begin, end in _blocks(hidden.shape[0], weight.shape[0]):
-            z = own.logits(begin, end, dtype)
-            log_q = z - lse[:, None]
-            log_p = teacher.logits(begin, end, dtype) - teacher_lse[:, None]
-            _, mine = _terms(log_q, log_p, kind, mix)
-            dz = grad[:, None] * (mine - log_q.exp() * slope[:, None])
-            if softcap:
-                dz = dz * (1 - (z / softcap).square())
-            d_hidden = d_hidden + logit_scale * (dz @ weight[begin:end].to(dtype))
-            if need_weight:
-                d_weight[begin:end] = logit_scale * (dz.T @ hidden.to(dtype))
-                d_bias[begin:end] = dz.sum(0)
+        for rows in _blocks(hidden.shape[0], weight.shape[0]):
+            dz = _block(own, teacher, rows, kind, mix, dtype)[1] * grad[rows, None]
+            d_hidden[rows] = own.back(dz)
+            d_weight.addmm_(dz.T, hidden[rows].to(dtype), alpha=logit_scale)
+            d_bias += dz.sum(0)
     return d_hidden, d_weight, d_bias
 
 
 @_backward_op.register_fake
 def _backward_fake(
-    grad: Tensor,
-    slope: Tensor,
-    lse: Tensor,
-    teacher_lse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    *rest: Any,
+    grad: Tensor, hidden: Tensor, weight: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _check.compute_dtype(hidden)
-    vocabulary = weight.shape[0] if rest[-1] else 0
     return (
         hidden.new_empty(hidden.shape, dtype=dtype),
-        weight.new_empty((vocabulary, weight.shape[1]), dtype=dtype),
-        weight.new_empty((vocabulary,), dtype=dtype),
+        weight.new_empty(weight.shape, dtype=dtype),
+        weight.new_empty(weight.shape[:1], dtype=dtype),
     )
+
+
+@torch.library.custom_op("compact::head_divergence_scale", mutates_args=())
+def _scale_op(unit: Tensor, grad: Tensor) -> Tensor:
+    """Returns the kept gradient of each row [N, H] times that of its divergence [N]."""
+    return unit * grad[:, None]
+
+
+@_scale_op.register_fake
+def _scale_fake(unit: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty_like(unit)
 
 
 def _refuse(*_: Any) -> None:
     raise NotImplementedError("head_divergence: there is no second derivative")
 
 
-_backward_op.register_autograd(_refuse)
+for _op in (_backward_op, _scale_op):
+    _op.register_autograd(_refuse)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, slope, lse, teacher_lse = output
-    ctx.save_for_backward(slope, lse, teacher_lse, *inputs[:6])
-    ctx.numbers = inputs[6:]
-    ctx.mark_non_differentiable(slope, lse, teacher_lse)
+    unit = output[1]
+    ctx.mark_non_differentiable(unit)
+    ctx.numbers, ctx.kept = inputs[6:12], inputs[12]
+    ctx.dtypes = [None if t is None else t.dtype for t in inputs[:3]]
+    ctx.save_for_backward(*((unit,) if ctx.kept else inputs[:6]))
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    slope, lse, teacher_lse, *tensors = ctx.saved_tensors
-    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    d_hidden, d_weight, d_bias = torch.ops.compact.head_divergence_backward(
-        grad, slope, lse, teacher_lse, *tensors, *ctx.numbers, need_weight or need_bias
-    )
-    hidden, weight, bias = tensors[:3]
-    found = (
-        d_hidden.to(hidden.dtype) if need_hidden else None,
-        d_weight.to(weight.dtype) if need_weight else None,
-        d_bias.to(bias.dtype) if need_bias else None,
-    )
-    return (*found, *[None] * 9)
+    found: tuple[Tensor | None, ...]
+    if ctx.kept:
+        found = (torch.ops.compact.head_divergence_scale(ctx.saved_tensors[0], grad), None, None)
+    else:
+        found = torch.ops.compact.head_divergence_backward(grad, *ctx.saved_tensors, *ctx.numbers)
+    needed = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)
+    given = (d.to(t) if need and d is not None and t is not None else None for d, t, need in needed)
+    return (*given, *[None] * 10)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup)

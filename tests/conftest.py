@@ -1,12 +1,17 @@
 """Settings shared by every test: offline, one thread a worker, reproducible examples."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import torch
+
+# A shell starts background jobs with Ctrl-C ignored, and they would pass that on to the commands
+# that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two workers share two cores; a test that is about threads sets its own number.
 torch.set_num_threads(1)

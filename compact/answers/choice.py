@@ -43,6 +43,10 @@ _LABEL = re.compile(
 # So is a capital alone, except the words "A" and "I" and letters of names ("vitamin C", "A.J.").
 _CAPITAL = re.compile(r"(?<![\w'./-])([A-J])(?![\w'/-]|\.\w)")
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
+# "(E), not (C)": what is denied inside a sentence.
+_DENIED = re.compile(
+    r"\b(?:not|rather than|instead of|over)\W+(?:(?:option|choice)\W+)?$", re.IGNORECASE
+)
 _A_WORD = re.compile(r"\s+[a-z]")
 # At the start of an answer a letter alone is a label: "B", "B.", "b", "C: 55%".
 _IN_FRONT = re.compile(
@@ -211,12 +215,15 @@ class Choice(Domain):
         return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
 
     def final(self, sentence: str) -> str | None:
-        """Returns the last option; letters have priority over texts."""
+        """Returns the last option that is not denied; letters have priority over texts."""
         mentions = list(self._labels(sentence, _LABEL))
         front = self._in_front(sentence)
         mentions = mentions or ([front] if front else []) or self._texts(sentence)
         mentions = mentions or list(self._labels(sentence, _CAPITAL))
-        return max(mentions, key=lambda mention: mention.start).letter if mentions else None
+        meant = [m for m in mentions if not _DENIED.search(sentence[: m.start][-24:])]
+        return (
+            max(meant or mentions, key=lambda mention: mention.start).letter if mentions else None
+        )
 
     def _in_front(self, sentence: str) -> Mention | None:
         """Returns the label at the start of a sentence, None if the sentence starts with a word."""

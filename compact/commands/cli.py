@@ -33,16 +33,16 @@ COMMANDS = {
     "export": ("compact.commands.export", "merge a student's adapter into a folder to serve"),
     "import": ("compact.commands.import_", "convert files of other tools into rationales"),
     "planted": ("compact.commands.planted", "plant errors in rationales, to test a weighting"),
-    "discrimination": (
-        "compact.commands.discrimination",
-        "measure which scores separate right from wrong rationales",
+    "metrics": (
+        "compact.commands.metrics",
+        "list metrics, presets and policies; with data, measure which finds what is right",
     ),
-    "metrics": ("compact.commands.metrics", "list metrics, presets, policies and answer domains"),
     "strategies": (
         "compact.commands.strategies",
         "list distillation methods and their requirements",
     ),
     "demo": ("compact.commands.demo", "train with four teachers, one of them wrong, in 5 minutes"),
+    "docs": ("compact.commands.docs", "print the guides that are installed with the package"),
     "doctor": ("compact.commands.doctor", "show layout, attention and memory for a model"),
     "env": ("compact.commands.env", "show versions and machine, for a bug report"),
 }

@@ -18,6 +18,7 @@ EPILOG = """example:
   compact metrics --import my_module
   compact metrics choices.jsonl --out runs/texts
   compact metrics choices.jsonl dates.jsonl --model MODEL --out runs/bench
+  compact metrics zoo-a zoo-b zoo-c --model zoo-late --out runs/zoo
 """
 
 
@@ -29,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="*",
         metavar="DATA",
-        help="rationales with a field right, or with gold answers, JSON lines; none: list names",
+        help="rationales with a field right, or with gold answers, JSON lines; zoo-a, zoo-b, "
+        "zoo-c: made here; none: list names",
     )
     parser.add_argument(
         "--model",
-        help="folder (also of a run), Hugging Face name or .gguf file; none: scores of the texts",
+        help="folder (also of a run), Hugging Face name, .gguf file; zoo-early, zoo-middle, "
+        "zoo-late: trained here; none: scores of the texts",
     )
     parser.add_argument("--out", metavar="FOLDER", help="bench.md, .csv, .png and rows per file")
     parser.add_argument(

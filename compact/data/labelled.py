@@ -7,7 +7,7 @@ rationale is right if its stated answer is the gold one. Labels are never given 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,18 @@ Labels = Mapping[tuple[str, str], Label]
 """(question_id, teacher) -> label."""
 
 
-def load_labelled(path: str | Path) -> tuple[list[Problem], dict[tuple[str, str], Label]]:
-    """Reads labelled rationales.
+def load_labelled(
+    source: str | Path | Sequence[Mapping[str, Any]],
+) -> tuple[list[Problem], dict[tuple[str, str], Label]]:
+    """Reads labelled rationales from a file, a data set or a sequence of rows.
 
     Raises:
         ValueError: as `load_problems`; or a label is not what the module's text says, is missing
             in some rows only, or has no gold answer to be found from.
         TypeError, OSError: as `load_problems`.
     """
-    problems = load_problems(path)
-    raw = {number: (where, fields) for where, number, fields in read_rows(path)}
+    problems = load_problems(source)
+    raw = {number: (where, fields) for where, number, fields in read_rows(source)}
     with_label = [where for where, row in raw.values() if row.get("right") is not None]
     if with_label and len(with_label) < len(raw):
         missing = next(where for where, row in raw.values() if row.get("right") is None)

@@ -314,7 +314,7 @@ class Zoo:
     """A set of teachers with training problems and test questions.
 
     Attributes:
-        name: "a" or "b" for the zoos of the method.
+        name: its key in `ZOOS`.
         teachers: names from `TEACHERS`.
         problems: number of training problems, each with one rationale of every teacher.
         questions: number of test questions.
@@ -331,6 +331,10 @@ class Zoo:
         """Returns the training rows of a seed; see `make_rows`."""
         return make_rows(self.teachers, self.problems, seed, moves=self.moves)
 
+    def labelled_rows(self, seed: int) -> list[dict[str, object]]:
+        """Returns the training rows of a seed with a field `right`."""
+        return [{**row, "right": row["teacher"] in RIGHT} for row in self.rows(seed)]
+
     def test_rows(self, seed: int) -> list[dict[str, str]]:
         """Returns test questions that are not among the training questions of the same seed."""
         seen = {row["prompt"] for row in self.rows(seed)}
@@ -344,9 +348,11 @@ class Zoo:
 ZOOS = {
     "a": Zoo("a", ("good", "verbose", "wrong-step", "unrelated")),
     "b": Zoo("b", ("honest", "colluding-a", "colluding-b")),
+    "c": Zoo("c", ("good", "verbose", "wrong-step", "unrelated", "right-answer-wrong-steps")),
 }
 """Zoo A: teachers with independent errors; the measure is the weight on right rationales.
 Zoo B: the majority is wrong; the measure is what the student learns.
+Zoo C: zoo A with a teacher whose wrong steps end in the right answer.
 
 In zoo B all three teachers draw their wording at random. If each teacher had a fixed wording and
 the honest one shared its wording with one other, a student that decodes greedily would see one

@@ -47,7 +47,7 @@ _BUILT_IN = (
     *("gain", "hsic", "probe", "probe_released", "answer_gain", "grape", "aslec", "lark"),
     *("agreement", "answer", "attention", "gold_weighted", "step_graph"),
     *("option_contrast", "leak_adjusted", "posterior_consensus"),
-    *("judged", "nll", "rsr", "scas_final"),
+    *("judged", "nll", "rsr", "scas_final", "scas", "lalp"),
     *("length", "steps", "random", "checking_words", "uncertain_tokens"),
 )
 
@@ -71,6 +71,7 @@ class Metric:
         needs_gold: it says nothing without gold answers. Data in which no problem has one are
             refused.
         needs_judgements: it reads `EncodedRationale.judgement`.
+        runs_student: it runs the student itself: a second pass, which costs as much as the first.
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
             teacher's rationales become the score of the teacher.
@@ -86,6 +87,7 @@ class Metric:
     statistics: tuple[str, ...] = ()
     needs_gold: bool = False
     needs_judgements: bool = False
+    runs_student: bool = False
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
 
@@ -104,6 +106,7 @@ def register(
     statistics: Sequence[str] = (),
     needs_gold: bool = False,
     needs_judgements: bool = False,
+    runs_student: bool = False,
     direction: Direction | None = None,
     aggregation: str = RATIONALE_MEAN,
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
@@ -134,7 +137,7 @@ def register(
         metric = Metric(
             name=name,
             axis=axis,
-            score=_without_forward(name, score, tuple(statistics)),
+            score=_guarded(name, score, tuple(statistics), runs_student),
             needs_leaves=needs_leaves or needs_leaf_hidden,
             needs_padded=needs_padded,
             needs_leaf_hidden=needs_leaf_hidden,
@@ -142,6 +145,7 @@ def register(
             statistics=tuple(statistics),
             needs_gold=needs_gold,
             needs_judgements=needs_judgements,
+            runs_student=runs_student,
             direction=direction or implied,
             aggregation=aggregation,
         )
@@ -151,30 +155,34 @@ def register(
     return add
 
 
-def _without_forward(
-    name: str, score: Callable[[Pass], Tensor], statistics: tuple[str, ...]
+def _guarded(
+    name: str,
+    score: Callable[[Pass], Tensor],
+    statistics: tuple[str, ...],
+    runs_student: bool,
 ) -> Callable[[Pass], Tensor]:
-    """Returns `score` without gradient, and with the student locked while it runs.
+    """Returns `score` without gradient, and with the student locked unless it may run it.
 
     Raises, when called:
-        RuntimeError: if the metric runs the student.
+        RuntimeError: if the metric runs the student without having said so.
         ValueError: if the pass was run without the statistics that the metric reads.
     """
 
     def refuse(*_: object) -> None:
         raise RuntimeError(
-            f"metric {name} must not run the student: it must score the results of the pass"
+            f"metric {name} must not run the student: it must score the results of the pass, or "
+            "be registered with runs_student=True"
         )
 
     @functools.wraps(score)
-    def locked(pass_: Pass) -> Tensor:
+    def guarded(pass_: Pass) -> Tensor:
         for statistic in statistics:
             if getattr(pass_.stats, statistic) is None:
                 raise ValueError(
                     f"metric {name}: the pass must be run with statistics={statistics}, "
                     f"got none of {statistic!r}"
                 )
-        modules = (pass_.student.model, pass_.student.body)
+        modules = () if runs_student else (pass_.student.model, pass_.student.body)
         locks = [module.register_forward_pre_hook(refuse) for module in modules]
         try:
             with torch.no_grad():
@@ -183,7 +191,7 @@ def _without_forward(
             for lock in locks:
                 lock.remove()
 
-    return locked
+    return guarded
 
 
 def get_metric(name: str, axis: Axis | None = None) -> Metric:

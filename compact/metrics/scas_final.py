@@ -6,10 +6,10 @@ unit length first, so |mu_A|^2 is the mean cosine over all pairs of answer token
 the student learns it at less cost. Source: SCAS (arXiv 2605.26872), with its lambda of 0.5.
 
 Ours: the activations are the final hidden states, the input of the LM head, in place of the output
-of the last layer's up_proj, hence the name `scas-final`. As published, the question is the whole
-prompt with its template, its first token has no nll, and special tokens of the tokenizer do not
-count. A student without its tokenizer has no special tokens. The nll of the prompt is read from the
-hidden states of the pass: that is one more product of the head, over the prompt's rows only.
+of the last layer's up_proj, which `scas` reads in a second pass. As published, the question is the
+whole prompt with its template, its first token has no nll, and special tokens of the tokenizer do
+not count. A student without its tokenizer has no special tokens. The nll of the prompt is read from
+the hidden states of the pass: that is one more product of the head, over the prompt's rows only.
 """
 
 from __future__ import annotations
@@ -70,9 +70,19 @@ def _prompts(pass_: Pass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @register("scas-final", axis="difficulty", aggregation=TOKEN_MEAN)
 def scas_final(pass_: Pass) -> Tensor:
     """Returns [R] learning cost in squared nats."""
+    return learning_cost(pass_, pass_.hidden)
+
+
+def learning_cost(pass_: Pass, activations: Tensor) -> Tensor:
+    """Returns [R] S_k in squared nats.
+
+    Args:
+        pass_: the results of a forward.
+        activations: [B, L, D] of every token of the main block.
+    """
     batch = pass_.batch
     rows, ids, prompt_nll, offsets = _prompts(pass_)
-    flat = pass_.hidden.flatten(0, 1)
+    flat = activations.flatten(0, 1)
 
     def directions(where: Tensor) -> Tensor:
         return torch.nn.functional.normalize(flat[where].float(), dim=1)

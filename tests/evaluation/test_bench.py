@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from compact.commands.cli import main
-from compact.evaluation.bench.measures import interval, localisation, measure, within
+from compact.evaluation.bench.measures import interval, localisation, mass, measure, within
 from compact.lab.zoo import make_rows
 from compact.lab.zoo_student import build_model, build_tokenizer
 
@@ -23,6 +23,13 @@ def test_auc_within_a_question_by_hand() -> None:
     assert found.value == pytest.approx((1.0 + 0.5) / 2)
     assert found.number == 2 and found.low <= found.value <= found.high
     assert math.isnan(within([[1.0]], [[True]]).value)
+
+
+def test_mass_by_hand() -> None:
+    weights = [[0.2, 0.3, 0.5], [0.4, 0.6], [0.0, 0.0]]
+    right = [[True, True, False], [False, False], [True, False]]
+    found = mass(weights, right)  # the second has no right one, the third no weight
+    assert found.value == pytest.approx(0.5) and found.number == 1
 
 
 def test_an_interval_narrows_with_the_number_of_questions() -> None:
@@ -69,6 +76,7 @@ ROWS = [
 
 def test_measures_of_rows() -> None:
     found = {c.name: c for c in measure(ROWS)}
+    assert found["uniform"].mass.value == 0.5 and found["good"].mass.number == 0
     assert found["good"].auc.value == 1.0 and found["good"].kind == "metric"
     assert found["length"].auc.value == 0.0 and found["length"].length == 1.0
     assert found["uniform"].auc.value == 0.5 and found["uniform"].kind == "policy"
@@ -94,6 +102,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "zoo.jsonl").write_text(text)
     return tmp_path
+
+
+def test_the_zoos_are_data_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", "zoo-b", "zoo-c", "--limit", "20", "--out", "out"]) == 0
+    table = list(csv.DictReader((place / "out/bench.csv").open()))
+    mass = {(r["data"], r["score"]): float(r["value"]) for r in table if r["measure"] == "mass"}
+    assert mass["zoo-b", "rejection"] == 1.0 and mass["zoo-b", "answer-vote"] == 0.0
+    assert 0.5 < mass["zoo-c", "rejection"] < 1.0  # wrong steps may end in the right answer
+    auc = {(r["data"], r["score"]): float(r["value"]) for r in table if r["measure"] == "auc"}
+    assert auc["zoo-c", "judged"] > auc["zoo-c", "rejection"]
+
+
+def test_scores_of_one_name_and_two_kinds(place: Path) -> None:
+    assert run("--only", "random") == 0
+    table = list(csv.DictReader((place / "out/bench.csv").open()))
+    kinds = [r["kind"] for r in table if r["score"] == "random" and r["measure"] == "auc"]
+    assert sorted(kinds) == ["metric", "policy"]
 
 
 def run(*options: str) -> int:

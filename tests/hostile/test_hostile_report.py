@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compact.evaluation import compare, discrimination
+from compact.evaluation import compare
+from compact.evaluation.bench import pages
 from compact.graphs.drawing import draw_graph, picture_of
 from compact.graphs.step_graphs import as_rustworkx, build_graphs, describe_steps
 from compact.report.explain import ExplainedProblem, ExplainedRationale, ExplainedStep, Token
@@ -121,8 +122,7 @@ def test_pictures(tmp_path: Path, name: str) -> None:
     arm = {"name": text, "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6}
     arm |= {"right_weight": 0.5, "right_weight_low": 0.4, "right_weight_high": 0.6}
     assert picture_of(compare.draw([arm], text), "svg", tidy=True)
-    table = {text: {text: (0.5, 0.1)}}
-    assert picture_of(discrimination.draw(table, text, text), "svg", tidy=True)
+    assert picture_of(pages.draw({text: [0.5]}, [text]), "svg", tidy=True)
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg", ".PNGX", ".exe"])

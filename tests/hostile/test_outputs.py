@@ -91,7 +91,6 @@ COMMANDS = {
     "gold": "import {data} --gold {gold} --out {out}",
     "score": "score {data} --model none --out {out}",
     "evaluate": "evaluate --data {data} --model none --out {out}",
-    "discrimination": "discrimination svamp --data {data} --model none --out {out}",
 }
 
 
@@ -105,11 +104,9 @@ def test_commands_keep_inputs_and_other_files(
     gold.write_bytes(data.read_bytes())
     (tmp_path / "folder").mkdir()
     (tmp_path / "mine.json").write_text("mine")
-    if target in ("gold", "folder", "mine.json") and name in ("discrimination", "evaluate"):
-        target = "data" if name == "evaluate" else "mine.json"
+    if target in ("gold", "folder", "mine.json") and name == "evaluate":
+        target = "data"
     out = {"data": data, "gold": gold, "": ""}.get(target, tmp_path / target)
-    if name == "discrimination":
-        (tmp_path / "data.json").write_text("mine")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     words = [w.format(data=data, gold=gold, out=out) for w in COMMANDS[name].split()]
     line = ""

@@ -2,14 +2,11 @@
 
 import json
 import random
-import types
 
 import pytest
-import torch
 
 from compact.answers import extract_answer
 from compact.commands.cli import main
-from compact.evaluation.discrimination import as_markdown, auc
 from compact.lab.planted import PLANTS
 from helpers.commands import fails
 
@@ -52,24 +49,6 @@ def test_operation_swaps_sums_and_differences(right, gold, wrong):
 def test_nothing_to_change_is_none():
     assert PLANTS["hidden"]("No number here. The answer is 17", "17", random.Random(0)) is None
     assert PLANTS["carried"]("The answer is 17", "17", random.Random(0)) is None
-
-
-def problem(name, teachers):
-    rationales = [types.SimpleNamespace(teacher=t) for t in teachers]
-    return types.SimpleNamespace(question_id=name, rationales=rationales)
-
-
-def test_auc_is_within_problems_and_counts_ties_half():
-    problems = [problem("p", "abc"), problem("q", "abc")]
-    labels = {(q, t): "right" if t != "c" else "bad" for q in "pq" for t in "abc"}
-    scores = torch.tensor([2.0, 1.0, 1.0, 10.0, 11.0, 12.0])
-    assert auc(scores, problems, labels, "bad", "right")[0] == pytest.approx((0.75 + 0.0) / 2)
-    with pytest.raises(ValueError, match="'worse'"):
-        auc(scores, problems, labels, "worse", "right")
-
-
-def test_table_has_a_row_a_score():
-    assert as_markdown({"m": {"bad": (0.9, 0.05)}}).splitlines()[-1] == "| m | 0.90 ± 0.05 |"
 
 
 def test_a_file_whose_teacher_misleads(tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from compact.metrics import get_metric, metric_names
 from compact.passes import EncodedProblem, Pass
@@ -175,6 +176,52 @@ def test_scas_final(finished: Pass) -> None:
         shared = float((told @ asked.T).mean())
         wanted.append(0.5 * d_answer**2 * own + 0.5 * d_answer * d_question * shared)
     agrees(finished, "scas-final", wanted, tolerance=1e-4)
+
+
+def test_scas(finished: Pass) -> None:
+    """The activations of the last up_proj, written out from the weights of the exact model."""
+    last = _EXACT.get_base_model().model.layers[-1]
+    kept: list[Tensor] = []
+    lock = last.post_attention_layernorm.register_forward_hook(lambda m, i, o: kept.append(o))
+    wanted = []
+    for one in everyone():
+        with torch.no_grad():
+            kept.clear()
+            _EXACT(input_ids=one.ids[None])
+            states = kept[0][0] @ last.mlp.up_proj.weight.T
+        unit = states / states.norm(dim=1, keepdim=True)
+        asked, told = unit[: one.prompt], unit[one.prompt :]
+        d_answer, d_question = -float(one.of_answer.mean()), -float(one.of_prompt.mean())
+        own, shared = float((told @ told.T).mean()), float((told @ asked.T).mean())
+        wanted.append(0.5 * d_answer**2 * own + 0.5 * d_answer * d_question * shared)
+    lock.remove()
+    agrees(finished, "scas", wanted, tolerance=1e-4)
+
+
+def test_scas_needs_up_proj(finished: Pass) -> None:
+    sizes = {"vocab_size": 64, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    student = Student.of(GPT2LMHeadModel(GPT2Config(**sizes)).eval())
+    with pytest.raises(ValueError, match="scas: student must have modules up_proj"):
+        get_metric("scas").score(replace(finished, student=student))
+
+
+def test_lalp(finished: Pass) -> None:
+    """Every step alone, after the two parts before it; the prompt is the part before the first."""
+    wanted = []
+    for one in everyone():
+        ids, steps = one.rationale.ids, one.rationale.steps
+        parts = [list(one.problem.prompt_ids)]
+        parts += [list(ids[start:end]) for start, end in steps]
+        assert sum(map(len, parts[1:])) == steps[-1][1]  # no gaps between steps in this data
+        if steps[-1][1] < len(ids):
+            parts.append(list(ids[steps[-1][1] :]))
+        means = []
+        for i in range(1, len(parts)):
+            before = sum(parts[max(0, i - 2) : i], [])
+            logp = full(torch.tensor(before + parts[i]))[0][len(before) - 1 : -1]
+            means.append(float(logp.gather(1, torch.tensor(parts[i])[:, None]).mean()))
+        wanted.append(sum(means) / len(means))
+    agrees(finished, "lalp", wanted, tolerance=1e-4)
 
 
 def test_scas_final_leaves_out_special_tokens(finished: Pass) -> None:

@@ -81,6 +81,30 @@ def test_equal_models_have_no_divergence(kind: str) -> None:
     assert float(found.detach().abs().max()) < 2e-6 and float(hidden.grad.abs().max()) < 2e-6
 
 
+@pytest.mark.parametrize("trained", ["hidden", "weight"])
+def test_there_is_no_second_derivative(trained: str) -> None:
+    inputs = _inputs(6, 8, 8, 300, 5)
+    inputs["hidden"].requires_grad_()
+    inputs[trained].requires_grad_()
+    found = head_divergence(**inputs).square().sum()
+    (first,) = torch.autograd.grad(found, inputs["hidden"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first.square().sum().backward()
+
+
+def test_rows_do_not_depend_on_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs(9, 8, 8, 300, 6)
+    inputs["hidden"].requires_grad_()
+    whole = head_divergence(**inputs)
+    (wanted,) = torch.autograd.grad(whole.sum(), inputs["hidden"])
+    monkeypatch.setattr(sys.modules["compact_ops.head_divergence"], "_BLOCK", 2 * 300)
+    monkeypatch.setattr(sys.modules["compact_ops.head_divergence"], "_SLICE", 100)
+    parts = head_divergence(**inputs)
+    torch.testing.assert_close(parts, whole)
+    (found,) = torch.autograd.grad(parts.sum(), inputs["hidden"])
+    torch.testing.assert_close(found, wanted)
+
+
 class _Largest(TorchDispatchMode):
     """The most elements of any tensor that an op returns."""
 
@@ -95,8 +119,8 @@ class _Largest(TorchDispatchMode):
 
 
 def test_no_row_of_the_whole_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 rows of 5,000 entries: no tensor has more elements than the larger head."""
-    monkeypatch.setattr(sys.modules["compact_ops.head_divergence"], "_BLOCK", 64 * 256)
+    """64 rows of 5,000 entries, four at a time: no tensor is larger than a head."""
+    monkeypatch.setattr(sys.modules["compact_ops.head_divergence"], "_BLOCK", 4 * 5000)
     inputs = {k: v.float() for k, v in _inputs(64, 4, 6, 5000, 4).items()}
     inputs["hidden"].requires_grad_()
     with _Largest() as largest:

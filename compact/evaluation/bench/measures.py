@@ -36,6 +36,8 @@ class Contestant(NamedTuple):
         name, kind: kind is "metric", "preset" or "policy".
         auc: how often a right rationale scores above a wrong one of its question.
         auc_gold: the same among the rationales that state the gold answer.
+        mass: share of the weight on right rationales, over the questions that have one; nothing for
+            a metric, which gives no weights.
         length: mean rank correlation with the number of tokens, within a question.
         teachers: rank correlation of its order of the teachers with that by share right.
         stability: number of questions -> rank correlation of the order of the teachers from that
@@ -46,6 +48,7 @@ class Contestant(NamedTuple):
     kind: str
     auc: Estimate
     auc_gold: Estimate
+    mass: Estimate
     length: float
     teachers: float
     stability: dict[int, float]
@@ -54,12 +57,10 @@ class Contestant(NamedTuple):
 def measure(rows: Rows) -> list[Contestant]:
     """Returns what is measured of every score of the rows, in the order of their `auc`."""
     found = []
-    for name, (kind, of_question) in _scores(rows).items():
-        right = [[r["right"] for r in row["rationales"]] for row in rows]
-        gold = [
-            [r["right"] if r["states_gold"] else None for r in row["rationales"]] for row in rows
-        ]
-        tokens = [[r["tokens"] for r in row["rationales"]] for row in rows]
+    right = [[r["right"] for r in row["rationales"]] for row in rows]
+    gold = [[r["right"] if r["states_gold"] else None for r in row["rationales"]] for row in rows]
+    tokens = [[r["tokens"] for r in row["rationales"]] for row in rows]
+    for (name, kind), of_question in _scores(rows).items():
         lengths = [_spearman(s, t) for s, t in zip(of_question, tokens, strict=True)]
         known = [x for x in lengths if x is not None]
         ranked, stability = _of_teachers(rows, of_question)
@@ -69,6 +70,7 @@ def measure(rows: Rows) -> list[Contestant]:
                 kind,
                 within(of_question, right),
                 within(of_question, gold),
+                NOTHING if kind == "metric" else mass(of_question, right),
                 float(np.mean(known)) if known else float("nan"),
                 ranked,
                 stability,
@@ -89,6 +91,16 @@ def within(scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool | No
         low = values[[label is False for label in labels]][None, :]
         if high.size and low.size:
             shares.append(float(np.mean((high > low) + 0.5 * (high == low))))
+    return interval(shares)
+
+
+def mass(weights: Sequence[Sequence[float]], right: Sequence[Sequence[bool]]) -> Estimate:
+    """Returns the share of the weight on right rationales, over the questions that have one."""
+    shares = []
+    for of_question, labels in zip(weights, right, strict=True):
+        values = np.asarray(of_question, dtype=float)
+        if any(labels) and values.sum() > 0:
+            shares.append(float(values[list(labels)].sum() / values.sum()))
     return interval(shares)
 
 
@@ -121,17 +133,17 @@ def localisation(rows: Rows) -> dict[str, Estimate]:
     return {name: interval(values) for name, values in hits.items()}
 
 
-def _scores(rows: Rows) -> dict[str, tuple[str, list[list[float]]]]:
-    """Returns name -> (kind, scores of each question)."""
-    found: dict[str, tuple[str, list[list[float]]]] = {}
+def _scores(rows: Rows) -> dict[tuple[str, str], list[list[float]]]:
+    """Returns (name, kind) -> scores of each question."""
+    found: dict[tuple[str, str], list[list[float]]] = {}
     first = rows[0]["rationales"][0]
     for kind, field in (("metric", "scores"), ("policy", "weights")):
         for name in first[field]:
             values = [[r[field][name] for r in row["rationales"]] for row in rows]
-            found[name] = kind, values
+            found[name, kind] = values
     for name, flat in weights_of_presets(rows).items():
         each = iter(flat)
-        found[name] = "preset", [[next(each) for _ in row["rationales"]] for row in rows]
+        found[name, "preset"] = [[next(each) for _ in row["rationales"]] for row in rows]
     return found
 
 

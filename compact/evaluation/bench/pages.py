@@ -7,12 +7,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compact.evaluation.bench.measures import Contestant, Estimate, localisation, measure
-from compact.evaluation.discrimination import Table, draw
 from compact.files import write_whole
 from compact.graphs.drawing import picture_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 _INTRODUCTION = """Area under the ROC curve within a question (AUC): how often a score ranks a right
@@ -33,12 +35,13 @@ def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
     page = _markdown(found, places, sets, about)
     write_whole(out / "bench.md", page, kind="bench")
     write_whole(out / "bench.csv", _csv(found, places), kind="bench")
-    cells: Table = {name: dict.fromkeys(found, (math.nan, math.nan)) for name, _ in _order(found)}
-    for data, contestants in found.items():
-        for c in contestants:
-            if c.name in cells:
-                cells[c.name][data] = (c.auc.value, 0.5 * (c.auc.high - c.auc.low))
-    figure = draw(cells, "right above wrong within a question", "AUC (0.5 is chance)")
+    figure = draw(
+        {
+            f"{name} ({kind})": [_value(found[data], name, kind) for data in found]
+            for name, kind in _order(found)
+        },
+        list(found),
+    )
     write_whole(out / "bench.png", picture_of(figure, "png", tidy=True), kind="bench")
     return page
 
@@ -55,24 +58,33 @@ def _markdown(
         "| score | kind | " + " | ".join(found) + " |",
         "|---|---|" + "---|" * len(found),
     ]
-    by_name = {data: {c.name: c for c in contestants} for data, contestants in found.items()}
+    by_name = {
+        data: {(c.name, c.kind): c for c in contestants} for data, contestants in found.items()
+    }
     for name, kind in names:
-        cells = [_cell(by_name[data][name].auc) if name in by_name[data] else "-" for data in found]
+        known = [by_name[data].get((name, kind)) for data in found]
+        cells = ["-" if c is None else _cell(c.auc) for c in known]
         lines.append(f"| `{name}` | {kind} | " + " | ".join(cells) + " |")
     counts = ", ".join(f"{data}: {_mixed(c)} of {len(sets[data])}" for data, c in found.items())
     lines += ["", f"Questions with right and wrong rationales: {counts}.", ""]
     lines += ["## Among the rationales that state the gold answer", ""]
     lines += ["| score | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    for name, _ in names:
-        estimates = [
-            by_name[data][name].auc_gold if name in by_name[data] else None for data in found
-        ]
-        if any(e is not None and e.number for e in estimates):
+    for name, kind in names:
+        known = [by_name[data].get((name, kind)) for data in found]
+        if any(c is not None and c.auc_gold.number for c in known):
             cells = [
-                "-" if e is None else f"{_cell(e)}, {e.number} q" if e.number else "-"
-                for e in estimates
+                f"{_cell(c.auc_gold)}, {c.auc_gold.number} q" if c and c.auc_gold.number else "-"
+                for c in known
             ]
             lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    lines += ["", "## Share of the weight on right rationales", ""]
+    lines += ["| weights | kind | " + " | ".join(found) + " |", "|---|---|" + "---|" * len(found)]
+    for name, kind in names:
+        known = [by_name[data].get((name, kind)) for data in found]
+        if kind != "metric":
+            cells = ["-" if c is None else _cell(c.mass) for c in known]
+            lines.append(f"| `{name}` | {kind} | " + " | ".join(cells) + " |")
+    lines += ["", "Questions that have a right rationale count."]
     lines += ["", "## The first wrong step", ""]
     if any(places.values()):
         lines += [
@@ -114,6 +126,28 @@ def _order(found: Mapping[str, Sequence[Contestant]]) -> list[tuple[str, str]]:
     return sorted(values, key=lambda key: -sum(values[key]) / len(values[key]))
 
 
+def _value(contestants: Sequence[Contestant], name: str, kind: str) -> float:
+    """Returns the AUC of a score; nan if it was not measured."""
+    return next((c.auc.value for c in contestants if (c.name, c.kind) == (name, kind)), math.nan)
+
+
+def draw(cells: Mapping[str, Sequence[float]], columns: Sequence[str]) -> Figure:
+    """Draws a table of AUC: one row per score, one column per data set, coloured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0 + 0.85 * len(columns), 1.8 + 0.3 * len(cells)), dpi=130)
+    axes = figure.subplots()
+    image = axes.imshow(list(cells.values()), vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(range(len(cells)), list(cells), fontsize=8)
+    for row, line in enumerate(cells.values()):
+        for column, value in enumerate(line):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
+    axes.set_title("right above wrong within a question", fontsize=9)
+    figure.colorbar(image, ax=axes, label="AUC (0.5 is chance)", fraction=0.04)
+    return figure
+
+
 def _mixed(contestants: Sequence[Contestant]) -> int:
     return max((c.auc.number for c in contestants), default=0)
 
@@ -139,6 +173,8 @@ def _csv(
         for c in contestants:
             table.writerow((data, c.name, c.kind, "auc", *c.auc))
             table.writerow((data, c.name, c.kind, "auc_gold", *c.auc_gold))
+            if c.mass.number:
+                table.writerow((data, c.name, c.kind, "mass", *c.mass))
             table.writerow((data, c.name, c.kind, "length", c.length, "", "", ""))
             table.writerow((data, c.name, c.kind, "teachers", c.teachers, "", "", ""))
             for size, value in c.stability.items():

@@ -15,7 +15,11 @@ from compact.evaluation.bench.collect import collect
 from compact.evaluation.bench.pages import write_pages
 from compact.evaluation.bench.texts import judge_texts
 from compact.files import content_of_student
+from compact.lab.zoo import ZOOS
+from compact.lab.zoo_student import CACHE, STAGES, load_zoo_student
 from compact.student import Student, load_model
+
+_ZOO_SEED = 1
 
 
 def bench(
@@ -31,8 +35,10 @@ def bench(
     """Measures every metric, preset and policy on labelled rationales; returns the page.
 
     Args:
-        files: labelled rationales (`compact.data.labelled`); their names are the columns.
-        model: name of the student; None for the scores that need none.
+        files: labelled rationales (`compact.data.labelled`), or names of zoos: zoo-a, zoo-b, zoo-c.
+            Their names are the columns.
+        model: name of the student, or zoo-early, zoo-middle, zoo-late for that of a zoo; None for
+            the scores that need none.
         out: folder of the pages and of one file of rows per data file, from which a run resumes.
         only: names of metrics, presets and policies; () for all.
         limit: most questions of each file, drawn at random with seed 0; None for all.
@@ -48,14 +54,22 @@ def bench(
     # A data set that is a folder ("svamp/train.jsonl") is called by the folder.
     paths = [Path(file).absolute() for file in files]
     names = [path.parent.name if path.stem in ("train", "test") else path.stem for path in paths]
+    zoos = {f"zoo-{key}": the_zoo for key, the_zoo in ZOOS.items()}
     if len(set(names)) < len(names):
         raise ValueError(f"DATA must have different names, got {', '.join(map(str, files))}")
     out.mkdir(parents=True, exist_ok=True)
-    loaded = [load_labelled(file) for file in files]
+    loaded = [
+        load_labelled(zoos[str(file)].labelled_rows(_ZOO_SEED) if file in zoos else file)
+        for file in files
+    ]
     if model is None and only:
         raise ValueError("--only must be used with --model")
     student = None
     if model is not None:
+        stage = model.removeprefix("zoo-")
+        if stage != model and stage in STAGES:
+            load_zoo_student(stage)
+            model = str(CACHE / f"{stage}-0")
         network, processing_class = load_model(model)
         student = Student.of(network, processing_class)
     sets: dict[str, list[dict[str, Any]]] = {}
@@ -70,7 +84,7 @@ def bench(
             sets[name] = judge_texts(chosen, labels, name)
             continue
         settings = {
-            "data": content_of_rows(file),
+            "data": f"seed {_ZOO_SEED}" if file in zoos else content_of_rows(file),
             "model": model,
             "weights": content_of_student(model),
             "only": sorted(only),
