@@ -23,11 +23,14 @@ from compact.teachers.router import fit_router
 Array = NDArray[np.float64]
 
 
-def complete(problems: list[Problem], without: list[str]) -> tuple[list[Problem], list[str]]:
-    """Returns the problems that every teacher answered, and the teachers."""
-    teachers = sorted({r.teacher for p in problems for r in p.rationales} - set(without))
+def complete(files: list[Path], without: list[str]) -> tuple[list[Problem], list[str]]:
+    """Returns the problems that every teacher answered, and the teachers that all files have."""
+    sets = [load_problems(path) for path in files]
+    named = [{r.teacher for p in problems for r in p.rationales} for problems in sets]
+    teachers = sorted(set.intersection(*named) - set(without))
     kept = [
         replace(p, rationales=tuple(r for r in p.rationales if r.teacher in teachers))
+        for problems in sets
         for p in problems
     ]
     return [p for p in kept if len(p.rationales) == len(teachers)], teachers
@@ -89,13 +92,13 @@ def replay(
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--without", nargs="*", default=[], help="teachers to leave out")
     parser.add_argument("--scores", type=Path, help="rows of `compact score` for the same data")
     parser.add_argument("--first", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
-    problems, teachers = complete(load_problems(args.data), args.without)
+    problems, teachers = complete(args.data, args.without)
     if args.scores:
         lines = args.scores.read_text(encoding="utf-8").splitlines()
         scored = {json.loads(line)["question_id"] for line in lines}

@@ -189,6 +189,10 @@ def _write(
 
         print(describe_routes(route))
     print(f"{len(rows)} rationales of {problems} questions -> {out}")
+    for one in found:
+        questions_of = {row["question_id"] for row in one.rows}
+        if one.merged and len(one.rows) == len(questions_of):
+            print(f"all samples of {one.teacher.name} are equal: its endpoint may not draw any")
     missing = {name: account["missing"] for name, account in accounts.items() if account["missing"]}
     if not missing:
         return 0

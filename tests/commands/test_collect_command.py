@@ -97,6 +97,14 @@ def test_a_dry_run_asks_a_sample_and_keeps_it(
         assert collect(server, price=price) == 0 and server.requests == 6
 
 
+def test_samples_that_never_differ_are_news(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile_server() as server:
+        assert collect(server, n=2, temperature=0.7) == 0
+        assert "all samples of a are equal" in capsys.readouterr().out
+
+
 def test_what_is_there_is_written_without_asking(place: Path) -> None:
     with hostile_server() as server:
         assert collect(server, "--dry_run", "2") == 0
