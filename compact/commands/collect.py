@@ -7,11 +7,13 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from compact.data import load_questions
+from compact.data import Problem, load_questions
 from compact.files import check_output, write_json, write_whole
 from compact.resumable import summary_path
 from compact.teachers.collect import Plans, Result, collect, plan
@@ -27,6 +29,10 @@ from compact.teachers.pace import Patience
 from compact.teachers.spec import read_teachers
 from compact.teachers.store import Store
 
+if TYPE_CHECKING:
+    from compact.evaluation.route import Route
+
+ROUTED_BY = "persyn"
 EPILOG = """example:
   compact collect questions.jsonl --teachers teachers.yaml --out rationales.jsonl
 
@@ -67,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export_only", action="store_true", help="ask nothing; write what the store has"
     )
+    group = parser.add_argument_group("routing: ask one teacher a question, after the first N")
+    group.add_argument(
+        "--route", type=int, metavar="N", help="ask all teachers the first N questions only"
+    )
+    group.add_argument("--student", metavar="MODEL", help="who scores their rationales")
+    group.add_argument(
+        "--preset", default=ROUTED_BY, help=f"preset or policy that weighs them [{ROUTED_BY}]"
+    )
     defaults = Patience()
     parser.add_argument(
         "--attempts",
@@ -102,23 +116,41 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     problems = load_questions(args.questions, need_answers=False)[: args.limit]
     plans: Plans = [(t, plan(t, problems)) for t in read_teachers(args.teachers)]
+    route = None if args.route is None else _route(args, plans, problems, out)
     store = Store(args.store or out.with_suffix(".sqlite"))
     try:
         if args.dry_run is not None:
-            some = [(t, sample_of(items, args.dry_run)) for t, items in plans if args.dry_run]
-            _ask(store, some, args)
-            print(describe_estimate(estimate(store, plans)))
+            some = plans if route is None else route.first_plans
+            if args.dry_run:
+                _ask(store, [(t, sample_of(items, args.dry_run)) for t, items in some], args)
+            print(describe_estimate(estimate(store, some)))
+            if route is not None:
+                print(f"then one teacher for each of {len(route.others)} more questions")
             return 0
-        results = {}
+        results: dict[str, Result] = {}
+        about: dict[str, Any] = {}
         try:
-            results = {} if args.export_only else _ask(store, plans, args)
+            if route is not None:
+                ask = None if args.export_only else lambda some: _ask(store, some, args)
+                plans, results, about = route.run(store, ask)
+            elif not args.export_only:
+                results = _ask(store, plans, args)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"the answers so far are in {store.path}; the same command continues"
             ) from None
-        return _write(store, plans, results, out, args.questions, len(problems))
+        return _write(store, plans, results, out, args.questions, len(problems), about)
     finally:
         store.close()
+
+
+def _route(args: argparse.Namespace, plans: Plans, problems: Sequence[Problem], out: Path) -> Route:
+    from compact.evaluation.route import Route  # loads torch
+
+    if args.student is None:
+        raise ValueError("--route must be given together with --student, who scores")
+    scores = out.with_suffix(".route.jsonl")
+    return Route(plans, problems, args.route, args.student, preset=args.preset, scores=scores)
 
 
 def _ask(store: Store, plans: Plans, args: argparse.Namespace) -> dict[str, Result]:
@@ -141,16 +173,26 @@ def _write(
     out: Path,
     questions: str,
     problems: int,
+    route: dict[str, Any],
 ) -> int:
     """Writes rows, ledger and data card; prints the ledger and what is missing."""
     found = find_rows(store, plans)
     rows, accounts = rows_of(found), ledger(store, found)
     lost = {name: result.reason for name, result in results.items() if result.reason}
-    write_json(summary_path(out), {"teachers": accounts, "given_up": lost})
+    summary: dict[str, Any] = {"teachers": accounts, "given_up": lost}
+    write_json(summary_path(out), summary | ({"route": route} if route else {}))
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_whole(out.with_suffix(".card.md"), data_card(found, Path(questions).name, problems))
     print(describe_ledger(accounts))
+    if route:
+        from compact.evaluation.route import describe_routes
+
+        print(describe_routes(route))
     print(f"{len(rows)} rationales of {problems} questions -> {out}")
+    for one in found:
+        questions_of = {row["question_id"] for row in one.rows}
+        if one.merged and len(one.rows) == len(questions_of):
+            print(f"all samples of {one.teacher.name} are equal: its endpoint may not draw any")
     missing = {name: account["missing"] for name, account in accounts.items() if account["missing"]}
     if not missing:
         return 0

@@ -10,21 +10,28 @@ two earlier ones. Four kinds of question are read from it:
   operation (less for more, more for less, plus for times), and later steps continue from it.
 
 Source: question generation from causal graphs of concepts (arXiv 2601.06098). Ours: arithmetic
-graphs in plain words. The answer of every question is checked by solving the graph again.
+graphs in plain words. The answer of every question is checked by solving the graph again. Ours too:
+a writer may put the questions in other words, which are kept if they have the same numbers and
+names and lead the writer to the known answer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import rustworkx as rx
+from accelerate import PartialState
 from torch import nn
 
 from compact.data import Problem, Rationale
 from compact.strategies.base import Strategy, register_strategy
+from compact.strategies.building import reads_gold
+from compact.teachers.prompts import QUESTION, find_template
+from compact.teachers.tasks import Task, Work, Writer, find_writer, work_off
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -249,6 +256,43 @@ def make_problems(
     return found
 
 
+WORDING = """Write this question again in other words, as a short text that reads naturally. Keep
+every number as digits, keep the names of the things ({names}), and add no fact. Write only the
+question.
+
+{question}"""
+
+
+def worded(problem: Problem) -> Work[Problem]:
+    """Returns a problem in a writer's words, or as it is if these lose a fact.
+
+    The new wording must hold the same numbers and names, and the writer, who does not see the known
+    answer, must get to it from the new wording.
+    """
+    question, right = str(problem.prompt), reads_gold(problem)
+    names, numbers = _names(question), _numbers(question)
+
+    def read(text: str) -> str | None:
+        text = text.strip().strip('"')
+        return text if _names(text) == names and _numbers(text) == numbers else None
+
+    prompt = WORDING.format(names=", ".join(f"{name} beads" for name in names), question=question)
+    (wording,) = yield [Task(prompt, read)]
+    if wording is None:
+        return problem
+    (solved,) = yield [Task(find_template("step-by-step").replace(QUESTION, wording), right)]
+    return problem if solved is None else replace(problem, prompt=wording)
+
+
+def _names(text: str) -> list[str]:
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    return [name for name in THINGS if name in words]
+
+
+def _numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+", text))
+
+
 @register_strategy("aqg")
 class QuestionGraphs(Strategy):
     """Adds questions from graphs of quantities, with known answers and planted misconceptions."""
@@ -259,6 +303,8 @@ class QuestionGraphs(Strategy):
         kinds: Sequence[str] = KINDS,
         leaves: int = 3,
         steps: int = 3,
+        writer: str | None = None,
+        budget: float | None = None,
     ) -> None:
         """Sets up the questions.
 
@@ -267,9 +313,14 @@ class QuestionGraphs(Strategy):
             kinds: kinds of question, in turn.
             leaves: given quantities of a graph, 2 to 5.
             steps: computed quantities of a graph, 1 to 5.
+            writer: who puts the questions in other words: FILE.yaml:TEACHER, a teacher of
+                `compact collect`, or MODULE:FUNCTION, a function from requests to as many texts.
+                None: the questions keep the words of this file.
+            budget: most that the teacher's store may cost in all.
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: a value is not allowed, or there is no such writer.
+            OSError: the file of teachers cannot be read.
         """
         for name, value, low, high in (
             ("count", count, 1, None),
@@ -289,6 +340,9 @@ class QuestionGraphs(Strategy):
             )
         if "branch" in kinds and steps < 2:
             raise ValueError(f"steps of aqg must be at least 2 for branch questions, got {steps}")
+        if writer is None and budget is not None:
+            raise ValueError(f"budget of aqg must stand with a writer, got {budget!r}")
+        self.writer = None if writer is None else find_writer(writer, budget=budget)
         self.count, self.kinds, self.leaves, self.steps = count, tuple(kinds), leaves, steps
         self.seed = 0
         self._log: dict[str, float] = {}
@@ -312,7 +366,20 @@ class QuestionGraphs(Strategy):
             self._log[f"kinds/{kind}"] = float(
                 sum(self.kinds[i % len(self.kinds)] == kind for i in range(len(new)))
             )
+        if self.writer is not None:
+            old, new = new, self._worded(new, self.writer)
+            told = sum(a.prompt != b.prompt for a, b in zip(old, new, strict=True))
+            self._log |= {"worded": float(told), "worded but wrong": float(len(new) - told)}
         return [*problems, *new]
+
+    def _worded(self, problems: Sequence[Problem], writer: Writer) -> list[Problem]:
+        found: dict[str, Problem] = {}
+        # The other processes find the answers of the first.
+        with PartialState().main_process_first():
+            for start in range(0, len(problems), writer.at_once):
+                some = problems[start : start + writer.at_once]
+                found |= work_off({p.question_id: worded(p) for p in some}, writer.write)
+        return [found[p.question_id] for p in problems]
 
     def take_log(self) -> dict[str, float]:
         """Returns the number of questions of each kind, once."""

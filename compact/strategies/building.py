@@ -1,5 +1,6 @@
-"""Builders: strategies that rewrite the rationales with the student before training, and keep them.
+"""Builders: strategies that rewrite the rationales before training, and keep them.
 
+What is written anew, the student writes, or a writer: a function, or a teacher of teachers.yaml.
 The rows lie in `output_dir`/NAME.jsonl. A run that is killed and resumed, or another process of the
 run, reads them there and does not build again.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,15 +20,20 @@ from accelerate import PartialState
 from torch import nn
 
 from compact.data import Problem, Rationale
+from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
 from compact.strategies.base import Strategy
 from compact.student import Student
+from compact.student.generation import generate
+from compact.teachers.tasks import Work, find_writer, work_off
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.weighting import Weigher
 
 Counts = dict[str, float]
+Rows = tuple[list[str], Counts]
+Built = Work[Rows]
 
 
 class Builder(Strategy):
@@ -35,13 +42,27 @@ class Builder(Strategy):
     Attributes:
         name: name of the strategy, and of its file of rows.
         settings: what the rows depend on besides problems and student, as JSON values.
+        writer: who answers the tasks; None: the student.
     """
 
     needs_whole_model: ClassVar[bool] = True
     name: ClassVar[str]
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+    def __init__(self, writer: str, budget: float | None, **settings: Any) -> None:
+        """Keeps the settings.
+
+        Args:
+            writer: "student", or as in `find_writer`.
+            budget: as in `find_writer`.
+            **settings: the others, with `max_new_tokens`.
+
+        Raises:
+            ValueError, OSError: as in `find_writer`.
+        """
+        self.writer = None if writer == "student" else find_writer(writer, budget=budget)
+        if self.writer is None and budget is not None:
+            raise ValueError(f"budget of {self.name} must stand with another writer, got {budget}")
+        self.settings = settings | (self.writer.settings if self.writer else {"writer": writer})
         self.seed, self.max_length, self.folder = 0, 2560, Path("runs/compact")
         self.device: Any = None
         self._log: Counts = {}
@@ -52,8 +73,23 @@ class Builder(Strategy):
         self.folder, self.device = Path(args.output_dir or "."), args.device
 
     @abstractmethod
-    def build(self, problem: Problem, student: Student) -> tuple[list[str], Counts]:
-        """Returns the new completion of each rationale, and what was done, as counts to add up."""
+    def build(self, problem: Problem, student: Student) -> Built:
+        """Returns the new completion of each rationale, and what was done, as counts to add up.
+
+        Yields tasks for the writer, which is the student if no other is named.
+        """
+
+    def built(self, problems: Sequence[Problem], student: Student) -> dict[str, Rows]:
+        """Returns question_id -> what `build` returns, for several problems side by side."""
+        write = self.writer.write if self.writer else partial(self._student_writes, student)
+        return work_off({p.question_id: self.build(p, student) for p in problems}, write)
+
+    def _student_writes(self, student: Student, prompts: Sequence[str]) -> list[list[str]]:
+        """Returns the student's greedy answer to each prompt."""
+        tokenizer = student.tokenizer
+        ids = [encode_prompt(text, tokenizer) for text in prompts]
+        found = generate(student.model, tokenizer, ids, self.settings["max_new_tokens"])
+        return [[str(tokenizer.decode(each, skip_special_tokens=True))] for each in found]
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -87,11 +123,14 @@ class Builder(Strategy):
         path = self.folder / f"{self.name}.jsonl"
         with ResumableRows(path, settings, key="question_id") as rows:
             todo = [p for p in problems if p.question_id not in rows.done]
-            for problem in todo:
-                texts, counts = self.build(problem, student)
-                rows.append(
-                    {"question_id": problem.question_id, "completions": texts, "counts": counts}
-                )
+            at_once = self.writer.at_once if self.writer else 1
+            for start in range(0, len(todo), at_once):
+                for question_id, (texts, counts) in self.built(
+                    todo[start : start + at_once], student
+                ).items():
+                    rows.append(
+                        {"question_id": question_id, "completions": texts, "counts": counts}
+                    )
             if todo:
                 rows.complete(_sums([row["counts"] for row in rows.done.values()]))
             return dict(rows.done)
@@ -100,6 +139,12 @@ class Builder(Strategy):
         """Returns the sums of the counts, once."""
         found, self._log = self._log, {}
         return found
+
+
+def reads_gold(problem: Problem) -> Callable[[str], str | None]:
+    """Returns what reads a text whose stated answer is the gold one; None for any other text."""
+    domain = problem.domain
+    return lambda text: text if domain.matches(domain.extract(text), problem.answer) else None
 
 
 def _rebuilt(problem: Problem, row: Mapping[str, Any]) -> Problem:

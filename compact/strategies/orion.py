@@ -5,21 +5,19 @@ the question, the teacher's rationale and the wrong answers, reflects on where t
 writes the rationale again. The new text is kept if its answer is the gold one; else the original
 stays.
 
-Source: ORION (arXiv 2505.22131). The writer is the student itself or a function of yours, for
-example one that asks an endpoint. Ours: the wording of the request.
+Source: ORION (arXiv 2505.22131). The writer is the student itself, a teacher of teachers.yaml, or a
+function of yours. Ours: the wording of the request.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-
 from compact.data import Problem, text_of
 from compact.passes.encode import encode_prompt
 from compact.strategies.base import register_strategy
-from compact.strategies.building import Builder, Counts
+from compact.strategies.building import Builder, Built, Counts, reads_gold
 from compact.student import Student
 from compact.student.generation import generate, seed_of
+from compact.teachers.tasks import Task
 
 REQUEST = """Question:
 {question}
@@ -32,8 +30,6 @@ Wrong attempts of a student:
 
 Say where the attempts go wrong. Then write the solution again, in small steps, so that this student
 gets it right. End with "The answer is" and the answer."""
-
-Writer = Callable[[Sequence[str]], Sequence[str]]
 
 
 @register_strategy("orion")
@@ -49,32 +45,38 @@ class Orion(Builder):
         samples: int = 5,
         temperature: float = 0.8,
         max_new_tokens: int = 256,
+        budget: float | None = None,
     ) -> None:
         """Sets up samples and writer.
 
         Args:
-            writer: "student", or MODULE:FUNCTION, a function from requests to as many texts.
+            writer: "student"; FILE.yaml:TEACHER, a teacher of `compact collect`; or
+                MODULE:FUNCTION, a function from requests to as many texts.
             samples: n, answers of the student to each question.
             temperature: of these answers.
-            max_new_tokens: most tokens of an answer and of a rewritten rationale.
+            max_new_tokens: most tokens that the student writes at once.
+            budget: most that the teacher's store may cost in all.
 
         Raises:
-            ValueError: a value is not allowed, or there is no such function.
+            ValueError: a value is not allowed, or there is no such writer.
+            OSError: the file of teachers cannot be read.
         """
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples of orion must be a whole number above 0, got {samples!r}")
         super().__init__(
-            writer=writer, samples=samples, temperature=temperature, max_new_tokens=max_new_tokens
+            writer,
+            budget,
+            samples=samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
         )
         self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
-        self.writer = None if writer == "student" else _function(writer)
 
-    def build(self, problem: Problem, student: Student) -> tuple[list[str], Counts]:
+    def build(self, problem: Problem, student: Student) -> Built:
         """Returns the rewritten rationales, and the originals where the answer is not the gold."""
         originals = [text_of(r.completion) for r in problem.rationales]
-        prompt = encode_prompt(problem.prompt, student.tokenizer)
-        answers = self._texts(student, [prompt] * self.samples, self.temperature, problem)
-        wrong = list(dict.fromkeys(a for a in answers if not _right(problem, a)))
+        right = reads_gold(problem)
+        wrong = list(dict.fromkeys(a for a in self._answers(problem, student) if right(a) is None))
         counts: Counts = {
             "wrong answers": float(len(wrong)),
             "rationales": float(len(originals)),
@@ -83,63 +85,24 @@ class Orion(Builder):
         }
         if not wrong:
             return originals, counts
-        attempts = "\n---\n".join(wrong)
-        question = text_of(problem.prompt)
-        requests = [
-            REQUEST.format(question=question, rationale=text, attempts=attempts)
+        question, attempts = text_of(problem.prompt), "\n---\n".join(wrong)
+        found = yield [
+            Task(REQUEST.format(question=question, rationale=text, attempts=attempts), right)
             for text in originals
         ]
-        texts = []
-        for original, text in zip(
-            originals, self._written(student, requests, problem), strict=True
-        ):
-            kept = _right(problem, text)
-            counts["rewritten"] += kept
-            counts["rewritten but wrong"] += not kept
-            texts.append(text if kept else original)
-        return texts, counts
+        counts["rewritten"] = float(sum(text is not None for text in found))
+        counts["rewritten but wrong"] = len(originals) - counts["rewritten"]
+        return [new or old for new, old in zip(found, originals, strict=True)], counts
 
-    def _written(
-        self, student: Student, requests: Sequence[str], problem: Problem
-    ) -> Sequence[str]:
-        if self.writer is None:
-            prompts = [encode_prompt(text, student.tokenizer) for text in requests]
-            return self._texts(student, prompts, 0.0, problem)
-        texts = self.writer(requests)
-        if len(texts) != len(requests):
-            raise ValueError(
-                f"writer of orion must return a text for each of {len(requests)} requests, got "
-                f"{len(texts)}"
-            )
-        return texts
-
-    def _texts(
-        self, student: Student, prompts: Sequence[Sequence[int]], temperature: float, p: Problem
-    ) -> list[str]:
+    def _answers(self, problem: Problem, student: Student) -> list[str]:
+        """Returns the student's own answers to a question."""
         tokenizer = student.tokenizer
         found = generate(
             student.model,
             tokenizer,
-            prompts,
+            [encode_prompt(problem.prompt, tokenizer)] * self.samples,
             self.max_new_tokens,
-            temperature=temperature,
-            seed=seed_of(self.seed, p.question_id),
+            temperature=self.temperature,
+            seed=seed_of(self.seed, problem.question_id),
         )
         return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
-
-
-def _right(problem: Problem, text: str) -> bool:
-    return problem.domain.matches(problem.domain.extract(text), problem.answer)
-
-
-def _function(name: str) -> Writer:
-    module, colon, function = name.partition(":")
-    try:
-        found: Writer = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"writer of orion must be student or MODULE:FUNCTION, got {name!r} ({error})"
-        ) from None
-    if not colon:
-        raise ValueError(f"writer of orion must be student or MODULE:FUNCTION, got {name!r}")
-    return found

@@ -15,35 +15,51 @@ Source: P-ALIGN (arXiv 2601.10064). Judges of a prefix:
 Binary search assumes that a longer prefix of a sufficient one is sufficient too. The log counts the
 rationales for which the judge was not `monotone`: with `leaves` over all prefixes, else over the
 prefixes asked about (`search: all` asks about all). Ours too: the original rationale is kept where
-no continuation is right.
+no continuation is right, and a `writer` may be asked and continue in place of the student, such as
+the student itself on a server.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from compact.data import Problem, text_of
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.strategies.base import register_strategy
-from compact.strategies.building import Builder, Counts
+from compact.strategies.building import Builder, Built, Counts, reads_gold
 from compact.student import Student
 from compact.student.generation import generate, seed_of
+from compact.teachers.tasks import Task, Work
 
+ASKED = """Question:
+{question}
+
+The beginning of a solution:
+{prefix}
+
+Is this reasoning enough to answer the question without further help? Answer yes or no."""
+CONTINUE = """Question:
+{question}
+
+The beginning of a solution:
+{prefix}
+
+Continue this solution from where it stops. Write only what follows, in the same style, without
+repeating the beginning. End with "The answer is" and the answer."""
 QUESTION = "\nIs the reasoning so far enough to answer the question? Answer yes or no: "
 JUDGES = ("leaves", "reaches", "asked")
 
 
 def shortest_prefix(
-    judge: Callable[[int], bool], steps: int, *, every: bool = False
-) -> tuple[int | None, bool]:
+    judge: Callable[[int], Work[bool]], steps: int, *, every: bool = False
+) -> Work[tuple[int | None, bool]]:
     """Finds the least number of steps that the judge calls sufficient.
 
     Args:
-        judge: number of steps, 0 to `steps` -> whether they are sufficient.
+        judge: number of steps, 0 to `steps` -> whether they are sufficient; it may yield tasks.
         steps: n, the steps of the rationale.
         every: whether to ask about every prefix instead of a binary search.
 
@@ -52,25 +68,19 @@ def shortest_prefix(
         about is insufficient although a shorter one is sufficient.
     """
     asked: dict[int, bool] = {}
-
-    def ask(count: int) -> bool:
-        return asked.setdefault(count, judge(count)) if count not in asked else asked[count]
-
-    if every:
-        for count in range(steps + 1):
-            ask(count)
-        found = next((count for count in range(steps + 1) if asked[count]), None)
-    else:
-        low, high = 0, steps
-        while low < high:
-            middle = (low + high) // 2
-            if ask(middle):
-                high = middle
-            else:
-                low = middle + 1
-        found = low if ask(low) else None
+    low, high = 0, steps
+    for count in range(steps + 1) if every else ():
+        asked[count] = yield from judge(count)
+    while low < high:
+        middle = (low + high) // 2
+        if middle not in asked:
+            asked[middle] = yield from judge(middle)
+        low, high = (low, middle) if asked[middle] else (middle + 1, high)
+    if low not in asked:
+        asked[low] = yield from judge(low)
+    found = next((count for count in range(steps + 1) if asked[count]), None) if every else low
     verdicts = [asked[count] for count in sorted(asked)]
-    return found, verdicts == sorted(verdicts)
+    return found if found is not None and asked[found] else None, verdicts == sorted(verdicts)
 
 
 @register_strategy("p-align")
@@ -88,6 +98,8 @@ class PrefixAlign(Builder):
         temperature: float = 0.6,
         max_new_tokens: int = 256,
         search: str = "binary",
+        writer: str = "student",
+        budget: float | None = None,
     ) -> None:
         """Sets up the judge.
 
@@ -98,9 +110,14 @@ class PrefixAlign(Builder):
             temperature: of the continuations.
             max_new_tokens: most tokens of a continuation.
             search: "binary", or "all" to ask about every prefix.
+            writer: who is asked and who continues: "student"; FILE.yaml:TEACHER, a teacher of
+                `compact collect`, whose `n`, `temperature` and `max_tokens` then count; or
+                MODULE:FUNCTION, a function from requests to as many texts.
+            budget: most that the teacher's store may cost in all.
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: a value is not allowed, or there is no such writer.
+            OSError: the file of teachers cannot be read.
         """
         if judge not in JUDGES:
             raise ValueError(f"judge of p-align must be one of {', '.join(JUDGES)}, got {judge!r}")
@@ -111,6 +128,8 @@ class PrefixAlign(Builder):
         if samples < 1:
             raise ValueError(f"samples of p-align must be at least 1, got {samples!r}")
         super().__init__(
+            writer,
+            budget,
             judge=judge,
             level=level,
             samples=samples,
@@ -121,84 +140,123 @@ class PrefixAlign(Builder):
         self.judge, self.level, self.samples = judge, level, samples
         self.temperature, self.max_new_tokens, self.search = temperature, max_new_tokens, search
 
-    def build(self, problem: Problem, student: Student) -> tuple[list[str], Counts]:
+    def build(self, problem: Problem, student: Student) -> Built:
         """Returns the rationales from the student's hand on, where they reach the gold answer."""
         encoded = encode_problem(
             problem, student.tokenizer, max_length=self.max_length, leaf_budget=math.inf
         )
-        prefixes, counts = self._prefixes(problem, encoded, student)
-        texts = []
-        for k, (rationale, prefix) in enumerate(zip(encoded.rationales, prefixes, strict=True)):
-            text = None
-            if prefix is not None and prefix < len(rationale.steps):
-                text = self._continued(problem, encoded, student, k, prefix)
-            texts.append(text if text is not None else text_of(problem.rationales[k].completion))
-            counts["prefixes kept"] += text is not None
-            if text is not None:
-                counts["share of steps kept"] += float(prefix or 0) / len(rationale.steps)
-        return texts, counts
-
-    def _prefixes(
-        self, problem: Problem, encoded: EncodedProblem, student: Student
-    ) -> tuple[list[int | None], Counts]:
-        counts: Counts = dict.fromkeys(
-            ("rationales", "never sufficient", "not monotone", "prefixes kept"), 0.0
-        )
-        counts["share of steps kept"] = 0.0
         levels = _levels(encoded, student) if self.judge == "leaves" else []
-        found: list[int | None] = []
+        names = ("rationales", "never sufficient", "not monotone", "prefixes kept")
+        counts: Counts = dict.fromkeys((*names, "share of steps kept"), 0.0)
+        texts = []
         for k, rationale in enumerate(encoded.rationales):
+            prefixes = _Prefixes(self, problem, encoded, student, k)
             if self.judge == "leaves":
                 enough = [level >= math.log(self.level) for level in levels[k]]
-                prefix, monotone = shortest_prefix(enough.__getitem__, len(enough) - 1, every=True)
+                judge, every, steps = _known(enough), True, len(enough) - 1
             else:
-                prefix, monotone = shortest_prefix(
-                    self._judge(problem, encoded, student, k),
-                    len(rationale.steps),
-                    every=self.search == "all",
-                )
+                judge = prefixes.reaches if self.judge == "reaches" else prefixes.asked
+                every, steps = self.search == "all", len(rationale.steps)
+            prefix, monotone = yield from shortest_prefix(judge, steps, every=every)
+            text = None
+            if prefix is not None and prefix < len(rationale.steps):
+                text = yield from prefixes.continued(prefix)
             counts["rationales"] += 1
             counts["never sufficient"] += prefix is None
             counts["not monotone"] += not monotone
-            found.append(prefix)
-        return found, counts
+            counts["prefixes kept"] += text is not None
+            if text is not None:
+                counts["share of steps kept"] += float(prefix or 0) / len(rationale.steps)
+            texts.append(text if text is not None else text_of(problem.rationales[k].completion))
+        return texts, counts
 
-    def _judge(
-        self, problem: Problem, encoded: EncodedProblem, student: Student, k: int
-    ) -> Callable[[int], bool]:
-        rationale = encoded.rationales[k]
 
-        @cache
-        def reaches(steps: int) -> bool:
-            return self._continued(problem, encoded, student, k, steps) is not None
+class _Prefixes:
+    """The prefixes of one rationale: asked about, and continued, by the student or the writer.
 
-        @cache
-        def asked(steps: int) -> bool:
-            tokenizer = student.tokenizer
-            question = tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
-            ids = [*encoded.prompt_ids, *_prefix_ids(rationale, steps), *question]
-            (answer,) = generate(student.model, tokenizer, [ids], 4)
-            return str(tokenizer.decode(answer)).strip().lower().startswith("yes")
+    The student gets the tokens of the prefix; a writer gets its text in a request.
+    """
 
-        return reaches if self.judge == "reaches" else asked
+    def __init__(
+        self,
+        settings: PrefixAlign,
+        problem: Problem,
+        encoded: EncodedProblem,
+        student: Student,
+        k: int,
+    ) -> None:
+        self._of, self._problem, self._encoded = settings, problem, encoded
+        self._student, self._rationale = student, encoded.rationales[k]
+        self._found: dict[int, str | None] = {}
 
-    def _continued(
-        self, problem: Problem, encoded: EncodedProblem, student: Student, k: int, steps: int
-    ) -> str | None:
-        """Returns the first of n texts, prefix and continuation, that reaches the gold answer."""
-        tokenizer = student.tokenizer
-        prefix = _prefix_ids(encoded.rationales[k], steps)
+    def reaches(self, steps: int) -> Work[bool]:
+        """Whether a continuation is right."""
+        return (yield from self.continued(steps)) is not None
+
+    def asked(self, steps: int) -> Work[bool]:
+        """Whether who is asked says that the prefix is enough."""
+        tokenizer = self._student.tokenizer
+        if self._of.writer:
+            (found,) = yield [Task(self._filled(ASKED, steps), _yes)]
+            return found is not None
+        question = tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
+        ids = [*self._encoded.prompt_ids, *_prefix_ids(self._rationale, steps), *question]
+        (answer,) = generate(self._student.model, tokenizer, [ids], 4)
+        return _yes(str(tokenizer.decode(answer))) is not None
+
+    def continued(self, steps: int) -> Work[str | None]:
+        """Returns the first text, prefix and continuation, that reaches the gold answer."""
+        if steps not in self._found:
+            right = reads_gold(self._problem)
+            if self._of.writer:
+                before = self._prefix(steps).rstrip()
+
+                def read(text: str) -> str | None:
+                    more = text.strip().removeprefix(before).lstrip()
+                    return right(f"{before}\n{more}".lstrip())
+
+                task = Task(self._filled(CONTINUE, steps), read)
+                (self._found[steps],) = yield [task]
+            else:
+                texts = (right(text) for text in self._own(steps))
+                self._found[steps] = next((text for text in texts if text is not None), None)
+        return self._found[steps]
+
+    def _own(self, steps: int) -> list[str]:
+        """Returns the student's texts, prefix and continuation."""
+        of, tokenizer = self._of, self._student.tokenizer
+        prefix = _prefix_ids(self._rationale, steps)
         answers = generate(
-            student.model,
+            self._student.model,
             tokenizer,
-            [[*encoded.prompt_ids, *prefix]] * self.samples,
-            self.max_new_tokens,
-            temperature=self.temperature,
-            seed=seed_of(self.seed, problem.question_id, encoded.rationales[k].teacher, steps),
+            [[*self._encoded.prompt_ids, *prefix]] * of.samples,
+            of.max_new_tokens,
+            temperature=of.temperature,
+            seed=seed_of(of.seed, self._problem.question_id, self._rationale.teacher, steps),
         )
-        texts = [str(tokenizer.decode([*prefix, *a], skip_special_tokens=True)) for a in answers]
-        domain = problem.domain
-        return next((t for t in texts if domain.matches(domain.extract(t), problem.answer)), None)
+        return [str(tokenizer.decode([*prefix, *a], skip_special_tokens=True)) for a in answers]
+
+    def _prefix(self, steps: int) -> str:
+        ids = list(_prefix_ids(self._rationale, steps))
+        return str(self._student.tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
+
+    def _filled(self, template: str, steps: int) -> str:
+        question, prefix = text_of(self._problem.prompt), self._prefix(steps)
+        return template.format(question=question, prefix=prefix or "(nothing yet)")
+
+
+def _known(enough: Sequence[bool]) -> Callable[[int], Work[bool]]:
+    """Returns a judge that asks nobody."""
+
+    def judge(steps: int) -> Work[bool]:
+        yield from ()
+        return enough[steps]
+
+    return judge
+
+
+def _yes(text: str) -> str | None:
+    return text if text.strip().lower().startswith("yes") else None
 
 
 def _prefix_ids(rationale: EncodedRationale, steps: int) -> Sequence[int]:

@@ -14,6 +14,7 @@ import yaml
 
 from compact.commands.cli import main
 from compact.data import load_problems
+from compact.strategies.orion import Orion
 from compact.teachers.prompts import TEMPLATES
 from compact.teachers.spec import Teacher, read_teachers
 from helpers.commands import fails
@@ -96,6 +97,14 @@ def test_a_dry_run_asks_a_sample_and_keeps_it(
         assert collect(server, price=price) == 0 and server.requests == 6
 
 
+def test_samples_that_never_differ_are_news(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile_server() as server:
+        assert collect(server, n=2, temperature=0.7) == 0
+        assert "all samples of a are equal" in capsys.readouterr().out
+
+
 def test_what_is_there_is_written_without_asking(place: Path) -> None:
     with hostile_server() as server:
         assert collect(server, "--dry_run", "2") == 0
@@ -125,19 +134,25 @@ def test_the_page_collects(
     (text,) = blocks("yaml")
     with hostile_server() as server:
         Path("teachers.yaml").write_text(re.sub(r"https?://\S+/v1", server.url, text))
-        commands = re.findall(r"^compact collect .*$", PAGE.read_text(), re.MULTILINE)
-        asked = [shlex.split(line) for line in commands]
+        text = PAGE.read_text().replace("\\\n", " ")
+        commands = re.findall(r"^compact collect .*$", text, re.MULTILINE)
+        *asked, routed = [shlex.split(line) for line in commands]
         assert len(asked) == 2
         for words in asked:
             assert main(words[1:]) == 0
         assert server.requests == 4
+        assert "less than the 1 questions, got 200" in fails(capsys, *routed[1:])
+        (options,) = re.findall(r"--strategy_options '(.*)'", text)
+        writer = Orion(**yaml.safe_load(options)).writer
+        assert writer is not None and writer.settings["model"] == "Qwen/Qwen3-8B"
     names = {rationale.teacher for rationale in load_problems("rationales.jsonl")[0].rationales}
     assert names == {"qwen", "paid#1", "formal"}
 
 
 def test_the_page_lists_every_key_and_template() -> None:
     text = PAGE.read_text()
-    table = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
+    keys = text.split("## 2.")[0].splitlines()
+    table = [row.split("|")[1] for row in keys if row.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", "".join(table))) == {field.name for field in fields(Teacher)}
     assert set(TEMPLATES) <= set(re.findall(r"`([\w-]+)`", text.split("Templates:")[1]))
 

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,6 +49,7 @@ class HostileServer(ThreadingHTTPServer):
         delay: seconds of each answer.
         cut: share of questions whose answer is cut (finish_reason length).
         key: if given, a request without it gets 401, which shows the key that was sent.
+        write: (model, last message) -> the answer.
 
     Attributes:
         sent: request -> how often it came.
@@ -71,8 +72,10 @@ class HostileServer(ThreadingHTTPServer):
         delay: float = 0.0,
         cut: float = 0.0,
         key: str | None = None,
+        write: Callable[[str, str], str] = lambda model, question: solve(question),
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.write = write
         self.seed, self.faults, self.kinds, self.hang = seed, faults, tuple(kinds), hang
         self.storms, self.delay, self.cut, self.key = storms, delay, cut, key
         self.lock = threading.Lock()
@@ -139,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         question = body["messages"][-1]["content"]
         if fault == "ok":
             cut = draw(server.seed, question, "cut") < server.cut
-            message = {"role": "assistant", "content": solve(question)}
+            message = {"role": "assistant", "content": server.write(body["model"], question)}
             finish = "length" if cut else "stop"
             reply["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
             self._send(200, reply, answered=name)

@@ -35,6 +35,7 @@ def save_talking_student(folder: Path, steps: int = 60) -> None:
         model(input_ids=batch["input_ids"], labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    model.generation_config.do_sample = True  # else `transformers serve` ignores the temperature
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

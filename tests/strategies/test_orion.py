@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from compact.data import load_problems
+from compact.data import Problem, load_problems
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.strategies import orion
+from compact.strategies.building import Rows
 from compact.strategies.orion import Orion
 from compact.student import Student
 from helpers.resuming import assert_resumes
@@ -36,6 +37,10 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.write = write  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "planted_writer", module)
     return module
+
+
+def rewritten(problem: Problem, student: Student) -> Rows:
+    return Orion("planted_writer:write").built([problem], student)[problem.question_id]
 
 
 def _student_of(teacher: str, steps: int = 60) -> Student:
@@ -66,7 +71,7 @@ def test_a_planted_bug_is_rewritten(writer: ModuleType, monkeypatch: pytest.Monk
     tokens = student.processing_class(bug)["input_ids"]
     monkeypatch.setattr(orion, "generate", lambda m, t, p, *_, **__: [tokens] * len(p))
     writer.texts = [fixed]
-    (text,), counts = Orion("planted_writer:write").build(problem, student)
+    (text,), counts = rewritten(problem, student)
     corrected = [line for line in fixed.split("\n") if line not in bug.split("\n")]
     assert corrected and all(line in text for line in corrected)
     assert bug in writer.requests[0] and rows["verbose"]["completion"] in writer.requests[0]
@@ -91,15 +96,15 @@ def test_wrong_rewrites_and_right_students_keep_the_original(
         orion, "generate", lambda m, t, p, *_, **__: [t(answers[0])["input_ids"]] * len(p)
     )
     writer.texts = ["The answer is 98", f"Well. The answer is {problem.answer}"]
-    texts, counts = Orion("planted_writer:write").build(problem, student)
+    texts, counts = rewritten(problem, student)
     assert texts == [originals[0], writer.texts[1]]
     assert counts["rewritten"] == 1 and counts["rewritten but wrong"] == 1
     writer.texts = []
     with pytest.raises(ValueError, match="must return a text for each of 2 requests, got 0"):
-        Orion("planted_writer:write").build(problem, student)
+        rewritten(problem, student)
     answers[0] = f"The answer is {problem.answer}"
     writer.requests.clear()
-    texts, _ = Orion("planted_writer:write").build(problem, student)
+    texts, _ = rewritten(problem, student)
     assert texts == originals and not writer.requests
 
 
@@ -121,5 +126,5 @@ def test_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"writer": "me"}, {"writer": "no.such:one"}])
 def test_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} of orion must be .*got"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}.* must be .*got"):
         Orion(**options)

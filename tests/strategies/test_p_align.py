@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from compact.strategies import p_align
 from compact.strategies.p_align import PrefixAlign, shortest_prefix
+from compact.teachers.tasks import Work, work_off
 from helpers.resuming import assert_resumes
 from helpers.trajectories import TEACHERS, rows_of, train
+
+
+def worked_off(work: Work[Any]) -> Any:
+    return work_off({"it": work}, lambda prompts: [])["it"]
 
 
 @given(st.integers(0, 20), st.integers(1, 20), st.booleans())
@@ -22,17 +27,22 @@ def test_planted_prefix_is_found(planted: int, steps: int, every: bool) -> None:
     """A judge that says yes from `planted` steps on, in log2 n questions."""
     asked: list[int] = []
 
-    def judge(count: int) -> bool:
+    def judge(count: int) -> Work[bool]:
         asked.append(count)
+        yield from ()
         return count >= planted
 
-    found, monotone = shortest_prefix(judge, steps, every=every)
+    found, monotone = worked_off(shortest_prefix(judge, steps, every=every))
     assert found == (planted if planted <= steps else None) and monotone
     assert len(asked) == len(set(asked)) <= (steps + 1 if every else steps.bit_length() + 2)
 
 
 def test_judge_that_is_not_monotone_is_reported() -> None:
-    assert shortest_prefix([False, True, False, True].__getitem__, 3, every=True) == (1, False)
+    def judge(count: int) -> Work[bool]:
+        yield from ()
+        return [False, True, False, True][count]
+
+    assert worked_off(shortest_prefix(judge, 3, every=True)) == (1, False)
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[
         return [own[: len(r.steps) + 1] for own, r in zip(planted, encoded.rationales, strict=True)]
 
     monkeypatch.setattr(p_align, "_levels", levels)
-    texts, counts = PrefixAlign().build(problem, student)
+    texts, counts = PrefixAlign().built([problem], student)[problem.question_id]
     encoded = encode_problem(problem, tokenizer, max_length=400)
     prefixes = [
         tokenizer.decode(r.ids[: r.steps[steps - 1][1]])
@@ -78,7 +88,7 @@ def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[
     assert texts == [f"{prefix}\nThe answer is {problem.answer}" for prefix in prefixes]
     assert counts["not monotone"] == 1 and counts["prefixes kept"] == 2
     ANSWER[0] = 98  # never right: the original stays
-    texts, counts = PrefixAlign().build(problem, student)
+    texts, counts = PrefixAlign().built([problem], student)[problem.question_id]
     assert texts == [r.completion for r in problem.rationales] and counts["prefixes kept"] == 0
 
 

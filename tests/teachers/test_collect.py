@@ -22,6 +22,7 @@ from compact.teachers.collect import Plans, Result, collect, plan
 from compact.teachers.export import find_rows, rows_of
 from compact.teachers.ledger import ledger
 from compact.teachers.pace import Patience
+from compact.teachers.prompts import TEMPLATES
 from compact.teachers.spec import Teacher
 from compact.teachers.store import Store
 from helpers.hostile_server import FAULTS, HostileServer, hostile_server
@@ -137,6 +138,28 @@ def test_samples_are_asked_each_and_identical_ones_merged(store: Store, question
     (found,) = find_rows(store, plans)
     assert [row["teacher"] for row in found.rows] == ["a#1"] * 5 and found.merged == 10
     assert [row["count"] for row in found.rows] == [3] * 5
+
+
+def test_what_is_sent(store: Store, questions: Write) -> None:
+    """Sampling, extra fields and system message; one model is ten teachers by its templates."""
+    keys: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 7,
+        "system": "Be brief.",
+    }
+    with hostile_server() as server:
+        more = {"min_p": 0.1, "chat": {"think": False}}
+        teacher = teacher_of(server, extra_body=more, system="Be brief.", **drawn)
+        run(store, questions(1), teacher)
+        (body,) = server.bodies
+        server.bodies.clear()
+        run(store, questions(1), *(replace(teacher, name=t, template=t) for t in TEMPLATES))
+        prompts = {b["messages"][1]["content"] for b in (body, *server.bodies)}
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.5, 0.9, 7)
+    assert (body["model"], body["min_p"], body["chat"]) == ("model-a", 0.1, {"think": False})
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert len(server.bodies) == 9 and len(prompts) == 10  # step-by-step had been asked
 
 
 def test_the_budget_is_never_exceeded(store: Store, questions: Write) -> None:

@@ -56,7 +56,7 @@ def test_a_real_server_and_the_student_that_it_serves(
         answers = tmp_path / "served.jsonl"
         words = ["--model", str(student), "--data", str(questions), "--max_new_tokens", "64"]
         assert main(["evaluate", "--endpoint", url, *words, "--out", str(answers)]) == 0
-    assert {row["teacher"] for row in rows_of(out)} <= {"cool", "warm#1", "warm#2"}
+    assert {row["teacher"] for row in rows_of(out)} == {"cool", "warm#1", "warm#2"}  # they differ
     assert len(load_problems(out)) == 4
     account = json.loads(out.with_name("rationales.summary.json").read_text())["teachers"]["warm"]
     assert account["answers"] == account["requests"] == 8 and account["completion_tokens"] > 8
@@ -142,7 +142,10 @@ def test_the_recipe_from_questions_to_a_student(student: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
     rows = rows_of(out / "rationales.jsonl")
-    assert {row["teacher"] for row in rows} == {"cool", "warm"}
+    texts: dict[str, set[str]] = {"cool": set(), "warm": set()}
+    for row in rows:
+        texts[row["teacher"]].add(row["completion"])
+    assert texts["cool"] and texts["warm"] - texts["cool"]  # the server draws samples
     scored = {(row["question_id"], row["teacher"]) for row in rows_of(out / "scores.jsonl")}
     assert scored == {(row["question_id"], row["teacher"]) for row in rows}
     assert json.loads((out / "run/run.json").read_text())["status"] == "complete"
