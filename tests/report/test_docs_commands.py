@@ -30,6 +30,9 @@ NOT_RUN = {
     "hf upload": "needs an account of the hub",
     "python -m benchmarks.leaks": "needs the data of the benchmarks",
     "compact collect": "asks paid teachers; tests/teachers asks served ones",
+    "compact train --config recipe.yaml --data rationales.jsonl --output_dir runs/mine --strategy": (  # noqa: E501
+        "asks a paid teacher; tests/strategies/test_writers.py asks a served one"
+    ),
     "compact evaluate --endpoint": "needs a server; tests/teachers/test_served.py has one",
 }
 RECIPE = """model: MODEL
@@ -61,7 +64,7 @@ def commands(page: str) -> list[str]:
         if fence:
             inside = fence[1] if inside is None else None
         elif inside in ("", "bash", "sh") and line.strip():
-            lines.append(line.strip())
+            lines.append(" ".join(line.split()))
     return lines
 
 
