@@ -256,7 +256,8 @@ def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
         "question_leaf": torch.tensor(question_leaves(problems, sum(counts))),
     }
     device = batch.target.device
-    *sent, index = send([*tables.values(), torch.tensor(of_steps + of_questions)], device)
+    order = torch.tensor(of_steps + of_questions, dtype=torch.int64)
+    *sent, index = send([*tables.values(), order], device)
     there: dict[str, Any] = dict(zip(tables, sent, strict=True))
     every = torch.cat([pass_.leaf_logp, put(known, pass_.leaf_logp, pass_.leaf_logp.dtype)])
     batch = replace(
