@@ -9,16 +9,16 @@ error too much (zoo B, early: weight .54 on the right one, .97 by the text). Sou
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from compact.metrics import register
 from compact.metrics.judged import judgements
 from compact.passes import Pass
+from compact.passes.transfer import put
 
 
 @register("agreement", axis="consensus", needs_judgements=True)
 def agreement(pass_: Pass) -> Tensor:
     """Returns [R] C_k in 0..1."""
     values = [judgement.agreement for judgement in judgements(pass_)]
-    return torch.tensor(values, dtype=torch.float32, device=pass_.hidden.device)
+    return put(values, pass_.hidden)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Batch, Pass
+from compact.passes.transfer import put
 
 
 def answer_share(batch: Batch) -> Tensor:
@@ -23,7 +23,7 @@ def answer_share(batch: Batch) -> Tensor:
         votes = Counter(r.answer for r in problem.rationales)
         count = len(problem.rationales)
         shares += [(1 if r.answer is None else votes[r.answer]) / count for r in problem.rationales]
-    return torch.tensor(shares, dtype=torch.float32, device=batch.problem.device)
+    return put(shares, batch.problem)
 
 
 @register("answer", axis="consensus")

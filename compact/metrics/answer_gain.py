@@ -29,6 +29,7 @@ from torch import Tensor
 from compact.metrics import register
 from compact.metrics.gain import final_level, step_gains
 from compact.passes import Pass
+from compact.passes.forward import leaf_token_offsets
 from compact.passes.segments import segment_mean
 from compact_ops import linear_token_stats
 
@@ -57,9 +58,7 @@ def answer_tokens(pass_: Pass) -> tuple[Tensor, Tensor]:
         softcap=student.softcap,
         logit_scale=student.logit_scale,
     )
-    counts = torch.bincount(batch.leaf_index, minlength=batch.leaf_step.numel())
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return -stats.nll, offsets
+    return -stats.nll, leaf_token_offsets(batch.leaf_index, batch.leaf_step.numel())
 
 
 def _last_leaf(pass_: Pass) -> Tensor:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Pass
+from compact.passes.transfer import put
 
 PARTS = (
     (0.20, re.compile(r"check(?:s|ed|ing)?|verif(?:y|ies|ied|ying|ication)")),
@@ -37,4 +37,4 @@ def word_score(text: str) -> float:
 def checking_words(pass_: Pass) -> Tensor:
     """Returns [R] weighted count of words per hundred words."""
     scores = [word_score(r.text) for p in pass_.batch.problems for r in p.rationales]
-    return torch.tensor(scores, dtype=torch.float32, device=pass_.batch.target.device)
+    return put(scores, pass_.batch.target)

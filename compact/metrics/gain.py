@@ -32,7 +32,7 @@ from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Pass
-from compact.passes.segments import segment_of, segment_sum
+from compact.passes.segments import padded, places, segment_of, segment_sum
 
 RHO = 0.5
 LEAST_EPIPHANY = 0.1
@@ -68,44 +68,45 @@ def step_gains(pass_: Pass) -> Gains:
     """
     if "step_gains" in pass_.cache:
         return pass_.cache["step_gains"]  # type: ignore[return-value]
-    batch = pass_.batch
-    asked = batch.question_leaf >= 0
-    if not bool((asked == (batch.gold_offsets.diff() > 0)).all()):
+    batch, host = pass_.batch, pass_.batch.on_host
+    if not bool(((host.question_leaf >= 0) == (host.gold_offsets.diff() > 0)).all()):
         raise ValueError("gain: batch must be built with leaves=True, got no answer leaves")
     offsets = batch.leaf_offsets
-    level = pass_.leaf_logp[: int(offsets[-1])]
-    start = pass_.leaf_logp.new_zeros(len(batch.problems))
-    start[asked] = pass_.leaf_logp[batch.question_leaf[asked]]
-    start = start[batch.problem]
-    before = torch.roll(level, 1)
-    has_steps = offsets.diff() > 0
-    before[offsets[:-1][has_steps]] = start[has_steps]
-    gain = level - before
+    steps = int(host.leaf_offsets[-1])
+    level = pass_.leaf_logp[:steps]
+    start = _where_known(pass_.leaf_logp, batch.question_leaf, 0.0)[batch.problem]
+    owner, place = places(offsets, steps)
+    gain = level - torch.where(place == 0, start[owner], torch.roll(level, 1))
     step_offsets = offsets[batch.problem_offsets]  # a problem's steps are contiguous
-    parts = gain.split(step_offsets.diff().tolist())
-    limits = torch.stack([_epiphany_limit(part) for part in parts])
-    epiphany = gain > limits[segment_of(step_offsets)]
+    widest = int(host.leaf_offsets[host.problem_offsets].diff().max())
+    limits = _epiphany_limits(padded(gain, step_offsets, widest, torch.nan))
+    epiphany = gain > limits[segment_of(step_offsets, steps)]
     gains = Gains(offsets, level, gain, epiphany, start)
     pass_.cache["step_gains"] = gains
     return gains
 
 
-def _epiphany_limit(gain: Tensor) -> Tensor:
-    """Returns max(0.1, median + 3 MAD) of the gains of one problem."""
-    if gain.numel() == 0:
-        return gain.new_tensor(LEAST_EPIPHANY)
-    middle = gain.quantile(0.5)
-    spread = (gain - middle).abs().quantile(0.5)
+def _where_known(values: Tensor, index: Tensor, other: Tensor | float) -> Tensor:
+    """Returns values[index], but `other` where the index is negative."""
+    if not values.numel():
+        return torch.zeros_like(index, dtype=values.dtype) + other
+    return torch.where(index >= 0, values[index.clamp(min=0)], other)
+
+
+def _epiphany_limits(gain: Tensor) -> Tensor:
+    """Returns [P] max(0.1, median + 3 MAD) of the gains [P, S] of each problem; NaN is no gain."""
+    if not gain.shape[1]:
+        return gain.new_full((len(gain),), LEAST_EPIPHANY)
+    middle = gain.nanquantile(0.5, dim=1)
+    spread = (gain - middle[:, None]).abs().nanquantile(0.5, dim=1)
     return (middle + MADS * spread).clamp(min=LEAST_EPIPHANY)
 
 
 def final_level(pass_: Pass) -> Tensor:
     """Returns [R] I_n, the level after each rationale's last step."""
     gains = step_gains(pass_)
-    has_steps = gains.offsets.diff() > 0
-    level = gains.start.clone()
-    level[has_steps] = gains.level[gains.offsets[1:][has_steps] - 1]
-    return level
+    last = torch.where(gains.offsets.diff() > 0, gains.offsets[1:] - 1, -1)
+    return _where_known(gains.level, last, gains.start)
 
 
 @register(
@@ -121,14 +122,18 @@ def gain(pass_: Pass) -> Tensor:
     start = gains.start.clamp(max=UNDERSTOOD)
     risen = final_level(pass_).clamp(max=UNDERSTOOD) - start
     level = gains.level.clamp(max=UNDERSTOOD)
-    sizes = gains.offsets.diff().tolist()
-    kept = torch.cat([_kept(x - x0) for x, x0 in zip(level.split(sizes), start, strict=True)])
+    owner, place = places(gains.offsets, level.numel())
+    widest = int(pass_.batch.on_host.leaf_offsets.diff().max())
+    ahead = padded(level - start[owner], gains.offsets, widest, torch.inf)
+    kept = _kept(ahead)[owner, place] if widest else level
     jumps = segment_sum(torch.where(gains.epiphany, kept, 0.0), gains.offsets)
     return RHO * risen + (1.0 - RHO) * jumps
 
 
 def _kept(risen: Tensor) -> Tensor:
-    """Returns [n] K_i - K_{i-1} for I_i - I_0 after each of the n steps of a rationale."""
-    lowest_ahead = risen.flip(0).cummin(0).values.flip(0) if risen.numel() else risen
-    kept = lowest_ahead.clamp(min=0.0)
-    return kept.diff(prepend=kept.new_zeros(1))
+    """Returns [R, n] K_i - K_{i-1} for I_i - I_0 [R, n] after each step of each rationale.
+
+    A rationale with fewer than n steps has inf after them.
+    """
+    kept = risen.flip(1).cummin(1).values.flip(1).clamp(min=0.0)
+    return kept.diff(dim=1, prepend=kept.new_zeros(len(kept), 1))

@@ -7,11 +7,11 @@ have none, every problem is judged by itself. Source: this project.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Pass
+from compact.passes.transfer import put
 from compact.validity import Judgement, judge
 
 
@@ -31,4 +31,4 @@ def judgements(pass_: Pass) -> list[Judgement]:
 def judged(pass_: Pass) -> Tensor:
     """Returns [R] v_k in 0..1."""
     values = [judgement.validity for judgement in judgements(pass_)]
-    return torch.tensor(values, dtype=torch.float32, device=pass_.hidden.device)
+    return put(values, pass_.hidden)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from compact.metrics import register
 from compact.passes import Pass
 from compact.passes.segments import segment_sum
+from compact.passes.transfer import put
 
 THINKING_WORDS = (
     *("Therefore", "Thus", "Hence", "So", "Consequently", "Wait", "But", "However", "Although"),
@@ -37,6 +38,12 @@ def thinking_ids(processing_class: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor(sorted({ids[0] for ids in encoded if len(ids) == 1}), dtype=torch.int64)
 
 
+@lru_cache(maxsize=8)
+def _words_on(device: torch.device, processing_class: PreTrainedTokenizerBase) -> Tensor:
+    """Returns `thinking_ids` on a device, copied once."""
+    return thinking_ids(processing_class).to(device)
+
+
 def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
     """Returns a float32 mask of the shape of token_ids: 1 at thinking words, else 0.1.
 
@@ -46,7 +53,7 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
     processing_class = pass_.student.processing_class
     if processing_class is None:
         raise ValueError("probe: student must be made with its processing_class, got none")
-    words = thinking_ids(processing_class).to(token_ids.device)
+    words = _words_on(token_ids.device, processing_class)
     return torch.where(torch.isin(token_ids, words), 1.0, OTHER_WORDS)
 
 
@@ -71,7 +78,7 @@ def _jumps(pass_: Pass, level: Tensor | None) -> Tensor:
         raise ValueError("probe: stats must hold the gold answer's logits, got none")
     batch = pass_.batch
     markers = [r.marker for problem in batch.problems for r in problem.rationales]
-    marker = torch.tensor(markers, device=level.device)
+    marker = put(markers, level, torch.int64)
     first = batch.token_offsets[:-1]
     place = torch.arange(level.numel(), device=level.device) - first[batch.rationale]
     # The last token has no row after it.

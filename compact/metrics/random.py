@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from random import Random
 
-import torch
 from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Pass
+from compact.passes.transfer import put
 
 
 @register("random", axis="control")
@@ -22,4 +22,4 @@ def random(pass_: Pass) -> Tensor:
         for problem in pass_.batch.problems
         for rationale in problem.rationales
     ]
-    return torch.tensor(draws, dtype=torch.float32, device=pass_.batch.target.device)
+    return put(draws, pass_.batch.target)

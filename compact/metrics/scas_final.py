@@ -19,7 +19,8 @@ from torch import Tensor
 
 from compact.metrics import TOKEN_MEAN, register
 from compact.passes import Pass
-from compact.passes.segments import segment_of, segment_sum
+from compact.passes.segments import places, segment_sum
+from compact.passes.transfer import put
 from compact_ops import linear_token_stats
 
 
@@ -42,16 +43,14 @@ def _prompts(pass_: Pass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The nll of a prompt's first token is 0: nothing predicts it.
     """
     batch, student = pass_.batch, pass_.student
-    device = batch.target.device
     last = batch.prompt_rows
     if batch.layout == "padded":  # one row per rationale: read the prompt of the first
         last = last[batch.problem_offsets[:-1]]
-    lengths = torch.tensor([len(p.prompt_ids) for p in batch.problems], device=device)
+    lengths = put([len(p.prompt_ids) for p in batch.problems], last, torch.int64)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    problem = segment_of(offsets)
-    place = torch.arange(int(offsets[-1]), device=device) - offsets[problem]
+    ids = put([i for p in batch.problems for i in p.prompt_ids], last, torch.int64)
+    problem, place = places(offsets, len(ids))
     rows = last[problem] - lengths[problem] + 1 + place
-    ids = torch.tensor([i for p in batch.problems for i in p.prompt_ids], device=device)
     inner = place > 0
     stats = linear_token_stats(
         pass_.hidden.flatten(0, 1),

@@ -19,6 +19,8 @@ from torch import Tensor
 from compact.graphs.step_graphs import Graphs, Steps, build_graphs, describe_steps
 from compact.metrics import register
 from compact.passes import Batch, Pass
+from compact.passes.segments import segment_mean
+from compact.passes.transfer import put, send
 
 MAINSTREAM_BONUS = 0.5
 
@@ -26,13 +28,15 @@ MAINSTREAM_BONUS = 0.5
 def step_states(pass_: Pass) -> Tensor:
     """Returns [S, H] float32 mean hidden state of each step, steps in order over all rationales."""
     batch = pass_.batch
+    host = batch.on_host
     counts = torch.tensor([len(r.steps) for p in batch.problems for r in p.rationales])
     first = torch.cumsum(counts, 0) - counts
-    inside = batch.step >= 0
-    index = (first.to(batch.step.device)[batch.rationale] + batch.step)[inside]
-    states = pass_.hidden.flatten(0, 1)[batch.token_rows[inside]].float()
-    total = states.new_zeros(int(counts.sum()), states.shape[1]).index_add_(0, index, states)
-    return total / torch.bincount(index, minlength=len(total)).clamp(min=1)[:, None]
+    inside = host.step >= 0
+    index = (first[host.rationale] + host.step)[inside]  # in order: steps follow each other
+    sizes = torch.bincount(index, minlength=int(counts.sum()))
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    rows, offsets = send([host.token_rows[inside], offsets], pass_.hidden.device)
+    return segment_mean(pass_.hidden.flatten(0, 1)[rows].float(), offsets)
 
 
 def step_texts(batch: Batch) -> list[list[tuple[str, ...]]]:
@@ -63,4 +67,4 @@ def consensus(steps: Steps, graphs: Graphs) -> np.ndarray:
 def step_graph(pass_: Pass) -> Tensor:
     """Returns [R] consensus in 1/K..1.5."""
     scores = consensus(*step_graphs(pass_))
-    return torch.from_numpy(scores).to(pass_.hidden.device)
+    return put(scores.tolist(), pass_.hidden, torch.float64)

@@ -25,5 +25,5 @@ SHARE = 0.005
 )
 def uncertain_tokens(pass_: Pass) -> Tensor:
     """Returns [R] sum of the largest entropies in nats."""
-    parts = pass_.stats.entropy.detach().split(pass_.batch.token_offsets.diff().tolist())
+    parts = pass_.stats.entropy.detach().split(pass_.batch.on_host.token_offsets.diff().tolist())
     return torch.stack([h.topk(math.ceil(SHARE * len(h))).values.sum() for h in parts])

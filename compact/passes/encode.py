@@ -19,7 +19,7 @@ from compact.data import text_of
 from compact.data.problems import REASONING
 from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
 from compact.text.steps import find_marker, split_steps
-from compact.validity import judge
+from compact.validity import Judgement, judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -180,16 +180,13 @@ def encode_problems(
     encoded = [encode_problem(problem, processing_class, **settings) for problem in bar]
     if not judged:
         return encoded
-    return [
-        replace(
-            problem,
-            rationales=tuple(
-                replace(r, judgement=judgement)
-                for r, judgement in zip(problem.rationales, judgements, strict=True)
-            ),
-        )
-        for problem, judgements in zip(encoded, judge(encoded), strict=True)
-    ]
+    return [with_judgements(p, found) for p, found in zip(encoded, judge(encoded), strict=True)]
+
+
+def with_judgements(problem: EncodedProblem, judgements: Sequence[Judgement]) -> EncodedProblem:
+    """Returns the problem with the judgements [K] of its rationales."""
+    judged = zip(problem.rationales, judgements, strict=True)
+    return replace(problem, rationales=tuple(replace(r, judgement=found) for r, found in judged))
 
 
 def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:

@@ -12,7 +12,9 @@ from torch import Tensor
 from compact.passes.attention import run_tree
 from compact.passes.fast.lean import lean
 from compact.passes.packing import Layout, build_batch
-from compact.passes.types import Batch, Block, EncodedProblem, Pass
+from compact.passes.segments import segment_mean
+from compact.passes.transfer import put
+from compact.passes.types import Batch, Block, EncodedProblem, OptionLeaves, Pass
 from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
@@ -111,23 +113,33 @@ def run_pass(
 
         def mean_logp(count: int, rows: Tensor, target: Tensor, index: Tensor) -> Tensor:
             """Returns [count] the mean log-likelihood of the target tokens of each leaf."""
-            out = live.nll.new_zeros(count)
             if leaf_hidden is None or not count:
-                return out
+                return live.nll.new_zeros(count)
             asked = stats_of(leaf_hidden.flatten(0, 1), student.weight, target, rows=rows)
-            return out.index_add(0, index, -asked.nll) / torch.bincount(index, minlength=count)
+            return segment_mean(-asked.nll, leaf_token_offsets(index, count))
 
         leaf_logp = mean_logp(
             len(batch.leaf_step), batch.leaf_rows, batch.leaf_target, batch.leaf_index
         )
         if batch.options is not None:
             options = batch.options
-            count = int(options.offsets[-1])
+            count = int(_host_options(batch).offsets[-1])
             option_logp = mean_logp(count, options.rows, options.target, options.index)
     live = _without_stand_ins(live, batch)
     stats = live.map(Tensor.detach)
     detached = hidden.detach()
     return live, hidden, Pass(batch, student, detached, leaf_hidden, stats, leaf_logp, option_logp)
+
+
+def leaf_token_offsets(index: Tensor, count: int) -> Tensor:
+    """Returns [count + 1] offsets of the tokens of each leaf, given the leaf [Q] of each token."""
+    return torch.searchsorted(index, torch.arange(count + 1, device=index.device))
+
+
+def _host_options(batch: Batch) -> OptionLeaves:
+    options = batch.on_host.options
+    assert options is not None
+    return options
 
 
 def _gold_answers(batch: Batch) -> GoldAnswers:
@@ -139,8 +151,8 @@ def _gold_answers(batch: Batch) -> GoldAnswers:
     if all(p.gold_ids for p in batch.problems):
         return GoldAnswers(batch.gold_ids, batch.gold_offsets, problem)
     answers = [p.gold_ids or (0,) for p in batch.problems]
-    ids = torch.tensor([token for answer in answers for token in answer], device=problem.device)
-    sizes = torch.tensor([0, *map(len, answers)], device=problem.device)
+    ids = put([token for answer in answers for token in answer], problem, torch.int64)
+    sizes = put([0, *map(len, answers)], problem, torch.int64)
     return GoldAnswers(ids, sizes.cumsum(0), problem)
 
 
@@ -181,6 +193,7 @@ def _check_reach(student: Student, batch: Batch) -> None:
     window = student.attention_window
     if window is None:
         return
+    batch = batch.on_host
     blocks = [batch.main] if batch.leaves is None else [batch.main, batch.leaves]
     reach = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
     if reach > window:

@@ -10,12 +10,14 @@ therefore predicted by the same row, that of the last prompt token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from compact.passes.transfer import send
 from compact.validity import Judgement
 
 if TYPE_CHECKING:
@@ -139,10 +141,6 @@ class Block:
     attention_mask: Tensor
     segments: Tensor | None
 
-    def to(self, device: torch.device | str) -> Block:
-        """Returns the block with every tensor on `device`."""
-        return Block(**_moved(self, device))
-
 
 @dataclass(frozen=True)
 class OptionLeaves:
@@ -173,10 +171,6 @@ class OptionLeaves:
     rows: Tensor
     target: Tensor
     index: Tensor
-
-    def to(self, device: torch.device | str) -> OptionLeaves:
-        """Returns the tables on `device`."""
-        return OptionLeaves(**_moved(self, device))
 
 
 @dataclass(frozen=True)
@@ -222,6 +216,7 @@ class Batch:
             it in the hidden states of the leaf block flattened to [B2 * L2, H], its id, and the
             index of its leaf.
         options: the option leaves; None without them.
+        host: the same batch on the CPU, if this one is on another device; see `on_host`.
     """
 
     layout: Literal["tree", "padded"]
@@ -247,10 +242,23 @@ class Batch:
     leaf_target: Tensor
     leaf_index: Tensor
     options: OptionLeaves | None = None
+    host: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Returns the batch with every tensor on `device`."""
-        return Batch(**_moved(self, device))
+        """Returns the batch on `device`, sent in one asynchronous copy; unchanged if it is there.
+
+        `host` of the new batch is this one.
+        """
+        device = torch.device(device)
+        tensors = list(_tensors(self))
+        if all(tensor.device == device for tensor in tensors):
+            return self
+        return replace(_rebuilt(self, iter(send(tensors, device))), host=self)
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch on the CPU, to read numbers from: on a GPU every other read waits for it."""
+        return self if self.host is None else self.host
 
     @property
     def num_rationales(self) -> int:
@@ -263,12 +271,27 @@ class Batch:
         return [r.teacher for p in self.problems for r in p.rationales]
 
 
-def _moved(part: Block | OptionLeaves | Batch, device: torch.device | str) -> dict[str, Any]:
-    """Returns the fields by name, with tensors, blocks and option leaves on `device`."""
-    return {
-        name: value.to(device) if isinstance(value, Tensor | Block | OptionLeaves) else value
-        for name, value in vars(part).items()
-    }
+Part = TypeVar("Part", bound=Batch | Block | OptionLeaves)
+
+
+def _tensors(part: Batch | Block | OptionLeaves) -> Iterator[Tensor]:
+    """The tensors of a batch, in the order of its fields."""
+    for value in vars(part).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Block | OptionLeaves):
+            yield from _tensors(value)
+
+
+def _rebuilt(part: Part, tensors: Iterator[Tensor]) -> Part:
+    """Returns a batch with other tensors, given in the order of `_tensors`."""
+    found: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            found[name] = next(tensors)
+        elif isinstance(value, Block | OptionLeaves):
+            found[name] = _rebuilt(value, tensors)
+    return replace(part, **found)
 
 
 @dataclass

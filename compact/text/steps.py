@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -91,9 +92,11 @@ class Marker(NamedTuple):
     direct: bool
 
 
-def find_markers(text: str) -> list[Marker]:
+@lru_cache(maxsize=16)  # steps, answer and options of a text each ask for them
+def find_markers(text: str) -> tuple[Marker, ...]:
     """Returns every answer marker of a text, in order."""
-    return [Marker(*match.span(), match["direct"] is not None) for match in _MARKER.finditer(text)]
+    found = _MARKER.finditer(text)
+    return tuple(Marker(*match.span(), match["direct"] is not None) for match in found)
 
 
 def find_marker(text: str) -> int:

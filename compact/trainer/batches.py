@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from compact.passes import EncodedProblem
+from compact.passes import Batch, EncodedProblem
+from compact.passes.lazily import LazyProblems
 
 
 class Item(NamedTuple):
@@ -21,8 +23,8 @@ class Item(NamedTuple):
 class ProblemDataset(Dataset[Item]):
     """Encoded problems. Index -1 - i returns problem i as an item that is not counted."""
 
-    def __init__(self, problems: Sequence[EncodedProblem]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: LazyProblems) -> None:
+        self.problems = problems
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -115,16 +117,57 @@ class ProblemBatches(Sampler[list[int]]):
         return epoch, place * self.accumulation + part
 
 
+class MicroBatch(list[Item]):
+    """The items of a micro-batch.
+
+    Attributes:
+        batch: their tensors on the CPU, if they were built ahead; else None.
+    """
+
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes micro-batches, in the workers of the loader if it has any.
+
+    Attributes:
+        build: builds the tensors of problems, given whether it builds answer leaves; None if they
+            depend on the step, so that they must be built when it runs.
+        leaves: whether answer leaves are built where a problem has a gold answer.
+    """
+
+    build: Callable[..., Batch] | None
+    leaves: bool
+
+    def __call__(self, items: Sequence[Item]) -> MicroBatch:
+        """Returns the micro-batch of these items."""
+        micro = MicroBatch(items)
+        if self.build is not None:
+            problems = [item.problem for item in items]
+            asked = self.leaves and any(problem.gold_ids for problem in problems)
+            micro.batch = self.build(problems, leaves=asked)
+        return micro
+
+
 class ProblemLoader(DataLoader[Item]):
-    """Loads micro-batches as lists of items; `MicroBatchLoss` builds the tensors."""
+    """Loads micro-batches."""
 
     dataset: ProblemDataset
 
-    def __init__(self, dataset: ProblemDataset, batches: ProblemBatches) -> None:
+    def __init__(
+        self, dataset: ProblemDataset, batches: ProblemBatches, collate: Collate, **settings: Any
+    ) -> None:
+        """Sets up the loader; `settings` are those of DataLoader for its worker processes."""
         # Its own generator: if the loader used the global random state, as dropout does, a resumed
         # run would differ from one that was not interrupted.
-        generator = torch.Generator()
-        super().__init__(dataset, batch_sampler=batches, collate_fn=list, generator=generator)
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            generator=torch.Generator(),
+            **settings,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, which determines the order of the problems."""

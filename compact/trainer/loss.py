@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from compact.config import CompactConfig
-from compact.passes import EncodedProblem
-from compact.passes.forward import run_pass
+from compact.passes import Batch, EncodedProblem, Pass
+from compact.passes.forward import check_ids, run_pass
 from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
+from compact.passes.transfer import put
 from compact.strategies import LossTerm, Strategy
 from compact.student import Student
-from compact.trainer.batches import Item
-from compact.trainer.records import ProblemRecord, records_of, with_kept_levels
-from compact.trainer.step import OpenStep, named, not_finite_in
+from compact.trainer.batches import Collate, Item, MicroBatch
+from compact.trainer.outcome import Outcome
+from compact.trainer.records import not_finite_in, with_kept_levels
+from compact.trainer.step import OpenStep
 from compact.weighting import Weigher, weigh_tokens
 
 
@@ -62,8 +65,8 @@ class MicroBatchLoss:
 
     def __call__(
         self, items: Sequence[Item], step: OpenStep, number: int
-    ) -> tuple[Tensor, list[ProblemRecord]]:
-        """Computes loss and records. Replaces the model's forward inside DDP, FSDP or DeepSpeed.
+    ) -> tuple[Tensor, Outcome | None]:
+        """Computes loss and results. Replaces the model's forward inside DDP, FSDP or DeepSpeed.
 
         Args:
             items: the problems of the micro-batch.
@@ -71,12 +74,13 @@ class MicroBatchLoss:
             number: the number of optimizer steps before it.
 
         Returns:
-            The loss (scalar), and one record per problem. No records if a token statistic is not
-            finite and there are several processes: the error is raised at the end of the step.
+            The loss (scalar), and the results, which tell what is not finite when they are read.
+            No results if steps are skipped, a token statistic or a level is not finite, and there
+            are several processes: the error is raised at the end of the step.
 
         Raises:
-            NonFiniteError: a token statistic, a level or the loss is not finite, and there is only
-                one process.
+            NonFiniteError: a token statistic or a level is not finite, and there is only one
+                process.
         """
         training = self.student.model.training
         alone = self.accelerator.num_processes == 1
@@ -92,14 +96,11 @@ class MicroBatchLoss:
         needs_leaves = self.weigher.needs_leaves
         due = not training or number % self.args.leaf_every == 0
         kept = [self._kept(p) if needs_leaves and not due else None for p in problems]
-        batch = build_batch(
-            problems,
-            layout=self.layout,
-            leaves=needs_leaves and self._leaves_due(problems, kept),
-            options=self.weigher.needs_options,
-            pad_token_id=self.student.pad_token_id,
-            row_capacity=self.args.max_length,
-        ).to(self.args.device)
+        built = items.batch if isinstance(items, MicroBatch) else None
+        if built is None:
+            built = self.build(problems, leaves=needs_leaves and self._leaves_due(problems, kept))
+        check_ids(self.student, problems)
+        batch = built.to(self.args.device)
         with self.accelerator.autocast():
             live, hidden, pass_ = run_pass(
                 self.student,
@@ -110,27 +111,69 @@ class MicroBatchLoss:
             )
             if needs_leaves:
                 pass_ = with_kept_levels(pass_, kept)
-            found = not_finite_in(pass_)
+            # A run that goes on must not weigh by what is not finite: weighers and strategies
+            # keep sums. One that stops finds it when the results are read.
+            found = self._not_finite(pass_) if self.args.on_nonfinite == "skip" else None
+            try:
+                if found is None:
+                    with torch.no_grad():
+                        weights = self.weigher.weights(pass_)
+                        if training:
+                            weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
+            except Exception:
+                found = self._not_finite(pass_)
+                if found is None:
+                    raise
             if found is not None:
                 step.meet_not_finite(found, alone=alone)
-                return live.nll.sum(), []
-            with torch.no_grad():
-                weights = self.weigher(pass_)
-                if training:
-                    weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
-            counted = torch.tensor([item.counted for item in items], device=hidden.device)
-            weight = weights.used.detach() * counted[batch.problem]
+                return live.nll.sum(), None
+            weight = weights.used.detach()
+            if not all(item.counted for item in items):
+                counted = put([item.counted for item in items], weight, torch.bool)
+                weight = weight * counted[batch.problem]
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
             loss = self.strategy.nll_factor * (weight * own_loss).sum()
             for term in self.terms:
                 loss = loss + term(hidden, pass_, weight)
-        if not bool(torch.isfinite(loss)):
-            terms = " or ".join(term.name for term in self.terms)
-            what = f"{named(problems)}: the {terms} term is {float(loss)}"
-            step.meet_not_finite(what, alone=alone)
-        nll = segment_mean(pass_.stats.nll, batch.token_offsets)  # without token weights
-        return loss, records_of(pass_, weights, nll, with_levels=needs_leaves)
+        return loss, Outcome(
+            pass_,
+            weights,
+            segment_mean(pass_.stats.nll, batch.token_offsets),  # without token weights
+            of_tokens,
+            loss,
+            weigher=self.weigher,
+            token_weights=self.args.token_weights,
+            terms=[term.name for term in self.terms],
+            with_levels=needs_leaves,
+        )
+
+    @property
+    def build(self) -> Callable[..., Batch]:
+        """Builds the tensors of problems, given `leaves`; it can be pickled."""
+        return partial(
+            build_batch,
+            layout=self.layout,
+            options=self.weigher.needs_options,
+            pad_token_id=self.student.pad_token_id,
+            row_capacity=self.args.max_length,
+        )
+
+    def collate(self, *, training: bool) -> Collate:
+        """Returns what makes micro-batches, with their tensors if no step has a say in them."""
+        leaves = self.weigher.needs_leaves
+        own = training and type(self.strategy).rollout is not Strategy.rollout
+        kept = training and leaves and self.args.leaf_every > 1
+        asks_others = leaves and self._sharded
+        return Collate(None if own or kept or asks_others else self.build, leaves)
+
+    @property
+    def _sharded(self) -> bool:
+        kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        return self.accelerator.distributed_type in kinds
+
+    def _not_finite(self, pass_: Pass) -> str | None:
+        return not_finite_in(pass_.batch, pass_.stats.nll, pass_.leaf_logp, pass_.option_logp)
 
     def _kept(self, problem: EncodedProblem) -> list[float] | None:
         """The leaf likelihoods of the problem's last visit; None where they are of other leaves."""
@@ -149,11 +192,7 @@ class MicroBatchLoss:
         run leaves if one rank has to.
         """
         due = any(k is None and p.gold_ids for p, k in zip(problems, kept, strict=True))
-        sharded = self.accelerator.distributed_type in (
-            DistributedType.FSDP,
-            DistributedType.DEEPSPEED,
-        )
-        if sharded:
+        if self._sharded:
             due = any(gather_object([due]))
         return due
 

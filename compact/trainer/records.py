@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from compact.metrics import AXES
-from compact.passes import Pass
+from compact.passes import Batch, EncodedProblem, Pass
 from compact.passes.packing import question_leaves
+from compact.passes.transfer import put, send
 from compact.trainer.batches import Item
 from compact.weighting import Weights
 
@@ -52,11 +54,56 @@ class ProblemRecord:
         return any(weight > 0 for weight in self.weight)
 
 
+def named(problems: Sequence[EncodedProblem]) -> str:
+    """Returns the text by which an error names the problems of a micro-batch."""
+    names = ", ".join(repr(p.question_id) for p in problems)
+    return f"question_id {names}" if len(problems) == 1 else f"one of question_ids {names}"
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns the part of a sharded tensor that this rank holds; any other tensor unchanged."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def not_finite_in(
+    batch: Batch, nll: Tensor, leaf_logp: Tensor, option_logp: Tensor | None
+) -> str | None:
+    """Returns a message about the first result of a pass that is not finite; None if all are.
+
+    Args:
+        batch: the input of the pass.
+        nll: [M] its loss of each token.
+        leaf_logp: as in `Pass`.
+        option_logp: as in `Pass`.
+    """
+    each = [t for t in (nll, leaf_logp, option_logp) if t is not None]
+    if bool(torch.isfinite(torch.cat(each)).all()):
+        return None
+    bad, host = ~torch.isfinite(nll), batch.on_host
+    if bool(bad.any()):
+        token = int(bad.nonzero()[0])
+        rationale = int(host.rationale[token])
+        problem = batch.problems[int(host.problem[rationale])]
+        place = token - int(host.token_offsets[rationale])
+        return (
+            f"question_id {problem.question_id!r}, teacher {batch.teachers[rationale]!r}: the loss "
+            f"of completion token {place} is {float(nll[token])}"
+        )
+    what = "an option" if bool(torch.isfinite(leaf_logp).all()) else "the gold answer"
+    return f"{named(batch.problems)}: the log-likelihood of {what} is not finite"
+
+
 def records_of(
-    pass_: Pass, weights: Weights, nll: Tensor, *, with_levels: bool
+    batch: Batch, weights: Weights, nll: Tensor, levels: Tensor | None
 ) -> list[ProblemRecord]:
-    """Returns the results of a pass as plain numbers, one record per problem."""
-    batch = pass_.batch
+    """Returns the results of a pass as plain numbers, one record per problem.
+
+    Args:
+        batch: the input of the pass, on the CPU like the other arguments.
+        weights: the weights of the rationales.
+        nll: [R] mean loss of the tokens of each rationale.
+        levels: `Pass.leaf_logp`, or None if the weigher reads no leaves.
+    """
     ends = batch.problem_offsets.tolist()
     weight, losses = weights.used.tolist(), nll.tolist()
     tokens = batch.token_offsets.diff().tolist()
@@ -74,7 +121,7 @@ def records_of(
                 nll=losses[mine],
                 scores={axis: s[mine] for axis, s in scores.items()},
                 zscores={axis: z[mine] for axis, z in zscores.items()},
-                levels=_levels(pass_, p).tolist() if with_levels else None,
+                levels=None if levels is None else levels[_leaves_of(batch, p)].tolist(),
             )
         )
     return records
@@ -187,28 +234,42 @@ def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:
     """
     if all(levels is None for levels in kept):
         return pass_
-    problems = pass_.batch.problems
+    batch, host = pass_.batch, pass_.batch.on_host
+    problems = batch.problems
     asked = [r.asked_steps if p.gold_ids else () for p in problems for r in p.rationales]
     counts = [len(steps) for steps in asked]
-    of_steps, of_questions = [], []
+    # Indices into the levels of the pass and, after them, those that were kept.
+    of_steps, of_questions, known = list[int](), list[int](), list[float]()
     for p, levels in enumerate(kept):
-        found = _levels(pass_, p) if levels is None else pass_.leaf_logp.new_tensor(levels)
-        of_steps.append(found[:-1])
-        of_questions.append(found[-1:])
-    device = pass_.leaf_logp.device
-    steps = [i for mine in asked for i in mine] + [-1] * sum(bool(p.gold_ids) for p in problems)
+        first = pass_.leaf_logp.numel() + len(known)
+        if levels is None:
+            found = _leaves_of(host, p)
+        else:
+            found = list(range(first, first + len(levels)))
+            known += levels
+        of_steps += found[:-1]
+        of_questions += found[-1:]
+    steps = [i for mine in asked for i in mine] + [-1] * len(of_questions)
+    tables: dict[str, Any] = {
+        "leaf_offsets": torch.tensor([0, *counts]).cumsum(0),
+        "leaf_step": torch.tensor(steps, dtype=torch.int64),
+        "question_leaf": torch.tensor(question_leaves(problems, sum(counts))),
+    }
+    device = batch.target.device
+    order = torch.tensor(of_steps + of_questions, dtype=torch.int64)
+    *sent, index = send([*tables.values(), order], device)
+    there: dict[str, Any] = dict(zip(tables, sent, strict=True))
+    every = torch.cat([pass_.leaf_logp, put(known, pass_.leaf_logp, pass_.leaf_logp.dtype)])
     batch = replace(
-        pass_.batch,
-        leaf_offsets=torch.tensor([0, *counts], device=device).cumsum(0),
-        leaf_step=torch.tensor(steps, device=device),
-        question_leaf=torch.tensor(question_leaves(problems, sum(counts)), device=device),
+        batch,
+        **there,
+        host=None if batch.host is None else replace(batch.host, **tables),
     )
-    return replace(pass_, batch=batch, leaf_logp=torch.cat([*of_steps, *of_questions]))
+    return replace(pass_, batch=batch, leaf_logp=every[index])
 
 
-def _levels(pass_: Pass, problem: int) -> Tensor:
-    """Returns the levels [leaves + 1] of a problem, the bare question's last; [0] without gold."""
-    batch = pass_.batch
+def _leaves_of(batch: Batch, problem: int) -> list[int]:
+    """Returns the leaves of a problem, that of the bare question last; [] without gold."""
     first, end = batch.leaf_offsets[batch.problem_offsets[problem : problem + 2]].tolist()
-    question = batch.question_leaf[problem : problem + 1]
-    return torch.cat([pass_.leaf_logp[first:end], pass_.leaf_logp[question[question >= 0]]])
+    question = int(batch.question_leaf[problem])
+    return [*range(first, end), *([question] if question >= 0 else [])]

@@ -12,9 +12,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
-from compact.passes import EncodedProblem
-from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
+from compact.passes.lazily import LazyProblems
 from compact.passes.packing import Layout
 from compact.strategies import Strategy
 from compact.student import Student
@@ -113,7 +112,7 @@ def encoded(
     options["options"] = weigher.needs_options
     problems = problems_of(weigher, dataset)
     judged = weigher.needs_judgements
-    return ProblemDataset(encode_problems(problems, processing_class, judged=judged, **options))
+    return ProblemDataset(LazyProblems(problems, processing_class, judged=judged, **options))
 
 
 def each(encode: Callable[[Any], ProblemDataset], evals: Any) -> Any:
@@ -143,6 +142,8 @@ def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
 
 def fit_machine(args: CompactConfig) -> None:
     """Adapts the settings to this machine, and warns if a setting will be slow."""
+    # It reads the loss of every micro-batch, for which a GPU waits; here none is NaN (`step.py`).
+    args.logging_nan_inf_filter = False
     if args.n_gpu > 1:
         logger.warning(
             "this process uses one GPU; to use all %d, start one process per GPU with accelerate",
@@ -156,6 +157,18 @@ def fit_machine(args: CompactConfig) -> None:
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         let_cpu_ranks_shard()
+
+
+def workers(args: CompactConfig) -> dict[str, Any]:
+    """Returns the settings of DataLoader for its worker processes."""
+    count = args.dataloader_num_workers
+    if not count:
+        return {}
+    return {
+        "num_workers": count,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "persistent_workers": args.dataloader_persistent_workers,
+    }
 
 
 def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layout:
@@ -174,8 +187,15 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     return layout
 
 
-def log_data(problems: Sequence[EncodedProblem], budget: float) -> None:
+def log_data(data: LazyProblems, budget: float) -> None:
     """Logs what the weights rest on, and how many steps the leaf budget leaves out, if any."""
+    problems = data.sample
+    if len(problems) < len(data):
+        logger.info(
+            "data: %d problems, encoded when they are needed; what follows is of a sample of %d",
+            len(data),
+            len(problems),
+        )
     judged = [[r.judgement for r in p.rationales if r.judgement is not None] for p in problems]
     if any(judged):
         for sentence in describe([judgements for judgements in judged if judgements]):

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
-from compact.passes import EncodedProblem, Pass
 from compact.strategies import Strategy
-from compact.student.internals import foreach_multiply, foreach_norm
-from compact.trainer.records import NonFiniteError, ProblemRecord
+from compact.student.internals import foreach_multiply
+from compact.trainer.batches import Item
+from compact.trainer.outcome import GradientCheck, Outcome
+from compact.trainer.records import NonFiniteError, ProblemRecord, named, own_part
 
 
 class StrategySteps(TrainerCallback):
@@ -47,18 +47,46 @@ Gradients = dict[nn.Parameter, Tensor | None]
 
 
 @dataclass
+class Micro:
+    """A micro-batch of the current step.
+
+    Attributes:
+        items: its problems.
+        outcome: the results of its forward; None if they are left out.
+        gradients: the check of the gradients after its backward; None if there is none.
+    """
+
+    items: Sequence[Item] = ()
+    outcome: Outcome | None = None
+    gradients: GradientCheck | None = None
+
+    def records(self) -> list[ProblemRecord]:
+        """Returns the records of the counted problems; waits for the results.
+
+        Raises:
+            NonFiniteError: a result or gradient is not finite.
+            ValueError: a score or weight is not.
+        """
+        records = self.outcome.records if self.outcome is not None else []
+        found = self.gradients.found() if self.gradients is not None else None
+        if found is not None:
+            raise NonFiniteError(f"{named([item.problem for item in self.items])}: {found}")
+        return [r for r, item in zip(records, self.items, strict=False) if item.counted]
+
+
+@dataclass
 class OpenStep:
     """The current optimizer step on this rank.
 
     Attributes:
-        micros: records of the counted problems of each micro-batch so far.
+        micros: the micro-batches so far.
         not_finite: a message about the first loss that was not finite on this rank, or None.
-        loss: the sum of the losses of the micro-batches so far, a scalar.
+        loss: the sum of the losses of the micro-batches so far, a scalar; None before the first.
     """
 
-    micros: list[list[ProblemRecord]] = field(default_factory=list)
+    micros: list[Micro] = field(default_factory=list)
     not_finite: str | None = None
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss: Tensor | None = None
 
     def meet_not_finite(self, what: str, *, alone: bool) -> None:
         """Notes a loss that is not finite.
@@ -77,9 +105,45 @@ class OpenStep:
             raise NonFiniteError(what)
         self.not_finite = self.not_finite or what
 
-    def close(self, bad_gradient: str | None, *, alone: bool) -> ClosedStep:
-        """Gathers the results of all ranks and starts a new step. The summed loss is kept."""
-        ranks: list[Any] = [(self.micros, self.not_finite, bad_gradient)]
+    def outputs(self, *, alone: bool) -> list[ProblemRecord]:
+        """Returns the records of all problems of the last micro-batch; waits for its results.
+
+        Raises:
+            NonFiniteError: a result is not finite, and this is the only process.
+            ValueError: a score or weight is not finite.
+        """
+        outcome = self.micros[-1].outcome
+        try:
+            return outcome.records if outcome is not None else []
+        except NonFiniteError as error:
+            self.meet_not_finite(str(error), alone=alone)
+            return []
+
+    def close(self, gradients: GradientCheck | None, *, alone: bool) -> ClosedStep:
+        """Reads the results, gathers those of all ranks and starts a new step.
+
+        The summed loss is kept.
+
+        Args:
+            gradients: the check of the gradients of the whole step; None if the micro-batches have
+                their own.
+            alone: whether this is the only process.
+
+        Raises:
+            NonFiniteError: a result or gradient is not finite, and this is the only process.
+            ValueError: a score or weight is not finite.
+        """
+        # The last check waits for all that the device has to do; then nothing else waits.
+        found = [check.found() for check in (gradients, self.micros[-1].gradients) if check]
+        read: list[list[ProblemRecord]] = []
+        for micro in self.micros:
+            try:
+                read.append(micro.records())
+            except NonFiniteError as error:
+                self.meet_not_finite(str(error), alone=alone)
+                read.append([])
+        bad_gradient = found[0] if gradients is not None else None
+        ranks: list[Any] = [(read, self.not_finite, bad_gradient)]
         if not alone:
             ranks = gather_object(ranks)
         self.micros, self.not_finite = [], None
@@ -87,17 +151,22 @@ class OpenStep:
         micros = zip(*(rank[0] for rank in ranks), strict=True)
         records = [r for micro in micros for of_rank in micro for r in of_rank]
         losses = [rank[1] for rank in ranks if rank[1] is not None]
-        gradients = [rank[2] for rank in ranks if rank[2] is not None]
+        bad = [rank[2] for rank in ranks if rank[2] is not None]
         if losses:
             return ClosedStep(records, losses[0])
-        if gradients:
+        if bad:
             names = ", ".join(repr(r.question_id) for r in records)
-            return ClosedStep(records, f"one of question_ids {names}: {gradients[0]}")
+            return ClosedStep(records, f"one of question_ids {names}: {bad[0]}")
         return ClosedStep(records, None)
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Adds the loss of a micro-batch."""
+        self.loss = loss if self.loss is None else self.loss + loss
 
     def take_loss(self) -> Tensor:
         """Returns the summed loss and resets it to 0."""
-        loss, self.loss = self.loss, torch.zeros(())
+        loss, self.loss = self.loss, None
+        assert loss is not None  # a step has a micro-batch
         return loss
 
 
@@ -109,16 +178,10 @@ class ClosedStep:
     not_finite: str | None
 
 
-def bad_gradient(model: nn.Module) -> str | None:
-    """Returns a message about a gradient of this rank that is not finite; None if all are."""
-    named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
-    if not named:
-        return None
-    norms = foreach_norm([_own_part(gradient) for _, gradient in named])
-    finite = torch.isfinite(torch.stack([norm.float() for norm in norms]))
-    if bool(finite.all()):
-        return None
-    return f"the gradient of {named[int((~finite).nonzero()[0])][0]} is not finite"
+def keep_head_gathered(head: nn.Module, *, until: bool) -> None:
+    """Keeps an FSDP head gathered from the first micro-batch of a step until the last."""
+    if isinstance(head, FSDPModule):
+        head.set_reshard_after_backward(until, recurse=False)
 
 
 def copy_gradients(model: nn.Module) -> Gradients:
@@ -143,35 +206,4 @@ def clear_gradients(model: nn.Module) -> None:
 def scale_gradients(model: nn.Module, factor: float) -> None:
     """Multiplies every gradient by `factor`, in place."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    foreach_multiply([_own_part(g) for g in gradients], factor)
-
-
-def _own_part(tensor: Tensor) -> Tensor:
-    """Returns the part of a sharded tensor that this rank holds; any other tensor unchanged."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def named(problems: Sequence[EncodedProblem]) -> str:
-    """Returns the text by which an error names the problems of a micro-batch."""
-    names = ", ".join(repr(p.question_id) for p in problems)
-    return f"question_id {names}" if len(problems) == 1 else f"one of question_ids {names}"
-
-
-def not_finite_in(pass_: Pass) -> str | None:
-    """Returns a message about the first statistic that is not finite; None if all are."""
-    batch = pass_.batch
-    bad = ~torch.isfinite(pass_.stats.nll)
-    if bool(bad.any()):
-        token = int(bad.nonzero()[0])
-        rationale = int(batch.rationale[token])
-        problem = batch.problems[int(batch.problem[rationale])]
-        place = token - int(batch.token_offsets[rationale])
-        return (
-            f"question_id {problem.question_id!r}, teacher {batch.teachers[rationale]!r}: the loss "
-            f"of completion token {place} is {float(pass_.stats.nll[token])}"
-        )
-    if not bool(torch.isfinite(pass_.leaf_logp).all()):
-        return f"{named(batch.problems)}: the log-likelihood of the gold answer is not finite"
-    if pass_.option_logp is not None and not bool(torch.isfinite(pass_.option_logp).all()):
-        return f"{named(batch.problems)}: the log-likelihood of an option is not finite"
-    return None
+    foreach_multiply([own_part(g) for g in gradients], factor)

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
@@ -54,10 +53,10 @@ from compact.trainer.checkpoints import (
     staging_folder,
 )
 from compact.trainer.loss import MicroBatchLoss, Work, routed
+from compact.trainer.outcome import GradientCheck, Outcome
 from compact.trainer.records import (
     EvaluationSums,
     NonFiniteError,
-    ProblemRecord,
     TeacherMeans,
     score_rows,
     scores_of,
@@ -73,12 +72,12 @@ from compact.trainer.saving import (
     write_state,
 )
 from compact.trainer.step import (
+    Micro,
     OpenStep,
     StrategySteps,
-    bad_gradient,
     clear_gradients,
     copy_gradients,
-    named,
+    keep_head_gathered,
     restore_gradients,
     scale_gradients,
 )
@@ -186,7 +185,7 @@ class CompactTrainer(Trainer):
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
-        check_ids(self.student, self.train_dataset.problems if self.train_dataset else ())
+        check_ids(self.student, self.train_dataset.problems.sample if self.train_dataset else ())
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
@@ -204,7 +203,7 @@ class CompactTrainer(Trainer):
 
     # The loss of a micro-batch.
 
-    def _forward(self, work: Work) -> tuple[Tensor, list[ProblemRecord]]:
+    def _forward(self, work: Work) -> tuple[Tensor, Outcome | None]:
         return self._loss(work.items, self._step, self.state.global_step)
 
     def compute_loss(
@@ -224,21 +223,20 @@ class CompactTrainer(Trainer):
                 number of problems of this micro-batch.
 
         Raises:
-            NonFiniteError: the loss is not finite, and there is only one process.
+            NonFiniteError: with `return_outputs`, the loss is not finite, and there is only one
+                process. Otherwise this is found at the end of the step.
         """
         with routed(self.model, self._forward):
-            loss, records = model(Work(inputs))
+            loss, outcome = model(Work(inputs))
         count = num_items_in_batch
         if count is None:
             count = max(sum(item.counted for item in inputs), 1)
         else:
             # DDP, FSDP and DeepSpeed average gradients over the ranks.
             loss = loss * self.accelerator.num_processes
-        self._step.micros.append(
-            [record for record, item in zip(records, inputs, strict=False) if item.counted]
-        )
+        self._step.micros.append(Micro(inputs, outcome))
         loss = loss / count
-        return (loss, records) if return_outputs else loss
+        return (loss, self._step.outputs(alone=self._alone)) if return_outputs else loss
 
     def _get_num_items_in_batch(
         self, batch_samples: list[list[Item]], device: torch.device
@@ -262,38 +260,34 @@ class CompactTrainer(Trainer):
         Raises:
             NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is "stop".
         """
-        skip = self.args.on_nonfinite == "skip"
-        before = copy_gradients(self.model) if skip and self._alone else None
-        if isinstance(self.student.head, FSDPModule):
-            # The head is gathered in the first micro-batch of a step, and freed after the last.
-            last = self.accelerator.sync_gradients
-            self.student.head.set_reshard_after_backward(last, recurse=False)
+        skip = self.args.on_nonfinite == "skip" and self._alone
+        before = copy_gradients(self.model) if skip else None
+        keep_head_gathered(self.student.head, until=self.accelerator.sync_gradients)
         done = len(self._step.micros)
         try:
             batch: Any = inputs  # transformers: a dict of tensors
             loss: Tensor = super().training_step(model, batch, num_items_in_batch)
-            found = self._bad_gradient() if self._alone else None
-            if found is not None:
-                raise NonFiniteError(f"{named([item.problem for item in inputs])}: {found}")
+            if self._alone:
+                self._step.micros[-1].gradients = self._gradient_check()
+            if skip:
+                self._step.micros[-1].records()
         except NonFiniteError as error:
             if before is None:
                 raise
             logger.warning("step %d: skipped %s", self.state.global_step + 1, error)
             restore_gradients(before)
-            self._step.micros[done:] = [[]]
+            self._step.micros[done:] = [Micro()]
             loss = torch.zeros((), device=self.args.device)
-        if self._step.not_finite is not None:
-            loss = torch.zeros_like(loss)
-        self._step.loss = self._step.loss.to(loss.device) + loss
+        loss = loss.nan_to_num(0.0, 0.0, 0.0)  # a step with such a loss is not taken
+        self._step.add_loss(loss)
         if self.accelerator.sync_gradients:
             loss = loss + self._close_step(int(num_items_in_batch or 0))
         return loss
 
-    def _bad_gradient(self) -> str | None:
-        """Returns a message about a non-finite gradient of this rank; fp16 has its loss scaler."""
-        if getattr(self.accelerator, "scaler", None) is not None:
-            return None
-        return bad_gradient(self.model)
+    def _gradient_check(self) -> GradientCheck | None:
+        """Starts to look for non-finite gradients of this rank; fp16 has its loss scaler."""
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        return None if scaled else GradientCheck(self.model)
 
     def _close_step(self, expected: int) -> Tensor:
         """Gathers the results of all ranks in the step, updates the weigher and writes the log.
@@ -308,7 +302,8 @@ class CompactTrainer(Trainer):
             NonFiniteError: some of several ranks found a loss or gradient that is not finite, and
                 `on_nonfinite` is "stop"; raised on every rank.
         """
-        closed = self._step.close(None if self._alone else self._bad_gradient(), alone=self._alone)
+        check = None if self._alone else self._gradient_check()
+        closed = self._step.close(check, alone=self._alone)
         if closed.not_finite is not None:
             return self._drop_step(closed.not_finite)
         records = closed.records
@@ -376,6 +371,7 @@ class CompactTrainer(Trainer):
         return self._loader(
             self.train_dataset,
             self._train_batch_size,
+            training=True,
             seed=seed if shuffled else None,
             drop_last=args.dataloader_drop_last,
             accumulation=args.gradient_accumulation_steps,
@@ -396,12 +392,16 @@ class CompactTrainer(Trainer):
         eval_dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if not isinstance(eval_dataset, ProblemDataset):
             raise ValueError(f"eval_dataset must be given to CompactTrainer, got {eval_dataset!r}")
-        return self._loader(eval_dataset, self.args.per_device_eval_batch_size)
+        size = self.args.per_device_eval_batch_size
+        return self._loader(eval_dataset, size, training=False)
 
-    def _loader(self, dataset: ProblemDataset, batch_size: int, **settings: Any) -> ProblemLoader:
+    def _loader(
+        self, dataset: ProblemDataset, batch_size: int, *, training: bool, **settings: Any
+    ) -> ProblemLoader:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = ProblemBatches(len(dataset), batch_size, rank=rank, world=world, **settings)
-        return ProblemLoader(dataset, batches)
+        collate = self._loss.collate(training=training)
+        return ProblemLoader(dataset, batches, collate, **setup.workers(self.args))
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs

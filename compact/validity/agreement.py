@@ -67,7 +67,9 @@ def _numbers(rationale: Solution) -> frozenset[str]:
 def _vector(text: str, documents: Counter[str], total: int) -> dict[str, float]:
     """Returns the tf-idf vector of a text, of length 1 (0 if every word is in every document)."""
     counts = Counter(_words(text))
-    vector = {w: (1 + math.log(n)) * math.log(total / documents[w]) for w, n in counts.items()}
+    # A word that is in none of the counted texts is as rare as one that is in one of them.
+    rare = {w: math.log(total / max(documents[w], 1)) for w in counts}
+    vector = {w: (1 + math.log(n)) * rare[w] for w, n in counts.items()}
     length = math.sqrt(sum(x * x for x in vector.values()))
     return {w: x / length for w, x in vector.items()} if length else {}
 

@@ -9,7 +9,7 @@ rationales that state the same answer, and copies_k the number of rationales wit
 So checks (`checks`) order the rationales of one answer: without a gold answer, a check that
 misreads a text would overrule the vote. Across answers only wrong arithmetic counts, as a smaller
 vote, and only as far as the data show that it goes with answers that others do not state
-(`votes_without`). `agreement` is treated alike: without a gold answer it is shifted so that every
+(`vote_of_wrong`). `agreement` is treated alike: without a gold answer it is shifted so that every
 answer has the same mean. (Measured on labelled data without gold answers, against the plain vote:
 checks that cut across answers lost up to .09 of AUC, an agreement that does up to .08.)
 
@@ -22,12 +22,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from compact.validity.agreement import agreement, document_frequencies
 from compact.validity.cases import Case, shares
 from compact.validity.checks import CHECKS, Outcomes, base_rates, check, evidence
-from compact.validity.votes import answer_probabilities, learn_weights, votes_without
+from compact.validity.votes import answer_probabilities, learn_weights, lowered, vote_of_wrong
 
 UNREAD = 0.2
 """q_k of a rationale without a readable answer where the gold answer is known."""
@@ -78,29 +78,61 @@ def judge(cases: Sequence[Case]) -> list[tuple[Judgement, ...]]:
     Returns:
         One judgement per rationale of each problem.
     """
-    own = [shares(case) for case in cases]
-    wrong = [
-        [bool(o["arithmetic"].failures) for o in check(c, s)]
-        for c, s in zip(cases, own, strict=True)
-    ]
-    votes = votes_without(cases, own, wrong)
-    weight = learn_weights(cases, votes)
-    likely = [answer_probabilities(c, v, weight) for c, v in zip(cases, votes, strict=True)]
-    witnesses = [
-        [q * s for q, s in zip(of_case, share, strict=True)] if any(of_case) else share
-        for of_case, share in zip(likely, own, strict=True)
-    ]
-    outcomes = [check(case, w) for case, w in zip(cases, witnesses, strict=True)]
-    rates = base_rates(
-        pair
-        for of_case, w in zip(outcomes, witnesses, strict=True)
-        for pair in zip(of_case, w, strict=True)
-    )
-    frequencies = document_frequencies(cases)
-    return [
-        _judgements(case, q, of_case, rates, agreement(case, w, frequencies))
-        for case, q, of_case, w in zip(cases, likely, outcomes, witnesses, strict=True)
-    ]
+    return Judge(cases).judged
+
+
+class Judge:
+    """Judges problems one by one, with what it has learned from some of them.
+
+    Attributes:
+        judged: the judgements of the problems that it learned from, per rationale of each.
+    """
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        """Learns what teachers, checks and words are worth.
+
+        Args:
+            cases: the problems to learn from: all of the data, or a sample.
+        """
+        own = [shares(case) for case in cases]
+        wrong = [_miscounts(check(c, s)) for c, s in zip(cases, own, strict=True)]
+        self._of_wrong = vote_of_wrong(cases, own, wrong)
+        votes = [lowered(s, w, self._of_wrong) for s, w in zip(own, wrong, strict=True)]
+        self._weight = learn_weights(cases, votes)
+        read = [self._read(c, s, v) for c, s, v in zip(cases, own, votes, strict=True)]
+        self._rates = base_rates(
+            pair for r in read for pair in zip(r.outcomes, r.witnesses, strict=True)
+        )
+        self._frequencies = document_frequencies(cases)
+        self.judged = [self._judge(case, r) for case, r in zip(cases, read, strict=True)]
+
+    def __call__(self, case: Case) -> tuple[Judgement, ...]:
+        """Returns one judgement per rationale of a problem."""
+        own = shares(case)
+        votes = lowered(own, _miscounts(check(case, own)), self._of_wrong)
+        return self._judge(case, self._read(case, own, votes))
+
+    def _read(self, case: Case, own: list[float], votes: list[float]) -> _Read:
+        likely = answer_probabilities(case, votes, self._weight)
+        witnesses = [q * s for q, s in zip(likely, own, strict=True)] if any(likely) else own
+        return _Read(likely, witnesses, check(case, witnesses))
+
+    def _judge(self, case: Case, read: _Read) -> tuple[Judgement, ...]:
+        agreed = agreement(case, read.witnesses, self._frequencies)
+        return _judgements(case, read.likely, read.outcomes, self._rates, agreed)
+
+
+class _Read(NamedTuple):
+    """What is read of a problem: [K] how likely each answer is, how much it counts, its checks."""
+
+    likely: list[float]
+    witnesses: list[float]
+    outcomes: list[Outcomes]
+
+
+def _miscounts(outcomes: Sequence[Outcomes]) -> list[bool]:
+    """Returns [K] whether the arithmetic of each rationale is wrong."""
+    return [bool(outcome["arithmetic"].failures) for outcome in outcomes]
 
 
 def _judgements(

@@ -57,13 +57,13 @@ def answer_probabilities(
     return [math.exp(total[_vote(r, k)]) / scale for k, r in enumerate(case.rationales)]
 
 
-def votes_without(
+def vote_of_wrong(
     cases: Sequence[Case], votes: Sequence[Sequence[float]], wrong: Sequence[Sequence[bool]]
-) -> list[list[float]]:
-    """Returns the votes, lowered for rationales in which something is wrong.
+) -> float:
+    """Returns the factor of the votes of rationales in which something is wrong.
 
-    The factor is how likely their answers are, by the gold answer or by the votes of others, over
-    how likely those of all other rationales are; at most 1. It starts from 1, as if `_PRIOR` such
+    It is how likely their answers are, by the gold answer or by the votes of others, over how
+    likely those of all other rationales are; at most 1. It starts from 1, as if `_PRIOR` such
     rationales had been seen.
 
     Args:
@@ -82,10 +82,12 @@ def votes_without(
     factor = 1.0
     if sound > 0:
         factor = (total[True] + _PRIOR * sound) / ((count[True] + _PRIOR) * sound)
-    return [
-        [v * min(factor, 1.0) if which else v for v, which in zip(mine, is_wrong, strict=True)]
-        for mine, is_wrong in zip(votes, wrong, strict=True)
-    ]
+    return min(factor, 1.0)
+
+
+def lowered(votes: Sequence[float], wrong: Sequence[bool], factor: float) -> list[float]:
+    """Returns the votes of a problem, times `factor` where something is wrong."""
+    return [v * factor if which else v for v, which in zip(votes, wrong, strict=True)]
 
 
 def learn_weights(cases: Sequence[Case], votes: Sequence[Sequence[float]]) -> dict[str, float]:

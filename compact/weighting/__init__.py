@@ -7,6 +7,7 @@ from compact.weighting.policies import POLICIES, register_policy
 from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
 from compact.weighting.token_weights import (
     TOKEN_WEIGHTS,
+    check_token_weights,
     register_token_weights,
     weigh_tokens,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Weigher",
     "Weights",
     "check_gold",
+    "check_token_weights",
     "make_weigher",
     "register_policy",
     "register_preset",

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from compact.passes import Pass
+from compact.passes.transfer import send
 from compact_ops import pairwise_symmetric_kl
 
 SKIP = 1e-4
@@ -63,7 +64,7 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     """
     if kind not in ("positions", "answer"):
         raise ValueError(f"consistency kind must be positions or answer, got {kind!r}")
-    batch, student = pass_.batch, pass_.student
+    batch, student = pass_.batch.on_host, pass_.student
     offsets = batch.token_offsets.tolist()
     alpha = weights.detach().tolist()
     # Whether rows differ over their shared prompt, so that its positions must be computed.
@@ -78,7 +79,7 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
                 places.append(batch.rows[offsets[r] + rationale.marker : offsets[r + 1]])
                 continue
             own = batch.token_rows[offsets[r] : offsets[r + 1]]
-            shared = torch.arange(-prompt if noisy else 0, 0, device=own.device) + own[0]
+            shared = torch.arange(-prompt if noisy else 0, 0) + own[0]
             places.append(torch.cat([shared, own]))
         alike = prompt if kind == "positions" and not noisy else 0
         for i, j in combinations(range(len(places)), 2):
@@ -92,16 +93,18 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
         first += len(places)
     if not left:
         return live_hidden.new_zeros((), dtype=torch.float32)
+    tables = [torch.cat(part) for part in (left, right, factors)]
+    rows, others, factor = send(tables, live_hidden.device)
     divergence = pairwise_symmetric_kl(
         live_hidden.flatten(0, 1),
         student.weight,
-        torch.cat(left),
-        torch.cat(right),
+        rows,
+        others,
         bias=student.bias,
         softcap=student.softcap,
         logit_scale=student.logit_scale,
     )
-    return (divergence * torch.cat(factors).to(divergence.device)).sum()
+    return (divergence * factor).sum()
 
 
 def _drops(body: nn.Module) -> bool:

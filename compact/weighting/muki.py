@@ -29,7 +29,7 @@ from torch import Tensor
 
 from compact.answers import normalise_answer
 from compact.passes import Pass
-from compact.passes.segments import segment_of
+from compact.passes.transfer import put
 from compact.weighting.policies import StatefulPolicy, register_policy
 
 
@@ -98,17 +98,17 @@ class _Muki(StatefulPolicy):
                         f"{key[1]!r}, found no line"
                     )
                 values.append(self.table[key])
-        return {"confidence": torch.tensor(values, device=pass_.batch.problem.device)}
+        return {"confidence": put(values, pass_.batch.problem)}
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
-        offsets = pass_.batch.problem_offsets
-        parts = scores["confidence"].split(offsets.diff().tolist())
+        counts = pass_.batch.on_host.problem_offsets.diff().tolist()
+        parts = scores["confidence"].split(counts)
         alpha = torch.cat([(part / self.tau).softmax(0) for part in parts])
         if not self.margin:
             return alpha
         mean = self.sum / self.count if self.sum > 0 else 1.0
         margins = torch.stack([_margin(part) for part in parts]) / mean
-        return alpha * margins[segment_of(offsets)]
+        return alpha * margins[pass_.batch.problem]
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         margins = [float(_margin(p)) for p in scores["confidence"].split(offsets.diff().tolist())]

@@ -22,7 +22,8 @@ from torch import Tensor
 from compact.metrics import get_metric
 from compact.metrics.answer import answer_share
 from compact.passes import Pass
-from compact.passes.segments import segment_mean, segment_of, segment_sum
+from compact.passes.segments import segment_max, segment_mean, segment_of, segment_sum
+from compact.passes.transfer import put
 from compact.registry import Registry
 
 
@@ -75,14 +76,19 @@ def split_teacher(name: str) -> tuple[str, str | None]:
 
 def _share(mass: Tensor, offsets: Tensor) -> Tensor:
     """Returns [R] mass >= 0 divided by its sum over the problem; 0 if the sum is 0."""
-    total = segment_sum(mass, offsets)[segment_of(offsets)]
+    total = segment_sum(mass, offsets)[segment_of(offsets, mass.numel())]
     return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
+
+
+def _counts(pass_: Pass) -> list[int]:
+    """Returns [P] K, the number of rationales of each problem."""
+    counts: list[int] = pass_.batch.on_host.problem_offsets.diff().tolist()
+    return counts
 
 
 def _sizes(pass_: Pass) -> Tensor:
     """Returns [R] float K, the number of rationales of each rationale's problem."""
-    offsets = pass_.batch.problem_offsets
-    return offsets.diff()[segment_of(offsets)].float()
+    return pass_.batch.problem_offsets.diff()[pass_.batch.problem].float()
 
 
 @register_policy("uniform")
@@ -106,7 +112,7 @@ def random(seed: int = 0) -> Policy:
             for rationale in problem.rationales
         ]
         offsets = pass_.batch.problem_offsets
-        return _share(torch.tensor(draws, device=offsets.device).clamp(min=1e-6), offsets)
+        return _share(put(draws, offsets).clamp(min=1e-6), offsets)
 
     return policy
 
@@ -118,7 +124,7 @@ def single(teacher: str) -> Policy:
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
         mine = [float(name == teacher) for name in pass_.batch.teachers]
-        return _share(torch.tensor(mine, device=offsets.device), offsets)
+        return _share(put(mine, offsets), offsets)
 
     return policy
 
@@ -130,8 +136,8 @@ def answer_vote() -> Policy:
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
         share = answer_share(pass_.batch)
-        best = torch.stack([part.max() for part in share.split(offsets.diff().tolist())])
-        return _share((share == best[segment_of(offsets)]).float(), offsets)
+        best = segment_max(share, offsets)[pass_.batch.problem]
+        return _share((share == best).float(), offsets)
 
     return policy
 
@@ -141,9 +147,8 @@ def softmax_nll(tau: float = 1.0) -> Policy:
     """Weights softmax_k(-NLL_k / tau), NLL_k the mean nll over the rationale's tokens."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        offsets = pass_.batch.problem_offsets
         score = -_mean_nll(pass_) / tau
-        return torch.cat([part.softmax(0) for part in score.split(offsets.diff().tolist())])
+        return torch.cat([part.softmax(0) for part in score.split(_counts(pass_))])
 
     return policy
 
@@ -158,8 +163,7 @@ def ca_mkd() -> Policy:
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        offsets = pass_.batch.problem_offsets
-        parts = _mean_nll(pass_).split(offsets.diff().tolist())
+        parts = _mean_nll(pass_).split(_counts(pass_))
         return _complement(torch.cat([part.softmax(0) for part in parts]), pass_)
 
     return policy
@@ -217,7 +221,7 @@ def oracle(teachers: Collection[str] = ()) -> Policy:
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
         right = [float(name in teachers) for name in pass_.batch.teachers]
-        return _share(torch.tensor(right, device=offsets.device), offsets)
+        return _share(put(right, offsets), offsets)
 
     return policy
 
@@ -236,7 +240,7 @@ def persyn() -> Policy:
 
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
-        parts = (-_mean_nll(pass_)).split(offsets.diff().tolist())
+        parts = (-_mean_nll(pass_)).split(_counts(pass_))
         spans = [(part.max() - part.min()).clamp(min=1e-6) for part in parts]
         likely = torch.cat([(x - x.min()) / d for x, d in zip(parts, spans, strict=True)])
         return _best(0.6 * _states_gold(pass_) + 0.4 * likely, offsets)
@@ -328,15 +332,14 @@ def _above_next(score: Tensor, keep: int | None) -> Tensor:
 
 def _best(score: Tensor, offsets: Tensor) -> Tensor:
     """Returns [R] weights: even over the best scores of each problem, ties up to rounding."""
-    best = torch.stack([part.max() for part in score.split(offsets.diff().tolist())])
-    best = best[segment_of(offsets)]
+    best = segment_max(score, offsets)[segment_of(offsets, score.numel())]
     return _share((score >= best - _ROUNDING * best.abs()).float(), offsets)
 
 
 def _states_gold(pass_: Pass) -> Tensor:
     """Returns [R] float: 1 where the stated answer is the gold answer, else 0."""
     right = [float(right) for problem in pass_.batch.problems for right in problem.right]
-    return torch.tensor(right, device=pass_.batch.problem_offsets.device)
+    return put(right, pass_.batch.problem_offsets)
 
 
 def _mean_nll(pass_: Pass) -> Tensor:

@@ -75,8 +75,8 @@ def weigh_tokens(name: str, stats: TokenStats) -> Tensor:
         stats: statistics of M tokens.
 
     Raises:
-        ValueError: the name is unknown, or the weights do not have shape [M] or are not finite and
-            at least 0.
+        ValueError: the name is unknown, or the weights do not have shape [M]. Their values are
+            checked by `check_token_weights`.
     """
     weigh = TOKEN_WEIGHTS.get_or_raise(name)
     with torch.no_grad():
@@ -86,10 +86,18 @@ def weigh_tokens(name: str, stats: TokenStats) -> Tensor:
             f"token_weights {name} must have shape [M] = {list(stats.nll.shape)}, "
             f"got {list(weight.shape)}"
         )
-    # A nll that is not finite has its own error.
-    bad = (~(torch.isfinite(weight) & (weight >= 0)) & torch.isfinite(stats.nll)).nonzero()
+    return weight
+
+
+def check_token_weights(name: str, weight: Tensor, nll: Tensor) -> None:
+    """Checks the values of token weights [M].
+
+    Raises:
+        ValueError: a weight is not finite or below 0, although the nll [M] of its token is finite:
+            a nll that is not has its own error.
+    """
+    bad = (~(torch.isfinite(weight) & (weight >= 0)) & torch.isfinite(nll)).nonzero()
     if len(bad):
         raise ValueError(
             f"token_weights {name} must be finite and at least 0, got {float(weight[bad[0]])}"
         )
-    return weight

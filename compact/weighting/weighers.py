@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric, statistics_of
-from compact.passes import Pass
+from compact.passes import Batch, Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
+from compact.passes.transfer import put
 from compact.registry import unknown
 from compact.weighting.consistency import ConsistencyTerm
 from compact.weighting.policies import (
@@ -91,7 +92,18 @@ class Weigher(Protocol):
     statistics: tuple[str, ...]
 
     def __call__(self, pass_: Pass) -> Weights:
-        """Returns the weights of a pass; changes no state."""
+        """Returns the weights of a pass, checked; changes no state."""
+
+    def weights(self, pass_: Pass) -> Weights:
+        """Returns the weights of a pass without reading a number, so that a GPU need not wait."""
+
+    def check(self, weights: Weights, batch: Batch) -> None:
+        """Checks what `weights` returned for a batch.
+
+        Raises:
+            ValueError: a score or weight is not finite, or a validity is negative. The message
+                names question and teacher.
+        """
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Updates the running statistics with the scores of one optimizer step.
@@ -124,7 +136,7 @@ def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std
         eps: if > 0, z = (s - mean) / (std + eps), else z = (s - mean) / sqrt(var + prior_std^2).
         prior_std: s0, in the score's units.
     """
-    problem = segment_of(offsets)
+    problem = segment_of(offsets, scores.numel())
     centred = scores - segment_mean(scores, offsets)[problem]
     var = within_variance(scores, offsets, ddof)[problem]
     scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
@@ -135,13 +147,35 @@ def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std
 def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
     """Returns [P] variances of scores [R] within each problem; 0 where K <= ddof."""
     sizes = offsets.diff()
-    centred = scores - segment_mean(scores, offsets)[segment_of(offsets)]
+    centred = scores - segment_mean(scores, offsets)[segment_of(offsets, scores.numel())]
     mean_square = segment_mean(centred.square(), offsets)
     return mean_square * sizes / (sizes - ddof).clamp(min=1)
 
 
+class _Checked:
+    """A weigher whose call checks the weights."""
+
+    def weights(self, pass_: Pass) -> Weights:
+        """As in `Weigher`."""
+        raise NotImplementedError
+
+    def check(self, weights: Weights, batch: Batch) -> None:
+        """As in `Weigher`."""
+        raise NotImplementedError
+
+    def __call__(self, pass_: Pass) -> Weights:
+        """Returns the weights of a pass, with the current running statistics.
+
+        Raises:
+            ValueError: as in `Weigher.check`.
+        """
+        weights = self.weights(pass_)
+        self.check(weights, pass_.batch)
+        return weights
+
+
 @dataclass
-class PresetWeigher:
+class PresetWeigher(_Checked):
     """Weighs by the axes of a preset; its state is the running spread of their scores.
 
     Attributes:
@@ -184,14 +218,25 @@ class PresetWeigher:
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
 
-    def __call__(self, pass_: Pass) -> Weights:
-        """Returns the weights of a pass, with the current running statistics.
+    def weights(self, pass_: Pass) -> Weights:
+        """As in `Weigher`."""
+        return self._weigh(self._scores(pass_), pass_.batch.problem_offsets)
 
-        Raises:
-            ValueError: if a score is not finite, naming metric, question and teacher.
-        """
-        scores = self.score(pass_)
-        return self.weigh(scores, pass_.batch.problem_offsets)
+    def check(self, weights: Weights, batch: Batch) -> None:
+        """As in `Weigher`."""
+        self._check(weights.scores, batch)
+
+    def _check(self, scores: Mapping[str, Tensor], batch: Batch) -> None:
+        for axis, metric in self.all_metrics.items():
+            _check_finite(metric.name, axis, scores[axis], batch)
+        self._check_validity(scores)
+
+    def _check_validity(self, scores: Mapping[str, Tensor]) -> None:
+        validity = scores.get(VALIDITY)
+        if validity is not None and bool((validity < 0).any()):
+            raise ValueError(
+                f"validity of {self.preset.validity} must be >= 0, got {float(validity.min())}"
+            )
 
     @property
     def all_metrics(self) -> dict[str, Metric]:
@@ -199,14 +244,20 @@ class PresetWeigher:
         return ({} if self.validity is None else {str(VALIDITY): self.validity}) | self.metrics
 
     def score(self, pass_: Pass) -> dict[str, Tensor]:
-        """Returns axis -> [R] float32 scores, each checked to be finite."""
+        """Returns axis -> [R] float32 scores, checked.
+
+        Raises:
+            ValueError: as in `Weigher.check`.
+        """
+        scores = self._scores(pass_)
+        self._check(scores, pass_.batch)
+        return scores
+
+    def _scores(self, pass_: Pass) -> dict[str, Tensor]:
+        """Returns axis -> [R] float32 scores, each checked to have this shape."""
         scores: dict[str, Tensor] = {}
         for axis, metric in self.all_metrics.items():
-            score = metric.score(pass_).float()
-            finite = torch.isfinite(score)
-            if score.shape != (pass_.batch.num_rationales,) or not bool(finite.all()):
-                raise ValueError(_unusable(metric.name, axis, score, pass_))
-            scores[axis] = score
+            scores[axis] = _shaped(metric.name, axis, metric.score(pass_).float(), pass_.batch)
         return scores
 
     def weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
@@ -217,16 +268,21 @@ class PresetWeigher:
         Raises:
             ValueError: a validity is negative.
         """
+        self._check_validity(scores)
+        return self._weigh(scores, offsets)
+
+    def _weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
         preset = self.preset
-        problem, sizes = segment_of(offsets), offsets.diff()
+        count = next(iter(scores.values())).numel() if scores else int(offsets[-1])
+        problem, sizes = segment_of(offsets, count), offsets.diff()
         z = self._zscores(scores, offsets)
         if z:
             stacked = torch.stack([scores[axis] for axis in z])
             weight = problem_weights(
                 stacked,
                 offsets,
-                stacked.new_tensor([self._beta[axis] for axis in z]),
-                stacked.new_tensor([self._prior(axis) for axis in z]),
+                put([self._beta[axis] for axis in z], stacked, stacked.dtype),
+                put([self._prior(axis) for axis in z], stacked, stacked.dtype),
                 tau=preset.tau,
                 ddof=preset.ddof,
                 eps=preset.eps,
@@ -240,10 +296,6 @@ class PresetWeigher:
         usable = None
         if VALIDITY in scores:
             validity = scores[VALIDITY]
-            if bool((validity < 0).any()):
-                raise ValueError(
-                    f"validity of {preset.validity} must be >= 0, got {float(validity.min())}"
-                )
             product = weight * validity
             total = segment_sum(product, offsets)[problem]
             valid = total > 0
@@ -297,7 +349,7 @@ class PresetWeigher:
 
 
 @dataclass
-class PolicyWeigher:
+class PolicyWeigher(_Checked):
     """Weighs by a policy; its state is the number of optimizer steps and that of the policy."""
 
     name: str
@@ -314,12 +366,8 @@ class PolicyWeigher:
     teacher: str | None = None
     statistics: tuple[str, ...] = ()
 
-    def __call__(self, pass_: Pass) -> Weights:
-        """Returns the weights of a pass.
-
-        Raises:
-            ValueError: if a weight is not finite, naming question and teacher.
-        """
+    def weights(self, pass_: Pass) -> Weights:
+        """As in `Weigher`."""
         scores: dict[str, Tensor] = {}
         with torch.no_grad():
             if isinstance(self.policy, StatefulPolicy):
@@ -327,9 +375,11 @@ class PolicyWeigher:
                 weight = self.policy.weigh(scores, pass_).float()
             else:
                 weight = self.policy(pass_, self.updates).float()
-        if not bool(torch.isfinite(weight).all()):
-            raise ValueError(_unusable(self.name, "policy", weight, pass_))
-        return Weights(weight, scores, {})
+        return Weights(_shaped(self.name, "policy", weight, pass_.batch), scores, {})
+
+    def check(self, weights: Weights, batch: Batch) -> None:
+        """As in `Weigher`."""
+        _check_finite(self.name, "policy", weights.weight, batch)
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Counts an optimizer step, and updates a policy with state."""
@@ -397,14 +447,24 @@ def weigher_names() -> list[str]:
     return [*PRESETS, *(f"{SINGLE}:TEACHER" if p == SINGLE else p for p in POLICIES)]
 
 
-def _unusable(metric: str, axis: str, score: Tensor, pass_: Pass) -> str:
-    batch = pass_.batch
+def _shaped(metric: str, axis: str, score: Tensor, batch: Batch) -> Tensor:
+    """Returns the score; raises ValueError if it does not have shape [R]."""
     if score.shape != (batch.num_rationales,):
-        shape = list(score.shape)
-        return f"{axis} score {metric} must have shape [R] = [{batch.num_rationales}], got {shape}"
-    bad = int((~torch.isfinite(score)).nonzero()[0])
-    question = batch.problems[int(batch.problem[bad])].question_id
-    return (
+        raise ValueError(
+            f"{axis} score {metric} must have shape [R] = [{batch.num_rationales}], "
+            f"got {list(score.shape)}"
+        )
+    return score
+
+
+def _check_finite(metric: str, axis: str, score: Tensor, batch: Batch) -> None:
+    """Raises ValueError if a score [R] is not finite."""
+    finite = torch.isfinite(score)
+    if bool(finite.all()):
+        return
+    bad = int((~finite).nonzero()[0])
+    question = batch.problems[int(batch.on_host.problem[bad])].question_id
+    raise ValueError(
         f"{axis} score {metric} must be finite, got {float(score[bad])} "
         f"for question {question}, teacher {batch.teachers[bad]}"
     )

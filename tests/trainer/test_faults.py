@@ -59,10 +59,10 @@ def test_loss_that_is_not_finite_names_its_problem(
     forward, before = run._forward, torch.cat([p.flatten() for p in run.model.parameters()]).clone()
 
     def poisoned(work):  # noqa: ANN001, ANN202
-        loss, records = forward(work)
-        if records[0].question_id == bad:
+        loss, outcome = forward(work)
+        if outcome.problems[0].question_id == bad:
             raise NonFiniteError(f"question_id {bad!r}: poisoned")
-        return loss, records
+        return loss, outcome
 
     run._forward = poisoned
     run.args.train_sampling_strategy = "sequential"

@@ -104,9 +104,11 @@ def test_nothing_to_learn_from() -> None:
 def test_wrong_arithmetic_costs_votes_only_where_it_goes_with_unlikely_answers(gold: bool) -> None:
     problems = skilled(2, 200, {"a": 0.9, "b": 0.9, "c": 0.9, "d": 0.4}, gold)
     own = [shares(problem) for problem in problems]
-    fails_with_d = [[False, False, False, True]] * len(problems)
-    lowered = votes.votes_without(problems, own, fails_with_d)
-    assert lowered[0][:3] == [1.0, 1.0, 1.0] and 0.3 < lowered[0][3] < 0.8
-    fails_with_a = [[True, False, False, False]] * len(problems)
-    assert votes.votes_without(problems, own, fails_with_a)[0][0] > 0.95
-    assert votes.votes_without(problems, own, [[False] * 4] * len(problems)) == own
+
+    def vote_if(*wrong: bool) -> float:
+        return votes.vote_of_wrong(problems, own, [wrong] * len(problems))
+
+    assert 0.3 < vote_if(False, False, False, True) < 0.8
+    assert vote_if(True, False, False, False) > 0.95
+    assert vote_if(False, False, False, False) == 1.0
+    assert votes.lowered([1.0, 0.5], [True, False], 0.5) == [0.5, 0.5]

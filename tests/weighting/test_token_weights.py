@@ -15,7 +15,12 @@ from compact.data import load_problems
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_problem
 from compact.trainer import CompactTrainer
-from compact.weighting import TOKEN_WEIGHTS, register_token_weights, weigh_tokens
+from compact.weighting import (
+    TOKEN_WEIGHTS,
+    check_token_weights,
+    register_token_weights,
+    weigh_tokens,
+)
 from compact_ops import TokenStats, linear_token_stats
 from helpers import trajectories
 from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
@@ -186,4 +191,4 @@ def test_bad_names_and_weights_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="token_weights minus must be finite and at least 0, got -"
     ):
-        weigh_tokens("minus", stats)
+        check_token_weights("minus", weigh_tokens("minus", stats), stats.nll)
