@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from compact.registry import import_modules, unknown
+from compact.registry import import_modules, require, unknown
 
 # Subcommand -> (module, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -46,6 +46,7 @@ COMMANDS = {
     "doctor": ("compact.commands.doctor", "show layout, attention and memory for a model"),
     "env": ("compact.commands.env", "show versions and machine, for a bug report"),
 }
+_DRAW = ("compare", "demo", "graph")
 _INTERRUPTED = 130
 # Set for the processes of `compact train --num_processes`; the launcher prints their errors.
 REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
@@ -122,6 +123,8 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()  # libraries fail without it, in words of their own
     except OSError as error:
         raise OSError(f"the current folder: {error.strerror}") from None
+    if command in _DRAW:  # before the work, not after it
+        require("matplotlib", "report", f"compact {command} draws pictures")
     import_modules(modules)
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
