@@ -75,6 +75,11 @@ TIMES ?= 50
 kill: native  ## kill commands at random moments; TIMES=50 results must be equal (15 minutes)
 	$(PY) tools/kill.py --times $(TIMES)
 
+MINUTES ?= 1
+TARGETS ?=
+fuzz: native  ## fuzz the readers of text and files, MINUTES=1 each; TARGETS="rows yaml" for some
+	$(PY) tools/fuzz.py $(MINUTES) $(TARGETS)
+
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done
 	$(PY) -m benchmarks.draw && $(PY) -m benchmarks.cost

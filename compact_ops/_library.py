@@ -167,3 +167,16 @@ def register_once_differentiable(name: str) -> None:
         raise NotImplementedError(f"{name}: not differentiable, so there is no second derivative")
 
     register_autograd(name, refuse, lambda ctx, inputs, output: None)
+
+
+def refuse_second_derivative(name: str, others: Sequence[Tensor | None]) -> None:
+    """Raises if outputs that have no derivative get a gradient in a backward.
+
+    An operator that keeps gradients as outputs gets one when its backward is differentiated. Torch
+    would leave the second derivative out without a word.
+
+    Raises:
+        NotImplementedError: one of `others` is not None.
+    """
+    if any(grad is not None for grad in others):
+        raise NotImplementedError(f"{name}: there is no second derivative")

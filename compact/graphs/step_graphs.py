@@ -251,7 +251,13 @@ def load_graph(path: Path) -> rx.PyDiGraph:
     """
     try:
         text = read_text(path)
-        check_shape(parse_json(text, str(path)), _GRAPH, str(path))
+        value = parse_json(text, str(path))
+        check_shape(value, _GRAPH, str(path))
+        known = [node["id"] for node in value["nodes"]]
+        ends = {link[end] for link in value["links"] for end in ("source", "target")}
+        # rustworkx panics over the first.
+        if not ends <= set(known) or len(set(known)) < len(known):
+            raise ValueError("a link must join nodes, each with an id of its own")
         graph = rx.parse_node_link_json(text, node_attrs=dict, edge_attrs=dict)
         if not isinstance(graph, rx.PyDiGraph):
             raise ValueError("its edges have no direction")
