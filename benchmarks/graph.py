@@ -12,30 +12,18 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 import torch
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
+from compact.graphs.plain import PLACES, Step, chain, plain_steps
 from compact.graphs.step_graphs import THRESHOLD, Steps, build_graphs, describe_steps
 from compact.metrics.step_graph import MAINSTREAM_BONUS, consensus
 
 SHAPES = ({"P": 1000, "K": 8, "S": 12}, {"P": 100, "K": 8, "S": 12})
 DTYPES = ("float32",)
-UNITS = 4096
-"""Similarities are rounded to whole multiples of 1 / UNITS."""
-PLACES = 1 << 20
-
-
-class Step(NamedTuple):
-    """A step as plain Python values."""
-
-    equations: frozenset[int]
-    numbers: frozenset[int]
-    content: int
-    state: tuple[float, ...]
 
 
 def texts(problems: int, rationales: int, steps: int, seed: int) -> list[list[list[str]]]:
@@ -53,45 +41,6 @@ def texts(problems: int, rationales: int, steps: int, seed: int) -> list[list[li
     return found
 
 
-def similarity(one: Step, two: Step) -> int:
-    """Returns 0..UNITS: mathematics by shared equations or else numbers, words by their states."""
-    if bool(one.numbers | one.equations) != bool(two.numbers | two.equations):
-        return 0
-    if not one.numbers | one.equations:
-        if not one.state:
-            return UNITS * (one.content == two.content)
-        return round(UNITS * sum(a * b for a, b in zip(one.state, two.state, strict=True)))
-    if one.equations & two.equations:
-        return UNITS
-    either = one.numbers | two.numbers
-    return round(UNITS * len(one.numbers & two.numbers) / len(either)) if either else 0
-
-
-def chain(one: Sequence[Step], two: Sequence[Step]) -> list[tuple[int, int]]:
-    """Mutual best matches of two rationales, the order-preserving chain of greatest similarity."""
-    table = [[similarity(a, b) for b in two] for a in one]
-    best_of_row = [max(row) for row in table]
-    best_of_column = [max(column) for column in zip(*table, strict=True)]
-    least = round(UNITS * THRESHOLD)
-    total = [[0] * (len(two) + 1) for _ in range(len(one) + 1)]
-    for i, row in enumerate(table):
-        for j, value in enumerate(row):
-            best = max(total[i][j + 1], total[i + 1][j])
-            if value >= least and value == best_of_row[i] == best_of_column[j]:
-                best = max(best, total[i][j] + value)
-            total[i + 1][j + 1] = best
-    found, i, j = [], len(one), len(two)
-    while i and j:
-        if total[i][j] == total[i - 1][j]:
-            i -= 1
-        elif total[i][j] == total[i][j - 1]:
-            j -= 1
-        else:
-            i, j = i - 1, j - 1
-            found.append((i, j))
-    return found
-
-
 def classes_of(rationales: Sequence[Sequence[Step]]) -> dict[tuple[int, int], int]:
     """Returns the class of every step; the key of a step is (rationale, place)."""
     graph = nx.Graph()
@@ -101,7 +50,7 @@ def classes_of(rationales: Sequence[Sequence[Step]]) -> dict[tuple[int, int], in
         return [s.content for s in rationales[r]], [s.state for s in rationales[r]]
 
     for a, b in itertools.combinations(sorted(range(len(rationales)), key=key), 2):
-        pairs = chain(rationales[a], rationales[b])
+        pairs = chain(rationales[a], rationales[b], THRESHOLD)
         graph.add_edges_from(((a, i), (b, j)) for i, j in pairs)
     return {s: name for name, part in enumerate(nx.connected_components(graph)) for s in part}
 
@@ -152,17 +101,7 @@ def on_heaviest_path(dag: nx.DiGraph, members: dict[int, int]) -> set[int]:
 
 def loops(steps: Steps) -> np.ndarray:
     """Returns [R] the consensus of every rationale, by Python loops over dicts and graphs."""
-    bounds = itertools.pairwise(steps.item_offsets.tolist())
-    items = [steps.items[a:b].tolist() for a, b in bounds]
-    plain = [
-        Step(
-            frozenset(i for i in mine if i % 2),
-            frozenset(i for i in mine if not i % 2),
-            c,
-            tuple(s),
-        )
-        for mine, c, s in zip(items, steps.content.tolist(), steps.state.tolist(), strict=True)
-    ]
+    plain = plain_steps(steps.item_offsets, steps.items, steps.content, steps.state)
     starts = steps.step_offsets.tolist()
     found = []
     for first, end in itertools.pairwise(steps.problem_offsets.tolist()):

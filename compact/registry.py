@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,3 +118,21 @@ def import_modules(names: Sequence[str] = ()) -> None:
             reason = f"{type(error).__name__}: {error}"
             raise ImportError(f"--import {name}: {reason}") from error
     os.environ[IMPORT_VARIABLE] = ",".join(wanted)
+
+
+def require(package: str, extra: str, why: str) -> None:
+    """Checks that an optional package is installed.
+
+    Args:
+        package: the package.
+        extra: the extra of this project that installs it.
+        why: what needs it, as the start of the message.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"{why}, which needs the package {package}: pip install {package}, or COMPACT with the "
+            f"extra [{extra}]"
+        )

@@ -4,7 +4,7 @@ On one machine, results are bit-identical from run to run and for any number of 
 with other caches or instruction sets split sums differently, so the last bits may differ.
 """
 
-from compact_ops._library import backend
+from compact_ops._library import about_backend, backend
 from compact_ops.accumulate_weighted import accumulate_weighted
 from compact_ops.filtered_matmul import filtered_matmul
 from compact_ops.head_divergence import head_divergence
@@ -20,6 +20,7 @@ __all__ = [
     "STATISTICS",
     "GoldAnswers",
     "TokenStats",
+    "about_backend",
     "accumulate_weighted",
     "backend",
     "filtered_matmul",

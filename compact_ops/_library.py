@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,38 @@ from compact_ops.types import TokenStats
 STASH_BLOCK = 256
 
 _HERE = Path(__file__).parent
+_NOTE = _HERE / "no_native.txt"  # setup.py writes it where it builds no libraries
+_SLOW = "plain torch, slow and hungry for memory"
 _BUILD = "pip install --no-build-isolation .  (in a checkout: make native)"
 
 
-def _load() -> str:
-    """Loads libcompact_cpu.so, and libcompact_cuda.so if it was built; returns the backend.
+def _load() -> tuple[str, str]:
+    """Loads libcompact_cpu.so, and libcompact_cuda.so if it was built.
+
+    Returns:
+        The backend, and what it consists of.
 
     Raises:
         ImportError: a library is missing or does not load, or COMPACT_OPS_BACKEND is not valid.
     """
-    wanted = os.environ.get("COMPACT_OPS_BACKEND", "native")
-    if wanted not in ("native", "reference"):
+    wanted = os.environ.get("COMPACT_OPS_BACKEND")
+    if wanted not in (None, "native", "reference"):
         raise ImportError(
             f"compact_ops: COMPACT_OPS_BACKEND must be 'native' or 'reference', got {wanted!r}"
         )
     if wanted == "reference":
-        return wanted
-    for name, required in (("libcompact_cpu.so", True), ("libcompact_cuda.so", False)):
-        path = _HERE / name
+        return wanted, f"{_SLOW}: COMPACT_OPS_BACKEND=reference is set"
+    if wanted is None and _NOTE.exists():
+        what = f"{_SLOW}: {_NOTE.read_text(encoding='utf-8').strip()}"
+        warnings.warn(
+            f"compact_ops: {what}; to build the native libraries, install g++ and: {_BUILD}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "reference", what
+    kinds = []
+    for kind, required in (("CPU", True), ("CUDA", False)):
+        path = _HERE / f"libcompact_{kind.lower()}.so"
         if not path.exists():
             if required:
                 raise ImportError(
@@ -49,18 +64,25 @@ def _load() -> str:
                 f"compact_ops: {path} does not load into torch {torch.__version__}: {error}; "
                 f"rebuild it with: {_BUILD}"
             ) from error
-    return "native"
+        kinds.append(kind)
+    return "native", f"kernels for {' and '.join(kinds)}"
 
 
-_BACKEND = _load()
+_BACKEND, _WHAT = _load()
 
 
 def backend() -> str:
     """Returns the implementation in use: "native" (fused kernels) or "reference" (plain torch).
 
-    It is "reference" only if COMPACT_OPS_BACKEND=reference is set.
+    It is "reference" if COMPACT_OPS_BACKEND=reference is set, or if the package was installed
+    without native libraries; importing it then gives a RuntimeWarning.
     """
     return _BACKEND
+
+
+def about_backend() -> str:
+    """Returns the backend and what it consists of, or why it is the reference."""
+    return f"{_BACKEND} ({_WHAT})"
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -145,3 +167,16 @@ def register_once_differentiable(name: str) -> None:
         raise NotImplementedError(f"{name}: not differentiable, so there is no second derivative")
 
     register_autograd(name, refuse, lambda ctx, inputs, output: None)
+
+
+def refuse_second_derivative(name: str, others: Sequence[Tensor | None]) -> None:
+    """Raises if outputs that have no derivative get a gradient in a backward.
+
+    An operator that keeps gradients as outputs gets one when its backward is differentiated. Torch
+    would leave the second derivative out without a word.
+
+    Raises:
+        NotImplementedError: one of `others` is not None.
+    """
+    if any(grad is not None for grad in others):
+        raise NotImplementedError(f"{name}: there is no second derivative")

@@ -26,6 +26,7 @@ from compact_ops._library import (
     backend,
     empty_head_statistics,
     named_statistics,
+    refuse_second_derivative,
     register_fake,
 )
 from compact_ops.types import TokenStats
@@ -328,7 +329,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     )
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    refuse_second_derivative(_OP, others)
     if grad is None:
         return (None,) * 20
     saved = ctx.saved_tensors

@@ -17,6 +17,7 @@ from compact_ops._library import (
     named_statistics,
     register_autograd,
     register_fake,
+    refuse_second_derivative,
     register_once_differentiable,
 )
 from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens
@@ -356,7 +357,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     )
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    refuse_second_derivative(_OP, others)
     if grad is None:
         return (None,) * 17
     rows, unit, hidden, weight, target, bias, nll, lse, stash, shift = ctx.saved_tensors

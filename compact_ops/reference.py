@@ -1,7 +1,8 @@
 """The specification: each operator in plain torch, differentiable, for any dtype.
 
-The public functions use it if COMPACT_OPS_BACKEND=reference is set. The tests use it in float64 as
-the truth. It stores every intermediate tensor and is not meant to be fast.
+The public functions use it if COMPACT_OPS_BACKEND=reference is set, or if the package was installed
+without native libraries. The tests use it in float64 as the truth. It stores every intermediate
+tensor and is not meant to be fast.
 """
 
 from __future__ import annotations

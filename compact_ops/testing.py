@@ -367,8 +367,20 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
+"""The tests of torch.library.opcheck."""
+
+
 def opcheck(
-    function: Callable[..., Any], inputs: Mapping[str, Any], **run_options: Any
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    tests: Sequence[str] = OPCHECKS,
+    **run_options: Any,
 ) -> set[str]:
     """Runs torch.library.opcheck on every native operator that a call and its backward use.
 
@@ -377,6 +389,7 @@ def opcheck(
     Args:
         function: a public operator, or code that calls public operators.
         inputs: its keyword arguments.
+        tests: which of `OPCHECKS` to run.
         **run_options: `leaves` and `changed` of `run`.
 
     Returns:
@@ -391,5 +404,5 @@ def opcheck(
     if not recorder.calls:
         raise AssertionError(f"{function}: no operator of compact_ops was called")
     for op, arguments in recorder.calls:
-        torch.library.opcheck(op, arguments)
+        torch.library.opcheck(op, arguments, test_utils=tests)
     return {op.name() for op, _ in recorder.calls}

@@ -15,7 +15,7 @@ pytest() { "$PY" -m pytest -p no:cacheprovider "$@"; } # fails where it collects
 step 1 "nvcc: every kernel for every architecture, warnings are errors, resources within the table"
 . tools/install_nvcc.sh
 rm -rf build/cuda # the log of a build from scratch holds every kernel
-cmake -S . -B build/cuda -G Ninja "-DPython_EXECUTABLE=$PY" -DCOMPACT_CUDA=ON > /dev/null
+cmake -S . -B build/cuda -G Ninja "-DPython_EXECUTABLE=$PY" -DCOMPACT_CUDA=ON -DCOMPACT_WERROR=ON > /dev/null
 cmake --build build/cuda -j "$JOBS" -t compact_cuda > build/cuda/log.txt 2>&1 \
   || { tail -n 40 build/cuda/log.txt; exit 1; }
 "$PY" tools/cuda_resources.py build/cuda/log.txt "$@"

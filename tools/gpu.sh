@@ -40,7 +40,7 @@ wheel = zipfile.ZipFile(sys.argv[1])
 wheel.extractall(".", [name for name in wheel.namelist() if name.endswith(".so")])'
   else
     . tools/install_nvcc.sh
-    COMPACT_CMAKE_ARGS=-DCOMPACT_CUDA=ON "$PY" -m pip install --no-build-isolation --no-deps -e .
+    COMPACT_CUDA=ON "$PY" -m pip install --no-build-isolation --no-deps -e .
   fi
 )
 bench() { "$PY" -m benchmarks.run "$@" --device cuda --dtype bfloat16 --results $out; }

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from compact.registry import import_modules, unknown
+from compact.registry import import_modules, require, unknown
 
 # Subcommand -> (module, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -46,7 +46,10 @@ COMMANDS = {
     "doctor": ("compact.commands.doctor", "show layout, attention and memory for a model"),
     "env": ("compact.commands.env", "show versions and machine, for a bug report"),
 }
+_DRAW = ("compare", "demo", "graph")
 _INTERRUPTED = 130
+MOST_OF_A_LINE = 1000
+"""Most characters of the line about an error; what data hold may be of any length."""
 # Set for the processes of `compact train --num_processes`; the launcher prints their errors.
 REPORT_TO_LAUNCHER = "COMPACT_REPORT_TO_LAUNCHER"
 
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, OSError):
             _drop_output()
-        return _fail(_one_line(error), 1)
+        return _fail(one_line(error), 1)
 
 
 def _open_streams() -> None:
@@ -122,6 +125,8 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()  # libraries fail without it, in words of their own
     except OSError as error:
         raise OSError(f"the current folder: {error.strerror}") from None
+    if command in _DRAW:  # before the work, not after it
+        require("matplotlib", "report", f"compact {command} draws pictures")
     import_modules(modules)
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
@@ -184,13 +189,14 @@ def _overview() -> str:
     )
 
 
-def _one_line(error: BaseException) -> str:
-    """The message of an error, without line breaks."""
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error, without line breaks and of at most `MOST_OF_A_LINE`."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MOST_OF_A_LINE else text[: MOST_OF_A_LINE - 3] + "..."
 
 
 def _drop_output() -> None:

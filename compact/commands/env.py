@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
         ("cpus", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"),
         ("cpu capability", torch.backends.cpu.get_cpu_capability()),
-        ("operators", compact_ops.backend()),
+        ("operators", compact_ops.about_backend()),
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
     ]
     width = max(len(name) for name, _ in lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 from compact.answers import domain_names, get_domain
 from compact.evaluation.bench.run import bench
 from compact.metrics import METRICS, Metric
+from compact.registry import require
 from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, Preset, weigher_names
 
 EPILOG = """example:
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return list_registries()
     if args.out is None:
         raise ValueError("--out must be given with DATA")
+    require("matplotlib", "report", "compact metrics DATA draws pictures")
     out = Path(args.out)
     page = bench(
         args.data,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from compact.files import MAX_DEPTH
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -38,7 +41,11 @@ def kept_by(rows: Rows, expression: str) -> list[bool]:
         ValueError: the expression is not of this kind, or reads a score that the rows do not have.
     """
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # about "0.5and"
+            tree = ast.parse(expression.strip(), mode="eval").body
+        if _depth(tree) > MAX_DEPTH:
+            raise ValueError
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"--keep must be like 'weight > 0.5/K', got {expression!r}") from error
     sizes: dict[str, int] = defaultdict(int)
@@ -73,6 +80,15 @@ def best_of(rows: Rows, count: int) -> list[bool]:
         for index in sorted(indices, key=lambda i: -rows[i]["weight"])[:count]:
             kept[index] = rows[index]["weight"] > 0
     return kept
+
+
+def _depth(tree: ast.AST) -> int:
+    """Returns the levels of nesting, at most `MAX_DEPTH` + 1."""
+    level, depth = [tree], 0
+    while level and depth <= MAX_DEPTH:
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    return depth
 
 
 def _value(node: ast.AST, names: Mapping[str, Any], expression: str) -> Any:

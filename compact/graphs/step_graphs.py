@@ -3,7 +3,7 @@
 A node is a reasoning step. A match edge joins steps of different rationales that say the same. The
 connected components are step classes. An edge between two classes means "is followed by". The
 mainstream path is the path of classes with the greatest total support. C++ code (csrc/graph)
-matches the steps and builds the edges.
+matches the steps and builds the edges; with the reference backend, `compact.graphs.plain` does.
 
 `compact score DATA ... --graphs FOLDER` saves the graph of every problem, `compact graph FILE --out
 PICTURE` draws one.
@@ -14,14 +14,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rustworkx as rx
 
 from compact.files import check_shape, parse_json, read_text, replace_whole
-from compact.graphs import _graph
 from compact.text.equations import equations, numbers
+from compact_ops import backend
+
+if TYPE_CHECKING or backend() == "native":
+    from compact.graphs import _graph as assembly
+else:
+    from compact.graphs import plain as assembly
 
 THRESHOLD = 0.8
 """Two steps match if their similarity is at least this."""
@@ -124,7 +129,7 @@ def _offsets(counts: Sequence[int]) -> np.ndarray:
 
 def build_graphs(steps: Steps, threshold: float = THRESHOLD) -> Graphs:
     """Returns the graphs of all problems."""
-    raw = _graph.assemble(*steps, threshold)
+    raw = assembly.assemble(*steps, threshold)
     class_offsets, edge_offsets, edges = raw["class_offsets"], raw["edge_offsets"], raw["edges"]
     sizes = np.repeat(np.diff(steps.problem_offsets), np.diff(class_offsets))
     members = raw["class_members"]
@@ -246,7 +251,13 @@ def load_graph(path: Path) -> rx.PyDiGraph:
     """
     try:
         text = read_text(path)
-        check_shape(parse_json(text, str(path)), _GRAPH, str(path))
+        value = parse_json(text, str(path))
+        check_shape(value, _GRAPH, str(path))
+        known = [node["id"] for node in value["nodes"]]
+        ends = {link[end] for link in value["links"] for end in ("source", "target")}
+        # rustworkx panics over the first.
+        if not ends <= set(known) or len(set(known)) < len(known):
+            raise ValueError("a link must join nodes, each with an id of its own")
         graph = rx.parse_node_link_json(text, node_attrs=dict, edge_attrs=dict)
         if not isinstance(graph, rx.PyDiGraph):
             raise ValueError("its edges have no direction")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import re
 import warnings
@@ -21,6 +22,10 @@ from transformers import (
 )
 
 from compact.files import read_json
+from compact.registry import require
+from compact.student.gguf_header import check_gguf
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -56,6 +61,7 @@ def load_student(
     Raises:
         FileNotFoundError: there is no such file or folder and no model of that name, or `adapter`
             holds no adapter.
+        ImportError: the package gguf is missing, which reads .gguf files.
         ValueError: the files cannot be read as a model, weights are missing or not finite, the
             model needs code of its own, the tokenizer has neither a padding nor an end-of-text
             token, or the adapter does not fit or names no base model.
@@ -71,6 +77,13 @@ def load_student(
     if not path.exists():
         _ask_hub(source, hub)
     elif path.suffix == ".gguf":
+        require("gguf", "gguf", f"{path}: is a .gguf file")
+        check_gguf(path, MOST_LAYERS)
+        logger.info(
+            "%s: its weights are dequantised; `compact export` keeps them as a folder, or with an "
+            "adapter trained on them, for tools that do not load an adapter on a .gguf file",
+            path.name,
+        )
         source, where = str(path.parent), {"gguf_file": path.name}
     elif path.is_file():
         raise ValueError(
@@ -239,9 +252,6 @@ def _gguf_parsed_once() -> Iterator[None]:
     transformers parses it for config, tokenizer and weights, and builds the map of tensor names
     anew for each module. Both are functions of the file alone.
     """
-    if importlib.util.find_spec("gguf") is None:  # transformers says that it is missing
-        yield
-        return
     import gguf
 
     names = ("GGUFReader", "get_tensor_name_map")

@@ -14,7 +14,7 @@ from benchmarks.graph import classes_of, loops, texts
 from compact.commands.cli import main
 from compact.data import load_problems
 from compact.evaluation.score import score_problems
-from compact.graphs import _graph
+from compact.graphs import _graph, plain
 from compact.graphs.drawing import draw_graph
 from compact.graphs.step_graphs import (
     Steps,
@@ -76,6 +76,33 @@ def test_native_equals_plain_python(problems, data) -> None:
     angles = draw_angles(data, problems)
     steps = described(problems, angles)
     np.testing.assert_allclose(consensus(steps, build_graphs(steps)), loops(steps), atol=1e-12)
+
+
+def fields(raw: dict[str, np.ndarray]) -> dict[str, list]:
+    """What `assemble` returns, with the edges of each problem in order."""
+    edges = np.column_stack([raw["edges"], raw["edge_count"]])
+    parts = np.split(edges, raw["edge_offsets"][1:-1])
+    lists = {name: value.tolist() for name, value in raw.items()}
+    return lists | {"edges": [sorted(part.tolist()) for part in parts], "edge_count": []}
+
+
+@settings(max_examples=150)
+@given(_PROBLEMS, st.data())
+def test_without_native_libraries_the_graphs_are_the_same(problems, data) -> None:
+    """Every array, except for the order of the edges of a problem."""
+    steps = described(problems, draw_angles(data, problems))
+    assert fields(plain.assemble(*steps, 0.8)) == fields(_graph.assemble(*steps, 0.8))
+
+
+@pytest.mark.parametrize("assemble", [_graph.assemble, plain.assemble], ids=["native", "plain"])
+def test_an_edge_counts_once_a_rationale(assemble) -> None:
+    """a and b are in the first rationale twice, as the others join both; a -> b counts 3, not 4."""
+    a, b, c = "3 + 4 = 7", "9 * 9 = 81", "5 - 2 = 3"
+    steps = describe_steps([[[a, b, c, a, b], [a, b], [c, a, b]]], None)
+    found = assemble(*steps, 0.8)
+    assert found["class_members"].tolist() == [3, 3, 2]
+    counts = dict(zip(map(tuple, found["edges"].tolist()), found["edge_count"], strict=True))
+    assert counts == {(0, 1): 3, (2, 0): 2}
 
 
 def test_native_equals_plain_python_on_the_benchmark() -> None:

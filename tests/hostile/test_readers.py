@@ -351,3 +351,14 @@ def test_time_is_linear(read: Callable[[str], object], pattern: str) -> None:
 
     size = 4_000
     assert seconds(2 * size) < max(3 * seconds(size), 0.1)
+
+
+@pytest.mark.parametrize("links", [[(0, 5)], [(5, 0)]])
+def test_a_link_of_a_graph_to_no_node(tmp_path: Path, links: list[tuple[int, int]]) -> None:
+    """rustworkx ends in a panic, which no `except Exception` catches."""
+    path = tmp_path / "g.json"
+    found = [{"source": a, "target": b, "data": {"count": "1"}} for a, b in links]
+    graph = {"directed": True, "multigraph": True, "attrs": None, "nodes": [node()]}
+    path.write_text(json.dumps(graph | {"links": found}))
+    with pytest.raises(ValueError, match="g.json: expected a saved graph .*a link must join"):
+        load_graph(path)

@@ -147,14 +147,20 @@ def test_auto_picks_by_budget_and_says_so(caplog: pytest.LogCaptureFixture) -> N
     assert "head_grad=auto picked stash (3 products" in caplog.text
 
 
-def test_no_second_derivative() -> None:
-    """A second derivative raises an error."""
-    inputs = cast(head_inputs(), torch.float32)
-    inputs["weight"].requires_grad_()
-    nll = linear_token_stats(**inputs, head_grad="recompute").nll
-    (grad,) = torch.autograd.grad(nll.sum(), inputs["weight"], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        grad.sum().backward()
+@pytest.mark.parametrize("leaf", ["hidden", "weight"])
+@pytest.mark.parametrize("mode", ["recompute", "stash", "frozen", "fused-weights"])
+def test_no_second_derivative(mode: str, leaf: str) -> None:
+    """A second derivative raises an error, also where the gradient is kept from the forward."""
+    inputs = cast(head_inputs(), torch.float32) | {"head_grad": mode}
+    if mode == "frozen" and leaf == "weight":
+        return
+    if mode == "fused-weights":
+        inputs["token_weight"] = torch.ones(inputs["target"].shape)
+    inputs[leaf].requires_grad_()
+    nll = linear_token_stats(**inputs).nll
+    (grad,) = torch.autograd.grad(nll.sum(), inputs[leaf], create_graph=True)
+    with pytest.raises((NotImplementedError, RuntimeError), match="no second derivative"):
+        grad.square().sum().backward()
 
 
 def test_only_nll_is_differentiable() -> None:

@@ -20,6 +20,7 @@ def build_simt() -> Path:
     folder = ROOT / "build/simt"
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DCOMPACT_SIMT=ON"]
+    configure += ["-DCOMPACT_WERROR=ON"]
     configure.append(f"-DPython_EXECUTABLE={sys.executable}")
     build = ["cmake", "--build", str(folder), "-t", "compact_simt", "simt_kernels"]
     # Workers of pytest-xdist wait for each other.

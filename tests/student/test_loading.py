@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,73 @@ def test_revision_and_token_reach_every_request(
     of_request = {"revision": "abc", "token": "t"}
     of_cache = {"revision": "abc", "cache_dir": options["cache_dir"]}
     assert [given for _, given in asked] == [of_cache, of_request, options, options]
+
+
+def test_a_gguf_model_is_parsed_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Parsing takes seconds; it is told how the weights can be kept."""
+    import gguf
+
+    read, parsed = gguf.GGUFReader.__init__, []
+
+    def count(reader: gguf.GGUFReader, *args: object) -> None:
+        parsed.append(args)
+        read(reader, *args)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", count)
+    with caplog.at_level("INFO", "compact"):
+        load_student(smollm2_path())
+    assert len(parsed) == 1
+    assert "`compact export` keeps them as a folder" in caplog.text
+
+
+def test_a_gguf_model_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match=r"needs the package gguf: .* extra \[gguf\]"):
+        load_student(tmp_path / "m.gguf")
+
+
+HEADERS = {
+    "empty": (b"", "got an empty file"),
+    "cut": (b"GGUF\3\0\0\0", "expected 8 more bytes"),
+    "version": (b"GGUF\x63\0\0\0" + bytes(16), "expected version 2 or 3, got 99"),
+    "tensors": (struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 0), "expected at most 65536 entries"),
+    "keys": (struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 60), "expected at most 65536 entries"),
+    "long key": (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 62), "more bytes, got a file"),
+    "long list": (
+        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 4, 1 << 60),
+        "more bytes, got a file",
+    ),
+    "many texts": (
+        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 8, 1 << 60),
+        "texts, got a file",
+    ),
+    "lists of lists": (
+        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 9, 1),
+        "a list of numbers or texts, got type 9",
+    ),
+    "layers": (
+        struct.pack("<4sIQQQ13sII", b"GGUF", 3, 0, 1, 13, b"a.block_count", 4, 10**9),
+        "to be at most 4096, got 1000000000",
+    ),
+    "dimensions": (
+        struct.pack("<4sIQQQ1sI", b"GGUF", 3, 1, 0, 1, b"t", 1 << 30),
+        "a tensor of at most 4 dimensions",
+    ),
+    "far tensor": (
+        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 1, 0, 1, b"t", 0, 0, 1 << 40),
+        "a tensor within the file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_gguf_file_that_promises_too_much(tmp_path: Path, name: str) -> None:
+    """Refused before the library reads it, which would loop for ever over some of them."""
+    content, words = HEADERS[name]
+    (tmp_path / "m.gguf").write_bytes(content)
+    start = time.thread_time()
+    assert words in refusal(tmp_path / "m.gguf")
+    assert time.thread_time() - start < 1
