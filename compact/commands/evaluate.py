@@ -16,6 +16,7 @@ from compact.data import Problem, load_questions
 from compact.data.rows import content_of_rows
 from compact.evaluation.evaluate import describe, evaluate
 from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
+from compact.evaluation.processes import evaluate_in_processes, part_file, part_of
 from compact.files import check_output, content_of_student
 from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name, load_model
@@ -60,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16", "auto"),
         help="number format of the weights; auto: that of the files [float32]",
     )
+    parser.add_argument(
+        "--num_processes", type=int, metavar="N", help="answer in N processes, one a GPU"
+    )
+    parser.add_argument("--part", metavar="k/N", help="only every N-th question from the k-th on")
     group = parser.add_argument_group("forgetting, against the base student")
     group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
     group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
@@ -74,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact evaluate`; returns the exit status."""
-    for name in ("limit", "max_new_tokens", "batch_size"):
+    for name in ("limit", "max_new_tokens", "batch_size", "num_processes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
@@ -99,6 +104,13 @@ def run(args: argparse.Namespace) -> int:
     problems = questions(args.data)
     if args.endpoint is not None:
         return _served(args, problems)
+    if args.num_processes is not None:
+        return _in_processes(args, problems, out)
+    if args.part is not None:
+        k, count = part_of(args.part)
+        problems, out = problems[k - 1 :: count], part_file(out, k)
+        if args.device is None and torch.cuda.is_available():
+            args.device = f"cuda:{(k - 1) % torch.cuda.device_count()}"
     tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
     where = {"device": args.device, "dtype": args.dtype}
@@ -118,14 +130,13 @@ def run(args: argparse.Namespace) -> int:
     def measure(
         model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
     ) -> dict[str, Any]:
-        settings = {"model": name, "adapter": args.adapter, "data": data, "limit": args.limit}
-        settings |= {"content": content_of_rows(data), "weights": of, "dtype": args.dtype}
+        settings = _settings(args, name, data, of)
         summary = evaluate(
             model,
             processing_class,
             items,
             out,
-            settings=settings | {"answer_type": args.answer_type},
+            settings=settings,
             judge=judge,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
@@ -162,14 +173,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(args: argparse.Namespace, model: str, data: str, weights: str) -> dict[str, Any]:
+    """Returns what identifies the answers to a file of questions."""
+    return {
+        "model": model,
+        "adapter": args.adapter,
+        "data": data,
+        "limit": args.limit,
+        "content": content_of_rows(data),
+        "weights": weights,
+        "dtype": args.dtype,
+        "answer_type": args.answer_type,
+        **({"part": args.part} if args.part is not None else {}),
+    }
+
+
+def _in_processes(args: argparse.Namespace, problems: Sequence[Problem], out: Path) -> int:
+    """Evaluates in several processes."""
+    if args.part or args.base or args.retained or args.retained_task:
+        raise ValueError("--num_processes must stand without --part, --base and --retained")
+    given = ("model", "adapter", "data", "out", "limit", "answer_type", "max_new_tokens")
+    options = [
+        f"--{name}={getattr(args, name)}"
+        for name in (*given, "batch_size", "device", "dtype")
+        if getattr(args, name) is not None
+    ]
+    of = content_of_student(args.model, args.adapter)
+    settings = {
+        "max_new_tokens": args.max_new_tokens,
+        **_settings(args, args.model, args.data, of),
+    }
+    summary = evaluate_in_processes(problems, out, args.num_processes, options, settings)
+    print(f"{describe(args.data, summary)} -> {out}", flush=True)
+    refresh_card(out.parent)
+    return 0
+
+
 def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
     """Evaluates the student behind --endpoint."""
     from compact.evaluation.served import evaluate_served
 
     own = (args.adapter, args.base, args.retained, args.retained_task, args.device, args.dtype)
-    if any(own):
+    if any(own) or args.num_processes or args.part:
         raise ValueError(
-            "--endpoint must stand without --adapter, --base, --retained, --device and --dtype"
+            "--endpoint must stand without --adapter, --base, --retained, --device, --dtype, "
+            "--num_processes and --part"
         )
     settings = {"data": args.data, "limit": args.limit, "content": content_of_rows(args.data)}
     summary = evaluate_served(

@@ -15,7 +15,7 @@ EPILOG = """example:
   compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl
 
 Files: JSON lines, a JSON array, CSV, Parquet, or hub:OWNER/NAME[:CONFIG][@SPLIT].
-Formats: alpaca, sharegpt (both as in LLaMA-Factory), MCC-KD, Question/CoT/Answer, and ours.
+Formats: alpaca, sharegpt (both as in LLaMA-Factory), MCC-KD, Question/CoT/Answer, GSM8K, TRL, ours.
 Rows with the same prompt become one problem. Without TEACHER=, the teacher is the file's stem.
 A teacher's second rationale of a problem is that of TEACHER-2.
 """

@@ -5,7 +5,7 @@
 - alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
 - sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
 - mcc-kd: instruction, output as a list of rationales, label;
-- cot: Question, CoT, Answer (upper or lower case);
+- cot: Question, CoT, Answer; also question and answer alone (GSM8K's);
 - compact: the rows of this project, to merge files; also prompt and completion alone (TRL's).
 """
 
@@ -169,6 +169,17 @@ def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     return Sample(_field(row, "question", where), (cot,), answer)
 
 
+def from_question(row: Mapping[str, Any], where: str) -> Sample:
+    """Reads question and answer, as in GSM8K: an answer behind a marker ("#### 18") is a rationale.
+
+    Any other answer is a gold answer alone.
+    """
+    question, text = _field(row, "question", where), _field(row, "answer", where)
+    if find_marker(text) == len(text):
+        return Sample(question, (), text)
+    return Sample(question, (text,), find_domain(None, question).extract(text))
+
+
 def from_compact(row: Mapping[str, Any], where: str) -> Sample:
     """Reads a row of this project; a test question has no completion."""
 
@@ -199,10 +210,12 @@ def reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any]
         return from_mcc_kd if isinstance(row["output"], list) else from_alpaca
     if {"question", "cot"} <= row.keys():
         return from_cot
+    if {"question", "answer"} <= row.keys():
+        return from_question
     raise ValueError(
         f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
-        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer or compact "
-        f"(prompt, completion, answer), got {', '.join(row) or 'none'}"
+        f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer, "
+        f"question/answer or compact (prompt, completion, answer), got {', '.join(row) or 'none'}"
     )
 
 

@@ -20,7 +20,7 @@ from compact.resumable import ResumableRows
 from compact.student.generation import generate
 
 _SECONDS_BETWEEN_DRAWINGS = 0.5
-_ITEM = {
+ITEM = {
     "completion": str,
     "gold": str,
     "predicted": (str, None),
@@ -128,7 +128,7 @@ def evaluate(
         raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=_ITEM)
+    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=ITEM)
     done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
     todo = [
         (encode_prompt(p.prompt, processing_class), p)

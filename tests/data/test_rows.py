@@ -189,6 +189,19 @@ def test_import_of_trl_rows_and_of_several_samples(
         command(source, clash, "--out", tmp_path / "no.jsonl")
 
 
+def test_rows_of_gsm8k_are_rationales_or_gold_answers(tmp_path: Path) -> None:
+    said = "He has 3 + 4 = <<3+4=7>>7.\n#### 7"
+    human = lines_of(tmp_path / "human.jsonl", [{"question": "3 + 4?", "answer": said}])
+    gold = lines_of(tmp_path / "gold.jsonl", [{"question": "3 + 4?", "answer": "7"}])
+    for more in ([], ["--gold", gold]):
+        out = tmp_path / f"{len(more)}.jsonl"
+        assert command(human, *more, "--out", out) == 0
+        (problem,) = load_problems(out)
+        assert (problem.answer, problem.rationales[0].completion) == ("7", said)
+    with pytest.raises(ValueError, match="at least one completion, got only questions"):
+        command(gold, "--out", tmp_path / "no.jsonl")
+
+
 GOOD = '{"question_id": "q", "prompt": "p", "teacher": "t", "completion": "c", "answer": "1"}'
 HEAD = "question_id,prompt,teacher,completion,answer\n"
 

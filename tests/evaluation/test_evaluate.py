@@ -20,6 +20,7 @@ from compact.evaluation import forgetting
 from compact.lab.zoo import make_questions
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_prompt
+from compact.registry import IMPORT_VARIABLE
 from compact.resumable import ResumableRows, summary_path
 from compact.student import load_model
 from helpers.commands import run
@@ -104,6 +105,36 @@ def test_device_and_dtype(saved, data, tmp_path):
         command(*words)
     loaded, _ = load_model(str(saved), device="cpu", dtype="bfloat16")
     assert loaded.dtype == torch.bfloat16
+
+
+def test_several_processes_write_what_one_writes(saved, data, tmp_path, capsys):
+    words = ["--model", saved, "--data", data, "--max_new_tokens", 6, "--device", "cpu"]
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert command(*words, "--out", one) == 0
+    assert command(*words, "--out", two, "--num_processes", 2) == 0
+    by_id = [{item["question_id"]: item for item in read_items(path)} for path in (one, two)]
+    assert by_id[0] == by_id[1] and len(by_id[0]) == len(ROWS)
+    told = [json.loads(summary_path(path).read_text()) for path in (one, two)]
+    for summary in told:
+        del summary["seconds"]
+    assert told[0] == told[1]
+    assert not list(tmp_path.glob("*.part-*"))
+    assert command(*words, "--out", two) == 0, "one process may go on with it"
+    for more in (["--retained", data], ["--part", "1/2"]):
+        with pytest.raises(ValueError, match="--num_processes must stand without --part"):
+            command(*words, "--out", two, "--num_processes", 2, *more)
+    with pytest.raises(ValueError, match="--part must be k/N with k from 1 to N, got '3/2'"):
+        command(*words, "--out", two, "--part", "3/2")
+    capsys.readouterr()
+
+
+def test_a_process_that_fails_is_named(saved, data, tmp_path, monkeypatch):
+    words = ["--model", saved, "--data", data, "--max_new_tokens", 2]
+    monkeypatch.setenv(IMPORT_VARIABLE, "no_such_module")
+    with pytest.raises(
+        ValueError, match="process 1 of 2 failed: |process 2 of 2 failed: .*no_such"
+    ):
+        command(*words, "--out", tmp_path / "x.jsonl", "--num_processes", 2)
 
 
 def scripted(answers):
