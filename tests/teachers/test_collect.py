@@ -142,12 +142,7 @@ def test_samples_are_asked_each_and_identical_ones_merged(store: Store, question
 
 def test_what_is_sent(store: Store, questions: Write) -> None:
     """Sampling, extra fields and system message; one model is ten teachers by its templates."""
-    keys: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "max_tokens": 7,
-        "system": "Be brief.",
-    }
+    drawn: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7}
     with hostile_server() as server:
         more = {"min_p": 0.1, "chat": {"think": False}}
         teacher = teacher_of(server, extra_body=more, system="Be brief.", **drawn)
