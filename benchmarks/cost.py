@@ -437,6 +437,8 @@ cost the same. On a GPU, which has more operations to a byte than a CPU, nothing
 
 {rest}
 
+Which operator does what in one pass: [operators](operators.md#what-is-fused-with-what).
+
 ## How it is computed
 
 N weights in the layers' matrices, H width, F inner width, n layers, V vocabulary; attention costs

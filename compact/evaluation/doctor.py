@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +17,15 @@ from compact.passes.forward import run_pass
 from compact.passes.layout import LEAF_ROOM, choose_layout
 from compact.passes.packing import build_batch
 from compact.student import Student
-from compact.student.internals import attention_implementation
+from compact.student.internals import attention_implementation, has_bf16_products
 from compact_ops import backend
 from compact_ops.linear_token_stats import plan_head_grad
+
+_ROWS = 4096
+"""Rows of the head that the product of `bf16_share` has."""
+_TIMES = 7
+_WORTH = 0.8
+"""bfloat16 is recommended where a product takes at most this share of its time."""
 
 
 def describe(student: Student, max_length: int) -> Iterator[str]:
@@ -49,10 +57,40 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
         f"head          V = {vocabulary}, H = {width}, {'tied' if tied else 'untied'}, softcap "
         f"{student.softcap}, logit scale {student.logit_scale:g}; operators: {backend()}"
     )
+    yield f"precision     {precision(student)}"
     for axis in AXES:
         costs = [f"{name} ({_cost(name)})" for name in metric_names(axis)]
         yield f"{axis:13s} {', '.join(costs)}"
     yield "              answer leaves run forward only: a token costs a third of a trained one"
+
+
+def precision(student: Student) -> str:
+    """Returns whether bfloat16 is worth it on this machine, measured on the head if it is a CPU."""
+    if student.weight.device.type != "cpu":
+        return "bf16: true is recommended on a GPU"
+    if not has_bf16_products():
+        return "float32; this processor has no instructions for bfloat16"
+    share = bf16_share(student.weight.detach()[:_ROWS])
+    if share < _WORTH:
+        return f"bf16: true is recommended; a product takes {share:.2f} of its time in float32"
+    return f"float32; a product in bfloat16 takes {share:.2f} of its time here"
+
+
+def bf16_share(weight: Tensor) -> float:
+    """Measures the time of a product in bfloat16 over that in float32; least of several each.
+
+    Args:
+        weight: [O, I]; 256 rows are multiplied with it.
+    """
+    least: dict[torch.dtype, float] = {}
+    x = torch.ones(256, weight.shape[1])
+    for _ in range(_TIMES):
+        for dtype in (torch.float32, torch.bfloat16):  # in turn, so that both see the same load
+            a, b = x.to(dtype), weight.to(dtype).T
+            start = time.perf_counter()
+            a @ b
+            least[dtype] = min(least.get(dtype, math.inf), time.perf_counter() - start)
+    return least[torch.bfloat16] / least[torch.float32]
 
 
 def needs(student: Student, tokens: int) -> str:

@@ -99,8 +99,7 @@ def run_pass(
         logit_scale=student.logit_scale,
     )
     live = stats_of(
-        hidden.flatten(0, 1),
-        student.weight,
+        *student.head_inputs(hidden.flatten(0, 1)),
         batch.target,
         rows=batch.rows,
         gold=_gold_answers(batch),
@@ -115,7 +114,8 @@ def run_pass(
             """Returns [count] the mean log-likelihood of the target tokens of each leaf."""
             if leaf_hidden is None or not count:
                 return live.nll.new_zeros(count)
-            asked = stats_of(leaf_hidden.flatten(0, 1), student.weight, target, rows=rows)
+            inputs = student.head_inputs(leaf_hidden.flatten(0, 1))
+            asked = stats_of(*inputs, target, rows=rows)
             return segment_mean(-asked.nll, leaf_token_offsets(index, count))
 
         leaf_logp = mean_logp(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compact.student.internals import version_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Student:
     softcap: float | None
     logit_scale: float
     processing_class: PreTrainedTokenizerBase | None
+    _cast: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -110,6 +114,27 @@ class Student:
         """[V] bias of the head, or None."""
         bias: Tensor | None = _active(self.head).bias
         return bias
+
+    def head_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns hidden states and weight of the head, in the dtype in which they are multiplied.
+
+        That is autocast's where it is on: there, torch's own layers multiply in it, and float32
+        products take about twelve times as long on a GPU. The operators still add in float32. The
+        copy of a weight that is not trained is kept.
+
+        Args:
+            hidden: [..., H] final hidden states.
+        """
+        weight, device = self.weight, hidden.device.type
+        if not torch.is_autocast_enabled(device):
+            return hidden, weight
+        dtype = torch.get_autocast_dtype(device)
+        if weight.requires_grad or isinstance(self.head, FSDPModule):
+            return hidden.to(dtype), weight.to(dtype)
+        state = (dtype, weight.data_ptr(), version_of(weight))
+        if self._cast.get("state") != state:
+            self._cast.update(state=state, weight=weight.to(dtype))
+        return hidden.to(dtype), self._cast["weight"]
 
     @property
     def trains_head(self) -> bool:

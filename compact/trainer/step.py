@@ -106,13 +106,13 @@ class OpenStep:
         self.not_finite = self.not_finite or what
 
     def outputs(self, *, alone: bool) -> list[ProblemRecord]:
-        """Returns the records of all problems of the last micro-batch; waits for its results.
+        """Takes out the last micro-batch; returns the records of all its problems and waits for it.
 
         Raises:
             NonFiniteError: a result is not finite, and this is the only process.
             ValueError: a score or weight is not finite.
         """
-        outcome = self.micros[-1].outcome
+        outcome = self.micros.pop().outcome
         try:
             return outcome.records if outcome is not None else []
         except NonFiniteError as error:

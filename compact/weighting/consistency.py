@@ -96,8 +96,7 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     tables = [torch.cat(part) for part in (left, right, factors)]
     rows, others, factor = send(tables, live_hidden.device)
     divergence = pairwise_symmetric_kl(
-        live_hidden.flatten(0, 1),
-        student.weight,
+        *student.head_inputs(live_hidden.flatten(0, 1)),
         rows,
         others,
         bias=student.bias,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from compact.evaluation import doctor
 from compact.evaluation.doctor import _bytes, describe, kept_bytes, needs
 from compact.passes.layout import choose_layout
 from compact.student import Student
@@ -53,3 +55,25 @@ def test_advice_about_the_window_leads_to_a_tree() -> None:
 def test_bytes_in_words() -> None:
     found = [_bytes(n) for n in (12, 1500, 537_600_000, 1_610_000_000)]
     assert found == ["12 bytes", "1.5 kB", "538 MB", "1.61 GB"]
+
+
+@pytest.mark.parametrize(
+    ("there", "share", "words"),
+    [
+        (False, 0.1, "float32; this processor has no instructions for bfloat16"),
+        (True, 0.31, "bf16: true is recommended; a product takes 0.31 of its time in float32"),
+        (True, 0.95, "float32; a product in bfloat16 takes 0.95 of its time here"),
+    ],
+)
+def test_bfloat16_is_recommended_where_it_is_faster(
+    there: bool, share: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "has_bf16_products", lambda: there)
+    monkeypatch.setattr(doctor, "bf16_share", lambda weight: share)
+    student = Student.of(make_model("llama"))
+    assert doctor.precision(student) == words
+    assert f"precision     {words}" in list(describe(student, 128))
+
+
+def test_the_share_of_bfloat16_is_measured() -> None:
+    assert 0.0 < doctor.bf16_share(torch.ones(64, 32)) < 1000.0
