@@ -7,6 +7,7 @@ accuracy. A README.md without the comment at its start is somebody else's, and i
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from compact.files import check_shape, read_json, read_text, replace_whole
 from compact.student import holds_adapter
 from compact.trainer.checkpoints import UNFINISHED_MODEL
 from compact.trainer.runlog import FOLDER, read_scores
+
+logger = logging.getLogger(__name__)
 
 NAME = "README.md"
 _OURS = "<!-- compact draws this file anew with each evaluation, unless this line is deleted -->"
@@ -55,8 +58,9 @@ def write_card(folder: Path, run: Path) -> None:
     final = folder.parent if folder.name == UNFINISHED_MODEL else folder
     if folder.is_dir():
         (folder / NAME).unlink(missing_ok=True)  # that of peft
-        if _is_ours(final):
-            (folder / NAME).write_text(card_of(run, folder), encoding="utf-8")
+        card = _drawn(run, folder) if _is_ours(final) else None
+        if card is not None:
+            (folder / NAME).write_text(card, encoding="utf-8")
 
 
 def refresh_card(run: Path) -> None:
@@ -65,8 +69,21 @@ def refresh_card(run: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if (run / NAME).exists() and _is_ours(run):
-        replace_whole(run / NAME, card_of(run))
+    card = _drawn(run, run) if (run / NAME).exists() and _is_ours(run) else None
+    if card is not None:
+        replace_whole(run / NAME, card)
+
+
+def _drawn(run: Path, student_in: Path) -> str | None:
+    """Returns the card; None, with a warning, if a file of the run cannot be read.
+
+    A student must be saved, and an accuracy told, whatever else lies in the folder.
+    """
+    try:
+        return card_of(run, student_in)
+    except (ValueError, OSError) as error:
+        logger.warning("no model card: %s", error)
+        return None
 
 
 def card_of(run: Path, student_in: Path | None = None) -> str:
@@ -104,8 +121,12 @@ def card_of(run: Path, student_in: Path | None = None) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
+    """Whether the README.md of a folder is one of ours, or absent."""
     path = folder / NAME
-    return not path.exists() or _OURS in read_text(path)
+    try:
+        return not path.exists() or _OURS in read_text(path)
+    except (ValueError, OSError):  # no text, a folder, ...
+        return False
 
 
 def _on_hub(name: str) -> bool:

@@ -83,6 +83,17 @@ def test_a_readme_of_somebody_else_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
+def test_files_that_cannot_be_read_do_not_keep_a_student_from_being_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.summary.json").write_text("[]")
+    trained(tmp_path)
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "run" / "README.md").exists()
+    assert "no model card: " in caplog.text and "mine.summary.json" in caplog.text
+
+
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert card_of(tmp_path).startswith("---\n")
     (tmp_path / "run.json").write_text('{"student": "org/name", "command": "x"}')
