@@ -15,9 +15,9 @@ from compact_ops._library import (
     backend,
     empty_head_statistics,
     named_statistics,
+    refuse_second_derivative,
     register_autograd,
     register_fake,
-    refuse_second_derivative,
     register_once_differentiable,
 )
 from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens

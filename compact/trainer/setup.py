@@ -14,6 +14,7 @@ from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problems
+from compact.passes.forward import check_ids
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout
 from compact.strategies import Strategy
@@ -159,6 +160,19 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     layout, reason = choose_layout(student, wanted, args.max_length)
     logger.info("layout: %s (%s)", layout, reason)
     return layout
+
+
+def check_data(
+    student: Student, weigher: Weigher, problems: Sequence[EncodedProblem], args: CompactConfig
+) -> None:
+    """Checks that the student can read the problems, and logs what the weights rest on.
+
+    Raises:
+        ValueError: it has no embedding for a token or a position.
+    """
+    check_ids(student, problems, leaves=weigher.needs_leaves)
+    if weigher.needs_leaves:
+        log_data(problems, args.leaf_budget)
 
 
 def log_data(problems: Sequence[EncodedProblem], budget: float) -> None:

@@ -68,7 +68,7 @@ def test_any_text_gives_a_filter_or_one_line(text: str) -> None:
         assert "--keep" in str(error)
 
 
-@pytest.mark.parametrize("text", ["not " * 300 + "weight > 0", "-" * 300 + "weight > 0", "0.5and 1"])
+@pytest.mark.parametrize("text", ["not " * 300 + "weight", "-" * 300 + "1 > 0", "0.5and 1"])
 def test_an_expression_of_many_levels(text: str) -> None:
     """Refused: it would end in a RecursionError, or in a warning of Python's."""
     with pytest.raises(ValueError, match="--keep must be like"):
