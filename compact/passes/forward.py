@@ -15,13 +15,22 @@ from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
 from compact.passes.transfer import put
 from compact.passes.types import Batch, Block, EncodedProblem, OptionLeaves, Pass
-from compact.student import Student
+from compact.student import Student, learned_positions
 from compact_ops import GoldAnswers, TokenStats, linear_token_stats
 
 
-def check_ids(student: Student, problems: Sequence[EncodedProblem]) -> None:
-    """Raises ValueError if a problem has a token id without a row in the student's embedding."""
-    rows = student.weight.shape[0]
+def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: bool = True) -> None:
+    """Checks that the student has an embedding for each token id and position of the problems.
+
+    Args:
+        student: the student.
+        problems: the problems that it is to read.
+        leaves: whether it reads answer leaves too.
+
+    Raises:
+        ValueError: it has not; the message names the problem.
+    """
+    rows, limit = student.weight.shape[0], learned_positions(student.model)
     for problem in problems:
         parts = (problem.prompt_ids, problem.gold_ids, *(r.ids for r in problem.rationales))
         largest = max((max(ids, default=0) for ids in parts), default=0)
@@ -30,6 +39,22 @@ def check_ids(student: Student, problems: Sequence[EncodedProblem]) -> None:
                 f"question_id {problem.question_id!r}: the tokenizer gives id {largest}, but the "
                 f"student's embedding has {rows} rows; tokenizer and model must belong together"
             )
+        longest, leaf = _reach(problem, leaves)
+        if limit is not None and max(longest, leaf) > limit:
+            raise ValueError(
+                f"question_id {problem.question_id!r}: prompt, rationale and answer leaf have "
+                f"{max(longest, leaf)} tokens, but the student has learned {limit} positions; "
+                f"max_length must be at most {limit - max(leaf - longest, 0)}"
+            )
+
+
+def _reach(problem: EncodedProblem, leaves: bool) -> tuple[int, int]:
+    """Returns the most tokens of prompt and rationale, and of these with a leaf after them."""
+    longest = len(problem.prompt_ids) + max(len(r.ids) for r in problem.rationales)
+    answers = [problem.gold_ids] if problem.gold_ids and leaves else []
+    answers += problem.options.ids if problem.options is not None else ()
+    cue = max(len(problem.cue_ids), len(problem.spaced_cue_ids))
+    return longest, longest + cue + max(map(len, answers)) if answers else 0
 
 
 @torch.no_grad()
@@ -55,7 +80,7 @@ def observe(
     Returns:
         The results of the forward, on the device of the student.
     """
-    check_ids(student, problems)
+    check_ids(student, problems, leaves=leaves)
     batch = build_batch(
         problems,
         layout=layout,

@@ -482,8 +482,10 @@ def _stack(rows: list[_Row], pad_token_id: int, pads: list[int] | None) -> Block
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_token_id)
     # Positions continue over the padding, as in a model called without position ids: the `released`
-    # scores read padding too.
-    positions = torch.arange(length).repeat(len(rows), 1)
+    # scores read padding too. They end at the largest one of a token, because in a tree a row is
+    # longer than its rationales, and a table of learned positions may have no entry beyond them.
+    last = max(max(row.positions, default=0) for row in rows)
+    positions = torch.arange(length).clamp(max=last).repeat(len(rows), 1)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
     nodes = None if pads is None else _tensor(pads)[:, None].repeat(1, length)
     for b, row in enumerate(rows):

@@ -10,13 +10,14 @@ from compact.student.loading import (
     named_students,
     smollm2_path,
 )
-from compact.student.student import Student
+from compact.student.student import Student, learned_positions
 
 __all__ = [
     "ADAPTER_FILE",
     "Student",
     "base_name",
     "holds_adapter",
+    "learned_positions",
     "load_model",
     "load_student",
     "named_students",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from compact.student.student import learned_positions
+
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
     """Returns the token ids that end an answer: the model's own and the tokenizer's."""
@@ -46,6 +48,10 @@ def generate(
         seed: seed of the samples. The global random state is not changed.
         watch: called after each token with the number of continuations that have ended and the
             number of tokens.
+
+    Raises:
+        ValueError: a token id has no embedding, or the model's table of learned positions is too
+            short for prompt and continuation.
     """
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
@@ -61,6 +67,12 @@ def generate(
         raise ValueError(
             f"the tokenizer gives id {largest}, but the model's embedding has {rows} rows; "
             "tokenizer and model must belong together"
+        )
+    limit = learned_positions(model)
+    if limit is not None and width + max_new_tokens > limit:
+        raise ValueError(
+            f"max_new_tokens must be at most {limit - width} with a prompt of {width} tokens, as "
+            f"the model has learned {limit} positions, got {max_new_tokens}"
         )
     device = next(model.parameters()).device
     sampled = temperature > 0

@@ -212,6 +212,19 @@ class Student:
             )
 
 
+def learned_positions(model: Any) -> int | None:
+    """Returns the positions of a model that has a table of them, as GPT-2; None without one.
+
+    A token beyond the table has no embedding. Rotary positions have no table.
+    """
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    # OPT and BART keep two rows of the table for themselves.
+    found = any(table.num_embeddings - int(known or 0) in (0, 2) for table in tables)
+    return int(known) if known is not None and found else None
+
+
 def _unwrap(model: Any) -> PreTrainedModel:
     """Returns the transformers model inside a peft wrapper; its layers hold the adapters."""
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):

@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
+from compact.passes.forward import check_ids
 from compact.passes.layout import choose_layout
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import Layout
@@ -185,6 +186,19 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     layout, reason = choose_layout(student, wanted, args.max_length)
     logger.info("layout: %s (%s)", layout, reason)
     return layout
+
+
+def check_data(student: Student, weigher: Weigher, data: LazyProblems, args: CompactConfig) -> None:
+    """Checks that the student can read the problems, and logs what the weights rest on.
+
+    Of data that are encoded when they are needed, a sample is checked.
+
+    Raises:
+        ValueError: it has no embedding for a token or a position.
+    """
+    check_ids(student, data.sample, leaves=weigher.needs_leaves)
+    if weigher.needs_leaves:
+        log_data(data, args.leaf_budget)
 
 
 def log_data(data: LazyProblems, budget: float) -> None:

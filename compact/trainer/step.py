@@ -43,6 +43,29 @@ class StrategySteps(TrainerCallback):
         self.strategy.after_step(model, state.global_step, optimizer)
 
 
+class LeftOutSteps(TrainerCallback):
+    """Lets the optimizer pass over a step without changing a parameter, or the loss scale of fp16.
+
+    GradScaler.step asserts that it has seen a gradient, so it is kept out of such a step.
+    """
+
+    def __init__(self) -> None:
+        self._without: tuple[Any, Any] | None = None  # an optimizer and its scaler
+
+    def leave_out(self, model: nn.Module, optimizer: Any) -> None:
+        """Removes the gradients of the step that is about to be taken."""
+        clear_gradients(model)
+        if getattr(optimizer, "scaler", None) is not None:
+            self._without, optimizer.scaler = (optimizer, optimizer.scaler), None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Gives the optimizer its scaler back; transformers has called `step`."""
+        if self._without is not None:
+            optimizer, scaler = self._without
+            optimizer.scaler, self._without = scaler, None
+            scaler.update(scaler.get_scale())  # ready for the next step, at the same scale
+
+
 Gradients = dict[nn.Parameter, Tensor | None]
 
 

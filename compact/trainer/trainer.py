@@ -33,7 +33,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
-from compact.passes.forward import check_ids
 from compact.passes.packing import tree_length
 from compact.registry import unknown
 from compact.sft_names import tokenizer_of
@@ -72,10 +71,10 @@ from compact.trainer.saving import (
     write_state,
 )
 from compact.trainer.step import (
+    LeftOutSteps,
     Micro,
     OpenStep,
     StrategySteps,
-    clear_gradients,
     copy_gradients,
     keep_head_gathered,
     restore_gradients,
@@ -180,17 +179,18 @@ class CompactTrainer(Trainer):
             optimizers=optimizers,
         )
         setup.refuse_fsdp1(self)
-        if self.weigher.needs_leaves and self.train_dataset is not None:
-            setup.log_data(self.train_dataset.problems, args.leaf_budget)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
-        check_ids(self.student, self.train_dataset.problems.sample if self.train_dataset else ())
+        if self.train_dataset is not None:
+            setup.check_data(self.student, self.weigher, self.train_dataset.problems, args)
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
         self.add_callback(StrategySteps(self.strategy))
+        self._left_out = LeftOutSteps()
+        self.add_callback(self._left_out)
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
         self._step, self._means = OpenStep(), TeacherMeans()
         self._score_log: ScoreLog | None = None
@@ -328,7 +328,7 @@ class CompactTrainer(Trainer):
             raise NonFiniteError(found)
         if self.is_world_process_zero():
             logger.warning("step %d is left out: %s", self.state.global_step + 1, found)
-        clear_gradients(self.model)
+        self._left_out.leave_out(self.model, self.optimizer)
         return -self._step.take_loss()
 
     def _renormalise(self, expected: int, effective: int) -> Tensor:
@@ -342,7 +342,7 @@ class CompactTrainer(Trainer):
                 "have no loss; with DeepSpeed every problem needs one"
             )
         if effective == 0:
-            clear_gradients(self.model)
+            self._left_out.leave_out(self.model, self.optimizer)
             return -loss
         scale_gradients(self.model, expected / effective)
         return loss * (expected / effective - 1.0)

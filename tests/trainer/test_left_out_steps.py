@@ -1,0 +1,36 @@
+"""A step that is left out changes nothing, with the loss scaler of fp16 too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from compact.trainer.step import LeftOutSteps
+
+
+@pytest.mark.parametrize("with_scaler", [True, False])
+def test_a_step_that_is_left_out(with_scaler: bool) -> None:
+    """Between two steps that count: no error, no change, the same scale."""
+    Accelerator(cpu=True)  # the optimizer reads its state
+    model = nn.Linear(2, 2)
+    scaler = torch.amp.GradScaler("cpu") if with_scaler else None
+    momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = AcceleratedOptimizer(momentum, device_placement=False, scaler=scaler)
+    steps = LeftOutSteps()
+    for left_out in (False, True, True, False):
+        before = model.weight.detach().clone()
+        loss = model(torch.ones(1, 2)).sum()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if left_out:
+            steps.leave_out(model, optimizer)
+        if scaler is not None:
+            scaler.unscale_(momentum)  # as when gradients are clipped
+        optimizer.step()
+        steps.on_optimizer_step(None, None, None)
+        optimizer.zero_grad()
+        assert torch.equal(before, model.weight) == left_out
+        assert optimizer.scaler is scaler
+        assert scaler is None or scaler.get_scale() == 65536.0
