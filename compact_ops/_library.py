@@ -173,10 +173,11 @@ def refuse_second_derivative(name: str, others: Sequence[Tensor | None]) -> None
     """Raises if outputs that have no derivative get a gradient in a backward.
 
     An operator that keeps gradients as outputs gets one when its backward is differentiated. Torch
-    would leave the second derivative out without a word.
+    would leave the second derivative out without a word. While torch.compile traces, every output
+    has a (symbolic) gradient; a compiled function has no second derivative anyway, and says so.
 
     Raises:
         NotImplementedError: one of `others` is not None.
     """
-    if any(grad is not None for grad in others):
+    if any(type(grad) is Tensor for grad in others):  # symbolic ones are of a subclass
         raise NotImplementedError(f"{name}: there is no second derivative")

@@ -275,7 +275,7 @@ def _backward_op(
         for rows in _blocks(hidden.shape[0], weight.shape[0]):
             dz = _block(own, teacher, rows, kind, mix, dtype)[1] * grad[rows, None]
             d_hidden[rows] = own.back(dz)
-            d_weight.addmm_(dz.T, hidden[rows].to(dtype), alpha=logit_scale)
+            d_weight += logit_scale * (dz.T @ hidden[rows].to(dtype))
             d_bias += dz.sum(0)
     return d_hidden, d_weight, d_bias
 

@@ -25,7 +25,8 @@ def attention(pass_: Pass) -> Tensor:
     projections: Any = pass_.student.last_attention()
     last = batch.token_rows[batch.token_offsets[1:] - 1]
     state = pass_.hidden.flatten(0, 1)[last]
-    query, key = projections.q_proj(state), projections.k_proj(state)
+    with pass_.student.gathered(projections):
+        query, key = projections.q_proj(state), projections.k_proj(state)
     if query.shape[1] % key.shape[1]:
         raise ValueError(
             f"attention: query features must be a multiple of key features, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,6 +172,22 @@ class Student:
         if not found:
             raise ValueError(f"{type(self.body).__name__} has no q_proj and k_proj")
         return found[-1]
+
+    @contextmanager
+    def gathered(self, module: nn.Module) -> Iterator[None]:
+        """Within the context, every rank holds the whole weights of a module that FSDP2 shards.
+
+        All ranks must enter it. Without FSDP2 it does nothing.
+        """
+        shards = [m for m in self.body.modules() if isinstance(m, FSDPModule)]
+        own = [m for m in shards if any(inner is module for inner in m.modules())]
+        if own:
+            own[-1].unshard()  # the innermost
+        try:
+            yield
+        finally:
+            if own:
+                own[-1].reshard()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., H] by the formula; for small inputs."""

@@ -24,6 +24,9 @@ from helpers.trajectories import TEACHERS, WEIGHED, rows_of  # noqa: E402
 
 PROBLEMS = 7  # a step of four and one of three: the last round leaves a rank without a problem
 SAVING = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+# Its `attention` reads projections of a layer, whose weights FSDP2 splits.
+RELEASED = {"preset": "released", "overrides": None, "leaf_every": 1, "num_train_epochs": 1}
+RELEASED |= {"gradient_accumulation_steps": 2}
 FSDP2 = {  # what accelerate makes of recipes/accelerate/fsdp2.yaml
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -133,6 +136,7 @@ def main(out: Path) -> None:
     results["gathers"] = list(gathers)
     results["fsdp2"] = outcome(sharded)
     results["fsdp2 resumed"] = resumed(out / "fsdp2")
+    results["fsdp2 released"] = outcome(start(out / "released", **RELEASED))
     AcceleratorState._reset_state()
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     os.environ["ACCELERATE_USE_FSDP"] = "false"

@@ -52,7 +52,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
     One test, since a start of two ranks costs more than all that they do.
     """
-    from ranks import SAVING, outcome, start
+    from ranks import RELEASED, SAVING, outcome, start
 
     found = run_ranks(tmp_path)
     accumulates = SAVING | {"gradient_accumulation_steps": 4, "save_strategy": "no"}
@@ -68,6 +68,8 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert found["sharded"].startswith("FSDP")
     assert_same_run(one, found["fsdp2"])
     assert_same_bits(found["fsdp2"], found["fsdp2 resumed"])
+    released = outcome(start(tmp_path / "r", **RELEASED | {"gradient_accumulation_steps": 4}))
+    assert_same_run(released, found["fsdp2 released"])
     # Two micro-batches a step and two evaluations; the head is whole from one to the next.
     head = [name for names in found["gathers"] for name in names if "embed" in name]
     assert len(head) <= 4 + 2, head

@@ -12,7 +12,7 @@ from compact_ops.testing import SAMPLES, compare
 
 def test_a_sample_for_every_operator() -> None:
     """Every public operator of the package has an entry."""
-    public = {n for n in compact_ops.__all__ if n.islower() and n != "backend"}
+    public = {n for n in compact_ops.__all__ if n.islower() and "backend" not in n}
     assert set(SAMPLES) == public
 
 
