@@ -169,15 +169,14 @@ def register_once_differentiable(name: str) -> None:
     register_autograd(name, refuse, lambda ctx, inputs, output: None)
 
 
-def refuse_second_derivative(name: str, others: Sequence[Tensor | None]) -> None:
-    """Raises if outputs that have no derivative get a gradient in a backward.
+def refuse_second_derivative(name: str) -> None:
+    """Raises in a backward that is to be differentiated again (create_graph=True).
 
-    An operator that keeps gradients as outputs gets one when its backward is differentiated. Torch
-    would leave the second derivative out without a word. While torch.compile traces, every output
-    has a (symbolic) gradient; a compiled function has no second derivative anyway, and says so.
+    An operator that keeps gradients from its forward has no derivative for them. Torch would leave
+    the second derivative out without a word.
 
     Raises:
-        NotImplementedError: one of `others` is not None.
+        NotImplementedError: the backward runs with gradients enabled.
     """
-    if any(type(grad) is Tensor for grad in others):  # symbolic ones are of a subclass
-        raise NotImplementedError(f"{name}: there is no second derivative")
+    if torch.is_grad_enabled():
+        raise NotImplementedError(f"{name}: there is no second derivative, got create_graph=True")

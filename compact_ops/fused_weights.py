@@ -329,8 +329,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     )
 
 
-def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
-    refuse_second_derivative(_OP, others)
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    refuse_second_derivative(_OP)
     if grad is None:
         return (None,) * 20
     saved = ctx.saved_tensors

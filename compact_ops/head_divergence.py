@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compact_ops import _check, reference
-from compact_ops._library import backend
+from compact_ops._library import backend, refuse_second_derivative
 
 _OP = "head_divergence"
 KINDS = ("forward", "reverse", "jsd")
@@ -292,25 +292,6 @@ def _backward_fake(
     )
 
 
-@torch.library.custom_op("compact::head_divergence_scale", mutates_args=())
-def _scale_op(unit: Tensor, grad: Tensor) -> Tensor:
-    """Returns the kept gradient of each row [N, H] times that of its divergence [N]."""
-    return unit * grad[:, None]
-
-
-@_scale_op.register_fake
-def _scale_fake(unit: Tensor, grad: Tensor) -> Tensor:
-    return torch.empty_like(unit)
-
-
-def _refuse(*_: Any) -> None:
-    raise NotImplementedError("head_divergence: there is no second derivative")
-
-
-for _op in (_backward_op, _scale_op):
-    _op.register_autograd(_refuse)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     unit = output[1]
     ctx.mark_non_differentiable(unit)
@@ -320,9 +301,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    refuse_second_derivative(_OP)
     found: tuple[Tensor | None, ...]
     if ctx.kept:
-        found = (torch.ops.compact.head_divergence_scale(ctx.saved_tensors[0], grad), None, None)
+        found = (ctx.saved_tensors[0] * grad[:, None], None, None)
     else:
         found = torch.ops.compact.head_divergence_backward(grad, *ctx.saved_tensors, *ctx.numbers)
     needed = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)

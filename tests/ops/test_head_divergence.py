@@ -87,9 +87,8 @@ def test_there_is_no_second_derivative(trained: str) -> None:
     inputs["hidden"].requires_grad_()
     inputs[trained].requires_grad_()
     found = head_divergence(**inputs).square().sum()
-    (first,) = torch.autograd.grad(found, inputs["hidden"], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
-        first.square().sum().backward()
+        torch.autograd.grad(found, inputs["hidden"], create_graph=True)
 
 
 def test_rows_do_not_depend_on_their_block(monkeypatch: pytest.MonkeyPatch) -> None:

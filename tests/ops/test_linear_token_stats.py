@@ -158,9 +158,8 @@ def test_no_second_derivative(mode: str, leaf: str) -> None:
         inputs["token_weight"] = torch.ones(inputs["target"].shape)
     inputs[leaf].requires_grad_()
     nll = linear_token_stats(**inputs).nll
-    (grad,) = torch.autograd.grad(nll.sum(), inputs[leaf], create_graph=True)
-    with pytest.raises((NotImplementedError, RuntimeError), match="no second derivative"):
-        grad.square().sum().backward()
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(nll.sum(), inputs[leaf], create_graph=True)
 
 
 def test_only_nll_is_differentiable() -> None:
