@@ -131,7 +131,7 @@ def test_the_recipe_from_questions_to_a_student(student: Path, tmp_path: Path) -
     write_zoo(tmp_path / "questions.jsonl", 30)
     write_zoo(tmp_path / "test.jsonl", 4)
     scripts = Path(sys.executable).parent
-    settings = {"PORT": str(free_port()), "TOKENS": "48", "STEPS": "2", "HF_HUB_OFFLINE": "1"}
+    settings = {"PORT": str(free_port()), "TOKENS": "64", "STEPS": "2", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [ROOT / "recipes/collect/run.sh", student, "questions.jsonl", "test.jsonl", "out"],
         cwd=tmp_path,
