@@ -103,6 +103,7 @@ def metric_needs(metric: Metric) -> str:
         "answer leaves": metric.needs_leaves,
         "option leaves": metric.needs_options,
         "padded rows": metric.needs_padded,
+        "a second pass": metric.runs_student,
         "gold answers": metric.needs_gold,
     }
     named = [*(need for need, is_so in needs.items() if is_so), *metric.statistics]

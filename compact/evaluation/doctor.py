@@ -158,4 +158,6 @@ def _cost(name: str) -> str:
         return "answer leaves"
     if metric.needs_options:
         return "option leaves"
+    if metric.runs_student:
+        return "a second pass"
     return "padded rows" if metric.needs_padded else "free"
