@@ -24,7 +24,11 @@ Array = NDArray[np.float64]
 
 
 def complete(files: list[Path], without: list[str]) -> tuple[list[Problem], list[str]]:
-    """Returns the problems that every teacher answered, and the teachers that all files have."""
+    """Returns the problems and the teachers that can be compared.
+
+    The teachers are those in every file, except `without`; the problems, those that all of these
+    teachers answered.
+    """
     sets = [load_problems(path) for path in files]
     named = [{r.teacher for p in problems for r in p.rationales} for problems in sets]
     teachers = sorted(set.intersection(*named) - set(without))

@@ -242,7 +242,7 @@ class RecipeConfig:
         "float32", "dtype of the student's weights; auto takes the dtype of its files"
     )
     data: str | None = _option(
-        None, "rationales to train on: a file or data set, see docs/data-format.md"
+        None, "rationales to train on; docs/data-format.md lists the kinds of files"
     )
     eval_data: str | None = _option(
         None,

@@ -215,7 +215,10 @@ class Choice(Domain):
         return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
 
     def final(self, sentence: str) -> str | None:
-        """Returns the last option that is not denied; letters have priority over texts."""
+        """Returns the last option of a sentence; "not (C)" counts only if there is no other.
+
+        Letters have priority over texts.
+        """
         mentions = list(self._labels(sentence, _LABEL))
         front = self._in_front(sentence)
         mentions = mentions or ([front] if front else []) or self._texts(sentence)

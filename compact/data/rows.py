@@ -62,7 +62,7 @@ def name_of(source: Any) -> str:
 
 
 def stem_of(source: str | Path) -> str:
-    """Returns the name of a file without its suffix, or of a data set without owner and split."""
+    """Returns a short name: "train" for dir/train.jsonl, "gsm8k" for hub:openai/gsm8k@test."""
     text = str(source)
     if text.startswith(HUB):
         return Path(text.removeprefix(HUB).partition("@")[0].partition(":")[0]).name

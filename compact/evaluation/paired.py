@@ -186,11 +186,11 @@ def read_csv(path: str | Path) -> Answers:
 
 
 def with_best_single(answers: Answers) -> Answers:
-    """Adds the arm "best single", that of one teacher which is best on the development questions.
+    """Adds the arm "best single": the single teacher that is best on the development questions.
 
-    It is chosen by its mean over the seeds, once for all tests. Without development questions, or
-    with fewer than two arms single:TEACHER, nothing is added. The development questions are left
-    out of what is returned.
+    Best is the highest mean over the seeds; the choice is the same for all tests. Nothing is added
+    if there are no development questions, or fewer than two arms single:TEACHER. The result has no
+    development questions.
     """
     singles = {
         arm: right.mean()

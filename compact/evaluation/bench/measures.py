@@ -95,7 +95,10 @@ def within(scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool | No
 
 
 def mass(weights: Sequence[Sequence[float]], right: Sequence[Sequence[bool]]) -> Estimate:
-    """Returns the share of the weight on right rationales, over the questions that have one."""
+    """Returns the mean share of the weight that right rationales get.
+
+    Questions without a right rationale, or without any weight, do not count.
+    """
     shares = []
     for of_question, labels in zip(weights, right, strict=True):
         values = np.asarray(of_question, dtype=float)
