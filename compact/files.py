@@ -51,6 +51,12 @@ _END = 1 << 20  # bytes
 # Reading
 
 
+def shipped(folder: str) -> Path:
+    """Returns a folder that is installed in the package, or stands beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(f for f in (package / folder, package.parent / folder) if f.is_dir())
+
+
 def check_input(path: str | Path) -> None:
     """Raises OSError unless `path` is a plain file; a pipe would hang, or end after one reading."""
     path = Path(path)

@@ -18,7 +18,6 @@ from compact_ops._library import (
     refuse_second_derivative,
     register_autograd,
     register_fake,
-    register_once_differentiable,
 )
 from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens
 from compact_ops.types import GoldAnswers, TokenStats
@@ -334,7 +333,6 @@ def _backward_fake(
 
 
 register_fake("compact::linear_token_stats_backward", _backward_fake)
-register_once_differentiable("compact::linear_token_stats_backward")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compact.files import shipped
 from compact.registry import unknown
 
 EPILOG = """example:
@@ -37,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pages() -> dict[str, Path]:
-    """Returns name -> file; the guides stand in the package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    folder = next(f for f in (here / "docs", here.parent / "docs") if f.is_dir())
+    """Returns name -> file."""
+    folder = shipped("docs")
     found = {path.stem: path for path in sorted(folder.glob("*.md"))}
     return found | {f"results/{p.stem}": p for p in sorted(folder.glob("results/*.md"))}

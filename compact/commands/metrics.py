@@ -99,14 +99,7 @@ def list_registries() -> int:
 
 def metric_needs(metric: Metric) -> str:
     """Returns what a metric needs besides the pass: "free" if nothing."""
-    needs = {
-        "answer leaves": metric.needs_leaves,
-        "option leaves": metric.needs_options,
-        "padded rows": metric.needs_padded,
-        "a second pass": metric.runs_student,
-        "gold answers": metric.needs_gold,
-    }
-    named = [*(need for need, is_so in needs.items() if is_so), *metric.statistics]
+    named = [*metric.costs, *(["gold answers"] if metric.needs_gold else ()), *metric.statistics]
     return ", ".join(named) or "free"
 
 

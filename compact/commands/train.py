@@ -21,6 +21,7 @@ from compact.commands.cli import REPORT_TO_LAUNCHER
 from compact.commands.recipe import read_settings
 from compact.config import CompactConfig, RecipeConfig
 from compact.data import load_problems
+from compact.files import shipped
 from compact.student import named_students, peft_config
 from compact.trainer import CompactTrainer, NonFiniteError
 from compact.trainer.checkpoints import check_fresh, check_not_student, newest_whole
@@ -166,12 +167,9 @@ def _accelerate_config(name: str) -> Path:
     """The file of an accelerate configuration; `name` is a path or a name in recipes/accelerate."""
     if Path(name).is_file():
         return Path(name)
-    here = Path(__file__).parents[1]
-    installed, checkout = (root / "recipes" / "accelerate" for root in (here, here.parent))
-    shipped = {path.stem: path for path in (*checkout.glob("*.yaml"), *installed.glob("*.yaml"))}
-    if name not in shipped:
+    known = {path.stem: path for path in shipped("recipes/accelerate").glob("*.yaml")}
+    if name not in known:
         raise ValueError(
-            f"--accelerate_config must be a file or one of {', '.join(sorted(shipped))}, "
-            f"got {name!r}"
+            f"--accelerate_config must be a file or one of {', '.join(sorted(known))}, got {name!r}"
         )
-    return shipped[name]
+    return known[name]

@@ -59,7 +59,9 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
     )
     yield f"precision     {precision(student)}"
     for axis in AXES:
-        costs = [f"{name} ({_cost(name)})" for name in metric_names(axis)]
+        costs = [
+            f"{name} ({', '.join(get_metric(name).costs) or 'free'})" for name in metric_names(axis)
+        ]
         yield f"{axis:13s} {', '.join(costs)}"
     yield "              answer leaves run forward only: a token costs a third of a trained one"
 
@@ -77,7 +79,9 @@ def precision(student: Student) -> str:
 
 
 def bf16_share(weight: Tensor) -> float:
-    """Measures the time of a product in bfloat16 over that in float32; least of several each.
+    """Measures how long a product takes in bfloat16, as a share of its time in float32.
+
+    Both times are the least of several runs.
 
     Args:
         weight: [O, I]; 256 rows are multiplied with it.
@@ -149,15 +153,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} bytes"
-
-
-def _cost(name: str) -> str:
-    """What a metric costs in addition to the pass."""
-    metric = get_metric(name)
-    if metric.needs_leaves:
-        return "answer leaves"
-    if metric.needs_options:
-        return "option leaves"
-    if metric.runs_student:
-        return "a second pass"
-    return "padded rows" if metric.needs_padded else "free"

@@ -91,6 +91,17 @@ class Metric:
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
 
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What the metric costs in addition to the pass, in words; () if it is free."""
+        costs = {
+            "answer leaves": self.needs_leaves,
+            "option leaves": self.needs_options,
+            "padded rows": self.needs_padded,
+            "a second pass": self.runs_student,
+        }
+        return tuple(cost for cost, is_so in costs.items() if is_so)
+
 
 METRICS: Registry[Metric] = Registry("metric")
 

@@ -33,7 +33,7 @@ def attention(pass_: Pass) -> Tensor:
             f"got {query.shape[1]} and {key.shape[1]}"
         )
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    sizes = batch.on_host.problem_offsets.diff().tolist()
+    sizes = batch.counts
     scores = []
     for q, k in zip(query.split(sizes), key.split(sizes), strict=True):
         graph = torch.softmax((q @ k.T).float() / q.shape[1] ** 0.5, dim=1)

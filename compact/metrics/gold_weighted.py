@@ -18,7 +18,7 @@ from compact.passes import Pass
 
 def gold_weights(pass_: Pass) -> Tensor:
     """Returns [R] w = softmax of I_n over the rationales of each problem."""
-    parts = final_level(pass_).split(pass_.batch.on_host.problem_offsets.diff().tolist())
+    parts = final_level(pass_).split(pass_.batch.counts)
     return torch.cat([part.softmax(0) for part in parts])
 
 
@@ -51,7 +51,7 @@ def cue_states(pass_: Pass) -> Tensor:
 @register("gold-weighted", axis="consensus", needs_leaf_hidden=True, needs_gold=True)
 def gold_weighted(pass_: Pass) -> Tensor:
     """Returns [R] weighted mean cosine in -1..1."""
-    sizes = pass_.batch.on_host.problem_offsets.diff().tolist()
+    sizes = pass_.batch.counts
     states = torch.nn.functional.normalize(cue_states(pass_).float(), dim=1).split(sizes)
     weights = gold_weights(pass_).split(sizes)
     return torch.cat([g @ (w @ g) for g, w in zip(states, weights, strict=True)])

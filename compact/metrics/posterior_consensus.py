@@ -47,7 +47,7 @@ def posterior_consensus(pass_: Pass) -> Tensor:
     leaves, logp = option_leaves(pass_, "posterior-consensus")
     of_place = logp.split(leaves.offsets.diff().tolist())
     found = []
-    for places in leaves.unstated.split(pass_.batch.on_host.problem_offsets.diff().tolist()):
+    for places in leaves.unstated.split(pass_.batch.counts):
         scores = torch.stack([of_place[place] for place in places.tolist()])
         found.append(
             agreement_of(scores.softmax(1)) if scores.shape[1] else scores.new_zeros(len(scores))

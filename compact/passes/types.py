@@ -266,6 +266,12 @@ class Batch:
         return int(self.problem.numel())
 
     @property
+    def counts(self) -> list[int]:
+        """[P] K, the number of rationales of each problem; read without waiting for a GPU."""
+        counts: list[int] = self.on_host.problem_offsets.diff().tolist()
+        return counts
+
+    @property
     def teachers(self) -> list[str]:
         """[R] the name of the teacher of each rationale."""
         return [r.teacher for p in self.problems for r in p.rationales]

@@ -135,7 +135,7 @@ class Trico(Strategy):
         """Returns softmax(u / tau), and adds to the slopes of J."""
         assert self._target is not None  # rollout runs first
         target = self._target.to(pass_.hidden.device)
-        sizes, tau = pass_.batch.problem_offsets.diff().tolist(), math.exp(self.log_tau)
+        sizes, tau = pass_.batch.counts, math.exp(self.log_tau)
         axes = [axis for axis in self.beta if axis in weights.zscores]
         z = torch.stack([weights.zscores[axis].float() for axis in axes])  # [axes, R]
         beta = z.new_tensor([self.beta[axis] for axis in axes])

@@ -101,7 +101,7 @@ class _Muki(StatefulPolicy):
         return {"confidence": put(values, pass_.batch.problem)}
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
-        counts = pass_.batch.on_host.problem_offsets.diff().tolist()
+        counts = pass_.batch.counts
         parts = scores["confidence"].split(counts)
         alpha = torch.cat([(part / self.tau).softmax(0) for part in parts])
         if not self.margin:

@@ -80,12 +80,6 @@ def _share(mass: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
 
-def _counts(pass_: Pass) -> list[int]:
-    """Returns [P] K, the number of rationales of each problem."""
-    counts: list[int] = pass_.batch.on_host.problem_offsets.diff().tolist()
-    return counts
-
-
 def _sizes(pass_: Pass) -> Tensor:
     """Returns [R] float K, the number of rationales of each rationale's problem."""
     return pass_.batch.problem_offsets.diff()[pass_.batch.problem].float()
@@ -148,7 +142,7 @@ def softmax_nll(tau: float = 1.0) -> Policy:
 
     def policy(pass_: Pass, _: int) -> Tensor:
         score = -_mean_nll(pass_) / tau
-        return torch.cat([part.softmax(0) for part in score.split(_counts(pass_))])
+        return torch.cat([part.softmax(0) for part in score.split(pass_.batch.counts)])
 
     return policy
 
@@ -163,7 +157,7 @@ def ca_mkd() -> Policy:
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        parts = _mean_nll(pass_).split(_counts(pass_))
+        parts = _mean_nll(pass_).split(pass_.batch.counts)
         return _complement(torch.cat([part.softmax(0) for part in parts]), pass_)
 
     return policy
@@ -240,7 +234,7 @@ def persyn() -> Policy:
 
     def policy(pass_: Pass, _: int) -> Tensor:
         offsets = pass_.batch.problem_offsets
-        parts = (-_mean_nll(pass_)).split(_counts(pass_))
+        parts = (-_mean_nll(pass_)).split(pass_.batch.counts)
         spans = [(part.max() - part.min()).clamp(min=1e-6) for part in parts]
         likely = torch.cat([(x - x.min()) / d for x, d in zip(parts, spans, strict=True)])
         return _best(0.6 * _states_gold(pass_) + 0.4 * likely, offsets)

@@ -13,7 +13,7 @@ import pytest
 from compact.commands.cli import main
 from compact.evaluation.bench.measures import interval, localisation, mass, measure, within
 from compact.lab.zoo import make_rows
-from compact.lab.zoo_student import build_model, build_tokenizer
+from helpers.toy import save_student
 
 
 def test_auc_within_a_question_by_hand() -> None:
@@ -92,9 +92,7 @@ def test_measures_of_rows() -> None:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0, layers=1).save_pretrained("student")
-    tokenizer.save_pretrained("student")
+    save_student(Path("student"))
     rows = make_rows(("good", "wrong-step", "unrelated"), 5, seed=1)
     for row in rows:
         row["right"] = row["teacher"] == "good"

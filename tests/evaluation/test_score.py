@@ -14,8 +14,8 @@ import pytest
 import compact.evaluation.score
 from compact.commands.cli import main
 from compact.lab.zoo import make_rows
-from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import EncodedProblem
+from helpers.toy import save_student
 
 GUIDE = Path(__file__).parents[2] / "docs/auditing.md"
 Score = Callable[..., int]
@@ -25,9 +25,7 @@ Score = Callable[..., int]
 def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
     """Runs `compact score` on six problems in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0, layers=1).save_pretrained("student")
-    tokenizer.save_pretrained("student")
+    save_student(Path("student"))
     rows = make_rows(("good", "wrong-step", "unrelated"), 6, seed=1)
     Path("rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
