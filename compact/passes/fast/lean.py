@@ -10,7 +10,7 @@ a quantised base, hooks or mixed dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
-from compact.student.internals import has_hooks, is_compiled
+from compact.student.internals import has_hooks, is_compiled, version_of
 
 Activation = Callable[[Tensor], Tensor]
+_CASTS: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
+"""Frozen weights under autocast: their version, and what they are in its dtype."""
 
 
 class _Adapted(NamedTuple):
@@ -43,9 +46,10 @@ class _Adapted(NamedTuple):
 def lean(body: nn.Module) -> Iterator[None]:
     """Within the context, plain LoRA layers and norms of `body` use memory-saving forwards.
 
-    A body stays unchanged under autocast, and if it is compiled or sharded by FSDP. It also stays
-    unchanged with gradient checkpointing: there a layer runs again after the context has ended, and
-    both runs must save the same tensors.
+    A body stays unchanged under autocast on a GPU, and if it is compiled or sharded by FSDP. It
+    also stays unchanged with gradient checkpointing: there a layer runs again after the context
+    has ended, and both runs must save the same tensors. Under autocast on a CPU, products have the
+    same dtype as without the context; a frozen weight is cast once, not in each forward.
     """
     changed: list[nn.Module] = []
     outputs = NormOutputs()
@@ -62,7 +66,7 @@ def lean(body: nn.Module) -> Iterator[None]:
 
 
 def _may_change(body: nn.Module) -> bool:
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+    if torch.is_autocast_enabled("cuda"):
         return False
     return not any(
         getattr(m, "gradient_checkpointing", False) or isinstance(m, FSDPModule) or is_compiled(m)
@@ -143,7 +147,21 @@ def _adapted(module: nn.Module | None) -> _Adapted | None:
     ):
         return None
     p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
-    return _Adapted(base.weight, base.bias, down.weight, up.weight, layer.scaling[name], p)
+    weight, bias, a, b = base.weight, base.bias, down.weight, up.weight
+    if torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
+        dtype = torch.get_autocast_dtype("cpu")
+        weight, bias = _cast(weight, dtype), None if bias is None else bias.to(dtype)
+        a, b = a.to(dtype), b.to(dtype)
+    return _Adapted(weight, bias, a, b, layer.scaling[name], p)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a frozen weight in another dtype, cast again only after it was changed."""
+    version, found = _CASTS.get(weight, (None, None))
+    if found is None or found.dtype != dtype or version != version_of(weight):
+        version, found = version_of(weight), weight.detach().to(dtype)
+        _CASTS[weight] = version, found
+    return found
 
 
 def _read(x: Tensor, at: _Adapted) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -205,6 +223,7 @@ def _unread(
 
 
 def _line(at: _Adapted, x: Tensor) -> Tensor:
+    x = x.to(at.weight.dtype)
     y: Tensor = _Line.apply(x, at.a, at.b, at)  # type: ignore[no-untyped-call]
     return y
 
@@ -212,6 +231,7 @@ def _line(at: _Adapted, x: Tensor) -> Tensor:
 def _gated(
     gate: _Adapted, up: _Adapted, down: _Adapted, activation: Activation, x: Tensor
 ) -> Tensor:
+    x = x.to(gate.weight.dtype)
     y: Tensor = _Gated.apply(  # type: ignore[no-untyped-call]
         x, gate.a, gate.b, up.a, up.b, down.a, down.b, gate, up, down, activation
     )

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import compact.passes.attention
-from compact.passes.fast.lean import _Adapted, _gated, _line, _replacements, lean
+from compact.passes.fast.lean import (
+    _CASTS,
+    _Adapted,
+    _cast,
+    _gated,
+    _line,
+    _replacements,
+    lean,
+)
 from compact.passes.fast.norms import NormOutputs
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
@@ -67,6 +75,42 @@ def test_lean_equals_the_layers_own_forward(kind: str, targets: list[str]) -> No
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-6, msg=name)
     assert len(changed(model)) == expected  # and away again
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_under_autocast_lean_is_as_near_to_float32_as_the_layers_own_forward(kind: str) -> None:
+    model = adapted(kind, ATTENTION + MLP)
+    exact = outcome(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = outcome(model)
+        with lean(model):
+            inputs: list[torch.dtype] = []
+            layer = next(m for m in model.modules() if "forward" in m.__dict__)
+            layer.register_forward_hook(lambda _, x, y: inputs.append(y.dtype))
+            got = outcome(model)
+    assert inputs and got.keys() == exact.keys()
+    assert [x.dtype for x in got.values()] == [x.dtype for x in plain.values()]
+    errors = [
+        sum((found[n].float() - exact[n]).norm() / exact[n].norm() for n in exact) / len(exact)
+        for found in (got, plain)
+    ]
+    assert 0 < errors[0] < 1.3 * errors[1]
+
+
+def test_autocast_casts_a_frozen_weight_again_only_after_a_change() -> None:
+    model = adapted("llama", ["q_proj"])
+    weight = next(p for n, p in model.named_parameters() if "q_proj.base_layer.weight" in n)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = _cast(weight, torch.bfloat16)
+        assert first.dtype == torch.bfloat16 and _cast(weight, torch.bfloat16) is first
+        with torch.no_grad():
+            weight.mul_(2)
+        second = _cast(weight, torch.bfloat16)
+    assert torch.equal(second, first * 2)
+    count = len(_CASTS)
+    del model, weight
+    gc.collect()
+    assert len(_CASTS) < count
 
 
 def test_fewer_tensors_are_kept() -> None:
