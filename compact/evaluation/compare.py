@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow.compute as pc
+import torch
 import yaml
 
 from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
@@ -376,12 +377,13 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     )
     show_progress(trainer)
     trainer.train()
+    student = _as_tested(trainer.model, task.config)
     right = {}
     for name, questions in tests.items():
         # No file of answers: a killed test is repeated with its run.
         found: dict[str, dict[str, Any]] = {}
         evaluate(
-            trainer.model,
+            student,
             processing_class,
             questions,
             max_new_tokens=task.max_new_tokens,
@@ -400,6 +402,15 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         "right": right,
         **_weights(folder, known_right),
     }
+
+
+def _as_tested(model: Any, config: CompactConfig) -> Any:
+    """The trained student for its tests: an adapter merged, and bfloat16 if it trained in it."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    return model.to(torch.bfloat16) if config.bf16 else model
 
 
 def _steps(

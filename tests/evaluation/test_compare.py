@@ -6,7 +6,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import peft
 import pytest
+import torch
 
 from compact.commands import compare as compare_command
 from compact.commands.cli import main
@@ -92,6 +94,24 @@ def test_changed_data_is_not_given_the_old_result(tmp_path):
         before = about()
     (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
     assert about() != before
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_is_tested_merged_and_in_the_format_it_trained_in(task, tmp_path, monkeypatch, bf16):
+    tested = []
+    real = compare.evaluate
+
+    def evaluate(model, *args, **kwargs):
+        tested.append(model)
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(compare, "evaluate", evaluate)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    config = replace(task.config, bf16=bf16, use_cpu=True)
+    task = replace(task, peft_config=lambda: lora, config=config)
+    compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    assert not isinstance(tested[0], peft.PeftModel)
+    assert tested[0].dtype == (torch.bfloat16 if bf16 else torch.float32)
 
 
 def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
