@@ -15,9 +15,18 @@ from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
 from compact.data.rows import content_of_rows
 from compact.evaluation.evaluate import describe, evaluate
-from compact.evaluation.forgetting import describe_forgetting, paired_drop, read_texts, text_drift
+from compact.evaluation.forgetting import (
+    ANSWERS,
+    TEXT,
+    Text,
+    describe_forgetting,
+    paired_drop,
+    read_texts,
+    text_drift,
+)
+from compact.evaluation.latent import layer_drift
 from compact.evaluation.processes import evaluate_in_processes, part_file, part_of
-from compact.files import check_output, content_of_student
+from compact.files import check_output, content_of_student, json_lines
 from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name, load_model
 from compact.trainer.card import refresh_card
@@ -27,6 +36,8 @@ EPILOG = """example:
 
 To resume a killed run, start it again with the same --out.
 """
+MOST_ANSWERS = 100
+"""Most of the student's own answers on which its drift from the base is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,18 +170,32 @@ def run(args: argparse.Namespace) -> int:
     finally:
         judge.close()
     if forgetting:
-        found = {"tasks": drops}
-        if texts:
-            found["text"] = {"data": args.retained} | text_drift(
-                model, base, processing_class, texts
-            )
-        before = read_summary(out).get("forgetting", {})
-        tasks_before = before.get("tasks", {}) if isinstance(before, dict) else {}
-        kept = {"text": before["text"]} if "text" in before else {}
-        add_to_summary(out, {"forgetting": kept | found | {"tasks": tasks_before | drops}})
+        all_texts: dict[str, list[Text]] = {TEXT: list(texts), ANSWERS: _answers(problems, out)}
+        names = {TEXT: args.retained, ANSWERS: f"{args.data} (own answers)"}
+        measured = {name: these for name, these in all_texts.items() if these}
+        given = (model, base, processing_class)
+        found = {
+            name: {"data": names[name]} | text_drift(*given, these)
+            for name, these in measured.items()
+        }
+        found |= {"layers": layer_drift(*given, measured), "tasks": drops}
+        earlier = read_summary(out).get("forgetting", {})
+        earlier = earlier if isinstance(earlier, dict) else {}
+        tasks = earlier.get("tasks", {}) | drops
+        add_to_summary(out, {"forgetting": earlier | found | {"tasks": tasks}})
         print(describe_forgetting(found))
     refresh_card(out.parent)
     return 0
+
+
+def _answers(problems: Sequence[Problem], out: Path) -> list[Text]:
+    """The student's own answers to the first `MOST_ANSWERS` questions, with their prompts."""
+    given = {item["question_id"]: item["completion"] for _, _, item in json_lines(out)}
+    return [
+        (p.prompt, given[p.question_id])
+        for p in problems[:MOST_ANSWERS]
+        if given.get(p.question_id)
+    ]
 
 
 def _settings(args: argparse.Namespace, model: str, data: str, weights: str) -> dict[str, Any]:

@@ -6,12 +6,19 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from tqdm import tqdm
 
+from compact.data.problems import Text as Prompt
 from compact.files import check_shape, json_lines, read_text
+from compact.passes.encode import encode_prompt
+
+TEXT, ANSWERS = "text", "answers"
+"""What `text_drift` is measured on: retained texts, the student's own answers to the questions."""
+Text: TypeAlias = "str | tuple[Prompt, str]"
+"""A text, or a prompt and its completion, of which only the completion is measured."""
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -33,41 +40,51 @@ def read_texts(path: str | Path) -> list[str]:
     return texts
 
 
+def encode_text(text: Text, processing_class: Any, max_length: int) -> tuple[list[int], int]:
+    """Returns at most `max_length` token ids, and the index of the first that is measured."""
+    if isinstance(text, str):
+        return processing_class(text)["input_ids"][:max_length], 1
+    prompt = encode_prompt(text[0], processing_class)
+    answer = processing_class(text[1], add_special_tokens=False)["input_ids"]
+    return [*prompt, *answer][:max_length], len(prompt)
+
+
 @torch.inference_mode()
 def text_drift(
     student: Any,
     base: Any,
     processing_class: Any,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     max_length: int = 1024,
 ) -> dict[str, float]:
-    """Measures how far a student has moved from its base on retained texts.
+    """Measures how far a student has moved from its base on texts, or on completions of prompts.
 
     Args:
         student: the distilled model.
         base: the model that it started from. If `base` is the same object as `student`, a peft
             model, the base is the student with its adapter disabled.
         processing_class: the tokenizer of both.
-        texts: the retained texts.
+        texts: texts, or pairs of prompt and completion, of which the completion counts.
         max_length: most tokens read of each text.
 
     Returns:
         tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats per token.
 
     Raises:
-        ValueError: no text has two or more tokens.
+        ValueError: no text has a token to measure.
     """
     device = next(student.parameters()).device
     count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
-    for text in tqdm(texts, unit="text", desc="retained text"):
-        ids = torch.tensor([processing_class(text)["input_ids"][:max_length]], device=device)
-        if ids.shape[1] < 2:
+    for text in tqdm(texts, unit="text", desc="drift"):
+        read, start = encode_text(text, processing_class, max_length)
+        if len(read) <= start:
             continue
-        target = ids[0, 1:, None]
-        ours = student(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        ids = torch.tensor([read], device=device)
+        target = ids[0, start:, None]
+        ours = student(input_ids=ids).logits[0, start - 1 : -1].float().log_softmax(-1)
         with student.disable_adapter() if base is student else nullcontext():
-            theirs = base(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            theirs = base(input_ids=ids).logits[0, start - 1 : -1].float().log_softmax(-1)
         nll -= ours.gather(1, target).sum().item()
         base_nll -= theirs.gather(1, target).sum().item()
         kl += (theirs.exp() * (theirs - ours)).sum().item()
@@ -113,10 +130,9 @@ def describe_forgetting(found: dict[str, Any]) -> str:
         f"{x['drop']:+.3f} (95% CI {x['drop_low']:+.3f} to {x['drop_high']:+.3f})"
         for path, x in found["tasks"].items()
     ]
-    if "text" in found:
-        x = found["text"]
-        lines.append(
-            f"{x['data']}: perplexity {x['base_perplexity']:.2f} -> {x['student_perplexity']:.2f}, "
-            f"KL {x['kl']:.4f} nats per token over {x['tokens']} tokens"
-        )
+    lines += [
+        f"{x['data']}: perplexity {x['base_perplexity']:.2f} -> {x['student_perplexity']:.2f}, "
+        f"KL {x['kl']:.4f} nats per token over {x['tokens']} tokens"
+        for x in (found[name] for name in (TEXT, ANSWERS) if name in found)
+    ]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from compact.report.views import (
     arm_view,
     facts,
     forgetting_rows,
+    layer_charts,
     problem_view,
     teacher_table,
     tiles,
@@ -53,6 +54,7 @@ def render(run: Run) -> str:
         method=method_rows(run),
         method_charts=method_charts(run),
         forgetting=forgetting_rows(run),
+        layers=layer_charts(run),
         arms=arm_view(run),
         problems=[problem_view(run, p, colours) for p in run.explained],
     )

@@ -47,6 +47,10 @@ _COMPARISON = {
     "settings?": dict,
 }
 _LIMITS = {"max_length?": int, "leaf_budget?": ANY_NUMBER}
+_DRIFT = {
+    "data": str,
+    **dict.fromkeys(("base_perplexity", "student_perplexity", "kl"), ANY_NUMBER),
+}
 _EVALUATION = {
     **dict.fromkeys(("accuracy", "ci_low", "ci_high"), SHARE),
     "correct": int,
@@ -57,10 +61,8 @@ _EVALUATION = {
                 ("base_accuracy", "student_accuracy", "drop", "drop_low", "drop_high"), ANY_NUMBER
             )
         },
-        "text?": {
-            "data": str,
-            **dict.fromkeys(("base_perplexity", "student_perplexity", "kl"), ANY_NUMBER),
-        },
+        **dict.fromkeys(("text?", "answers?"), _DRIFT),
+        "layers?": {"moved": [ANY_NUMBER], "states": {str: [ANY_NUMBER]}},
     },
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from compact.evaluation.forgetting import ANSWERS, TEXT
 from compact.metrics import AXES
 from compact.report.charts import (
     Interval,
@@ -56,8 +58,7 @@ def forgetting_rows(run: Run) -> list[dict[str, Any]]:
     rows = []
     for name, summary in run.evaluations:
         found = summary.get("forgetting", {})
-        if "text" in found:
-            text = found["text"]
+        for text in (found[name] for name in (TEXT, ANSWERS) if name in found):
             rows.append(
                 {
                     "evaluation": name,
@@ -81,6 +82,45 @@ def forgetting_rows(run: Run) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def layer_charts(run: Run) -> list[tuple[str, str, Markup]]:
+    """Returns (heading, explanation, chart) of what training changed, layer by layer.
+
+    They show the newest evaluation that measured it.
+    """
+    found = [s.get("forgetting", {}).get("layers") for _, s in run.evaluations]
+    newest = next((layers for layers in reversed(found) if layers), None)
+    if newest is None:
+        return []
+    names = {TEXT: "retained texts", ANSWERS: "own answers to the questions"}
+    lines = [
+        Series(names[name], i, list(enumerate(newest["states"][name])))
+        for i, name in enumerate(names)
+        if newest["states"].get(name)
+    ]
+    moved = Series("weights", 0, list(enumerate(newest["moved"], start=1)))
+    charts = []
+    if lines:
+        legend = " and ".join(f"{s.name} ({'blue' if s.colour == 0 else 'orange'})" for s in lines)
+        chart = line_chart(
+            "Similarity of hidden states before and after training, by layer",
+            lines,
+            x_label="layer (0: embeddings)",
+            y_range=(None, 1.0),
+        )
+        charts.append(
+            (
+                "Hidden states",
+                f"Linear CKA of the states before and after training; 1: unchanged. On {legend}.",
+                chart,
+            )
+        )
+    if moved.points:
+        chart = line_chart("Change of the weights by layer", [moved], x_label="layer")
+        text = "Norm of the change over the norm of the weights, of each decoder layer."
+        charts.append(("Weights", text, chart))
+    return charts
 
 
 def token_spans(rationale: ExplainedRationale, scale: float) -> list[dict[str, Any]]:

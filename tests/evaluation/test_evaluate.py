@@ -310,6 +310,13 @@ def test_command_measures_forgetting_of_an_adapter(saved, data, tmp_path, tokeni
     stored = json.loads((tmp_path / "run" / "items.summary.json").read_text())
     text = stored["forgetting"]["text"]
     assert text["kl"] > 1e-3 and text["student_perplexity"] != text["base_perplexity"]
+    answers = stored["forgetting"]["answers"]
+    assert answers["kl"] > 1e-3 and 0 < answers["tokens"] <= 5 * 4
+    layers = stored["forgetting"]["layers"]
+    assert len(layers["moved"]) == 2 and min(layers["moved"]) > 0.01
+    for name in ("text", "answers"):
+        embeddings, *others = layers["states"][name]
+        assert embeddings == pytest.approx(1) and len(others) == 2 and max(others) < 0.999
     drop = stored["forgetting"]["tasks"][str(task)]
     assert drop["items"] == 3
     assert drop["drop"] == pytest.approx(drop["base_accuracy"] - drop["student_accuracy"])

@@ -81,7 +81,8 @@ def run_of(folder: Path, text: str) -> Run:
     )
     drift = {"data": text, "base_perplexity": 1.0, "student_perplexity": 1.0, "kl": 0.0}
     summary = {"accuracy": 0.5, "ci_low": 0.4, "ci_high": 0.6, "correct": 1, "items": 2}
-    summary["forgetting"] = {"tasks": {text: task}, "text": drift}
+    summary["forgetting"] = {"tasks": {text: task}, "text": drift, "answers": drift}
+    summary["forgetting"]["layers"] = {"moved": [0.1], "states": {"text": [1.0], text: [1.0]}}
     info = dict.fromkeys(("student", "data", "weigher", "layout", "started", "status"), text)
     info |= {"command": text, "settings": {"seed": text}, "versions": {text: text}}
     return Run(

@@ -41,6 +41,9 @@ def run_folder(tmp_path_factory):
     task = {"base_accuracy": 0.5, "student_accuracy": 0.4, "drop": 0.1}
     task |= {"drop_low": -0.05, "drop_high": 0.25}
     found = {"text": text | {"kl": 0.0321}, "tasks": {"old-task.jsonl": task}}
+    found["answers"] = text | {"data": "test.jsonl (own answers)", "kl": 0.4}
+    states = {"text": [1.0, 0.99, 0.9], "answers": [1.0, 0.95, 0.8]}
+    found["layers"] = {"moved": [0.01, 0.02], "states": states}
     write_evaluation(run, "after", 0.45, forgetting=found)
     (run / "halted.summary.json").write_text(json.dumps({"settings": {}, "status": "running"}))
     (run / "compare.json").write_text(json.dumps(make_arms()))
