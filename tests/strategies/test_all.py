@@ -23,7 +23,7 @@ from helpers.trajectories import TEACHERS, rows_of, train
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "adaswitch": {"teacher": "TEACHER", "max_new_tokens": 6},
+    "adaswitch": {"teachers": "TEACHER", "max_new_tokens": 6},
     "aqg": {"count": 4},
     "co-supervised": {"samples": 1, "probe": 2, "max_new_tokens": 4},
     "crsd": {},
