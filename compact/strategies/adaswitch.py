@@ -202,16 +202,16 @@ class AdaSwitch(Strategy):
         """Returns the teacher of each problem."""
         if not self._several:
             return [MIXED] * len(problems)
-        weigher = self.weigher
+        needs = self.weigher.needs
         pass_ = observe(
             student,
             problems,
             layout="padded",
-            leaves=weigher.needs_leaves,
-            options=weigher.needs_options,
-            statistics=weigher.statistics,
+            leaves=needs.leaves,
+            options=needs.options,
+            statistics=needs.statistics,
         )
-        weights = weigher(pass_).used.tolist()
+        weights = self.weigher(pass_).used.tolist()
         nll = segment_mean(pass_.stats.nll, pass_.batch.token_offsets).tolist()
         order = [(weight, -loss) for weight, loss in zip(weights, nll, strict=True)]
         names, r = [], 0
