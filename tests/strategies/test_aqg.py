@@ -62,7 +62,7 @@ def _rows(problems: list[Problem], *, gold: bool) -> str:
 
 
 def test_compact_score_finds_planted_misconceptions(tmp_path: Path) -> None:
-    """With gold answers all of them; without, few: their arithmetic holds.
+    """With gold answers all of them; without, none: a misconception's arithmetic holds.
 
     The student is untrained: it is the texts that tell.
     """
@@ -82,8 +82,7 @@ def test_compact_score_finds_planted_misconceptions(tmp_path: Path) -> None:
         )
         wrong = [row for row in rows if row["teacher"] == MISCONCEPTION]
         assert not gold or all(row["findings"] for row in wrong)
-    assert found[True] == 20
-    print(found)
+    assert found == {True: 20, False: 0}
 
 
 def test_graphs_are_solved_from_their_leaves() -> None:
