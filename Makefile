@@ -65,7 +65,8 @@ STUDY_ARMS   = uniform oracle answer-vote softmax-nll robust mgda pcgrad mind \
   "uniform,strategy=co-supervised,strategy_options={max_new_tokens: 110}" \
   "uniform,strategy=crsd" "uniform,strategy=fragment-ema" "robust,strategy=trico" \
   "uniform,strategy=aqg" \
-  "uniform,strategy=adaswitch,strategy_options={teacher: $(ZOO_TEACHER), max_new_tokens: 110}" \
+  "uniform,strategy=adaswitch,strategy_options={teachers: $(ZOO_TEACHER), max_new_tokens: 110}" \
+  "uniform,strategy=answer-confidence,strategy_options={teachers: $(ZOO_TEACHER)}" \
   "uniform,strategy=feature-contrast,strategy_options={teachers: $(ZOO_TEACHER)}"
 study: native  ## every strategy and policy on zoo B at equal steps (many hours; STUDY_FLAGS, STUDY_OUT)
 	$(PY) -c 'from compact.lab.zoo_student import load_zoo_student as load; load("late")'

@@ -133,7 +133,7 @@ def compact_loss(
     taken: Student, problem: EncodedProblem, weigher: Weigher, layout: Any, pad: int, leaves: bool
 ) -> Tensor:
     """The loss of one question as the trainer computes it."""
-    layout = "padded" if weigher.needs_padded else layout
+    layout = "padded" if weigher.needs.padded else layout
     batch = build_batch([problem], layout=layout, leaves=leaves, pad_token_id=pad)
     live, hidden, pass_ = run_pass(taken, batch)
     weight = weigher(pass_).weight

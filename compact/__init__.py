@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compact.data import load_problems as load_problems
     from compact.data import load_questions as load_questions
     from compact.metrics import register as register_metric  # noqa: F401
+    from compact.passes import Needs as Needs
     from compact.passes import Pass as Pass
     from compact.student import Student as Student
     from compact.student import load_student as load_student
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "CompactConfig": ("compact.config", "CompactConfig"),
     "CompactTrainer": ("compact.trainer", "CompactTrainer"),
+    "Needs": ("compact.passes", "Needs"),
     "Pass": ("compact.passes", "Pass"),
     "Preset": ("compact.weighting", "Preset"),
     "Student": ("compact.student", "Student"),

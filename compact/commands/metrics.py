@@ -99,7 +99,8 @@ def list_registries() -> int:
 
 def metric_needs(metric: Metric) -> str:
     """Returns what a metric needs besides the pass: "free" if nothing."""
-    named = [*metric.costs, *(["gold answers"] if metric.needs_gold else ()), *metric.statistics]
+    needs = metric.needs
+    named = [*metric.costs, *(["gold answers"] if needs.gold else ()), *needs.statistics]
     return ", ".join(named) or "free"
 
 

@@ -90,7 +90,7 @@ def score_problems(
         ResumableRows(partial, settings or {}, key="question_id", shape=_ROWS) if partial else None
     )
     found = {} if store is None else store.done
-    layout = "padded" if weigher.needs_padded else choose_layout(student, "auto", max_length)[0]
+    layout = "padded" if weigher.needs.padded else choose_layout(student, "auto", max_length)[0]
     # What a vote or a check is worth is learned from all problems, those found earlier included.
     encoded = encode_problems(
         problems,
@@ -98,7 +98,7 @@ def score_problems(
         max_length=max_length,
         leaf_budget=leaf_budget,
         keep_tail=weigher.keep_tail,
-        options=weigher.needs_options,
+        options=weigher.needs.options,
     )
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
@@ -108,8 +108,8 @@ def score_problems(
                 student,
                 chunk,
                 layout=layout,
-                options=weigher.needs_options,
-                statistics=weigher.statistics,
+                options=weigher.needs.options,
+                statistics=weigher.needs.statistics,
             )
             if graphs:
                 _save_graphs(pass_, graphs)

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from compact.passes import Pass
+from compact.passes import Needs, Pass
 from compact.registry import Registry, unknown
 from compact_ops import STATISTICS
 
@@ -60,17 +60,7 @@ class Metric:
         name: the name that users write.
         axis: the axis that it can be used for; "control" is none of a preset's.
         score: the function from a pass to [R] float scores.
-        needs_leaves: it reads `Pass.leaf_logp`, so the batch must be built with answer leaves.
-        needs_padded: it needs the padded layout, one row per rationale, as in the released code.
-        needs_leaf_hidden: it also reads `Pass.leaf_hidden`. Leaves kept from an earlier step do not
-            suffice, so the trainer refuses it with leaf_every > 1.
-        needs_options: it reads `Pass.option_logp`, so problems must be encoded, and the batch
-            built, with option leaves. The trainer refuses it with leaf_every > 1.
-        statistics: the optional statistics of `compact_ops.TokenStats` that it reads ("rank",
-            "sum_p2", "margin"); who runs the pass asks for them.
-        needs_gold: it says nothing without gold answers. Data in which no problem has one are
-            refused.
-        needs_judgements: it reads `EncodedRationale.judgement`.
+        needs: what it reads.
         runs_student: it runs the student itself: a second pass, which costs as much as the first.
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
@@ -80,13 +70,7 @@ class Metric:
     name: str
     axis: Axis
     score: Callable[[Pass], Tensor]
-    needs_leaves: bool = False
-    needs_padded: bool = False
-    needs_leaf_hidden: bool = False
-    needs_options: bool = False
-    statistics: tuple[str, ...] = ()
-    needs_gold: bool = False
-    needs_judgements: bool = False
+    needs: Needs = Needs()
     runs_student: bool = False
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
@@ -95,9 +79,9 @@ class Metric:
     def costs(self) -> tuple[str, ...]:
         """What the metric costs in addition to the pass, in words; () if it is free."""
         costs = {
-            "answer leaves": self.needs_leaves,
-            "option leaves": self.needs_options,
-            "padded rows": self.needs_padded,
+            "answer leaves": self.needs.leaves,
+            "option leaves": self.needs.options,
+            "padded rows": self.needs.padded,
             "a second pass": self.runs_student,
         }
         return tuple(cost for cost, is_so in costs.items() if is_so)
@@ -123,8 +107,8 @@ def register(
 ) -> Callable[[Callable[[Pass], Tensor]], Callable[[Pass], Tensor]]:
     """Returns a decorator that registers a function as metric `name` of `axis`.
 
-    The other arguments are those of `Metric`. The axis implies the direction: "lower" for
-    difficulty, else "higher". Only a control may say otherwise.
+    The other arguments are those of `Metric` and `Needs`. The axis implies the direction: "lower"
+    for difficulty, else "higher". Only a control may say otherwise.
 
     Raises:
         ValueError: if the axis, the direction or a statistic is unknown, axis and direction
@@ -149,13 +133,15 @@ def register(
             name=name,
             axis=axis,
             score=_guarded(name, score, tuple(statistics), runs_student),
-            needs_leaves=needs_leaves or needs_leaf_hidden,
-            needs_padded=needs_padded,
-            needs_leaf_hidden=needs_leaf_hidden,
-            needs_options=needs_options,
-            statistics=tuple(statistics),
-            needs_gold=needs_gold,
-            needs_judgements=needs_judgements,
+            needs=Needs(
+                leaves=needs_leaves or needs_leaf_hidden,
+                leaf_hidden=needs_leaf_hidden,
+                options=needs_options,
+                padded=needs_padded,
+                judgements=needs_judgements,
+                gold=needs_gold,
+                statistics=tuple(statistics),
+            ),
             runs_student=runs_student,
             direction=direction or implied,
             aggregation=aggregation,
@@ -217,12 +203,6 @@ def get_metric(name: str, axis: Axis | None = None) -> Metric:
         what = "metric" if axis is None else f"metric of {axis}"
         raise ValueError(unknown(what, name, names))
     return METRICS[name]
-
-
-def statistics_of(metrics: Iterable[Metric]) -> tuple[str, ...]:
-    """Returns the optional statistics that any of the metrics reads, in a fixed order."""
-    read = {name for metric in metrics for name in metric.statistics}
-    return tuple(name for name in STATISTICS if name in read)
 
 
 def metric_names(axis: Axis | None = None) -> list[str]:

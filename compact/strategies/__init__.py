@@ -16,6 +16,7 @@ from compact.strategies.base import (
 # Each file states formula, source and what is ours.
 _BUILT_IN = (
     "adaswitch",
+    "answer_confidence",
     "aqg",
     "co_supervised",
     "crsd",

@@ -11,13 +11,18 @@ of the same divergence; the likelihood of the text is not trained on.
 Source: AdaSwitch (arXiv 2510.07842). Ours: K = 3 and w = 16; the first token, which has no window,
 is compared with itself (K < 1 switches at once: off-policy; K = infinity never switches:
 on-policy); the text is written first and the divergences are computed in one forward of each model,
-which gives the same switch as comparing while writing. One teacher.
+which gives the same switch as comparing while writing.
+
+Ours too: each teacher of the data may have its own white-box model. The one that takes over is that
+of the rationale with the greatest weight, by the preset and the student as it is; of equal weights,
+that of the likeliest rationale, so with `uniform` the likelihood decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,14 +30,14 @@ from torch import Tensor, nn
 
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import plain_rationale
-from compact.passes.forward import token_states
+from compact.passes.forward import observe, token_states
 from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import (
     completion_states,
     divergence,
-    load_teacher,
+    load_teachers,
     teacher_states,
 )
 from compact.student.generation import generate, seed_of
@@ -42,7 +47,9 @@ if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
     from compact.student import Student
-    from compact.weighting import Weigher
+    from compact.weighting import Weigher, Weights
+
+MIXED = "student + teacher"
 
 
 def switch_point(divergences: Sequence[float], factor: float, window: int) -> int | None:
@@ -63,11 +70,10 @@ class _Divergence:
         self.owner = owner
 
     def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        teacher = self.owner.white_box
-        states = teacher_states(teacher, pass_.batch.problems)
+        batch = pass_.batch
         own = completion_states(hidden, pass_)
-        found = divergence(own, pass_.student, states, teacher, self.owner.kind)
-        return (weight * segment_mean(found, pass_.batch.token_offsets)).sum()
+        found = self.owner.divergences(own, batch.problems, pass_.student)
+        return (weight * segment_mean(found, batch.token_offsets)).sum()
 
 
 @register_strategy("adaswitch")
@@ -80,7 +86,7 @@ class AdaSwitch(Strategy):
 
     def __init__(
         self,
-        teacher: str,
+        teachers: str | dict[str, str],
         factor: float = 3.0,
         window: int = 16,
         kind: str = "forward",
@@ -91,13 +97,14 @@ class AdaSwitch(Strategy):
         """Sets up the switch.
 
         Args:
-            teacher: the white-box teacher: a name, a folder or a .gguf file.
+            teachers: the white-box teacher: a name, a folder or a .gguf file; or that of each
+                teacher of the data, by name.
             factor: K.
             window: w, in tokens.
             kind: the divergence, "forward", "reverse" or "jsd".
             max_new_tokens: most tokens of a text.
             temperature: of student and teacher; 0 is greedy.
-            dtype: of the teacher's weights.
+            dtype: of the teachers' weights.
 
         Raises:
             ValueError: a value is not allowed.
@@ -112,52 +119,108 @@ class AdaSwitch(Strategy):
         ):
             if not value >= least:
                 raise ValueError(f"{name} of adaswitch must be at least {least}, got {value!r}")
-        self.teacher, self.factor, self.window, self.kind = teacher, factor, window, kind
+        self.teachers, self.factor, self.window, self.kind = teachers, factor, window, kind
         self.max_new_tokens, self.temperature, self.dtype = max_new_tokens, temperature, dtype
         self.steps = self.seed = 0
         self.device: Any = "cpu"
         self.max_length = 2560
+        self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
-        """Refuses a preset: there is one text a question, which has nothing to weigh."""
-        if args.preset != "uniform":
+        """Keeps the weigher; refuses a preset for one teacher, which leaves nothing to choose."""
+        if args.preset != "uniform" and not isinstance(self.teachers, dict):
             raise ValueError(
-                "preset must be uniform with strategy adaswitch, which trains on one text per "
-                f"question, written by student and teacher, got {args.preset!r}"
+                "preset must be uniform with strategy adaswitch and one white-box teacher, since "
+                f"the preset chooses among several, got {args.preset!r}"
             )
+        self.weigher = weigher
         self.seed, self.device, self.max_length = args.seed, args.device, args.max_length
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
-        """Loads the teacher."""
-        self.white_box = load_teacher(self.teacher, processing_class, self.device, self.dtype)
+        """Loads the teachers.
+
+        Raises:
+            ValueError: a teacher of the data has no white-box model.
+        """
+        self.models = load_teachers(
+            "adaswitch", self.teachers, problems, processing_class, self.device, self.dtype
+        )
         return problems
 
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
     ) -> Sequence[EncodedProblem]:
-        """Returns the problems with one mixed text each, in place of their rationales."""
+        """Returns the problems with one mixed text each, in place of their rationales.
+
+        With several teachers, its `teacher` is the one that took over, or would have.
+        """
         prompts = [p.prompt_ids for p in problems]
         seed = seed_of(self.seed, self.steps, [p.question_id for p in problems])
+        training = student.model.training
+        student.model.eval()
+        names = self._chosen(problems, student)
         own = self._written(student, prompts, seed, self._room(prompts))
-        written = [_with_text(p, ids, student) for p, ids in zip(problems, own, strict=True)]
+        written = [
+            _with_text(p, name, ids, student)
+            for p, name, ids in zip(problems, names, own, strict=True)
+        ]
         starts = self._switches(written, student)
+        student.model.train(training)
         turned = [i for i, start in enumerate(starts) if start is not None]
-        kept = [own[i][: starts[i]] for i in turned]
-        if turned:
-            begun = [(*prompts[i], *ids) for i, ids in zip(turned, kept, strict=True)]
-            rest = self._written(self.white_box, begun, seed + 1, self._room(begun))
-            for i, before, after in zip(turned, kept, rest, strict=True):
-                written[i] = _with_text(problems[i], [*before, *after], student)
+        for name in dict.fromkeys(names[i] for i in turned):
+            mine = [i for i in turned if names[i] == name]
+            kept = [own[i][: starts[i]] for i in mine]
+            begun = [(*prompts[i], *ids) for i, ids in zip(mine, kept, strict=True)]
+            model = self._model_of(name)
+            assert model is not None  # `prepare` has loaded that of every teacher
+            rest = self._written(model, begun, seed + 1, self._room(begun))
+            for i, before, after in zip(mine, kept, rest, strict=True):
+                written[i] = _with_text(problems[i], name, [*before, *after], student)
         self._means.add("switched", len(turned) / len(problems), len(problems))
         for i, problem in enumerate(written):
             length, start = len(problem.rationales[0].ids), starts[i]
             self._means.add(
                 "share of tokens by the student", 1.0 if start is None else start / length
             )
+            if self._several:
+                for name in self.models:
+                    self._means.add(f"questions/{name}", float(names[i] == name))
         return written
+
+    @property
+    def _several(self) -> bool:
+        return isinstance(self.teachers, dict)
+
+    def _model_of(self, name: str) -> Student | None:
+        """Returns the white-box model of a teacher; None if an evaluation has other teachers."""
+        return self.models.get(name) if self._several else next(iter(self.models.values()))
+
+    def _chosen(self, problems: Sequence[EncodedProblem], student: Student) -> list[str]:
+        """Returns the teacher of each problem."""
+        if not self._several:
+            return [MIXED] * len(problems)
+        needs = self.weigher.needs
+        pass_ = observe(
+            student,
+            problems,
+            layout="padded",
+            leaves=needs.leaves,
+            options=needs.options,
+            statistics=needs.statistics,
+        )
+        weights = self.weigher(pass_).used.tolist()
+        nll = segment_mean(pass_.stats.nll, pass_.batch.token_offsets).tolist()
+        order = [(weight, -loss) for weight, loss in zip(weights, nll, strict=True)]
+        names, r = [], 0
+        for problem in problems:
+            count = len(problem.rationales)
+            best = max(range(count), key=lambda k: order[r + k])
+            names.append(problem.rationales[best].teacher)
+            r += count
+        return names
 
     def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         return max(min(self.max_new_tokens, self.max_length - max(map(len, prompts))), 1)
@@ -176,21 +239,47 @@ class AdaSwitch(Strategy):
     @torch.no_grad()
     def _switches(self, problems: Sequence[EncodedProblem], student: Student) -> list[int | None]:
         """Returns the token of each student's text at which the teacher takes over."""
-        training = student.model.training
-        student.model.eval()
         batch = build_batch(
             problems, layout="padded", leaves=False, pad_token_id=student.pad_token_id
         ).to(student.weight.device)
-        own = token_states(student, batch)
-        student.model.train(training)
-        states = teacher_states(self.white_box, problems)
-        found = divergence(own, student, states, self.white_box, self.kind)
+        found = self.divergences(token_states(student, batch), problems, student)
         parts = found.split(batch.token_offsets.diff().tolist())
         return [switch_point(part.tolist(), self.factor, self.window) for part in parts]
+
+    def divergences(
+        self, own: Tensor, problems: Sequence[EncodedProblem], student: Student
+    ) -> Tensor:
+        """Returns [M] float32 divergences of the student from the teacher of each rationale.
+
+        Args:
+            own: [M, H] hidden states that predict the completion tokens of the problems.
+            problems: the problems.
+            student: its head.
+        """
+        found = own.new_zeros(len(own), dtype=torch.float32)
+        models = {id(m): m for m in self.models.values()}
+        for model in models.values():
+            parts, mine = [], []
+            for problem in problems:
+                taught = [self._model_of(r.teacher) is model for r in problem.rationales]
+                for rationale, is_mine in zip(problem.rationales, taught, strict=True):
+                    mine += [is_mine] * len(rationale.ids)
+                kept = tuple(compress(problem.rationales, taught))
+                if kept:
+                    parts.append(replace(problem, rationales=kept))
+            if parts:
+                rows = torch.tensor(mine, device=own.device)
+                states = teacher_states(model, parts)
+                found[rows] = divergence(own[rows], student, states, model, self.kind).float()
+        return found
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the divergence on the mixed text."""
         return [_Divergence(self)]
+
+    def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
+        """Returns 1 for each mixed text: the preset has chosen the teacher already."""
+        return torch.ones_like(weights.weight)
 
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
         """Counts the steps, which seed the samples."""
@@ -209,7 +298,9 @@ class AdaSwitch(Strategy):
         self.steps = int(state["steps"])
 
 
-def _with_text(problem: EncodedProblem, ids: Sequence[int], student: Student) -> EncodedProblem:
+def _with_text(
+    problem: EncodedProblem, teacher: str, ids: Sequence[int], student: Student
+) -> EncodedProblem:
     tokenizer = student.tokenizer
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    return replace(problem, rationales=(plain_rationale("student + teacher", ids, text),))
+    return replace(problem, rationales=(plain_rationale(teacher, ids, text),))

@@ -32,7 +32,7 @@ from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import (
     completion_states,
     divergence,
-    load_teacher,
+    load_teachers,
     teacher_states,
 )
 
@@ -122,8 +122,7 @@ class FeatureContrast(Strategy):
         self.teachers, self.factor, self.soft = teachers, factor, soft
         self.temperature, self.dtype, self.seed = temperature, dtype, seed
         self.device: Any = "cpu"
-        self.paths: dict[str, str] = {}  # teacher of the data -> its white-box model
-        self.models: dict[str, Student] = {}  # by path
+        self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -140,23 +139,9 @@ class FeatureContrast(Strategy):
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
         """Loads the white-box models, each once."""
-        names = list(dict.fromkeys(r.teacher for p in problems for r in p.rationales))
-        paths = (
-            self.teachers
-            if isinstance(self.teachers, dict)
-            else dict.fromkeys(names, self.teachers)
+        self.models = load_teachers(
+            "feature-contrast", self.teachers, problems, processing_class, self.device, self.dtype
         )
-        missing = [name for name in names if name not in paths]
-        if missing:
-            raise ValueError(
-                f"teachers of feature-contrast must name a model for each of {names}, found none "
-                f"for {missing}"
-            )
-        self.paths = {name: paths[name] for name in names}
-        self.models = {
-            path: load_teacher(path, processing_class, self.device, self.dtype)
-            for path in dict.fromkeys(self.paths.values())
-        }
         return problems
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
@@ -172,8 +157,8 @@ class FeatureContrast(Strategy):
             [answers[batch.problems[p].gold] for _, p, _ in places], device=own.device
         )
         tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
-        for path, model in self.models.items():
-            mine = [self.paths.get(teacher) == path for teacher in batch.teachers]
+        for model in {id(m): m for m in self.models.values()}.values():
+            mine = [self.models.get(teacher) is model for teacher in batch.teachers]
             if not any(mine):
                 continue
             states = teacher_states(model, batch.problems)

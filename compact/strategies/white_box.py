@@ -5,13 +5,14 @@ They are read through `compact_ops.head_divergence`, so the logits of neither mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compact.data import Problem
 from compact.passes import EncodedProblem, Pass
 from compact.passes.forward import token_states
 from compact.passes.packing import build_batch
@@ -45,6 +46,43 @@ def load_teacher(
         )
     model.requires_grad_(False)
     return Student.of(model.to(device).eval(), processing_class)
+
+
+def load_teachers(
+    strategy: str,
+    teachers: str | Mapping[str, str],
+    problems: Sequence[Problem],
+    processing_class: Any,
+    device: torch.device | str,
+    dtype: str,
+) -> dict[str, Student]:
+    """Returns the white-box model of each teacher of the problems; a model is loaded once.
+
+    Args:
+        strategy: whose `teachers` this is, for the error.
+        teachers: teacher of the data -> model as in `load_teacher`; one text for all.
+        problems: the problems to train on.
+        processing_class: as in `load_teacher`.
+        device: as in `load_teacher`.
+        dtype: as in `load_teacher`.
+
+    Raises:
+        ValueError: a teacher has no model; or as in `load_teacher`.
+        FileNotFoundError: as in `load_teacher`.
+    """
+    names = list(dict.fromkeys(r.teacher for p in problems for r in p.rationales))
+    paths = dict.fromkeys(names, teachers) if isinstance(teachers, str) else teachers
+    missing = [name for name in names if name not in paths]
+    if missing:
+        raise ValueError(
+            f"teachers of {strategy} must name a model for each of {names}, found none for "
+            f"{missing}"
+        )
+    models = {
+        path: load_teacher(path, processing_class, device, dtype)
+        for path in dict.fromkeys(paths[name] for name in names)
+    }
+    return {name: models[paths[name]] for name in names}
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class MicroBatchLoss:
             if given != got:
                 name = type(self.strategy).__name__
                 raise ValueError(f"rollout of {name} must return question_ids {given}, got {got}")
-        needs_leaves = self.weigher.needs_leaves
+        needs_leaves = self.weigher.needs.leaves
         due = not training or number % self.args.leaf_every == 0
         kept = [self._kept(p) if needs_leaves and not due else None for p in problems]
         built = items.batch if isinstance(items, MicroBatch) else None
@@ -107,7 +107,7 @@ class MicroBatchLoss:
                 batch,
                 head_grad=self.args.head_grad,
                 filter_eps=self.args.filter_eps,
-                statistics=self.weigher.statistics,
+                statistics=self.weigher.needs.statistics,
             )
             if needs_leaves:
                 pass_ = with_kept_levels(pass_, kept)
@@ -154,14 +154,14 @@ class MicroBatchLoss:
         return partial(
             build_batch,
             layout=self.layout,
-            options=self.weigher.needs_options,
+            options=self.weigher.needs.options,
             pad_token_id=self.student.pad_token_id,
             row_capacity=self.args.max_length,
         )
 
     def collate(self, *, training: bool) -> Collate:
         """Returns what makes micro-batches, with their tensors if no step has a say in them."""
-        leaves = self.weigher.needs_leaves
+        leaves = self.weigher.needs.leaves
         own = training and type(self.strategy).rollout is not Strategy.rollout
         kept = training and leaves and self.args.leaf_every > 1
         asks_others = leaves and self._sharded

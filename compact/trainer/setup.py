@@ -61,14 +61,10 @@ def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) ->
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
             f"step to step, got {args.leaf_every}"
         )
-    if args.leaf_every > 1 and weigher.needs_options:
+    if args.leaf_every > 1 and (weigher.needs.options or weigher.needs.leaf_hidden):
         raise ValueError(
-            f"leaf_every must be 1 with metrics that read option leaves, got {args.leaf_every}"
-        )
-    if args.leaf_every > 1 and weigher.leaf_hidden_readers:
-        raise ValueError(
-            f"leaf_every must be 1 with {weigher.leaf_hidden_readers[0]}, which reads the hidden "
-            f"states of fresh answer leaves, got {args.leaf_every}"
+            "leaf_every must be 1 with metrics that read option leaves or the hidden states of "
+            f"answer leaves, got {args.leaf_every}"
         )
 
 
@@ -110,9 +106,9 @@ def encoded(
     """Returns the problems of `problems_of` as token ids."""
     options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
     options["keep_tail"] = weigher.keep_tail
-    options["options"] = weigher.needs_options
+    options["options"] = weigher.needs.options
     problems = problems_of(weigher, dataset)
-    judged = weigher.needs_judgements
+    judged = weigher.needs.judgements
     return ProblemDataset(LazyProblems(problems, processing_class, judged=judged, **options))
 
 
@@ -179,7 +175,7 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
         ValueError: the layout must be "tree", but the student or the weigher does not support it.
     """
     wanted = args.layout
-    if weigher.needs_padded:
+    if weigher.needs.padded:
         if wanted == "tree":
             raise ValueError(f"layout must be auto or padded with {args.preset}, got 'tree'")
         wanted = "padded"
@@ -196,8 +192,8 @@ def check_data(student: Student, weigher: Weigher, data: LazyProblems, args: Com
     Raises:
         ValueError: it has no embedding for a token or a position.
     """
-    check_ids(student, data.sample, leaves=weigher.needs_leaves)
-    if weigher.needs_leaves:
+    check_ids(student, data.sample, leaves=weigher.needs.leaves)
+    if weigher.needs.leaves:
         log_data(data, args.leaf_budget)
 
 

@@ -9,11 +9,17 @@ with a learning rate of its own and gradients that are summed over `every` optim
 moves ("inertia"). alpha = softmax(s / tau) over the rationales whose share is at least beta times
 that of the best; the others get 0.
 
-Source: MIND (arXiv 2601.03717). Ours: the features. They are mean entropy, log length and the share
-of the problem's rationales with the same answer, each standardised within the problem, and a fixed
-random code of the teacher's name. The loss is not among them: the network would copy it, noise
-included. The optimum is then softmax(-mean loss / tau) given the features. The network is trained
-on the scores of an optimizer step, which the trainer gathers from all ranks.
+Source: MIND (arXiv 2601.03717). Ours: the features. They are mean entropy, log length and the
+consistency of the answer, each standardised within the problem, and a fixed random code of the
+teacher's name. The loss is not among them: the network would copy it, noise included. The optimum
+is then softmax(-mean loss / tau) given the features. The network is trained on the scores of an
+optimizer step, which the trainer gathers from all ranks.
+
+The consistency of rationale k is 1 - JSD / ln 2 of its distribution of answers and that of another
+rationale, averaged over the others. `consistency: stated`: each rationale's distribution is all on
+the answer that it states, so this is the share of the others that state the same.
+`consistency: believed`: it is the student's, over the options of the question after the steps that
+state no answer; that is the metric `posterior-consensus`, and it costs option leaves.
 """
 
 from __future__ import annotations
@@ -25,12 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compact.metrics.answer import answer_share
-from compact.passes import Pass
+from compact.metrics import get_metric
+from compact.passes import Needs, Pass
 from compact.passes.segments import segment_mean
+from compact.passes.transfer import put
 from compact.weighting.policies import StatefulPolicy, register_policy
 
-FEATURES = ("entropy", "length", "agreement")
+FEATURES = ("entropy", "length", "consistency")
 CODES = tuple(f"code {i}" for i in range(4))
 
 
@@ -57,12 +64,21 @@ class SideNet(nn.Module):
 class Mind(StatefulPolicy):
     """The policy `mind`; its state is the network, its optimizer and the summed gradients."""
 
-    def __init__(self, tau: float, beta: float, rate: float, every: int, seed: int) -> None:
+    def __init__(
+        self, tau: float, beta: float, rate: float, every: int, seed: int, consistency: str
+    ) -> None:
         for name, value, least in (("tau", tau, 1e-6), ("rate", rate, 0.0), ("every", every, 1)):
             if not value >= least:
                 raise ValueError(f"override of mind: {name} must be at least {least}, got {value}")
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"override of mind: beta must be from 0 to 1, got {beta}")
+        if consistency not in ("stated", "believed"):
+            raise ValueError(
+                f"override of mind: consistency must be stated or believed, got {consistency!r}"
+            )
+        believed = get_metric("posterior-consensus")
+        self.needs = believed.needs if consistency == "believed" else Needs()
+        self.consistency = believed.score if consistency == "believed" else stated
         self.tau, self.beta, self.every = tau, beta, every
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -81,7 +97,7 @@ class Mind(StatefulPolicy):
             "nll": segment_mean(stats.nll, tokens).float(),
             "entropy": segment_mean(stats.entropy, tokens).float(),
             "length": tokens.diff().float().log(),
-            "agreement": answer_share(batch).float(),
+            "consistency": self.consistency(pass_).float(),
         }
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
@@ -142,6 +158,20 @@ class Mind(StatefulPolicy):
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
+def stated(pass_: Pass) -> Tensor:
+    """Returns [R] the share of the other rationales that state the same answer; 0 for a lone one.
+
+    It is the mean of 1 - JSD / ln 2 for distributions on one answer each: ln 2 apart or equal. A
+    rationale without an answer agrees with none.
+    """
+    shares = []
+    for problem in pass_.batch.problems:
+        answers = [r.answer for r in problem.rationales]
+        others = max(len(answers) - 1, 1)
+        shares += [(answers.count(a) - 1) / others if a is not None else 0.0 for a in answers]
+    return put(shares, pass_.batch.problem)
+
+
 def _code(teacher: str) -> list[float]:
     """Returns numbers that depend on the name only."""
     rng = Random(teacher)
@@ -174,7 +204,12 @@ def _tensors(lists: Mapping[str, Any]) -> dict[str, Tensor]:
 
 @register_policy("mind")
 def mind(
-    tau: float = 0.2, beta: float = 0.1, rate: float = 3e-3, every: int = 4, seed: int = 0
+    tau: float = 0.2,
+    beta: float = 0.1,
+    rate: float = 3e-3,
+    every: int = 4,
+    seed: int = 0,
+    consistency: str = "stated",
 ) -> StatefulPolicy:
     """Weights of a side network that learns which rationales the student will fit well (MIND)."""
-    return Mind(tau, beta, rate, every, seed)
+    return Mind(tau, beta, rate, every, seed, consistency)

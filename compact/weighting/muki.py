@@ -107,11 +107,11 @@ class _Muki(StatefulPolicy):
         if not self.margin:
             return alpha
         mean = self.sum / self.count if self.sum > 0 else 1.0
-        margins = torch.stack([_margin(part) for part in parts]) / mean
+        margins = torch.stack([margin_of(part) for part in parts]) / mean
         return alpha * margins[pass_.batch.problem]
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
-        margins = [float(_margin(p)) for p in scores["confidence"].split(offsets.diff().tolist())]
+        margins = [float(margin_of(p)) for p in scores["confidence"].split(offsets.diff().tolist())]
         self.sum, self.count = self.sum + sum(margins), self.count + len(margins)
 
     def take_log(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ class _Muki(StatefulPolicy):
         self.sum, self.count = float(state["sum"]), int(state["count"])
 
 
-def _margin(confidences: Tensor) -> Tensor:
+def margin_of(confidences: Tensor) -> Tensor:
     """Returns the difference of the two largest; with one teacher its confidence."""
     best = confidences.topk(min(2, len(confidences))).values
     return best[0] - best[1] if len(best) > 1 else best[0]

@@ -3,8 +3,8 @@
 A policy takes its settings and returns a function (pass, optimizer steps so far) -> weights [R].
 `@register_policy(NAME)` registers it. A policy can skip a problem, for example if the single
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
-problem, and the problem has no loss. A policy that reads optional token statistics names them in
-an attribute of the function that it returns: `policy.statistics = ("rank",)`.
+problem, and the problem has no loss. A policy that reads more of the pass than its token statistics
+says so in an attribute of what it returns: `policy.needs = Needs(statistics=("rank",))`.
 
 A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compact.metrics import get_metric
 from compact.metrics.answer import answer_share
-from compact.passes import Pass
+from compact.passes import Needs, Pass
 from compact.passes.segments import segment_max, segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import Registry
@@ -255,9 +255,9 @@ class _ByMetric:
     weigh: Callable[[Tensor, Tensor], Tensor]
 
     @property
-    def statistics(self) -> tuple[str, ...]:
-        """The optional token statistics that the metric reads."""
-        return get_metric(self.metric).statistics
+    def needs(self) -> Needs:
+        """What the metric reads."""
+        return get_metric(self.metric).needs
 
     def __call__(self, pass_: Pass, steps: int) -> Tensor:
         score = get_metric(self.metric).score(pass_).float()

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric, statistics_of
-from compact.passes import Batch, Pass
+from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric
+from compact.passes import Batch, Needs, Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import unknown
@@ -67,29 +67,19 @@ class Weigher(Protocol):
 
     Attributes:
         name: preset or policy, as the user wrote it.
-        needs_leaves: it reads answer leaves.
-        needs_options: it reads option leaves.
-        needs_padded: it needs the padded layout, one row per rationale.
-        leaf_hidden_readers: metrics that read the hidden states of leaves.
-        needs_judgements: it reads `EncodedRationale.judgement`.
+        needs: what it reads.
         gold_readers: what cannot work without gold answers: metrics, or the policy itself.
         keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
-        statistics: the optional statistics of `compact_ops.TokenStats` that it reads.
     """
 
     name: str
-    needs_leaves: bool
-    needs_options: bool
-    needs_padded: bool
-    needs_judgements: bool
-    leaf_hidden_readers: tuple[str, ...]
+    needs: Needs
     gold_readers: tuple[str, ...]
     keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
-    statistics: tuple[str, ...]
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass, checked; changes no state."""
@@ -199,21 +189,16 @@ class PresetWeigher(_Checked):
         }
         name = self.preset.validity
         self.validity = None if name == "none" else get_metric(name, VALIDITY)
-        read = self.all_metrics.values()
-        self.needs_leaves = any(m.needs_leaves for m in read)
-        self.needs_options = any(m.needs_options for m in read)
-        self.needs_padded = any(m.needs_padded for m in read)
-        self.needs_judgements = any(m.needs_judgements for m in read)
-        self.leaf_hidden_readers = tuple(m.name for m in read if m.needs_leaf_hidden)
-        self.statistics = statistics_of(read)
         signed = zip(COMPATIBILITY, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
         # With a validity the weights mean something without gold answers too.
         self.gold_readers = tuple(
             m.name
             for axis, m in self.metrics.items()
-            if m.needs_gold and self._beta[axis] and self.validity is None
+            if m.needs.gold and self._beta[axis] and self.validity is None
         )
+        read = Needs.of_all(m.needs for m in self.all_metrics.values())
+        self.needs = replace(read, gold=bool(self.gold_readers))
         self.keep_tail = self.preset.keep_tail
         kind, factor = self.preset.consistency, self.preset.consistency_weight
         self.consistency = ConsistencyTerm(factor, kind) if kind != "none" and factor > 0 else None
@@ -355,16 +340,11 @@ class PolicyWeigher(_Checked):
     name: str
     policy: Policy
     updates: int = 0
-    needs_leaves: bool = False
-    needs_options: bool = False
-    needs_padded: bool = False
-    needs_judgements: bool = False
-    leaf_hidden_readers: tuple[str, ...] = ()
+    needs: Needs = Needs()
     gold_readers: tuple[str, ...] = ()
     keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
-    statistics: tuple[str, ...] = ()
 
     def weights(self, pass_: Pass) -> Weights:
         """As in `Weigher`."""
@@ -433,13 +413,13 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(unknown("weigher", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
-    readers = (policy,) if policy in NEED_GOLD else ()
     try:
         weigh = POLICIES[policy](**overrides)
     except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
-    statistics = tuple(getattr(weigh, "statistics", ()))
-    return PolicyWeigher(name, weigh, teacher=teacher, gold_readers=readers, statistics=statistics)
+    needs = getattr(weigh, "needs", Needs())
+    readers = (policy,) if policy in NEED_GOLD or needs.gold else ()
+    return PolicyWeigher(name, weigh, needs=needs, teacher=teacher, gold_readers=readers)
 
 
 def weigher_names() -> list[str]:

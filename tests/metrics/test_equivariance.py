@@ -111,7 +111,7 @@ def _everything(problems: list[EncodedProblem]) -> dict[str, torch.Tensor]:
     found = {}
     for name in metric_names():
         metric = get_metric(name)
-        found[f"metric {name}"] = metric.score(passes[metric.needs_padded]).detach().float()
+        found[f"metric {name}"] = metric.score(passes[metric.needs.padded]).detach().float()
     for name in _WEIGHERS:
         found[f"weight {name}"] = experienced_weights(name, passes)
     return found
@@ -124,7 +124,7 @@ def experienced_weights(name: str, passes: dict[bool, Pass]) -> torch.Tensor:
     state has seen those of the pass.
     """
     weigher = make_weigher(name, **_SETTINGS.get(name, {}))
-    pass_ = passes[weigher.needs_padded]
+    pass_ = passes[weigher.needs.padded]
     if isinstance(weigher, PresetWeigher):
         scores = torch.tensor([0.0, 1.0, 2.0, 4.0]).repeat(20)
         weigher.update(dict.fromkeys(weigher.metrics, scores), torch.arange(0, 81, 4))
@@ -184,5 +184,5 @@ def test_every_metric_can_stand_in_a_preset(axis: str) -> None:
     for name in metric_names(axis):
         weigher = make_weigher("robust", **{axis: name})
         passes = _passes([_problem([_rationale(["3 + 4 = 7"], "7"), _rationale(["hence"], "8")])])
-        weight = weigher(passes[weigher.needs_padded]).weight
+        weight = weigher(passes[weigher.needs.padded]).weight
         assert float(weight.sum()) == pytest.approx(1.0, abs=1e-5), name

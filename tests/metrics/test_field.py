@@ -294,7 +294,7 @@ def test_answer_gain_needs_leaves() -> None:
         bare = run_pass(_STUDENT, batch)[2]
     for reduce in ("net", "least", "mean-prob", "rlt"):
         metric = get_metric(f"answer-gain-{reduce}")
-        assert metric.needs_leaves
+        assert metric.needs.leaves
         with pytest.raises(ValueError, match="built with leaves=True, got no answer leaves"):
             metric.score(bare)
 

@@ -42,8 +42,8 @@ def with_and_without(stage: str, seed: int, preset: str, cache: Path) -> torch.T
     for start in range(0, QUESTIONS, 4):
         batch = build_batch(
             problems[start : start + 4],
-            layout="padded" if metric.needs_padded else "tree",
-            leaves=metric.needs_leaves,
+            layout="padded" if metric.needs.padded else "tree",
+            leaves=metric.needs.leaves,
             pad_token_id=tokenizer.pad_token_id,
         )
         with torch.no_grad():

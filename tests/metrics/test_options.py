@@ -98,11 +98,11 @@ def test_consensus_reads_what_states_no_answer(student: Student) -> None:
 def test_they_say_what_they_need(student: Student, name: str) -> None:
     """A batch without option leaves, and leaves kept from an earlier step."""
     metric = get_metric(name)
-    assert metric.needs_options and not metric.needs_leaves
+    assert metric.needs.options and not metric.needs.leaves
     with pytest.raises(ValueError, match="built with options=True, got no option leaves"):
         metric.score(observe(student, [make_problem(1, [5, 9])]))
-    assert make_weigher("robust", **{metric.axis: name}).needs_options
-    assert not make_weigher("robust").needs_options
+    assert make_weigher("robust", **{metric.axis: name}).needs.options
+    assert not make_weigher("robust").needs.options
     args = CompactConfig(output_dir="unused", leaf_every=4, overrides={metric.axis: name})
     with pytest.raises(ValueError, match="leaf_every must be 1 with metrics that read option"):
         CompactTrainer(model="no such model", args=args, train_dataset=None)

@@ -127,7 +127,7 @@ def test_metrics_without_their_leaves_say_so(finished: Pass) -> None:
     with torch.no_grad():
         bare = run_pass(_STUDENT, batch)[2]
     for name in ("gain", "gold-weighted"):
-        assert get_metric(name).needs_leaves
+        assert get_metric(name).needs.leaves
         with pytest.raises(ValueError, match="built with leaves=True, got no answer leaves"):
             get_metric(name).score(bare)
 
@@ -142,11 +142,12 @@ def test_the_weigher_asks_for_the_statistics_of_its_metrics(finished: Pass) -> N
         return segment_mean(pass_.stats.sum_p2, pass_.batch.token_offsets)
 
     weigher = make_weigher("paper", consensus="flat", difficulty="rsr")
-    assert weigher.statistics == ("rank", "sum_p2") and make_weigher("paper").statistics == ()
+    assert weigher.needs.statistics == ("rank", "sum_p2")
+    assert make_weigher("paper").needs.statistics == ()
     with pytest.raises(ValueError, match=r"metric flat: .*statistics=\('sum_p2', 'rank'\)"):
         weigher(finished)
     with torch.no_grad():
-        live, _, pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.statistics)
+        live, _, pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.needs.statistics)
     assert live.margin is None and not pass_.stats.sum_p2.requires_grad
     weights = weigher(pass_)
     assert bool((weights.scores["consensus"] > 0).all()) and "difficulty" in weights.scores
@@ -156,9 +157,9 @@ def test_the_weigher_asks_for_the_statistics_of_its_metrics(finished: Pass) -> N
 
 def test_kept_leaves_are_refused_where_their_states_are_read(tmp_path: Path) -> None:
     """With leaf_every > 1 there are no leaf states on most steps: told before anything loads."""
-    assert get_metric("gold-weighted").needs_leaf_hidden
+    assert get_metric("gold-weighted").needs.leaf_hidden
     args = CompactConfig(
         output_dir=str(tmp_path), leaf_every=4, overrides={"consensus": "gold-weighted"}
     )
-    with pytest.raises(ValueError, match="leaf_every must be 1 with gold-weighted, .* got 4"):
+    with pytest.raises(ValueError, match="leaf_every must be 1 with metrics .* states .* got 4"):
         CompactTrainer(model="no such model", args=args, train_dataset=None)

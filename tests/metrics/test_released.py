@@ -133,7 +133,7 @@ def test_released_equals_its_transcription(lengths: list[int], key_value_heads: 
     student = make_student(key_value_heads)
     problems = [make_problem(s, lengths) for s in (5, 6)] + [make_problem(7, [14, 3])]
     weigher = make_weigher("released")
-    batch = build_batch(problems, layout="padded", leaves=weigher.needs_leaves, pad_token_id=0)
+    batch = build_batch(problems, layout="padded", leaves=weigher.needs.leaves, pad_token_id=0)
     live, hidden, pass_ = run_pass(student, batch)
     weights = weigher(pass_).weight
     wanted = [
@@ -308,7 +308,7 @@ def test_released_asks_for_padded_rows() -> None:
     """Padding is part of its formula, so a tree is refused with a reason."""
     student = make_student(2)
     weigher = make_weigher("released")
-    assert weigher.needs_padded
+    assert weigher.needs.padded
     batch = build_batch([make_problem(1, [6, 8])], layout="tree", leaves=False, pad_token_id=0)
     _, _, pass_ = run_pass(student, batch)
     with pytest.raises(ValueError, match="must be padded, got tree"):

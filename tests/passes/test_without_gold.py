@@ -46,7 +46,7 @@ def columns(pass_: Pass, problem: int) -> dict[str, torch.Tensor]:
     found = {
         name: m.score(pass_)[first:end]
         for name, m in METRICS.items()
-        if not (m.needs_padded or m.needs_options or m.statistics or name == "aslec-casl")
+        if not (m.needs.padded or m.needs.options or m.needs.statistics or name == "aslec-casl")
     }
     return found | {
         "nll": pass_.stats.nll[tokens],
@@ -76,11 +76,11 @@ def test_metrics_that_need_gold_score_0_without_it(
     padded = observe(student, problems, layout="padded", leaves=False)
     mine = slice(-3, None)
     for name, metric in METRICS.items():
-        if metric.statistics or metric.needs_options or metric.axis == CONTROL:
+        if metric.needs.statistics or metric.needs.options or metric.axis == CONTROL:
             continue
-        score = metric.score(padded if metric.needs_padded else tree)
+        score = metric.score(padded if metric.needs.padded else tree)
         assert bool(torch.isfinite(score).all()), name
-        assert metric.needs_gold == (not score[mine].any()), name
+        assert metric.needs.gold == (not score[mine].any()), name
     assert not tree.stats.gold_logp[-16:].any()
     assert step_gains(tree).offsets[-4:].diff().tolist() == [0, 0, 0]
 

@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from compact.config import CompactConfig
 from compact.data import load_problems
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import Pass
 from compact.passes.encode import encode_problem
+from compact.passes.forward import observe, token_states
+from compact.passes.segments import segment_mean
 from compact.strategies.adaswitch import AdaSwitch, switch_point
 from compact.student import Student
 from compact.student.generation import generate
+from compact.weighting.policies import StatefulPolicy
+from compact.weighting.weighers import PolicyWeigher
 from helpers.resuming import assert_resumes
 from helpers.toy import save_student
 from helpers.trajectories import TEACHERS, rows_of, train
@@ -31,6 +38,11 @@ def test_switch_within_two_tokens_of_a_perturbation(planted: int) -> None:
     assert switch_point(d, math.inf, 16) is None and switch_point(d, 0.0, 16) == 0
 
 
+def white_box(strategy: AdaSwitch) -> Student:
+    (model,) = strategy.models.values()
+    return model
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> str:
     folder = tmp_path / "teacher"
@@ -41,7 +53,7 @@ def teacher(tmp_path: Path) -> str:
 def _strategy(teacher: str, tokenizer: Any, **options: Any) -> AdaSwitch:
     given = {"max_new_tokens": 12, "temperature": 0.0, "dtype": "float32"} | options
     strategy = AdaSwitch(teacher, **given)
-    strategy.prepare([], torch.nn.Identity(), tokenizer)
+    strategy.prepare(load_problems(rows_of("good")), nn.Identity(), tokenizer)
     return strategy
 
 
@@ -55,7 +67,7 @@ def test_limits_are_on_policy_and_off_policy(teacher: str) -> None:
     prompts = [p.prompt_ids for p in problems]
     for factor, model in ((math.inf, student), (0.0, None)):
         strategy = _strategy(teacher, tokenizer, factor=factor)
-        model = strategy.white_box if model is None else model
+        model = white_box(strategy) if model is None else model
         want = generate(model.model, tokenizer, prompts, 12)
         mixed = strategy.rollout(problems, student)
         end = tokenizer.eos_token_id
@@ -83,24 +95,114 @@ def test_the_prefix_before_the_switch_is_the_students(teacher: str) -> None:
     ids = mixed.rationales[0].ids
     assert list(ids[:at]) == own[:at]
     begun = (*problem.prompt_ids, *own[:at])
-    rest = generate(strategy.white_box.model, tokenizer, [begun], 12)[0]
+    rest = generate(white_box(strategy).model, tokenizer, [begun], 12)[0]
     assert list(ids[at : at + 4]) == rest[:4]
 
 
+def _several(folder: Path) -> dict[str, str]:
+    """Three different models, one for each teacher of the data."""
+    tokenizer = build_tokenizer()
+    names = [row["teacher"] for row in rows_of(*TEACHERS, problems=1)]
+    for seed, name in enumerate(names):
+        build_model(tokenizer, 10 + seed, hidden=16, layers=1).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in names}
+
+
+class _Planted(StatefulPolicy):
+    """Weights that are given."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def scores(self, pass_: Pass) -> dict[str, torch.Tensor]:
+        return {}
+
+    def weigh(self, scores: Any, pass_: Pass) -> torch.Tensor:
+        return self.weight
+
+
+@pytest.mark.parametrize("planted", [[1, 2, 0, 1], None])
+def test_the_teacher_of_greatest_weight_takes_over(
+    tmp_path: Path, planted: list[int] | None
+) -> None:
+    """K = 0: each text is wholly that of its teacher; of equal weights the likeliest is chosen."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
+    given = load_problems(rows_of(*TEACHERS))
+    problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
+    strategy = AdaSwitch(
+        _several(tmp_path), 0.0, max_new_tokens=12, temperature=0.0, dtype="float32"
+    )
+    if planted is None:
+        policy = _Planted(torch.full((12,), 1 / 3))
+        pass_ = observe(student, problems, leaves=False)
+        nll = segment_mean(pass_.stats.nll, pass_.batch.token_offsets).view(4, 3)
+        want = nll.argmin(1).tolist()
+    else:
+        want = planted
+        policy = _Planted(nn.functional.one_hot(torch.tensor(want), 3).flatten() * 0.4 + 0.2)
+    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, max_length=400)
+    strategy.check(PolicyWeigher("planted", policy), args)
+    strategy.prepare(given, nn.Identity(), tokenizer)
+    mixed = strategy.rollout(problems, student)
+    names = list(strategy.models)
+    for problem, k in zip(mixed, want, strict=True):
+        (rationale,) = problem.rationales
+        assert rationale.teacher == names[k]
+        model = strategy.models[names[k]].model
+        (ids,) = generate(model, tokenizer, [problem.prompt_ids], 12)
+        assert list(rationale.ids[:11]) == [*ids, tokenizer.eos_token_id][:11]
+    log = strategy.take_log()
+    assert log["switched"] == 1
+    for k, name in enumerate(names):
+        assert log[f"questions/{name}"] == want.count(k) / 4
+
+
+def test_each_text_is_compared_with_its_own_teacher(tmp_path: Path) -> None:
+    """The divergences of several teachers are those of each alone, in data order."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
+    given = load_problems(rows_of(*TEACHERS))
+    problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
+    models = _several(tmp_path)
+    found, batch = {}, observe(student, problems, leaves=False).batch
+    own = token_states(student, batch).detach()
+    for teachers in (models, *models.values()):
+        strategy = AdaSwitch(teachers, dtype="float32")
+        strategy.prepare(given, nn.Identity(), tokenizer)
+        each = strategy.divergences(own, problems, student)
+        found[str(teachers)] = each.split(batch.token_offsets.diff().tolist())
+    together, *alone = found.values()
+    for r, part in enumerate(together):
+        torch.testing.assert_close(part, alone[r % 3][r], rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(part, alone[(r + 1) % 3][r], rtol=1e-2)
+
+
+@pytest.mark.parametrize("preset", ["uniform", "robust"])
+def test_resumes_with_several_teachers(tmp_path: Path, preset: str) -> None:
+    options = {"teachers": _several(tmp_path), "max_new_tokens": 6, "dtype": "float32"}
+    assert_resumes(tmp_path / "runs", preset=preset, strategy="adaswitch", strategy_options=options)
+
+
 def test_resumes(tmp_path: Path, teacher: str) -> None:
-    options = {"teacher": teacher, "max_new_tokens": 6, "dtype": "float32"}
+    options = {"teachers": teacher, "max_new_tokens": 6, "dtype": "float32"}
     assert_resumes(tmp_path / "runs", strategy="adaswitch", strategy_options=options)
 
 
 def test_refused(tmp_path: Path, teacher: str) -> None:
-    with pytest.raises(ValueError, match="preset must be uniform with strategy adaswitch"):
-        train(
-            tmp_path,
-            rows_of(*TEACHERS),
-            preset="robust",
-            strategy="adaswitch",
-            strategy_options={"teacher": teacher},
-        )
+    for teachers, words in (
+        (teacher, "preset must be uniform with strategy adaswitch and one white-box teacher"),
+        ({"good-0": teacher}, r"teachers of adaswitch must .* found none for \['verbose-1'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(
+                tmp_path,
+                rows_of(*TEACHERS),
+                preset="robust",
+                strategy="adaswitch",
+                strategy_options={"teachers": teachers},
+            )
     for options in ({"kind": "l2"}, {"factor": -1}, {"window": 0}, {"temperature": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} of adaswitch must be .*got"):
             AdaSwitch(teacher, **options)  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ from helpers.trajectories import TEACHERS, rows_of, train
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "adaswitch": {"teacher": "TEACHER", "max_new_tokens": 6},
+    "adaswitch": {"teachers": "TEACHER", "max_new_tokens": 6},
+    "answer-confidence": {"teachers": "TEACHER"},
     "aqg": {"count": 4},
     "co-supervised": {"samples": 1, "probe": 2, "max_new_tokens": 4},
     "crsd": {},
@@ -35,6 +36,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trico": {"gold": 1, "every": 2},
 }
 
+# What the report says of a strategy, by the example of one number.
+TOLD = {
+    "adaswitch": "share of tokens by the student",
+    "answer-confidence": "confidence: good-0",
+    "aqg": "kinds: misconception",
+    "co-supervised": "keep rate",
+    "crsd": "answer nll",
+    "feature-contrast": "contrast: student",
+    "fragment-ema": "fragments moved",
+    "mot": "branch weight: good-0",
+    "orion": "rewritten but wrong",
+    "p-align": "prefixes kept",
+    "trico": "beta: consensus",
+}
+
 
 def _built_in() -> set[str]:
     return {name for name, entry in STRATEGIES.items() if entry.__module__.startswith("compact.")}
@@ -42,7 +58,7 @@ def _built_in() -> set[str]:
 
 def test_every_strategy_is_listed_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
     """`compact strategies` and the table of docs/strategies.md say the same needs."""
-    assert _built_in() == set(OPTIONS)
+    assert _built_in() == set(OPTIONS) == set(TOLD)
     run("strategies")
     told = capsys.readouterr().out
     guide = (ROOT / "docs/strategies.md").read_text()
@@ -90,13 +106,18 @@ def test_the_study_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "out/compare.md").exists()
 
 
-def test_the_report_shows_what_a_strategy_did(tmp_path: Path) -> None:
-    settings = {"strategy": "mot", "strategy_options": {"rounds": 1}, "max_steps": 6}
-    train(tmp_path, rows_of(*TEACHERS), **settings)
-    page = render(read_run(tmp_path))
-    assert '<section id="method">' in page and "branch weight: good-0" in page
-    assert "branch over the steps" in page
-    assert '<section id="method">' not in render(_without(tmp_path))
+@pytest.mark.parametrize("name, told", TOLD.items())
+def test_the_report_shows_what_a_strategy_did(tmp_path: Path, name: str, told: str) -> None:
+    """The section Method has the strategy's own numbers; without them there is none."""
+    settings = _settings(name, tmp_path) | {"max_steps": 6}
+    train(tmp_path / "run", rows_of(*TEACHERS), **settings)
+    page = render(read_run(tmp_path / "run"))
+    assert '<section id="method">' in page
+    method = page.split('<section id="method">')[1].split("</section>")[0]
+    assert f"<td>{told}</td>" in method
+    if name == "mot":  # a line for each round
+        assert "branch over the steps" in method
+    assert '<section id="method">' not in render(_without(tmp_path / "run"))
 
 
 def _without(folder: Path) -> Any:
@@ -107,19 +128,18 @@ def _without(folder: Path) -> Any:
     return found
 
 
+def _settings(name: str, folder: Path) -> dict[str, Any]:
+    """Settings of a run with a strategy; its white-box teacher is saved in the folder."""
+    teacher = folder / "teacher"
+    save_student(teacher)
+    options = {k: str(teacher) if v == "TEACHER" else v for k, v in OPTIONS[name].items()}
+    preset = "robust" if name == "trico" else "uniform"
+    return {"strategy": name, "strategy_options": options, "preset": preset}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_survives_sigkill(tmp_path: Path, name: str) -> None:
     """Killed after two checkpoints and resumed: the same bits as an uninterrupted run."""
-    save_student(tmp_path / "teacher")
-    options = {
-        key: str(tmp_path / "teacher") if value == "TEACHER" else value
-        for key, value in OPTIONS[name].items()
-    }
-    settings = {
-        "strategy": name,
-        "strategy_options": options,
-        "preset": "robust" if name == "trico" else "uniform",
-        "max_steps": 8,
-    }
+    settings = _settings(name, tmp_path) | {"max_steps": 8}
     assert_survives_sigkill(tmp_path, json.dumps(settings))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from compact.commands.cli import main
+from compact.data import Problem
 from compact.strategies.aqg import (
     KINDS,
     MISCONCEPTION,
+    TEACHER,
     QuestionGraphs,
     make_graph,
     make_problems,
 )
 from compact.text.equations import equations
+from helpers.toy import save_student
 from helpers.trajectories import TEACHERS, rows_of, train
 
 
@@ -43,6 +48,41 @@ def test_misconceptions_are_found_by_their_answer() -> None:
     for problem, text in wrong:
         assert equations(text)
         assert not problem.domain.matches(problem.domain.extract(text), problem.answer)
+
+
+def _rows(problems: list[Problem], *, gold: bool) -> str:
+    rows = [
+        {"question_id": p.question_id, "prompt": p.prompt, "teacher": r.teacher}
+        | {"completion": r.completion}
+        | ({"answer": p.answer} if gold else {})
+        for p in problems
+        for r in p.rationales
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_compact_score_finds_planted_misconceptions(tmp_path: Path) -> None:
+    """With gold answers all of them; without, none: a misconception's arithmetic holds.
+
+    The student is untrained: it is the texts that tell.
+    """
+    save_student(tmp_path / "student")
+    problems = make_problems(20, 2, ["misconception"], 3, 3)
+    found = {}
+    for gold in (True, False):
+        data, out = tmp_path / f"{gold}.jsonl", tmp_path / f"{gold}.scores.jsonl"
+        data.write_text(_rows(problems, gold=gold))
+        command = ["score", str(data), "--model", str(tmp_path / "student"), "--out", str(out)]
+        assert main(command) == 0
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        weight = {(row["question_id"], row["teacher"]): row["weight"] for row in rows}
+        found[gold] = sum(
+            weight[p.question_id, MISCONCEPTION] < 0.1 and weight[p.question_id, TEACHER] > 0.9
+            for p in problems
+        )
+        wrong = [row for row in rows if row["teacher"] == MISCONCEPTION]
+        assert not gold or all(row["findings"] for row in wrong)
+    assert found == {True: 20, False: 0}
 
 
 def test_graphs_are_solved_from_their_leaves() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from compact.metrics.posterior_consensus import agreement_of
 from compact.weighting import make_weigher
+from compact.weighting.mind import stated
 from helpers.passes import pass_of
 from helpers.resuming import assert_resumes
 from helpers.toy import make_problem
@@ -54,6 +58,24 @@ def test_poor_rationales_are_dropped() -> None:
         assert int((weigher(pass_).weight > 0).sum()) == kept
 
 
+def test_consistency_of_stated_answers_is_one_minus_the_jsd() -> None:
+    """Against the JSD of distributions on one answer each; no answer agrees with nobody."""
+    problem = make_problem(0, [6, 6, 6, 6])
+    answers = ["7", "7", None, "8"]
+    rationales = tuple(
+        replace(r, answer=a) for r, a in zip(problem.rationales, answers, strict=True)
+    )
+    pass_ = pass_of([replace(problem, rationales=rationales), make_problem(1, [6])])
+    points = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    torch.testing.assert_close(stated(pass_)[:4], agreement_of(points))
+    assert float(stated(pass_)[4]) == 0.0
+
+
+def test_consistency_of_believed_answers_asks_for_options() -> None:
+    believed = make_weigher("mind", consistency="believed")
+    assert believed.needs.options and not make_weigher("mind").needs.options
+
+
 def test_state_is_exact_as_json() -> None:
     """In the middle of an accumulation: the same weights after more steps, bit for bit."""
     problems = [make_problem(q, [6, 6, 6]) for q in range(4)]
@@ -71,10 +93,12 @@ def test_state_is_exact_as_json() -> None:
 
 
 def test_resumes(tmp_path: Path) -> None:
-    assert_resumes(tmp_path, preset="mind", overrides={"rate": 0.1, "every": 2})
+    assert_resumes(
+        tmp_path, preset="mind", overrides={"rate": 0.1, "every": 2, "consistency": "believed"}
+    )
 
 
-@pytest.mark.parametrize("override", [{"tau": 0}, {"beta": 2}, {"every": 0}])
-def test_bad_settings(override: dict[str, float]) -> None:
+@pytest.mark.parametrize("override", [{"tau": 0}, {"beta": 2}, {"every": 0}, {"consistency": "x"}])
+def test_bad_settings(override: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"override of mind: {next(iter(override))} must be"):
         make_weigher("mind", **override)

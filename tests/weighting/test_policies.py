@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compact.metrics import get_metric
-from compact.passes import Pass
+from compact.passes import Needs, Pass
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
@@ -112,9 +112,9 @@ def test_persyn_takes_the_most_likely_of_the_right_ones(finished: Pass) -> None:
 
 def test_policies_say_which_statistics_they_read(finished: Pass) -> None:
     """Whoever runs the pass asks for them."""
-    assert make_weigher("lark-chi2").statistics == ("sum_p2",)
-    assert make_weigher("rsr-min").statistics == ("rank",)
-    assert make_weigher("longest").statistics == ()
+    assert make_weigher("lark-chi2").needs.statistics == ("sum_p2",)
+    assert make_weigher("rsr-min").needs.statistics == ("rank",)
+    assert make_weigher("longest").needs.statistics == ()
     np.testing.assert_allclose(
         weight(finished, "rsr-min"), np.eye(4)[int(get_metric("rsr").score(finished).argmin())]
     )
@@ -194,12 +194,12 @@ def test_a_policy_names_the_statistics_that_it_reads(
             mass = torch.stack([x.mean() for x in first.split(sizes)])
             return mass / mass.sum()
 
-        policy.statistics = ("rank",)
+        policy.needs = Needs(statistics=("rank",))  # type: ignore[attr-defined]
         return policy
 
     sizes = finished.batch.token_offsets.diff().tolist()
     weigher = make_weigher("first-ranked")
-    assert weigher.statistics == ("rank",) and make_weigher("uniform").statistics == ()
+    assert weigher.needs.statistics == ("rank",) and make_weigher("uniform").needs.statistics == ()
     with torch.no_grad():
-        pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.statistics)[2]
+        pass_ = run_pass(_STUDENT, finished.batch, statistics=weigher.needs.statistics)[2]
     assert float(weigher(pass_).weight.sum()) == pytest.approx(1.0)

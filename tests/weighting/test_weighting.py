@@ -30,8 +30,8 @@ _STUDENT = replace(
 def pass_of(problems: list[EncodedProblem], name: str) -> Pass:
     """A pass in the layout and with the leaves that a weigher asks for."""
     weigher = make_weigher(name)
-    layout = "padded" if weigher.needs_padded else "tree"
-    batch = build_batch(problems, layout=layout, leaves=weigher.needs_leaves, pad_token_id=0)
+    layout = "padded" if weigher.needs.padded else "tree"
+    batch = build_batch(problems, layout=layout, leaves=weigher.needs.leaves, pad_token_id=0)
     with torch.no_grad():
         return run_pass(_STUDENT, batch)[2]
 

@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from compact.data import Problem
 from compact.data.labelled import Label, Labels
 from compact.evaluation.score import passes_of
-from compact.metrics import METRICS, VALIDITY, Metric, statistics_of
+from compact.metrics import METRICS, VALIDITY, Metric
 from compact.metrics.gain import step_gains
-from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes import EncodedProblem, EncodedRationale, Needs, Pass
 from compact.passes.encode import encode_problems
 from compact.passes.forward import observe
 from compact.resumable import ResumableRows
@@ -65,7 +65,7 @@ def collect(
     """
     contest = _Contest.of(only)
     encoded = encode_problems(
-        problems, processing_class, max_length=max_length, options=contest.options
+        problems, processing_class, max_length=max_length, options=contest.needs.options
     )
     tails = contest.with_tails(problems, processing_class, max_length)
     blind = [replace(problem, gold=None, gold_ids=()) for problem in encoded]
@@ -92,9 +92,7 @@ class _Contest:
         self.presets = presets
         self.policies: Mapping[str, Weigher] = policies
         weighers = (*presets.values(), *self.policies.values())
-        self.statistics = {*statistics_of(metrics)}.union(*(w.statistics for w in weighers))
-        self.padded = any(read.needs_padded for read in (*metrics, *weighers))
-        self.options = any(read.needs_options for read in (*metrics, *weighers))
+        self.needs = Needs.of_all(read.needs for read in (*metrics, *weighers))
 
     @classmethod
     def of(cls, only: Sequence[str]) -> _Contest:
@@ -122,7 +120,7 @@ class _Contest:
         max_length: int,
     ) -> dict[str, EncodedProblem]:
         """Returns question_id -> the problem as the public code reads it; {} if nobody asks."""
-        if not self.padded:
+        if not self.needs.padded:
             return {}
         encoded = encode_problems(
             problems, processing_class, judged=False, max_length=max_length, keep_tail=True
@@ -139,24 +137,28 @@ class _Contest:
     ) -> list[dict[str, Any]]:
         """Returns a row per problem."""
         tree = observe(
-            student, problems, layout="tree", options=self.options, statistics=self.statistics
+            student,
+            problems,
+            layout="tree",
+            options=self.needs.options,
+            statistics=self.needs.statistics,
         )
         passes = {False: tree}
-        if self.padded:
+        if self.needs.padded:
             passes[True] = observe(
                 student,
                 [tails[problem.question_id] for problem in problems],
                 layout="padded",
                 leaves=False,
-                statistics=self.statistics,
+                statistics=self.needs.statistics,
             )
         scores: dict[str, Tensor] = {}
         for metric in self.metrics:
-            values = metric.score(passes[metric.needs_padded]).float()
+            values = metric.score(passes[metric.needs.padded]).float()
             scores[metric.name] = -values if metric.direction == "lower" else values
         axes = {
             name: {
-                axis: values.tolist() for axis, values in w.score(passes[w.needs_padded]).items()
+                axis: values.tolist() for axis, values in w.score(passes[w.needs.padded]).items()
             }
             for name, w in self.presets.items()
         }
@@ -262,10 +264,10 @@ def weights_of_presets(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
         if weigher.preset.validity == "judged":
             blind = PresetWeigher(name, PRESETS[name])
             for axis, metric in blind.all_metrics.items():
-                if metric.needs_judgements:
+                if metric.needs.judgements:
                     field = VALIDITY if axis == VALIDITY else "agreement"
                     scores[axis] = torch.tensor([r["blind"][field] for r in flat])
-                elif metric.needs_gold:
+                elif metric.needs.gold:
                     scores[axis] = torch.zeros(len(flat))
             found[name + WITHOUT_GOLD] = _weigh(blind, scores, offsets)
     return found

@@ -1,0 +1,49 @@
+"""What metrics and weights read of a pass beyond its hidden states and token statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compact_ops.linear_token_stats import STATISTICS
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a metric, a policy or a weigher reads; who runs the pass provides it.
+
+    Attributes:
+        leaves: `Pass.leaf_logp`: the batch is built with answer leaves.
+        leaf_hidden: `Pass.leaf_hidden` too. Leaves kept from an earlier step do not suffice, so the
+            trainer refuses it with leaf_every > 1.
+        options: `Pass.option_logp`: problems are encoded, and the batch is built, with option
+            leaves. The trainer refuses it with leaf_every > 1.
+        padded: the padded layout, one row per rationale, as in the public training code.
+        judgements: `EncodedRationale.judgement`.
+        gold: gold answers. Data in which no problem has one are refused.
+        statistics: the optional statistics of `compact_ops.TokenStats` ("rank", "sum_p2",
+            "margin"), in this order.
+    """
+
+    leaves: bool = False
+    leaf_hidden: bool = False
+    options: bool = False
+    padded: bool = False
+    judgements: bool = False
+    gold: bool = False
+    statistics: tuple[str, ...] = ()
+
+    @classmethod
+    def of_all(cls, several: Iterable[Needs]) -> Needs:
+        """Returns what several readers of one pass need together."""
+        found = list(several)
+        read = {name for needs in found for name in needs.statistics}
+        return cls(
+            leaves=any(needs.leaves for needs in found),
+            leaf_hidden=any(needs.leaf_hidden for needs in found),
+            options=any(needs.options for needs in found),
+            padded=any(needs.padded for needs in found),
+            judgements=any(needs.judgements for needs in found),
+            gold=any(needs.gold for needs in found),
+            statistics=tuple(name for name in STATISTICS if name in read),
+        )
