@@ -39,14 +39,15 @@ class EncodedRationale:
         spaced: for each step, whether a space must stand between the end of the step and the cue.
         marker: index into `ids` of the first token of the answer marker ("The answer is"); T if
             there is no marker.
-        answer: the final answer in the normal form of the problem's answer domain; None if none
-            was found. Within a problem, answers that match have the same text: that of the gold
-            answer if they match it.
+        answer: the final answer of the whole text, in the normal form of the problem's answer
+            domain; None if none was found. Within a problem, answers that match have the same text:
+            that of the gold answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
         option_readings: for each place of option leaves, the indices of the steps that are read
             before it. The first has the steps that state no answer, () if there are none; a second
             one has all steps. () if the problem was encoded without options.
         judgement: what the texts say about it; None if the data were not judged.
+        cut: whether `ids` and `steps` leave out the end of the text, for max_length.
     """
 
     teacher: str
@@ -60,6 +61,7 @@ class EncodedRationale:
     leaf_steps: tuple[int, ...] | None = None
     option_readings: tuple[tuple[int, ...], ...] = ()
     judgement: Judgement | None = None
+    cut: bool = False
 
     @property
     def asked_steps(self) -> tuple[int, ...]:
