@@ -144,7 +144,7 @@ def encode_problem(
     steps = choose_leaf_steps(
         [len(r.steps) for r in rationales],
         row=len(prompt_ids) + sum(len(r.ids) for r in rationales),
-        leaf=len(cue_ids) + len(gold_ids) - 1,
+        leaf=max(len(cue_ids), len(spaced_cue_ids)) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
     return replace(
