@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compact.passes.packing import tree_mask, tree_rule
 from compact.passes.types import Batch
 from compact.student import Student
 from compact.student.internals import (
@@ -212,16 +211,19 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
 
 def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
     """Divides the queries of the leaf block, so that no mask grows with the square of the row."""
-    assert batch.visible is not None and batch.leaves is not None
+    assert batch.node_ends is not None and batch.leaves is not None
     nodes, main_nodes = batch.leaves.segments, batch.main.segments
     assert nodes is not None and main_nodes is not None
     key_nodes = torch.cat([main_nodes, nodes], dim=1)
+    key_ends = batch.node_ends.gather(1, key_nodes)
     blocks = []
     for row in range(len(nodes)):
         for first in range(0, nodes.shape[1], LEAF_QUERIES):
             queries = slice(first, first + LEAF_QUERIES)
-            seen = batch.visible[row, nodes[row, queries].unique()].any(dim=0)
-            blocks.append(_LeafBlock(row, queries, seen[key_nodes[row]].nonzero().flatten()))
+            own = nodes[row, queries].unique()
+            # A key is seen if one of these nodes lies from its node up to the end of it.
+            before, upto = (torch.searchsorted(own, at[row]) for at in (key_nodes, key_ends))
+            blocks.append(_LeafBlock(row, queries, (upto > before).nonzero().flatten()))
     return blocks
 
 
@@ -261,6 +263,52 @@ def _parts(batch: Batch) -> Tensor | None:
             torch.stack([*rationales, *prefix[:, prompt]], dim=1),
         ]
     )
+
+
+def tree_rule(
+    batch: Batch, *, leaves: bool
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]:
+    """Which key each query sees in a tree, as a function of indices.
+
+    Args:
+        batch: a batch with layout "tree".
+        leaves: True: the rule of the leaf block, with keys of the main block, then of the leaf
+            block. False: the rule of the main block.
+
+    Returns:
+        The rule (row, query, key) -> bool on index tensors that broadcast, and the number of
+        queries and keys of a row.
+    """
+    key_nodes, key_positions = batch.main.segments, batch.main.position_ids
+    assert key_nodes is not None and batch.node_ends is not None
+    query_nodes, query_positions = key_nodes, key_positions
+    if leaves:
+        assert batch.leaves is not None and batch.leaves.segments is not None
+        query_nodes, query_positions = batch.leaves.segments, batch.leaves.position_ids
+        key_nodes = torch.cat([key_nodes, query_nodes], dim=1)
+        key_positions = torch.cat([key_positions, query_positions], dim=1)
+
+    key_ends = batch.node_ends.gather(1, key_nodes)
+
+    def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        node = query_nodes[row, query]
+        seen = (key_nodes[row, key] <= node) & (node < key_ends[row, key])
+        return seen & (key_positions[row, key] <= query_positions[row, query])
+
+    return rule, query_nodes.shape[1], key_nodes.shape[1]
+
+
+def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
+    """`tree_rule` as a mask for scaled_dot_product_attention.
+
+    Returns:
+        [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
+    """
+    rule, queries, keys = tree_rule(batch, leaves=leaves)
+    device = batch.main.input_ids.device
+    row = torch.arange(len(batch.main.input_ids), device=device)[:, None, None]
+    query = torch.arange(queries, device=device)[:, None]
+    return rule(row, query, torch.arange(keys, device=device))[:, None]
 
 
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:

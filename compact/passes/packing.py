@@ -10,7 +10,7 @@ the position after its prompt, so the student reads it as if it were the only on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -335,20 +335,42 @@ def _build_tree(
             _plant(each, tables, b, leaf[b], parents[b], {0: prompt_node[p, b]}, depth)
     # Padding sees itself: attention without any key would give NaN.
     pads = [_new_node(nodes) for nodes in parents]
-    size = max(map(len, parents))
-    visible = torch.zeros(len(plan), size, size, dtype=torch.bool)
-    for seen, nodes in zip(visible, parents, strict=True):
-        for node, parent in enumerate(nodes):
-            if parent >= 0:
-                seen[node] = seen[parent]
-            seen[node, node] = True
-    return _finish("tree", problems, main, leaf, tables, asked, pad_token_id, visible, pads)
+    node_ends = torch.zeros(len(plan), max(map(len, parents)), dtype=torch.int64)
+    for b, of_row in enumerate(parents):
+        numbers, ends = _depth_first(of_row)
+        node_ends[b, numbers] = _tensor(ends)
+        pads[b] = numbers[pads[b]]
+        for row in (main[b], leaf[b]):
+            row.nodes = [numbers[node] for node in row.nodes]
+    return _finish("tree", problems, main, leaf, tables, asked, pad_token_id, node_ends, pads)
 
 
 def _new_node(parents: list[int], parent: int = -1) -> int:
     """Adds a node that sees itself and what its parent sees; -1: no other node."""
     parents.append(parent)
     return len(parents) - 1
+
+
+def _depth_first(parents: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Numbers the nodes of a row so that a node and what sees it have consecutive numbers.
+
+    Args:
+        parents: of each node, an earlier node or -1.
+
+    Returns:
+        The number of each node, and the first number after those of its descendants.
+    """
+    sizes = [1] * len(parents)
+    for node in reversed(range(len(parents))):
+        if parents[node] >= 0:
+            sizes[parents[node]] += sizes[node]
+    free = [0] * len(parents) + [0]  # the next number under each node; last: under no node
+    numbers = []
+    for node, parent in enumerate(parents):
+        numbers.append(free[parent])
+        free[node] = free[parent] + 1
+        free[parent] += sizes[node]
+    return numbers, [number + size for number, size in zip(numbers, sizes, strict=True)]
 
 
 def _plant(
@@ -435,7 +457,7 @@ def _finish(
     tables: _Tables,
     asked: _Asked,
     pad_token_id: int,
-    visible: Tensor | None,
+    node_ends: Tensor | None,
     pads: list[int] | None,
 ) -> Batch:
     """Pads the rows and turns (row, column) pairs into flat indices."""
@@ -456,7 +478,7 @@ def _finish(
         layout=layout,
         main=main_block,
         leaves=leaf_block,
-        visible=visible,
+        node_ends=node_ends,
         problems=tuple(problems),
         problem_offsets=_offsets([len(p.rationales) for p in problems]),
         problem=_tensor(tables.problem),
@@ -537,46 +559,3 @@ def _offsets(counts: Sequence[int]) -> Tensor:
 
 def _flat(pairs: Sequence[tuple[int, int]], length: int) -> Tensor:
     return _tensor([row * length + column for row, column in pairs])
-
-
-def tree_rule(
-    batch: Batch, *, leaves: bool
-) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]:
-    """Which key each query sees in a tree, as a function of indices.
-
-    Args:
-        batch: a batch with layout "tree".
-        leaves: True: the rule of the leaf block, with keys of the main block, then of the leaf
-            block. False: the rule of the main block.
-
-    Returns:
-        The rule (row, query, key) -> bool on index tensors that broadcast, and the number of
-        queries and keys of a row.
-    """
-    visible, key_nodes, key_positions = batch.visible, batch.main.segments, batch.main.position_ids
-    assert key_nodes is not None and visible is not None
-    query_nodes, query_positions = key_nodes, key_positions
-    if leaves:
-        assert batch.leaves is not None and batch.leaves.segments is not None
-        query_nodes, query_positions = batch.leaves.segments, batch.leaves.position_ids
-        key_nodes = torch.cat([key_nodes, query_nodes], dim=1)
-        key_positions = torch.cat([key_positions, query_positions], dim=1)
-
-    def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = visible[row, query_nodes[row, query], key_nodes[row, key]]
-        return seen & (key_positions[row, key] <= query_positions[row, query])
-
-    return rule, query_nodes.shape[1], key_nodes.shape[1]
-
-
-def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
-    """`tree_rule` as a mask for scaled_dot_product_attention.
-
-    Returns:
-        [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
-    """
-    rule, queries, keys = tree_rule(batch, leaves=leaves)
-    device = batch.main.input_ids.device
-    row = torch.arange(len(batch.main.input_ids), device=device)[:, None, None]
-    query = torch.arange(queries, device=device)[:, None]
-    return rule(row, query, torch.arange(keys, device=device))[:, None]

@@ -191,9 +191,10 @@ class Batch:
         leaves: the leaf block; None without leaves. If no problem has what is asked for (a gold
             answer, options), it holds one padding token: ranks with sharded parameters must run the
             body equally often.
-        visible: tree only, [B, S, S] bool, whether node (query) sees node (key). None when padded.
-            A token attends to another if its node sees the node of the other and its position is
-            not smaller.
+        node_ends: tree only, [B, S] int64. Node q sees node k if k <= q < node_ends[k]: the nodes
+            of a row are numbered depth first, and a node sees its ancestors. A token attends to
+            another if its node sees the node of the other and its position is not smaller. None
+            when padded.
         problems: P encoded problems.
         problem_offsets: [P + 1], problem p has the rationales from problem_offsets[p] up to, but
             not including, problem_offsets[p + 1].
@@ -223,7 +224,7 @@ class Batch:
     layout: Literal["tree", "padded"]
     main: Block
     leaves: Block | None
-    visible: Tensor | None
+    node_ends: Tensor | None
     problems: tuple[EncodedProblem, ...]
     problem_offsets: Tensor
     problem: Tensor

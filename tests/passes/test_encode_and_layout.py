@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Mamb
 
 from compact.data import Problem, Rationale
 from compact.lab.zoo_student import build_tokenizer
+from compact.passes.attention import tree_mask, tree_rule
 from compact.passes.encode import encode_problem, encode_problems, encode_prompt, tell_of_cuts
 from compact.passes.layout import choose_layout
-from compact.passes.packing import build_batch, plan_rows, tree_mask, tree_rule
+from compact.passes.packing import build_batch, plan_rows
 from compact.student import Student, load_student
 from compact.validity.judge import UNREAD
 from helpers.toy import _SIZES, make_model, make_problem
