@@ -20,6 +20,8 @@ from compact.strategies.crsd import Crsd
 from compact.student import Student
 
 LABEL_ONLY = {"kl": 0.0, "nce": 0.0, "label": 1.0, "rationales": 0.0}
+# The terms kl and nce do not help here (docs/strategies.md), so what is tested are the others.
+WITH_RATIONALES = {"kl": 0.0, "nce": 0.0, "label": 1.0, "rationales": 1.0}
 _tokenizer = cache(build_tokenizer)
 _TRAINED, _STEPS = 80, 150
 
@@ -91,7 +93,7 @@ def _right_without_rationale(options: dict[str, float], *, shuffled: bool) -> fl
 def test_rationales_improve_answers_without_one() -> None:
     """Over training on the answers alone; rationales of other questions do not."""
     label_only = _right_without_rationale(LABEL_ONLY, shuffled=False)
-    ours = _right_without_rationale({}, shuffled=False)
-    other = _right_without_rationale({}, shuffled=True)
-    assert ours > label_only + 0.2 and ours > other + 0.2
-    assert other < 0.35  # a quarter by chance
+    ours = _right_without_rationale(WITH_RATIONALES, shuffled=False)
+    other = _right_without_rationale(WITH_RATIONALES, shuffled=True)
+    assert ours > label_only + 0.2 and ours > other + 0.2, (label_only, ours, other)
+    assert other < 0.35, other  # a quarter by chance
