@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from compact.commands.cli import COMMANDS, main
+from compact.commands.cli import COMMANDS, main, one_line
 from compact.data import load_problems
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
@@ -162,3 +163,18 @@ def test_doctor(capsys: pytest.CaptureFixture[str], student: Path) -> None:
     assert "--tokens must be at least 1, got 0" in fails(
         capsys, "doctor", str(student), "--tokens", "0"
     )
+
+
+class _Refusing(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise ValueError("question_id 'q1': the prompt leaves no room")
+
+
+def test_an_error_of_a_worker_process_is_its_message() -> None:
+    """torch puts the traceback of the worker before it, which would fill the line."""
+    with pytest.raises(ValueError, match="Caught ValueError in DataLoader worker") as found:
+        list(DataLoader(_Refusing(), num_workers=1))
+    assert one_line(found.value) == "question_id 'q1': the prompt leaves no room"
