@@ -24,6 +24,7 @@ _ANY = math.inf
 # A step count of `*_steps` below 1 is a share of all steps.
 _RANGES = {
     "max_length": (2, _ANY),
+    "max_row_length": (2, _ANY),
     "leaf_every": (1, _ANY),
     "per_device_train_batch_size": (1, _ANY),
     "per_device_eval_batch_size": (1, _ANY),
@@ -131,6 +132,11 @@ class CompactConfig(TrainingArguments):
         "auto",
         "tree: a problem is one row, its rationales are branches; padded: each rationale is a row",
     )
+    max_row_length: int | None = _option(
+        None,
+        "tree: a problem with more tokens than this is packed over several rows, each with the "
+        "prompt; by default it is one row",
+    )
     leaf_every: int = _option(
         1, "run answer leaves every n-th step; in between, a problem keeps its last levels"
     )
@@ -199,6 +205,11 @@ class CompactConfig(TrainingArguments):
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found!r}")
+        if self.max_row_length is not None and self.max_row_length < self.max_length:
+            raise ValueError(
+                f"max_row_length must be at least max_length = {self.max_length}, so that a row "
+                f"holds a prompt and a rationale, got {self.max_row_length}"
+            )
         check_fields(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("overrides", "strategy_options", "model_init_kwargs"):

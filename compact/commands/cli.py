@@ -195,7 +195,11 @@ def one_line(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if text.startswith("Caught ") and " in DataLoader worker process" in text.partition("\n")[0]:
+        # torch puts the worker's traceback before its message.
+        text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= MOST_OF_A_LINE else text[: MOST_OF_A_LINE - 3] + "..."
 
 

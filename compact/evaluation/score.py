@@ -29,7 +29,7 @@ from compact.metrics.gain import step_gains
 from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import LEAF_BUDGET, encode_problems
+from compact.passes.encode import LEAF_BUDGET, encode_problems, tell_of_cuts
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
@@ -100,6 +100,7 @@ def score_problems(
         keep_tail=weigher.keep_tail,
         options=weigher.needs_options,
     )
+    tell_of_cuts(encoded, max_length)
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store or nullcontext(), bar:

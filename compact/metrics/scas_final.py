@@ -43,9 +43,7 @@ def _prompts(pass_: Pass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The nll of a prompt's first token is 0: nothing predicts it.
     """
     batch, student = pass_.batch, pass_.student
-    last = batch.prompt_rows
-    if batch.layout == "padded":  # one row per rationale: read the prompt of the first
-        last = last[batch.problem_offsets[:-1]]
+    last = batch.prompt_rows[batch.problem_offsets[:-1]]  # the prompt of the first rationale
     lengths = put([len(p.prompt_ids) for p in batch.problems], last, torch.int64)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     ids = put([i for p in batch.problems for i in p.prompt_ids], last, torch.int64)

@@ -2,14 +2,18 @@
 
 The answer leaves are a second block of the same pass. Their queries attend to the keys and values
 that were stored in every layer for the main block, so no token is computed twice.
+
+On the CPU, memory is linear in the tokens of a row: tree_attention needs no mask, and the leaves of
+long rows run in blocks of queries, each with a mask over the keys that it sees.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,42 +23,44 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from compact.passes.packing import tree_mask, tree_rule
 from compact.passes.types import Batch
 from compact.student import Student
-from compact.student.internals import attention_implementation, attention_set_to
+from compact.student.internals import (
+    attention_implementation,
+    attention_set_to,
+    checkpointed_within,
+)
 from compact_ops import tree_attention
 
 # On CUDA, rows with more tokens use FlexAttention. For shorter rows a dense mask is small.
 FLEX_FROM = 1024
+# On the CPU, leaves with more pairs of query and key (with B rows, B * L2 * (L + L2)) run in blocks
+# of queries. Below, one mask of 64 MB at most is faster.
+LEAF_PAIRS = 1 << 24
+LEAF_QUERIES = 512
 _IMPLEMENTATION = "compact_tree"
 # Arguments that a layer may pass to its attention and that tree_attention does not support.
 _NOT_PLAIN = ("softcap", "position_bias", "s_aux")
+Kept = dict[nn.Module, tuple[Tensor, Tensor]]
+Attended = tuple[Tensor, Tensor | None]
 
 
-class _TreeAttention:
-    """The attention of one pass over a tree. It stores keys and values of the main block by layer.
+@dataclass
+class _MainAttention:
+    """The attention of one pass over the main block of a tree.
 
     Attributes:
         implementation: the name of the attention in transformers.
-        kept: attention module -> key and value of the main block, each [B, heads, L, D].
-        mode: "keep" while the main block runs if leaves follow, "read" while the leaves run, "pass"
-            without leaves.
-        parts: parts of the main block for tree_attention; None if the model's mask is used.
+        kept: if leaves follow, attention module -> key and value, each [B, heads, L, D]; else None.
+            Also None once the block has run: a checkpointed layer that runs again keeps nothing.
+        parts: parts of the block for tree_attention; None if the model's mask is used.
         whole: builds the mask over whole rows, for layers that tree_attention does not support.
     """
 
-    def __init__(
-        self,
-        implementation: str,
-        mode: Literal["pass", "keep"],
-        parts: Tensor | None,
-        whole: Callable[[], Tensor | BlockMask],
-    ) -> None:
-        self.implementation = implementation
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self.mode: Literal["pass", "keep", "read"] = mode
-        self.parts = parts
-        self.whole = cache(whole)
+    implementation: str
+    kept: Kept | None
+    parts: Tensor | None
+    whole: Callable[[], Tensor | BlockMask]
 
-    def attend(
+    def __call__(
         self,
         module: nn.Module,
         query: Tensor,
@@ -64,35 +70,89 @@ class _TreeAttention:
         dropout: float = 0.0,
         scaling: float | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Runs the model's own attention; leaves also attend to the keys of the main block."""
-        if self.mode == "read":
-            kept_key, kept_value = self.kept.pop(module)
-            key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
-        else:
-            if self.mode == "keep":
-                self.kept[module] = (key.detach(), value.detach())
-            if self.parts is not None:
-                plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
-                if plain and query.shape[-1] == value.shape[-1]:
-                    # As SDPA does under autocast: the rotary embedding returns float32.
-                    cast = torch.is_autocast_enabled("cpu")
-                    dtype = torch.get_autocast_dtype("cpu") if cast else query.dtype
-                    q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
-                    return tree_attention(q, k, v, self.parts, scaling), None
-                attention_mask = self.whole()
-        attention = ALL_ATTENTION_FUNCTIONS.get(self.implementation)
-        if attention is None:  # "eager" is a function in the file of the model
-            attention = sys.modules[type(module).__module__].eager_attention_forward
-        output: tuple[Tensor, Tensor | None] = attention(
+    ) -> Attended:
+        """Runs tree_attention where the layer allows it, else the model's own attention."""
+        if self.kept is not None:
+            self.kept[module] = (key.detach(), value.detach())
+        if self.parts is not None:
+            plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
+            if plain and query.shape[-1] == value.shape[-1]:
+                # As SDPA does under autocast: the rotary embedding returns float32.
+                autocast = torch.is_autocast_enabled("cpu")
+                dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+                q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
+                return tree_attention(q, k, v, self.parts, scaling), None
+            attention_mask = self.whole()
+        own = _own_attention(self.implementation, module)
+        return own(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return output
+
+
+class _LeafBlock(NamedTuple):
+    """Some queries of a row of the leaf block, and the indices of all keys that they see."""
+
+    row: int
+    queries: slice
+    keys: Tensor
+
+
+@dataclass
+class _LeafAttention:
+    """The attention of one pass over the leaf block: leaves also see the keys of the main block.
+
+    Attributes:
+        implementation: the name of the attention in transformers.
+        kept: what the main block kept; each layer takes out its own.
+        rule: the rule of the mask, see `tree_rule`.
+        blocks: runs the queries in these blocks, each with a mask of its own over the keys that it
+            sees; None to use the mask that the model was given.
+    """
+
+    implementation: str
+    kept: Kept
+    rule: Callable[[Tensor, Tensor, Tensor], Tensor]
+    blocks: list[_LeafBlock] | None
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | BlockMask | None,
+        **kwargs: Any,
+    ) -> Attended:
+        """Runs the model's own attention on the keys of both blocks."""
+        kept_key, kept_value = self.kept.pop(module)
+        key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
+        own = _own_attention(self.implementation, module)
+        if self.blocks is None:
+            return own(module, query, key, value, attention_mask, **kwargs)
+        rows: dict[int, list[Tensor]] = {}
+        places = torch.arange(query.shape[2])
+        for row, queries, keys in self.blocks:
+            mask = self.rule(torch.tensor(row), places[queries, None], keys)
+            k, v = (t[row : row + 1, :, keys] for t in (key, value))
+            q = query[row : row + 1, :, queries]
+            rows.setdefault(row, []).append(own(module, q, k, v, mask[None, None], **kwargs)[0])
+        return torch.cat([torch.cat(found, dim=1) for found in rows.values()]), None
+
+
+def _own_attention(implementation: str, module: nn.Module) -> Callable[..., Attended]:
+    """Returns the model's own attention in one layer."""
+    attention = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if attention is None:  # "eager" is a function in the file of the model
+        attention = sys.modules[type(module).__module__].eager_attention_forward
+    return cast(Callable[..., Attended], attention)
 
 
 def _attend(
-    module: nn.Module, *args: Any, tree: _TreeAttention | None = None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
+    module: nn.Module,
+    *args: Any,
+    tree: _MainAttention | _LeafAttention | None = None,
+    **kwargs: Any,
+) -> Attended:
     """Attends in one layer, for transformers; `run_tree` passes `tree` to the body as a keyword.
 
     Of 37 decoder architectures of transformers 5.23 that could be tested, two do not pass keyword
@@ -106,7 +166,7 @@ def _attend(
             f"tree must reach the attention: {type(module).__name__} does not receive the keyword "
             "arguments of the model"
         )
-    return tree.attend(module, *args, **kwargs)
+    return tree(module, *args, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
@@ -117,8 +177,7 @@ Body = Callable[..., Tensor]
 def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor | None]:
     """Runs the body over the main block and the leaf block of a tree.
 
-    With gradient checkpointing, a layer that runs again in the backward uses the model's own
-    attention. It gives the same result, because the model was given the mask of the tree.
+    With gradient checkpointing, a layer that runs again in the backward uses the same attention.
 
     Args:
         student: the student.
@@ -129,29 +188,48 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
         Hidden states of main block [B, L, H] and leaf block [B, L2, H] (None without leaves).
     """
     implementation = _attention_of(student, batch)
-    mode: Literal["pass", "keep"] = "pass" if batch.leaves is None else "keep"
-    parts = _parts(student, batch) if implementation == "sdpa" else None
-    whole = partial(_mask, implementation, student, batch, leaves=False)
-    tree = _TreeAttention(implementation, mode, parts, whole)
-    with attention_set_to(student.config, _IMPLEMENTATION):
-        # tree_attention needs no mask, but without one of 4 dimensions the model builds its own.
-        mask = tree.whole() if parts is None else student.weight.new_zeros(1, 1, 1, 1)
-        hidden = body(student, batch.main, mask, tree=tree)
-        if batch.leaves is None:
+    parts = _parts(batch) if implementation == "sdpa" else None
+    whole = cache(partial(_mask, implementation, student, batch, leaves=False))
+    kept: Kept | None = None if batch.leaves is None else {}
+    main = _MainAttention(implementation, kept, parts, whole)
+    in_tree = partial(attention_set_to, student.config, _IMPLEMENTATION)
+    # tree_attention needs no mask, but without one of 4 dimensions the model builds its own.
+    no_mask = student.weight.new_zeros(1, 1, 1, 1)
+    with in_tree(), checkpointed_within(student.body, in_tree):
+        hidden = body(student, batch.main, no_mask if parts is not None else whole(), tree=main)
+        if kept is None:
             return hidden, None
-        tree.mode = "read"
+        main.kept = None
+        rule, queries, keys = tree_rule(batch, leaves=True)
+        pairs = len(batch.main.input_ids) * queries * keys
+        blocks = _leaf_blocks(batch) if parts is not None and pairs > LEAF_PAIRS else None
+        leaf = _LeafAttention(implementation, kept, rule, blocks)
         with torch.no_grad():
-            mask = _mask(implementation, student, batch, leaves=True)
-            leaf_hidden = body(student, batch.leaves, mask, tree=tree)
+            mask = no_mask if blocks else _mask(implementation, student, batch, leaves=True)
+            leaf_hidden = body(student, batch.leaves, mask, tree=leaf)
     return hidden, leaf_hidden
+
+
+def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
+    """Divides the queries of the leaf block, so that no mask grows with the square of the row."""
+    assert batch.visible is not None and batch.leaves is not None
+    nodes, main_nodes = batch.leaves.segments, batch.main.segments
+    assert nodes is not None and main_nodes is not None
+    key_nodes = torch.cat([main_nodes, nodes], dim=1)
+    blocks = []
+    for row in range(len(nodes)):
+        for first in range(0, nodes.shape[1], LEAF_QUERIES):
+            queries = slice(first, first + LEAF_QUERIES)
+            seen = batch.visible[row, nodes[row, queries].unique()].any(dim=0)
+            blocks.append(_LeafBlock(row, queries, seen[key_nodes[row]].nonzero().flatten()))
+    return blocks
 
 
 def _attention_of(student: Student, batch: Batch) -> str:
     """Returns the attention for a tree: the student's own, or FlexAttention for long rows on CUDA.
 
-    A checkpointed layer runs again with the student's own attention, which may not accept the mask
-    of FlexAttention. To use FlexAttention there, load the student with
-    attn_implementation="flex_attention".
+    Not with gradient checkpointing, where it has not been tried on a GPU. To use FlexAttention
+    there, load the student with attn_implementation="flex_attention".
     """
     own = attention_implementation(student.config)
     long = batch.main.input_ids.is_cuda and batch.main.input_ids.shape[1] > FLEX_FROM
@@ -160,27 +238,27 @@ def _attention_of(student: Student, batch: Batch) -> str:
     return own
 
 
-def _parts(student: Student, batch: Batch) -> Tensor | None:
+def _parts(batch: Batch) -> Tensor | None:
     """Returns prompts and rationales as parts [P + R, 5] for `tree_attention`; None to use a mask.
 
     On a CPU a masked pair of tokens costs as much as any other, and most pairs of a tree are masked
-    (tokens of different rationales). A mask is used on other devices, and with gradient
-    checkpointing, where a layer runs again with the model's own attention.
+    (tokens of different rationales). A mask is used on other devices.
     """
-    if student.checkpoints or batch.main.input_ids.device.type != "cpu":
+    if batch.main.input_ids.device.type != "cpu":
         return None
     length = batch.main.input_ids.shape[1]
-    end = batch.prompt_rows + 1
-    begin = end - 1 - batch.main.position_ids.flatten()[batch.prompt_rows]
+    # A problem in several rows has its prompt in each of them.
+    last, prompt = batch.prompt_rows.unique(return_inverse=True)
+    begin = last - batch.main.position_ids.flatten()[last]
     first = batch.token_rows[batch.token_offsets[:-1]]
     row = first // length
-    prompts = begin // length, begin % length, begin % length + (end - begin)
+    prompts = begin // length, begin % length, begin % length + (last + 1 - begin)
     prefix = torch.stack(prompts[1:])
     rationales = row, first % length, first % length + batch.token_offsets.diff()
     return torch.cat(
         [
             torch.stack([*prompts, *torch.zeros_like(prefix)], dim=1),
-            torch.stack([*rationales, *prefix[:, batch.problem]], dim=1),
+            torch.stack([*rationales, *prefix[:, prompt]], dim=1),
         ]
     )
 

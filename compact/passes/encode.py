@@ -7,6 +7,7 @@ that step.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from compact.data import Message, Problem, Text
+
+logger = logging.getLogger(__name__)
 
 CUE = "The answer is "
 OPTION_CUE = "So the answer is"
@@ -61,8 +64,9 @@ def encode_problem(
 ) -> EncodedProblem:
     """Encodes one problem.
 
-    A rationale is truncated so that prompt + rationale has at most max_length tokens; so are its
-    steps.
+    A rationale is cut so that prompt + rationale has at most max_length tokens; so are its steps.
+    Its answer is still read from the whole text: what a text states does not depend on how much of
+    it the student reads.
 
     Args:
         problem: question, gold answer and K >= 1 rationales. Without a gold answer there are no
@@ -140,7 +144,7 @@ def encode_problem(
     steps = choose_leaf_steps(
         [len(r.steps) for r in rationales],
         row=len(prompt_ids) + sum(len(r.ids) for r in rationales),
-        leaf=len(cue_ids) + len(gold_ids) - 1,
+        leaf=max(len(cue_ids), len(spaced_cue_ids)) + len(gold_ids) - 1,
         budget=leaf_budget,
     )
     return replace(
@@ -181,6 +185,19 @@ def encode_problems(
     if not judged:
         return encoded
     return [with_judgements(p, found) for p, found in zip(encoded, judge(encoded), strict=True)]
+
+
+def tell_of_cuts(problems: Sequence[EncodedProblem], max_length: int) -> None:
+    """Warns if `max_length` cuts rationales of the problems."""
+    rationales = [rationale for problem in problems for rationale in problem.rationales]
+    if cut := sum(rationale.cut for rationale in rationales):
+        logger.warning(
+            "max_length %d cuts %d of %d rationales: the student does not read how they end; their "
+            "answers are read from the whole texts",
+            max_length,
+            cut,
+            len(rationales),
+        )
 
 
 def with_judgements(problem: EncodedProblem, judgements: Sequence[Judgement]) -> EncodedProblem:
@@ -338,7 +355,6 @@ def _encode_rationale(
         kept_text = text[: max(ends[len(kept) - 1], 0)] if len(kept) < len(ids) else text
         steps, texts, spaced = [(0, len(kept))], [kept_text], [True]
     marker = find_marker(text)
-    answer = domain.extract(text) if len(kept) == len(ids) else None
     return EncodedRationale(
         teacher=teacher,
         text=text,
@@ -347,7 +363,8 @@ def _encode_rationale(
         step_texts=tuple(texts),
         spaced=tuple(spaced),
         marker=min(_first(ends, marker + 1), len(kept)) if marker < len(text) else len(kept),
-        answer=answer,
+        answer=domain.extract(text),
+        cut=len(kept) < len(ids),
     )
 
 

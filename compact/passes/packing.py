@@ -1,10 +1,11 @@
 """Builds the tensors of one forward pass in a layout: trees that share the prompt, or padded rows.
 
-A tree row has the prompts of its problems, then their rationales. A rationale is split into nodes
-at its step ends. Answer leaves are in a separate block; because of the nodes, a leaf sees its
-prefix and nothing else. One rule defines the mask: a token sees another token if its node sees the
-node of the other token and its position is not smaller. Every rationale starts at the position
-after its prompt, so the student reads it as if it were the only one.
+A tree row has the prompts of its problems, then their rationales. A problem that is too long for a
+row lies in several rows, each with its prompt; everything but the rows is the same. A rationale is
+split into nodes where leaves read it. Answer leaves are in a separate block; because of the nodes,
+a leaf sees its prefix and nothing else. One rule defines the mask: a token sees another token if
+its node sees the node of the other token and its position is not smaller. Every rationale starts at
+the position after its prompt, so the student reads it as if it were the only one.
 """
 
 from __future__ import annotations
@@ -66,7 +67,6 @@ class _Tables:
 
     rows: list[tuple[int, int]] = field(default_factory=list)
     token_rows: list[tuple[int, int]] = field(default_factory=list)
-    prompt_rows: list[tuple[int, int]] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     rationale: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
@@ -179,15 +179,15 @@ def tree_length(problem: EncodedProblem) -> int:
 
 
 def plan_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Assigns problems to rows of at most `capacity` tokens: first fit, longest first.
+    """Assigns parts to rows of at most `capacity` tokens: first fit, longest first.
 
     Args:
-        lengths: tokens of each problem.
-        capacity: tokens of a row; a longer problem gets a row of its own.
+        lengths: tokens of each part.
+        capacity: tokens of a row; a longer part gets a row of its own.
 
     Returns:
-        The problems of each row, starting with the row of the longest problem, so that
-        neighbouring rows need little padding.
+        The parts of each row, starting with the row of the longest part, so that neighbouring rows
+        need little padding.
     """
     rows: list[list[int]] = []
     free: list[int] = []
@@ -210,6 +210,7 @@ def build_batch(
     leaves: bool,
     pad_token_id: int,
     row_capacity: int = 0,
+    row_limit: int | None = None,
     options: bool = False,
 ) -> Batch:
     """Builds the tensors of one forward pass over `problems`.
@@ -221,6 +222,9 @@ def build_batch(
         pad_token_id: pads rows; no token of a problem sees it.
         row_capacity: tree only: problems share a row of at most this many tokens (0: one row per
             problem).
+        row_limit: tree only: a problem with more tokens of prompt and rationales is packed over
+            several rows; a rationale that is longer with its prompt gets a row of its own. None: a
+            problem lies in one row.
         options: whether option leaves are built.
 
     Raises:
@@ -239,7 +243,8 @@ def build_batch(
             )
     asked = _Asked(leaves, options)
     if layout == "tree":
-        return _build_tree(problems, asked, pad_token_id, row_capacity)
+        plan = _plan(problems, row_capacity, row_limit)
+        return _build_tree(problems, plan, asked, pad_token_id)
     return _build_padded(problems, asked, pad_token_id)
 
 
@@ -259,65 +264,91 @@ class _Asked:
         return [*gold, *([_question_options(problem)] if self.options else [])]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Rationales of one problem that lie in the same row, by their indices."""
+
+    problem: int
+    rationales: tuple[int, ...]
+
+
+def _plan(
+    problems: Sequence[EncodedProblem], row_capacity: int, row_limit: int | None
+) -> list[list[_Share]]:
+    """Returns the shares of each row; arguments as in `build_batch`."""
+    shares, lengths = [], []
+    for p, problem in enumerate(problems):
+        prompt, own = len(problem.prompt_ids), [len(r.ids) for r in problem.rationales]
+        most = sum(own) if row_limit is None else row_limit - prompt
+        for members in plan_rows(own, most):
+            shares.append(_Share(p, tuple(members)))
+            lengths.append(prompt + sum(own[k] for k in members))
+    return [[shares[i] for i in row] for row in plan_rows(lengths, row_capacity)]
+
+
 def _build_tree(
-    problems: Sequence[EncodedProblem], asked: _Asked, pad_token_id: int, row_capacity: int
+    problems: Sequence[EncodedProblem],
+    plan: Sequence[Sequence[_Share]],
+    asked: _Asked,
+    pad_token_id: int,
 ) -> Batch:
-    plan = plan_rows([tree_length(p) for p in problems], row_capacity)
-    place = {p: b for b, row in enumerate(plan) for p in row}
     main = [_Row() for _ in plan]
     leaf = [_Row() for _ in plan]
-    sees: list[list[list[int]]] = [[] for _ in plan]  # per row and node: the nodes it sees
-    start: dict[int, int] = {}
-    prompt_node: dict[int, int] = {}
-    for b, members in enumerate(plan):
-        for p in members:
-            prompt_node[p] = _new_node(sees[b], [])
-            start[p] = main[b].add(problems[p].prompt_ids, 0, prompt_node[p])
+    parents: list[list[int]] = [[] for _ in plan]  # of each node of each row; see _new_node
+    place: dict[tuple[int, int], int] = {}  # problem and rationale -> row
+    start: dict[tuple[int, int], int] = {}  # problem and row -> first column of the prompt
+    prompt_node: dict[tuple[int, int], int] = {}
+    for b, shares in enumerate(plan):
+        for share in shares:
+            p = share.problem
+            place |= {(p, k): b for k in share.rationales}
+            prompt_node[p, b] = _new_node(parents[b])
+            start[p, b] = main[b].add(problems[p].prompt_ids, 0, prompt_node[p, b])
     # The plan orders the rows, but the tables follow the order of `problems`. So all prompts are
     # added first and the rationales after them; the order within a row does not matter.
     tables = _Tables()
     for p, problem in enumerate(problems):
-        b, depth = place[p], len(problem.prompt_ids)
-        last_prompt = (b, start[p] + depth - 1)
-        tables.prompt_rows.append(last_prompt)
-        for rationale in problem.rationales:
+        depth = len(problem.prompt_ids)
+        for k, rationale in enumerate(problem.rationales):
+            b = place[p, k]
+            last_prompt = (b, start[p, b] + depth - 1)
             tables.add_rationale(p, rationale)
-            cuts = [end for _, end in rationale.steps]
-            node_at = {}
-            ancestors, previous, first = [prompt_node[p]], 0, len(main[b].ids)
-            for cut in [*cuts, len(rationale.ids)]:
+            own = asked.of_rationale(problem, rationale)
+            node, previous, first = prompt_node[p, b], 0, len(main[b].ids)
+            node_at = {0: node}
+            for cut in sorted({each.prefix or 0 for each in own} | {len(rationale.ids)}):
                 if cut > previous:
-                    node = _new_node(sees[b], ancestors)
+                    node = _new_node(parents[b], node)
                     main[b].add(rationale.ids[previous:cut], depth + previous, node)
-                    ancestors, previous = [*ancestors, node], cut
-                node_at[cut] = ancestors
+                    node_at[cut] = node
+                    previous = cut
             columns = range(first, first + len(rationale.ids))
             tables.token_rows.extend((b, c) for c in columns)
             tables.rows.append(last_prompt)
             tables.rows.extend((b, c) for c in columns[:-1])
-            node_at[0] = [prompt_node[p]]
-            own = asked.of_rationale(problem, rationale)
             for each in own:
-                _plant(each, tables, b, leaf[b], sees[b], node_at, depth)
+                _plant(each, tables, b, leaf[b], parents[b], node_at, depth)
             tables.leaf_counts.append(sum(not each.options for each in own))
     for p, problem in enumerate(problems):
-        b, depth = place[p], len(problem.prompt_ids)
+        b, depth = place[p, 0], len(problem.prompt_ids)
         for each in asked.of_question(problem):
-            _plant(each, tables, b, leaf[b], sees[b], {0: [prompt_node[p]]}, depth)
+            _plant(each, tables, b, leaf[b], parents[b], {0: prompt_node[p, b]}, depth)
     # Padding sees itself: attention without any key would give NaN.
-    pads = [_new_node(s, []) for s in sees]
-    size = max(len(s) for s in sees)
+    pads = [_new_node(nodes) for nodes in parents]
+    size = max(map(len, parents))
     visible = torch.zeros(len(plan), size, size, dtype=torch.bool)
-    for b, nodes in enumerate(sees):
-        for node, seen in enumerate(nodes):
-            visible[b, node, seen] = True
+    for seen, nodes in zip(visible, parents, strict=True):
+        for node, parent in enumerate(nodes):
+            if parent >= 0:
+                seen[node] = seen[parent]
+            seen[node, node] = True
     return _finish("tree", problems, main, leaf, tables, asked, pad_token_id, visible, pads)
 
 
-def _new_node(sees: list[list[int]], ancestors: list[int]) -> int:
-    """Adds a node that sees its ancestors and itself."""
-    sees.append([*ancestors, len(sees)])
-    return len(sees) - 1
+def _new_node(parents: list[int], parent: int = -1) -> int:
+    """Adds a node that sees itself and what its parent sees; -1: no other node."""
+    parents.append(parent)
+    return len(parents) - 1
 
 
 def _plant(
@@ -325,18 +356,18 @@ def _plant(
     tables: _Tables,
     b: int,
     row: _Row,
-    sees: list[list[int]],
-    node_at: Mapping[int, list[int]],
+    parents: list[int],
+    node_at: Mapping[int, int],
     depth: int,
 ) -> None:
     """Adds one leaf to the leaf row of a tree: what its targets share once, then a node for each.
 
-    The last token of a target predicts nothing and is left out. node_at[n] are the nodes of the
-    prompt, which has `depth` tokens, and of the first n tokens of the rationale.
+    The last token of a target predicts nothing and is left out. node_at[n] is the node of token n
+    of the rationale, counted from 1; node_at[0] that of the prompt, which has `depth` tokens.
     """
-    start, ancestors = 0, list[int]()
+    start, parent = 0, -1
     if leaf.prefix is not None:
-        start, ancestors = depth + leaf.prefix, node_at[leaf.prefix]
+        start, parent = depth + leaf.prefix, node_at[leaf.prefix]
     inputs = [target[:-1] for target in leaf.targets]
     shared = next(
         (n for n, tokens in enumerate(zip(*inputs, strict=False)) if len(set(tokens)) > 1),
@@ -346,13 +377,13 @@ def _plant(
         tables.add_leaf(leaf, [])
         return
     stem = (*leaf.trunk, *inputs[0][:shared])
-    node = _new_node(sees, ancestors)
+    node = _new_node(parents, parent)
     first = row.add(stem, start, node)
     cells = []
     for tokens in inputs:
         columns = list(range(first + len(leaf.trunk) - 1, first + len(stem)))
         if len(tokens) > shared:
-            branch = _new_node(sees, [*ancestors, node])
+            branch = _new_node(parents, node)
             own = row.add(tokens[shared:], start + len(stem), branch)
             columns += range(own, own + len(tokens) - shared)
         cells.append([(b, column) for column in columns])
@@ -384,7 +415,6 @@ def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_i
             main.append(_Row())
             main[b].add(problem.prompt_ids + rationale.ids, 0, 0)
             tables.add_rationale(p, rationale)
-            tables.prompt_rows.append((b, depth - 1))
             tables.rows.extend((b, depth - 1 + t) for t in range(len(rationale.ids)))
             tables.token_rows.extend((b, depth + t) for t in range(len(rationale.ids)))
             own = asked.of_rationale(problem, rationale)
@@ -436,7 +466,6 @@ def _finish(
         rationale=_tensor(tables.rationale),
         step=_tensor(tables.step),
         token_rows=_flat(tables.token_rows, length),
-        prompt_rows=_flat(tables.prompt_rows, length),
         gold_ids=_tensor([token for ids in gold for token in ids]),
         gold_offsets=_offsets([len(ids) for ids in gold]),
         leaf_offsets=_offsets(tables.leaf_counts),

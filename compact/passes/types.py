@@ -39,14 +39,15 @@ class EncodedRationale:
         spaced: for each step, whether a space must stand between the end of the step and the cue.
         marker: index into `ids` of the first token of the answer marker ("The answer is"); T if
             there is no marker.
-        answer: the final answer in the normal form of the problem's answer domain; None if none
-            was found. Within a problem, answers that match have the same text: that of the gold
-            answer if they match it.
+        answer: the final answer of the whole text, in the normal form of the problem's answer
+            domain; None if none was found. Within a problem, answers that match have the same text:
+            that of the gold answer if they match it.
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
         option_readings: for each place of option leaves, the indices of the steps that are read
             before it. The first has the steps that state no answer, () if there are none; a second
             one has all steps. () if the problem was encoded without options.
         judgement: what the texts say about it; None if the data were not judged.
+        cut: whether `ids` and `steps` leave out the end of the text, for max_length.
     """
 
     teacher: str
@@ -60,6 +61,7 @@ class EncodedRationale:
     leaf_steps: tuple[int, ...] | None = None
     option_readings: tuple[tuple[int, ...], ...] = ()
     judgement: Judgement | None = None
+    cut: bool = False
 
     @property
     def asked_steps(self) -> tuple[int, ...]:
@@ -183,8 +185,8 @@ class Batch:
     leaf is a row that repeats its whole prefix.
 
     Attributes:
-        layout: "tree" (each problem lies in one row and its rationales are branches) or "padded"
-            (each rationale is a row).
+        layout: "tree" (rationales are branches of their prompt; a problem lies in one row, or in
+            several rows that repeat the prompt) or "padded" (each rationale is a row).
         main: the main block.
         leaves: the leaf block; None without leaves. If no problem has what is asked for (a gold
             answer, options), it holds one padding token: ranks with sharded parameters must run the
@@ -202,7 +204,6 @@ class Batch:
         rationale: [M] the rationale of token m.
         step: [M] the step that token m belongs to, -1 outside every step (the answer part).
         token_rows: [M] the row of token m itself.
-        prompt_rows: [P], or [R] when padded: the row of the last prompt token.
         gold_ids: [G] ids of all gold answers.
         gold_offsets: [P + 1], the same for the gold ids of each problem; a problem without a gold
             answer has none.
@@ -232,7 +233,6 @@ class Batch:
     rationale: Tensor
     step: Tensor
     token_rows: Tensor
-    prompt_rows: Tensor
     gold_ids: Tensor
     gold_offsets: Tensor
     leaf_offsets: Tensor
@@ -259,6 +259,11 @@ class Batch:
     def on_host(self) -> Batch:
         """The batch on the CPU, to read numbers from: on a GPU every other read waits for it."""
         return self if self.host is None else self.host
+
+    @property
+    def prompt_rows(self) -> Tensor:
+        """[R] the row of the prompt's last token, which predicts the first token of a rationale."""
+        return self.rows[self.token_offsets[:-1]]
 
     @property
     def num_rationales(self) -> int:

@@ -8,7 +8,8 @@ name of a foreign library.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,39 @@ def attention_set_to(config: Any, implementation: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation_internal = own
+
+
+@contextmanager
+def checkpointed_within(
+    body: nn.Module, context: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Within the context, layers that are checkpointed run in `context` now and in the backward.
+
+    transformers keeps the function that checkpoints a layer in a private attribute of the layer. It
+    has no public way to set up what the second run of a layer depends on.
+
+    Args:
+        body: the model, of which no layer, some or all are checkpointed.
+        context: makes the context manager around each run of a layer.
+    """
+    name = "_gradient_checkpointing_func"
+    layers = [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
+    own = {layer: getattr(layer, name) for layer in layers if hasattr(layer, name)}
+
+    def checkpoint(of_layer: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
+        def inside(*args: Any) -> Any:
+            with context():
+                return run(*args)
+
+        return of_layer(inside, *args)
+
+    for layer, of_layer in own.items():
+        setattr(layer, name, partial(checkpoint, of_layer))
+    try:
+        yield
+    finally:
+        for layer, of_layer in own.items():
+            setattr(layer, name, of_layer)
 
 
 def use_one_gpu(args: Any) -> None:

@@ -157,6 +157,7 @@ class MicroBatchLoss:
             options=self.weigher.needs_options,
             pad_token_id=self.student.pad_token_id,
             row_capacity=self.args.max_length,
+            row_limit=self.args.max_row_length,
         )
 
     def collate(self, *, training: bool) -> Collate:

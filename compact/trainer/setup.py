@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
+from compact.passes.encode import tell_of_cuts
 from compact.passes.forward import check_ids
 from compact.passes.layout import choose_layout
 from compact.passes.lazily import LazyProblems
@@ -197,6 +198,7 @@ def check_data(student: Student, weigher: Weigher, data: LazyProblems, args: Com
         ValueError: it has no embedding for a token or a position.
     """
     check_ids(student, data.sample, leaves=weigher.needs_leaves)
+    tell_of_cuts(data.sample, args.max_length)
     if weigher.needs_leaves:
         log_data(data, args.leaf_budget)
 

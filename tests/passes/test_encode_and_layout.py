@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Mamb
 
 from compact.data import Problem, Rationale
 from compact.lab.zoo_student import build_tokenizer
-from compact.passes.encode import encode_problem, encode_prompt
+from compact.passes.encode import encode_problem, encode_problems, encode_prompt, tell_of_cuts
 from compact.passes.layout import choose_layout
 from compact.passes.packing import build_batch, plan_rows, tree_mask, tree_rule
 from compact.student import Student, load_student
+from compact.validity.judge import UNREAD
 from helpers.toy import _SIZES, make_model, make_problem
 
 TEXT = "Mia starts with 7 apples.\nMia buys 5 more, so 7 + 5 = 12.\nThe answer is 12"
@@ -100,13 +101,36 @@ def test_length_limits() -> None:
     room = len(full.prompt_ids)
     cut = encode_problem(problem(), tokenizer, max_length=room + 3).rationales[0]
     assert cut.ids == full.rationales[0].ids[:3]
-    assert cut.steps == ((0, 3),) and cut.answer is None
+    assert cut.steps == ((0, 3),) and cut.cut and not full.rationales[0].cut
     with pytest.raises(ValueError, match="question_id 'q'.*no room"):
         encode_problem(problem(), tokenizer, max_length=room)
     with pytest.raises(ValueError, match="cue must hold text"):
         encode_problem(problem(), tokenizer, max_length=200, cue=" ")
     with pytest.raises(ValueError, match="at least one rationale"):
         encode_problem(replace(problem(), rationales=()), tokenizer, max_length=200)
+
+
+def test_the_answer_of_a_cut_rationale_is_that_of_the_whole_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Right and wrong are told apart as on whole texts; the tokens to train on stay cut."""
+    right, wrong = TEXT, TEXT.replace("= 12", "= 13").replace("is 12", "is 13")
+    texts = (right, wrong, "Mia has some apples.\nNobody knows how many they are.")
+    both = Problem("q", "Mia has 7.", "12", tuple(Rationale(t, t, i) for i, t in enumerate(texts)))
+    tokenizer = build_tokenizer()
+    whole = encode_problems([both], tokenizer, max_length=200)[0]
+    tell_of_cuts([whole], 200)
+    assert not caplog.text
+    length = len(whole.prompt_ids) + 4
+    cut = encode_problems([both], tokenizer, max_length=length)[0]
+    assert [r.answer for r in cut.rationales] == ["12", "13", None]
+    assert cut.right == whole.right == (True, False, False)
+    assert all(r.ids == w.ids[:4] for r, w in zip(cut.rationales, whole.rationales, strict=True))
+    judged = [r.judgement for r in cut.rationales]
+    assert [j.validity if j else None for j in judged] == [1.0, 0.0, UNREAD]
+    assert [f.kind for j in judged if j for f in j.findings] == ["answer", "unread"]
+    tell_of_cuts([cut], length)
+    assert f"max_length {length} cuts 3 of 3 rationales" in caplog.text
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=20), capacity=st.integers(0, 80))

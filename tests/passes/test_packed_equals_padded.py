@@ -26,10 +26,18 @@ def outcome(
     problems: list[EncodedProblem],
     layout: str,
     capacity: int = 0,
+    limit: int | None = None,
 ) -> tuple[dict[str, Tensor], Batch]:
     """Statistics, and gradients of a loss that weighs every token differently."""
     student = Student.of(model)
-    batch = build_batch(problems, layout=layout, leaves=True, pad_token_id=0, row_capacity=capacity)
+    batch = build_batch(
+        problems,
+        layout=layout,
+        leaves=True,
+        pad_token_id=0,
+        row_capacity=capacity,
+        row_limit=limit,
+    )
     live, hidden, pass_ = run_pass(student, batch)
     hidden.retain_grad()
     model.zero_grad()
@@ -54,6 +62,83 @@ def test_packed_equals_padded(kind: str, lengths: list[int], checkpointing: bool
         assert got.keys() == want.keys() and len(want) > 8
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_several_rows_equal_one(kind: str, checkpointing: bool) -> None:
+    """A problem packed over 2 to 4 rows, one of them shared with another problem."""
+    model = make_model(kind, checkpointing)
+    problems = [make_problem(1, [9, 14, 6, 11]), make_problem(2, [5, 8], prompt=3)]
+    want, one = outcome(model, problems, "tree")
+    assert len(one.main.input_ids) == 2
+    for limit, capacity, lengths in (
+        (30, 0, [30, 20, 16]),
+        (30, 36, [30, 36]),
+        (19, 0, [19, 16, 16, 14, 11]),
+        (10, 0, [19, 16, 14, 11, 11, 8]),  # no room for a rationale: each has its own row
+    ):
+        got, batch = outcome(model, problems, "tree", capacity, limit)
+        assert batch.main.attention_mask.sum(dim=1).tolist() == lengths
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
+        for name in ("target", "rationale", "problem", "leaf_step", "leaf_index", "question_leaf"):
+            assert torch.equal(getattr(batch, name), getattr(one, name))
+
+
+def test_rows_without_a_limit_are_as_before() -> None:
+    """A limit that a problem keeps changes no bit of the batch."""
+    problems = [make_problem(1, [9, 14, 6]), make_problem(2, [5, 8], prompt=3)]
+    one, two = (
+        build_batch(problems, layout="tree", leaves=True, pad_token_id=0, row_limit=limit)
+        for limit in (None, 34)
+    )
+    for name, value in vars(one).items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, getattr(two, name)), name
+    assert torch.equal(one.main.input_ids, two.main.input_ids)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_leaves_in_blocks_equal_one_mask(
+    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves of long rows, in blocks of 3 queries that no border of a leaf respects."""
+    model = make_model(kind, checkpointing)
+    problems = [make_problem(1, [12, 9, 15], steps=4), make_problem(2, [5, 8], prompt=3)]
+    masks = []
+    mask = trees._mask
+    monkeypatch.setattr(trees, "_mask", lambda *a, **k: masks.append(k) or mask(*a, **k))
+    for capacity in (0, 256):
+        want, _ = outcome(model, problems, "tree", capacity)
+        assert masks and {"leaves": True} in masks
+        with monkeypatch.context() as patch:
+            patch.setattr(trees, "LEAF_PAIRS", 0)
+            patch.setattr(trees, "LEAF_QUERIES", 3)
+            masks.clear()
+            got, _ = outcome(model, problems, "tree", capacity)
+            assert {"leaves": True} not in masks
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_checkpointed_layers_run_again_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both runs of a layer use tree_attention; the gradients are those without checkpointing."""
+    calls = []
+    monkeypatch.setattr(
+        trees, "tree_attention", lambda *args: calls.append(args) or tree_attention(*args)
+    )
+    problems = [make_problem(1, [4, 9, 6])]
+    want, _ = outcome(make_model("llama"), problems, "tree")
+    assert len(calls) == 2
+    calls.clear()
+    model = make_model("llama", checkpointing=True)
+    got, _ = outcome(model, problems, "tree")
+    assert len(calls) == 4
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

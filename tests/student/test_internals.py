@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,32 @@ def test_attention_set_to_reaches_the_layers() -> None:
     with internals.attention_set_to(model.config, "eager"):
         attentions = model(ids, output_attentions=True).attentions
     assert attentions and attentions[0] is not None, "layers no longer read the config's attention"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_within_covers_both_runs(reentrant: bool) -> None:
+    """Every layer runs twice in the context, the second time after `checkpointed_within`."""
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    entered = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    with internals.checkpointed_within(model.model, noted):
+        loss = model(torch.arange(5)[None], use_cache=False).logits.sum()
+    layers = len(model.model.layers)
+    assert entered == ["in", "out"] * layers, "layers no longer checkpoint by this attribute"
+    entered.clear()
+    loss.backward()
+    assert entered.count("in") == layers
+    entered.clear()
+    model(torch.arange(5)[None], use_cache=False).logits.sum().backward()
+    assert not entered
 
 
 def test_use_one_gpu(tmp_path: Path) -> None:
