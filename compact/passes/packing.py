@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, repeat
 from typing import Literal
 
 import torch
@@ -323,9 +323,9 @@ def _build_tree(
                     node_at[cut] = node
                     previous = cut
             columns = range(first, first + len(rationale.ids))
-            tables.token_rows.extend((b, c) for c in columns)
+            tables.token_rows.extend(zip(repeat(b), columns, strict=False))
             tables.rows.append(last_prompt)
-            tables.rows.extend((b, c) for c in columns[:-1])
+            tables.rows.extend(zip(repeat(b), columns[:-1], strict=False))
             for each in own:
                 _plant(each, tables, b, leaf[b], parents[b], node_at, depth)
             tables.leaf_counts.append(sum(not each.options for each in own))
@@ -337,7 +337,7 @@ def _build_tree(
     pads = [_new_node(nodes) for nodes in parents]
     size = max(map(len, parents))
     visible = torch.zeros(len(plan), size, size, dtype=torch.bool)
-    for seen, nodes in zip(visible, parents, strict=True):
+    for seen, nodes in zip(visible.numpy(), parents, strict=True):
         for node, parent in enumerate(nodes):
             if parent >= 0:
                 seen[node] = seen[parent]
@@ -528,7 +528,9 @@ def _stack(rows: list[_Row], pad_token_id: int, pads: list[int] | None) -> Block
 
 
 def _tensor(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+    found = torch.empty(len(values), dtype=torch.int64)
+    found.numpy()[:] = values  # in a third of the time that torch takes for a list
+    return found
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:
@@ -537,6 +539,17 @@ def _offsets(counts: Sequence[int]) -> Tensor:
 
 def _flat(pairs: Sequence[tuple[int, int]], length: int) -> Tensor:
     return _tensor([row * length + column for row, column in pairs])
+
+
+def _sides(batch: Batch, *, leaves: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nodes and positions of the queries [B, Q], and of the keys [B, K], as in `tree_rule`."""
+    nodes, positions = batch.main.segments, batch.main.position_ids
+    assert nodes is not None
+    if not leaves:
+        return nodes, positions, nodes, positions
+    assert batch.leaves is not None and batch.leaves.segments is not None
+    own = batch.leaves.segments, batch.leaves.position_ids
+    return *own, torch.cat([nodes, own[0]], dim=1), torch.cat([positions, own[1]], dim=1)
 
 
 def tree_rule(
@@ -553,14 +566,9 @@ def tree_rule(
         The rule (row, query, key) -> bool on index tensors that broadcast, and the number of
         queries and keys of a row.
     """
-    visible, key_nodes, key_positions = batch.visible, batch.main.segments, batch.main.position_ids
-    assert key_nodes is not None and visible is not None
-    query_nodes, query_positions = key_nodes, key_positions
-    if leaves:
-        assert batch.leaves is not None and batch.leaves.segments is not None
-        query_nodes, query_positions = batch.leaves.segments, batch.leaves.position_ids
-        key_nodes = torch.cat([key_nodes, query_nodes], dim=1)
-        key_positions = torch.cat([key_positions, query_positions], dim=1)
+    visible = batch.visible
+    assert visible is not None
+    query_nodes, query_positions, key_nodes, key_positions = _sides(batch, leaves=leaves)
 
     def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = visible[row, query_nodes[row, query], key_nodes[row, key]]
@@ -570,13 +578,13 @@ def tree_rule(
 
 
 def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
-    """`tree_rule` as a mask for scaled_dot_product_attention.
+    """`tree_rule` as a mask for scaled_dot_product_attention, in fewer passes over memory.
 
     Returns:
         [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
     """
-    rule, queries, keys = tree_rule(batch, leaves=leaves)
-    device = batch.main.input_ids.device
-    row = torch.arange(len(batch.main.input_ids), device=device)[:, None, None]
-    query = torch.arange(queries, device=device)[:, None]
-    return rule(row, query, torch.arange(keys, device=device))[:, None]
+    assert batch.visible is not None
+    query_nodes, query_positions, key_nodes, key_positions = _sides(batch, leaves=leaves)
+    rows = zip(batch.visible, query_nodes, key_nodes, strict=True)
+    seen = torch.stack([v.index_select(0, q).index_select(1, k) for v, q, k in rows])
+    return (seen & (key_positions[:, None] <= query_positions[:, :, None]))[:, None]
