@@ -1,8 +1,8 @@
 """Writes docs/performance.md, weighing teachers against plain SFT: `python -m benchmarks.cost`.
 
-Measured figures are those of the case `scale` in benchmarks/results. Computed figures come from
-formulas in operations and bytes. The rates of the formulas are fitted to the smallest student;
-measurements of larger students show the error of the formulas.
+Measured figures are those of the cases `scale`, `long` and `host` in benchmarks/results. Computed
+figures come from formulas in operations and bytes. The rates of the formulas are fitted to the
+smallest student; measurements of larger students show the error of the formulas.
 """
 
 from __future__ import annotations
@@ -228,12 +228,16 @@ class Results:
         rates: the rates, by provider.
         machine: the machine of the measurements.
         when: the commit and day of the last measurement.
+        long: runs of the case `long`, by length.
+        host: the last run of the case `host`; None if there is none.
     """
 
     runs: dict[Work, Run]
     rates: dict[str, Rates]
     machine: str
     when: str
+    long: Sequence[Run] = ()
+    host: Run | None = None
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
         """Ratio to plain SFT as measured; None if it was not measured."""
@@ -275,7 +279,21 @@ def load(folder: Path) -> Results:
     rates = {name: fit(scale, name, product) for name in PROVIDERS}
     last = max(scale, key=lambda r: r.date)
     when = f"commit {last.commit}, {last.date[:10]}"
-    return Results({Work.of(r.shape): r for r in scale}, rates, last.machine, when)
+    long = [r for r in runs if r.case == "long" and set(PROVIDERS) <= set(r.rows)]
+    host = [r for r in runs if r.case == "host" and {"trainer", "compact"} <= set(r.rows)]
+    return Results(
+        {Work.of(r.shape): r for r in scale},
+        rates,
+        last.machine,
+        when,
+        sorted(long, key=lambda r: (_of(r, "data") != "synthetic", int(_of(r, "L")))),
+        max(host, key=lambda r: r.date, default=None),
+    )
+
+
+def _of(one: Run, key: str) -> str:
+    """Returns one size of a run's shape."""
+    return dict(part.split("=") for part in one.shape.split(","))[key]
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -353,6 +371,70 @@ def seconds_table(results: Results) -> str:
             ]
             lines.append(f"| {k} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+LONG = """## Long rationales
+
+One problem with four rationales and gradient checkpointing: time and peak memory of a step, and the
+ratios to plain SFT. A tiny student (two layers of width 128) and rationales of equal length are the
+hardest case: nothing is padded, and the question is a small part. The real problem is one of
+longcot_gsm8k, with SmolLM2-135M. {one.machine}; commit {one.commit}, {day};
+[plot and details](results/benchmarks.md).
+
+{table}
+
+"""
+HOST = """## What a step costs besides body and head
+
+Taking the batch, collating, scores, weights, clipping, the optimizer, records and log lines take
+{ours} of CPU time a step with answer leaves. transformers' Trainer takes {theirs} for the same
+rationales: the ratio is **{ratio}** (P = {P}, K = {K}, one micro-batch, a tiny student;
+{one.machine}; commit {one.commit}, {day}).
+
+"""
+
+
+def long_part(results: Results) -> str:
+    """Returns the section on long rationales; "" if they were not measured."""
+    if not results.long:
+        return ""
+    lines = [
+        "| tokens of the problem | plain SFT | no leaves | leaves | time | time, leaves | memory "
+        "| memory, leaves |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in results.long:
+        what = f"{int(_of(one, 'L')):,}"
+        what = what if _of(one, "data") == "synthetic" else f"real, at most {what}"
+        shown = [
+            f"{one.figure(p, 'median_s'):.3g} s, {one.figure(p, 'peak_mb'):,.0f} MB"
+            for p in PROVIDERS
+        ]
+        shown += [
+            f"**{one.figure(p, field) / one.figure('sft', field):.2f}**"
+            for field in ("median_s", "peak_mb")
+            for p in PROVIDERS[1:]
+        ]
+        lines.append(f"| {what} | {' | '.join(shown)} |")
+    last = max(results.long, key=lambda r: r.date)
+    return LONG.format(one=last, day=last.date[:10], table="\n".join(lines))
+
+
+def host_part(results: Results) -> str:
+    """Returns the section on the time around body and head; "" if it was not measured."""
+    if results.host is None:
+        return ""
+    one = results.host
+    ours, theirs = (one.figure(p, "median_s") for p in ("compact", "trainer"))
+    return HOST.format(
+        ours=f"{1e3 * ours:.1f} ms",
+        theirs=f"{1e3 * theirs:.1f} ms",
+        ratio=f"{ours / theirs:.2f}",
+        P=_of(one, "P"),
+        K=_of(one, "K"),
+        one=one,
+        day=one.date[:10],
+    )
 
 
 def panel(ax: Axes, results: Results, works: Sequence[Work], labels: Sequence[str], field: str
@@ -437,7 +519,7 @@ cost the same. On a GPU, which has more operations to a byte than a CPU, nothing
 
 {rest}
 
-Which operator does what in one pass: [operators](operators.md#what-is-fused-with-what).
+{long}{host}Which operator does what in one pass: [operators](operators.md#what-is-fused-with-what).
 
 ## How it is computed
 
@@ -522,6 +604,8 @@ def page(results: Results) -> str:
         seconds=seconds_table(results),
         students=students_table(results),
         rest=rest_table(results),
+        long=long_part(results),
+        host=host_part(results),
         fed=CUE + GOLD - 1,
         gold=GOLD,
         block=BLOCK,

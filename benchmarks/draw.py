@@ -30,6 +30,8 @@ OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
 CASES = {
     "head": "The LM head: loss and gradient from hidden states",
     "step": "One training step: forward, weights, backward",
+    "host": "What a trainer does in a step besides body and head",
+    "long": "A step on long rationales, with gradient checkpointing",
     "attention": "Attention of one layer over a question and its rationales",
     "graph": "The consensus graphs of many problems",
     "kl": "The consistency term: symmetric KL of pairs of rationales",
@@ -56,6 +58,17 @@ LEGENDS = {
     "without scores or answer leaves. `compact-probes` is the default preset: after every step, an "
     "answer leaf measures how likely the gold answer is. `compact-released` computes the scores, "
     "weights and consistency term of `released`, with the same gradients.",
+    "host": "CPU time of an optimizer step outside of body and head: taking the batch, collating, "
+    "scores, weights, clipping, the optimizer, records and log lines. P zoo problems with K "
+    "rationales each, a tiny student. `trainer` is transformers' Trainer on padded rows; "
+    "`compact` is CompactTrainer with the default preset and answer leaves, `compact-no-leaves` "
+    "with uniform weights. Each trainer's own time in body and head, forward and backward, is "
+    "subtracted in the same steps; benchmarks/host.py says how. Memory is that of whole steps.",
+    "long": "One problem of L tokens: a question and four rationales, tree layout, against SFT on "
+    "one padded row per rationale. `data=synthetic`: rationales of equal length, a student of two "
+    "layers of width 128; `-half` is the same provider on half of the tokens, which shows how "
+    "memory grows. `data=longcot`: a real problem with the traces of four long-reasoning models, "
+    "whose tree is the median share of its padded rows; the student is SmolLM2-135M with LoRA.",
     "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
     "on the CPU. `compact` is `tree_attention`; `torch-mask` is torch's SDPA over the same row "
     "with one mask; `torch-padded` is SDPA over K causal rows that each repeat the question.",
@@ -306,7 +319,9 @@ def varied(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
     return found
 
 
+LINES = ("scale", "long")  # cases that are drawn over their sizes
 SIZE_NAMES = {
+    "L": "tokens of the tree L",
     "K": "teachers K",
     "Q": "tokens of the question Q",
     "T": "tokens of a rationale T",
@@ -342,8 +357,13 @@ def draw_lines(runs: Sequence[Run], path: Path) -> None:
                 ax.plot(
                     *zip(*pairs, strict=True), marker="o", markersize=4, color=colour, label=name
                 )
-            ax.set_xticks([float(v) for v, _ in points], [f"{int(v):,}" for v, _ in points])
-            ax.set_ylim(bottom=0)
+            sizes = [float(v) for v, _ in points]
+            if sizes[-1] >= 16 * sizes[0]:
+                ax.loglog()
+                ax.minorticks_off()
+            else:
+                ax.set_ylim(bottom=0)
+            ax.set_xticks(sizes, [f"{int(v):,}" for v in sizes])
             ax.grid(axis="y", color=FAINT)
             ax.set_axisbelow(True)
             style(ax, "seconds a step" if field == "median_s" else "peak extra memory, MB")
@@ -378,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             mine = [one for one in runs if one.case == case]
             if mine:
                 pictures.append(f"{case}.png")
-                (draw_lines if case == "scale" else draw_bars)(mine, options.docs / pictures[-1])
+                (draw_lines if case in LINES else draw_bars)(mine, options.docs / pictures[-1])
         (options.docs / "benchmarks.md").write_text(document(bounds, runs, pictures))
     except (ValueError, OSError) as error:
         print(f"benchmarks.draw: error: {error}", file=sys.stderr)

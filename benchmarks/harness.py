@@ -86,6 +86,8 @@ class Provider:
         setup: called once, untimed, before the first call (build a model, compile).
         reset: called untimed before every call (drop gradients).
         slow: whether it runs only if it is named, so that the default run stays short.
+        seconds: returns the seconds of the last call that count, if not all of it belongs to the
+            figure; None counts the whole call.
     """
 
     run: Callable[[], Outputs]
@@ -94,6 +96,7 @@ class Provider:
     setup: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None
     slow: bool = False
+    seconds: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -330,7 +333,7 @@ def compare(
             report(f"round {done}, {name}", left())
             with _named(name):
                 last[name] = _seconds(provider, device)[0]
-            taken[name].append(last[name])
+            taken[name].append(provider.seconds() if provider.seconds else last[name])
             spent += last[name]
     return {name: Timing(tuple(taken[name]), peaks[name], errors[name]) for name in providers}
 

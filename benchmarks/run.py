@@ -22,7 +22,7 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import Args, Provider, ProviderFailed, Skipped, Timing, WrongResult
 
-CASES = ("head", "step", "attention", "graph", "kl", "scale", "ops")
+CASES = ("head", "step", "host", "long", "attention", "graph", "kl", "scale", "ops")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (

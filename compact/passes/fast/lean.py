@@ -10,7 +10,7 @@ a quantised base, hooks or mixed dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -54,8 +54,9 @@ def lean(body: nn.Module) -> Iterator[None]:
     changed: list[nn.Module] = []
     outputs = NormOutputs()
     try:
-        if _may_change(body):
-            for module, forward in _replacements(body, outputs):
+        modules = list(body.modules())
+        if _may_change(modules):
+            for module, forward in _replacements(modules, outputs):
                 module.__dict__["forward"] = forward
                 changed.append(module)
         with outputs.kept() if changed else nullcontext():
@@ -65,21 +66,21 @@ def lean(body: nn.Module) -> Iterator[None]:
             del module.__dict__["forward"]
 
 
-def _may_change(body: nn.Module) -> bool:
+def _may_change(modules: Sequence[nn.Module]) -> bool:
     if torch.is_autocast_enabled("cuda"):
         return False
     return not any(
         getattr(m, "gradient_checkpointing", False) or isinstance(m, FSDPModule) or is_compiled(m)
-        for m in body.modules()
+        for m in modules
     )
 
 
 def _replacements(
-    body: nn.Module, outputs: NormOutputs
+    modules: Sequence[nn.Module], outputs: NormOutputs
 ) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """Yields the modules to change, each with its new forward."""
     inside: set[nn.Module] = set()
-    for module in body.modules():
+    for module in modules:
         if module in inside:
             continue
         if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
