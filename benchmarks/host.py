@@ -265,7 +265,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     def by_policy(name: str) -> Callable[[nn.Module, list[EncodedProblem]], Tensor]:
         def weights(model: nn.Module, first: list[EncodedProblem]) -> Tensor:
             weigher = make_weigher(name)
-            pass_ = observe(Student.of(model, tokenizer), first, leaves=weigher.needs_leaves)
+            pass_ = observe(Student.of(model, tokenizer), first, leaves=weigher.needs.leaves)
             return weigher(pass_).weight / len(first)
 
         return weights
