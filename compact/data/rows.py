@@ -241,7 +241,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", number, row
-    except (pyarrow.ArrowException, OSError) as error:  # "Couldn't deserialize thrift"
+    # OSError: "Couldn't deserialize thrift"; ValueError: a name that is not UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected a Parquet file, got {_first_line(error)}") from None
 
 

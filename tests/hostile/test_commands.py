@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from compact.commands.cli import main
@@ -215,6 +217,16 @@ def test_names_that_the_terminal_cannot_show(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Zo\\xeb 1" in done.stdout
+
+
+def test_parquet_with_a_name_that_is_not_utf_8(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    path = place / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([{"prompt": "a", "completion": "b"}]), path)
+    path.write_bytes(path.read_bytes().replace(b"completion", b"comple\xdcion"))
+    line = fails(capsys, "import", str(path), "--out", str(place / "out.jsonl"))
+    assert f"{path}: expected a Parquet file" in line
 
 
 def test_labelled_data_without_a_wrong_rationale(
