@@ -6,8 +6,9 @@ are first used, so that a process that only checks answers does not load torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from compact.registry import lazy_names
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig as CompactConfig
@@ -45,16 +46,7 @@ _PUBLIC = {
     "register_token_weights": ("compact.weighting", "register_token_weights"),
 }
 __all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used (PEP 562)."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    value = getattr(import_module(module), attribute)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

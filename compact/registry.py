@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -136,3 +136,24 @@ def require(package: str, extra: str, why: str) -> None:
             f"{why}, which needs the package {package}: pip install {package}, or COMPACT with the "
             f"extra [{extra}]"
         )
+
+
+def lazy_names(package: str, homes: Mapping[str, tuple[str, str]]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package that imports its names when they are first used.
+
+    So a module of the package that needs no torch can be imported without it (PEP 562).
+
+    Args:
+        package: the `__name__` of the package.
+        homes: public name -> (module, its name there).
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, attribute = homes[name]
+        value = getattr(importlib.import_module(module), attribute)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get

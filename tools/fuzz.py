@@ -105,6 +105,17 @@ YAML = (
 TEACHERS = (
     "teachers:\n- name: a\n  base_url: http://localhost:1/v1\n  model: m\n  api_key_env: K\n",
 )
+CSV = 'question_id,prompt,teacher,completion,answer\nq,1+1?,t,"so, 2",2\nq,1+1?,u,2,2\n'
+FORMATS = tuple(
+    json.dumps(row) + "\n"
+    for row in (
+        {"instruction": "1 + 1?", "input": "x", "output": "2", "history": [["a", "b"]]},
+        {"instruction": "1 + 1?", "output": ["2", "two"], "label": "2"},
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "2"}]},
+        {"Question": "1 + 1?", "CoT": "1 + 1 = 2", "Answer": "2", "answer_type": "number"},
+        {"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"},
+    )
+)
 KEYS = struct.pack("<Q13sII", 13, b"a.block_count", 4, 2) + struct.pack(
     "<Q1sIIQQ1sQ1s", 1, b"t", 9, 8, 2, 1, b"a", 1, b"b"
 )
@@ -116,14 +127,27 @@ GGUF = (
 )
 
 
+def as_parquet(rows: list[dict[str, str]]) -> bytes:
+    """Returns rows as the bytes of a Parquet file."""
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
 def targets() -> dict[str, Target]:
     """Returns the targets by name. Imports what they fuzz."""
     from compact import answers as A
     from compact.commands.recipe import read_settings
     from compact.data import load_problems, load_questions
-    from compact.data.importers import import_files
+    from compact.data.importers import gold_answers, import_files
     from compact.data.labelled import load_labelled
     from compact.evaluation.compare import parse_arm
+    from compact.evaluation.forgetting import read_texts
     from compact.evaluation.keep import kept_by
     from compact.files import parse_json, parse_yaml, read_json
     from compact.graphs.step_graphs import load_graph
@@ -246,6 +270,23 @@ def targets() -> dict[str, Target]:
         "questions": Target(load_questions, (ROWS, CHAT), "file", ".jsonl"),
         "array": Target(
             lambda path: import_files([(None, path)]), (f"[{CHAT}]", ROWS), "file", ".json"
+        ),
+        "csv": Target(
+            lambda path: import_files([(None, path)]),
+            (CSV, "question,cot,answer\n1+1?,1+1=2,2\n"),
+            "file",
+            ".csv",
+        ),
+        "parquet": Target(
+            lambda path: import_files([(None, path)]), (as_parquet([ROW]),), "file", ".parquet"
+        ),
+        "formats": Target(lambda path: import_files([(None, path)]), FORMATS, "file", ".jsonl"),
+        "gold": Target(gold_answers, (ROWS, *FORMATS), "file", ".jsonl"),
+        "texts": Target(read_texts, ('{"text": "a b"}\n{"text": "c"}\n',), "file", ".jsonl"),
+        "options": Target(
+            lambda text: read_settings(None, text.split("\n")),
+            ("--model\na\n--learning_rate=1e-5", "--lora_target_modules\na,b\n--seed=1"),
+            "text",
         ),
         "labelled": Target(load_labelled, (ROWS, CHAT), "file", ".jsonl"),
         "partial": Target(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import os
@@ -96,6 +97,8 @@ def _open_streams() -> None:
     """Opens the closed ones of standard input, output and error on the null device.
 
     Otherwise the next file that is opened takes the place of a stream, and messages go into it.
+    What the encoding of standard output lacks is printed as an escape: text of the data must not
+    end a command whose work is done.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -105,6 +108,8 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
@@ -191,6 +196,8 @@ def _overview() -> str:
 
 def one_line(error: BaseException) -> str:
     """Returns the message of an error, without line breaks and of at most `MOST_OF_A_LINE`."""
+    if isinstance(error, FileExistsError) and error.filename:  # of mkdir
+        return f"{error.filename}: expected a folder, got a file"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:

@@ -110,14 +110,16 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not value >= 0:
             raise ValueError(f"--{name} must be at least 0, got {value}")
     out = Path(args.out)
-    check_output(out, args.questions, args.teachers)
-    if out.exists() and out.is_file() and not summary_path(out).exists():
-        raise ValueError(f"--out must be a new file or one of an earlier collect, got {out}")
+    store_file = Path(args.store or out.with_suffix(".sqlite"))
+    for path in (out, summary_path(out), _card(out)):  # before anything is paid for
+        check_output(path, args.questions, args.teachers, store_file, kind="output")
+    if store_file.resolve() == out.resolve():
+        raise ValueError(f"--store must be another file than --out, got {store_file}")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     problems = load_questions(args.questions, need_answers=False)[: args.limit]
     plans: Plans = [(t, plan(t, problems)) for t in read_teachers(args.teachers)]
     route = None if args.route is None else _route(args, plans, problems, out)
-    store = Store(args.store or out.with_suffix(".sqlite"))
+    store = Store(store_file)
     try:
         if args.dry_run is not None:
             some = plans if route is None else route.first_plans
@@ -166,6 +168,10 @@ def _ask(store: Store, plans: Plans, args: argparse.Namespace) -> dict[str, Resu
         )
 
 
+def _card(out: Path) -> Path:
+    return out.with_suffix(".card.md")
+
+
 def _write(
     store: Store,
     plans: Plans,
@@ -182,7 +188,7 @@ def _write(
     summary: dict[str, Any] = {"teachers": accounts, "given_up": lost}
     write_json(summary_path(out), summary | ({"route": route} if route else {}))
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_whole(out.with_suffix(".card.md"), data_card(found, Path(questions).name, problems))
+    write_whole(_card(out), data_card(found, Path(questions).name, problems))
     print(describe_ledger(accounts))
     if route:
         from compact.evaluation.route import describe_routes

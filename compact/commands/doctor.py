@@ -6,8 +6,8 @@ import argparse
 
 from peft import get_peft_model
 
-from compact.config import RecipeConfig
 from compact.evaluation.doctor import describe, needs
+from compact.settings import RecipeConfig
 from compact.student import Student, load_student, peft_config
 
 EPILOG = """example:

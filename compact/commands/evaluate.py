@@ -7,29 +7,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from compact.answers import Judge, domain_names
 from compact.data import Problem, load_questions
 from compact.data.rows import content_of_rows
-from compact.evaluation.evaluate import describe, evaluate
-from compact.evaluation.forgetting import (
-    ANSWERS,
-    TEXT,
-    Text,
-    describe_forgetting,
-    paired_drop,
-    read_texts,
-    text_drift,
-)
-from compact.evaluation.latent import layer_drift
-from compact.evaluation.processes import evaluate_in_processes, part_file, part_of
-from compact.files import check_output, content_of_student, json_lines
+from compact.files import check_input, check_output, content_of_student, json_lines
 from compact.resumable import add_to_summary, read_summary
-from compact.student import base_name, load_model
-from compact.trainer.card import refresh_card
+from compact.student import base_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from compact.evaluation.forgetting import Text
 
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
@@ -113,19 +103,44 @@ def run(args: argparse.Namespace) -> int:
     texts_of = [args.retained] if args.retained else []
     out = check_output(args.out, args.data, *args.retained_task, *texts_of)
     problems = questions(args.data)
+    tasks = {path: questions(path) for path in args.retained_task}
     if args.endpoint is not None:
         return _served(args, problems)
     if args.num_processes is not None:
         return _in_processes(args, problems, out)
+    for path in texts_of:
+        check_input(path)
+    # What needs no torch is refused before it loads, which takes seconds.
+    import torch
+
+    from compact.evaluation.evaluate import describe, evaluate
+    from compact.evaluation.forgetting import (
+        ANSWERS,
+        TEXT,
+        describe_forgetting,
+        paired_drop,
+        read_texts,
+        text_drift,
+    )
+    from compact.evaluation.latent import layer_drift
+    from compact.evaluation.processes import part_file, part_of
+    from compact.student import load_model
+    from compact.trainer.card import refresh_card
+
     if args.part is not None:
         k, count = part_of(args.part)
         problems, out = problems[k - 1 :: count], part_file(out, k)
         if args.device is None and torch.cuda.is_available():
             args.device = f"cuda:{(k - 1) % torch.cuda.device_count()}"
-    tasks = {path: questions(path) for path in args.retained_task}
     texts = read_texts(args.retained) if args.retained else []
     where = {"device": args.device, "dtype": args.dtype}
     model, processing_class = load_model(args.model, args.adapter, **where)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and args.max_new_tokens > positions:
+        raise ValueError(
+            f"--max_new_tokens must be at most {positions}, the positions of {args.model}, got "
+            f"{args.max_new_tokens}"
+        )
     base = model
     if forgetting and args.base:
         base, _ = load_model(args.base, **where)
@@ -215,6 +230,10 @@ def _settings(args: argparse.Namespace, model: str, data: str, weights: str) -> 
 
 def _in_processes(args: argparse.Namespace, problems: Sequence[Problem], out: Path) -> int:
     """Evaluates in several processes."""
+    from compact.evaluation.evaluate import describe
+    from compact.evaluation.processes import evaluate_in_processes
+    from compact.trainer.card import refresh_card
+
     if args.part or args.base or args.retained or args.retained_task:
         raise ValueError("--num_processes must stand without --part, --base and --retained")
     given = ("model", "adapter", "data", "out", "limit", "answer_type", "max_new_tokens")
@@ -236,7 +255,9 @@ def _in_processes(args: argparse.Namespace, problems: Sequence[Problem], out: Pa
 
 def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
     """Evaluates the student behind --endpoint."""
+    from compact.evaluation.evaluate import describe
     from compact.evaluation.served import evaluate_served
+    from compact.trainer.card import refresh_card
 
     own = (args.adapter, args.base, args.retained, args.retained_task, args.device, args.dtype)
     if any(own) or args.num_processes or args.part:

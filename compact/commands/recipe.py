@@ -5,14 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
 from compact.fields import compose, converted, field_types, mapping
 from compact.files import parse_yaml
+from compact.settings import (
+    OUTPUT_DIR,
+    ComparisonConfig,
+    RecipeConfig,
+    check_output_dir,
+)
 from compact.sft_names import SETTINGS, settings_of
+
+if TYPE_CHECKING:
+    from compact.config import CompactConfig
 
 # Another name of a key, as in other tools -> its name here.
 _OTHER_NAMES = {
@@ -50,14 +58,44 @@ def read_settings(
             the wrong type or is not allowed. The message starts with `file:line` or `--key`.
         OSError: the file cannot be read.
     """
+    from compact.config import CompactConfig
+
     recipe_config, config = _read(recipe, options, RecipeConfig, CompactConfig)
     return recipe_config, config
+
+
+def read_before_torch(
+    recipe: str | Path | None, options: Sequence[str]
+) -> tuple[RecipeConfig, Path, bool]:
+    """Reads what can be checked at once; `read_settings` takes seconds to load torch.
+
+    Returns:
+        The model, data and LoRA keys, the folder of the run, and whether it is resumed. Other keys
+        are not checked.
+
+    Raises:
+        ValueError, OSError: as `read_settings`, for these keys.
+    """
+    given = _given(recipe, options)
+    types = field_types(RecipeConfig)
+    values = {
+        key: converted(value, types[key], f"{where}: {key}")
+        for key, (value, where) in given.items()
+        if key in types
+    }
+    value, where = given.get("output_dir", (OUTPUT_DIR, ""))
+    output_dir = converted(value, str | None, f"{where}: output_dir")
+    check_output_dir(output_dir)
+    resume, _ = given.get("resume_from_checkpoint", (None, ""))
+    return RecipeConfig(**values), Path(output_dir), bool(resume)
 
 
 def read_comparison(
     recipe: str | Path,
 ) -> tuple[RecipeConfig, CompactConfig, ComparisonConfig]:
     """Reads a recipe that may also say what to compare; raises as `read_settings`."""
+    from compact.config import CompactConfig
+
     settings = _read(recipe, [], RecipeConfig, CompactConfig, ComparisonConfig)
     recipe_config, config, comparison = settings
     return recipe_config, config, comparison
@@ -65,15 +103,14 @@ def read_comparison(
 
 def known_keys() -> list[str]:
     """Returns every key of a recipe."""
+    from compact.config import CompactConfig
+
     return [*field_types(RecipeConfig), *field_types(CompactConfig)]
 
 
 def _read(recipe: str | Path | None, options: Sequence[str], *owners: Any) -> list[Any]:
     """Returns one object of each class of `owners`, RecipeConfig and CompactConfig first."""
-    given: dict[str, tuple[Any, str]] = {}
-    if recipe is not None:
-        given |= _read_yaml(Path(recipe))
-    given |= _read_options(options)
+    given = _given(recipe, options)
     types_ = [field_types(owner) for owner in owners]
     values: list[dict[str, Any]] = [{} for _ in owners]
     # TRL's names last: they must not stand beside what they become.
@@ -93,6 +130,12 @@ def _read(recipe: str | Path | None, options: Sequence[str], *owners: Any) -> li
     config, dtype = made[1], made[0].dtype
     config.model_init_kwargs = {"dtype": dtype, **(config.model_init_kwargs or {})}
     return made
+
+
+def _given(recipe: str | Path | None, options: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Key -> (value, `file:line` or `--key`)."""
+    found = _read_yaml(Path(recipe)) if recipe is not None else {}
+    return found | _read_options(options)
 
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:

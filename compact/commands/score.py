@@ -11,13 +11,10 @@ from typing import Any
 from compact.data import Problem, load_problems, of_teacher
 from compact.data.rows import as_json_lines, content_of_rows
 from compact.evaluation.keep import NAMES, best_of, kept_by
-from compact.evaluation.score import parse_metrics, score_problems
 from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of_student, write_whole
-from compact.passes.encode import LEAF_BUDGET
 from compact.resumable import remove_rows
-from compact.student import Student, load_model
-from compact.weighting import DEFAULT_PRESET, check_gold, make_weigher
+from compact.settings import DEFAULT_PRESET, LEAF_BUDGET
 
 EPILOG = """example:
   compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
@@ -91,18 +88,23 @@ def run(args: argparse.Namespace) -> int:
         kept_by([], args.keep)
     elif args.top is not None:
         best_of([], args.top)
-    overrides = parse_metrics(args.metric)
-    weigher = make_weigher(args.preset, **overrides)
     problems = load_problems(args.data)[: args.limit]
-    if weigher.teacher is not None:
-        of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
-    check_gold(weigher, problems)
     outputs = {"--out": (args.out, "scores")}
     outputs |= {"--kept": (args.kept, "rationales")} if args.kept is not None else {}
     outputs |= {"--teachers": (args.teachers, "teachers")} if args.teachers is not None else {}
     paths = [check_output(p, args.data, args.model, kind=kind) for p, kind in outputs.values()]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"{', '.join(outputs)} must be different files")
+    # What needs no torch is refused before it loads, which takes seconds.
+    from compact.evaluation.score import parse_metrics, score_problems
+    from compact.student import Student, load_model
+    from compact.weighting import check_gold, make_weigher
+
+    overrides = parse_metrics(args.metric)
+    weigher = make_weigher(args.preset, **overrides)
+    if weigher.teacher is not None:
+        of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
+    check_gold(weigher, problems)
     out = paths[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None

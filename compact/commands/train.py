@@ -8,24 +8,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from transformers.trainer_utils import IntervalStrategy
-from transformers.utils.logging import disable_progress_bar
+from typing import TYPE_CHECKING
 
 from compact.commands.cli import REPORT_TO_LAUNCHER
-from compact.commands.recipe import read_settings
-from compact.config import CompactConfig, RecipeConfig
-from compact.data import load_problems
+from compact.commands.recipe import read_before_torch, read_settings
+from compact.data import Problem, load_problems
 from compact.files import shipped
-from compact.student import named_students, peft_config
-from compact.trainer import CompactTrainer, NonFiniteError
+from compact.student import named_students
 from compact.trainer.checkpoints import check_fresh, check_not_student, newest_whole
-from compact.trainer.progress import show_progress
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from compact.config import CompactConfig
+    from compact.settings import RecipeConfig
 
 EPILOG = """keys of a recipe, also as --key value (overrides the recipe):
   model, data, eval_data, output_dir, preset, overrides, max_length, layout, leaf_every,
@@ -58,21 +56,26 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, TypeError, OSError: a setting, a row of the data or a file cannot be used.
     """
-    recipe, config = read_settings(args.config, args.options)
+    # What needs no torch is refused before it loads, which takes seconds.
+    recipe, output_dir, resumed = read_before_torch(args.config, args.options)
     if recipe.model is None or recipe.data is None:
         name = "model" if recipe.model is None else "data"
+        read_settings(args.config, args.options)  # raises if its key is misspelt
         raise ValueError(f"{name} must be given, in the recipe or as --{name}")
-    output_dir = Path(str(config.output_dir))
     check_not_student(output_dir, *named_students(recipe.model))
-    if not config.resume_from_checkpoint:  # before the model loads
+    if not resumed:
         check_fresh(output_dir)
     try:
         if args.num_processes is not None or args.accelerate_config is not None:
+            read_settings(args.config, args.options)  # so that one process reports an error
             _launch(args)
         else:
-            _train(recipe.model, recipe.data, recipe, config)
+            problems = load_problems(recipe.data)[: recipe.max_problems]
+            evals = load_problems(recipe.eval_data) if recipe.eval_data else None
+            _, config = read_settings(args.config, args.options)
+            _train(recipe.model, recipe.data, problems, evals, recipe, config)
     except KeyboardInterrupt:
-        checkpoint, _ = newest_whole(Path(config.output_dir or "."))
+        checkpoint, _ = newest_whole(output_dir)
         if checkpoint is None:
             raise
         raise KeyboardInterrupt(
@@ -81,12 +84,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(model: str, data: str, recipe: RecipeConfig, config: CompactConfig) -> None:
-    """Trains `model` on `data` in this process, alone or as one of several."""
+def _train(
+    model: str,
+    data: str,
+    problems: Sequence[Problem],
+    evals: Sequence[Problem] | None,
+    recipe: RecipeConfig,
+    config: CompactConfig,
+) -> None:
+    """Trains `model` on `problems` in this process, alone or as one of several."""
+    from transformers.trainer_utils import IntervalStrategy
+    from transformers.utils.logging import disable_progress_bar
+
+    from compact.student import peft_config
+    from compact.trainer import CompactTrainer, NonFiniteError
+    from compact.trainer.progress import show_progress
+
     disable_progress_bar()  # type: ignore[no-untyped-call]  # for reading and writing files
-    # Before the model loads, so that a bad row is reported at once.
-    problems = load_problems(data)[: recipe.max_problems]
-    evals = load_problems(recipe.eval_data) if recipe.eval_data else None
     if evals and config.eval_strategy == IntervalStrategy.NO:
         config.eval_strategy, config.do_eval = IntervalStrategy.EPOCH, True
     try:
@@ -122,6 +136,11 @@ def _launch(args: argparse.Namespace) -> None:
         KeyboardInterrupt: Ctrl-C, once every process has ended.
     """
     file = _accelerate_config(args.accelerate_config or "ddp")
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     command = ["--config_file", str(file)]
     if args.num_processes is not None:
         if args.num_processes < 1:

@@ -303,6 +303,7 @@ def import_files(
     """
     golds = gold_answers(gold) if gold else {}
     firsts: dict[str, tuple[str, Text]] = {}
+    types: dict[str, tuple[str, str | None]] = {}
     answers: dict[str, tuple[str, str]] = {}
     # prompt -> teacher -> completion, up to white space -> its row
     problems: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
@@ -313,9 +314,19 @@ def import_files(
             answer = golds.get(key, sample.answer)
             fresh = (f"{prefix}-{len(firsts):05d}", sample.prompt)
             question_id, prompt = firsts.setdefault(key, fresh)
-            if answer is not None:
-                first, agreed = answers.setdefault(key, (where, answer))
-                domain = find_domain(agreed, text_of(prompt), sample.answer_type)
+            first, answer_type = types.setdefault(key, (where, sample.answer_type))
+            if answer_type != sample.answer_type:
+                raise ValueError(
+                    f"{where}: answer_type must be {answer_type!r} as for the same prompt at "
+                    f"{first}, got {sample.answer_type!r}"
+                )
+            first, agreed = answers.get(key, (where, answer))
+            try:
+                domain = find_domain(agreed, text_of(prompt), answer_type)
+            except ValueError as error:  # the type is unknown, or the answer is none of it
+                raise ValueError(f"{where}: {error}") from None
+            if answer is not None and agreed is not None:
+                answers[key] = (first, agreed)
                 if answer != agreed and not domain.matches(answer, agreed):
                     raise ValueError(
                         f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt "
@@ -334,8 +345,8 @@ def import_files(
                     left_out += 1
                     continue
                 row = {"question_id": question_id, "prompt": prompt, "completion": completion}
-                if sample.answer_type is not None:
-                    row["answer_type"] = sample.answer_type
+                if answer_type is not None:
+                    row["answer_type"] = answer_type
                 mine[same] = row
     _name_teachers(problems)
     for key, (_, agreed) in answers.items():

@@ -241,7 +241,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", number, row
-    except pyarrow.ArrowException as error:
+    # OSError: "Couldn't deserialize thrift"; ValueError: a name that is not UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected a Parquet file, got {_first_line(error)}") from None
 
 
@@ -255,6 +256,8 @@ def _data_set(name: str) -> Any:
     import datasets
 
     spec, _, split = name.partition("@")
+    if spec.startswith(HUB) and not spec.removeprefix(HUB).partition(":")[0].strip():
+        raise ValueError(f"expected {HUB}OWNER/NAME, got {name!r}")
     split = split or "train"
     try:
         if spec.startswith(HUB):

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import torch
 import yaml
 
-from compact.config import CompactConfig, ComparisonConfig, RecipeConfig
+from compact.config import CompactConfig
 from compact.data import Problem, load_problems, load_questions, text_of
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
@@ -54,6 +54,7 @@ from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
 from compact.resumable import ResumableRows
+from compact.settings import ComparisonConfig, RecipeConfig
 from compact.strategies import make_strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer

@@ -25,6 +25,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+_SYNTAX = (ast.BoolOp, ast.boolop, ast.UnaryOp, ast.BinOp, ast.Compare, ast.expr_context)
 NAMES = ("weight", "K", "validity", "adaptability", "consensus", "difficulty")
 """What an expression may read: fields of a row of `compact score`, and K."""
 Rows = Sequence[Mapping[str, Any]]
@@ -48,6 +49,13 @@ def kept_by(rows: Rows, expression: str) -> list[bool]:
             raise ValueError
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"--keep must be like 'weight > 0.5/K', got {expression!r}") from error
+    for node in ast.walk(tree):
+        if not _is_allowed(node):
+            found = ast.unparse(node) if isinstance(node, ast.expr) else expression
+            raise ValueError(
+                f"--keep may hold numbers, {', '.join(NAMES)}, + - * / and comparisons, got "
+                f"{found!r}"
+            )
     sizes: dict[str, int] = defaultdict(int)
     for row in rows:
         sizes[row["question_id"]] += 1
@@ -97,29 +105,34 @@ def _value(node: ast.AST, names: Mapping[str, Any], expression: str) -> Any:
     def of(child: ast.AST) -> Any:
         return _value(child, names, expression)
 
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.Name) and node.id in NAMES:
+    if isinstance(node, ast.Name):
         if names.get(node.id) is None:
             raise ValueError(f"--keep: the rows have no {node.id}; this preset does not score it")
         return names[node.id]
     if isinstance(node, ast.BoolOp):
         values = [of(value) for value in node.values]
         return all(values) if isinstance(node.op, ast.And) else any(values)
-    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+    if isinstance(node, ast.UnaryOp):
         return _OPERATORS[type(node.op)](of(node.operand))
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+    if isinstance(node, ast.BinOp):
         try:
             return _OPERATORS[type(node.op)](of(node.left), of(node.right))
         except (ZeroDivisionError, OverflowError) as error:
             raise ValueError(f"--keep: {expression!r}: {error}") from None
-    if isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
+    if isinstance(node, ast.Compare):
         sides = [of(node.left), *(of(side) for side in node.comparators)]
         return all(
             _OPERATORS[type(op)](a, b)
             for op, a, b in zip(node.ops, sides[:-1], sides[1:], strict=True)
         )
-    found = ast.unparse(node) if isinstance(node, ast.expr) else expression
-    raise ValueError(
-        f"--keep may hold numbers, {', '.join(NAMES)}, + - * / and comparisons, got {found!r}"
-    )
+    raise AssertionError(f"{node}: let through by _is_allowed")
+
+
+def _is_allowed(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return type(node.value) in (int, float)
+    if isinstance(node, ast.Name):
+        return node.id in NAMES
+    return type(node) in _OPERATORS or isinstance(node, _SYNTAX)

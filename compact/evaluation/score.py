@@ -29,11 +29,12 @@ from compact.metrics.gain import step_gains
 from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import LEAF_BUDGET, encode_problems, tell_of_cuts
+from compact.passes.encode import encode_problems, tell_of_cuts
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
 from compact.resumable import ResumableRows
+from compact.settings import LEAF_BUDGET
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from compact.answers import Judge
 from compact.data import Problem
 from compact.evaluation.evaluate import summarise
-from compact.resumable import ResumableRows
+from compact.resumable import ResumableRows, summary_path
 from compact.teachers.collect import collect, plan
 from compact.teachers.pace import Patience
 from compact.teachers.prompts import QUESTION
@@ -62,10 +62,9 @@ def evaluate_served(
     unknown = next((p.question_id for p in problems if not p.answer), None)
     if unknown is not None:
         raise ValueError(f"question_id {unknown!r} must have a gold answer, got none")
-    student = Teacher(
-        "student",
+    student = _asked(
+        base_url,
         model=model,
-        base_url=base_url,
         api_key_env=api_key_env,
         temperature=0.0,
         max_tokens=max_new_tokens,
@@ -73,10 +72,15 @@ def evaluate_served(
         concurrency=concurrency,
     )
     about = {"endpoint": base_url, "model": model, "max_new_tokens": max_new_tokens}
+    store_file = out.with_suffix(".sqlite")
+    if store_file.exists() and not summary_path(out).exists():  # it would be deleted at the end
+        raise FileExistsError(
+            f"{store_file}: exists, and is of no evaluation with this --out; choose another --out"
+        )
     rows = ResumableRows(out, about | (settings or {}), key="question_id")
     todo = [p for p in problems if p.question_id not in rows.done]
     items = plan(student, todo)
-    store = Store(out.with_suffix(".sqlite"))
+    store = Store(store_file)
     judge = Judge()
     try:
         with rows, tqdm(total=len(todo), unit="item", disable=not progress) as bar:
@@ -112,3 +116,11 @@ def evaluate_served(
     for end in ("", "-wal", "-shm"):
         store.path.with_name(store.path.name + end).unlink(missing_ok=True)
     return summary
+
+
+def _asked(base_url: str, **settings: Any) -> Teacher:
+    """Returns the student as one who is asked; errors name the option."""
+    try:
+        return Teacher("student", base_url=base_url, **settings)
+    except ValueError as error:
+        raise ValueError(str(error).replace("base_url", "--endpoint", 1)) from None

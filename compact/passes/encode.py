@@ -19,6 +19,7 @@ from compact.answers import Domain, unified
 from compact.data import text_of
 from compact.data.problems import REASONING
 from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
+from compact.settings import LEAF_BUDGET
 from compact.text.steps import find_marker, split_steps
 from compact.validity import Judgement, judge
 
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 CUE = "The answer is "
 OPTION_CUE = "So the answer is"
 """The text before an option. docs/leaks.md compares it with others."""
-LEAF_BUDGET = 0.25
-"""Default for most tokens of answer leaves, as a share of a row's tokens."""
 
 
 def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from compact.data import load_problems
+from compact.data.rows import HUB
 from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
 from compact.metrics import COMPATIBILITY
 from compact.passes.encode import encode_problems
@@ -234,13 +235,16 @@ def look_into(
 
     Raises:
         ValueError: `question_ids` are given and cannot be explained.
+        OSError: there is no such file `data`.
     """
-    data = data or run.info.get("data")
+    asked, data = data, data or run.info.get("data")
     if not question_ids and (problems == 0 or not run.scores):
         return
     if data is None:
         obstacle = "run.json does not name the data; name it with --data"
-    elif not Path(data).exists():
+    elif not str(data).startswith(HUB) and not Path(data).exists():
+        if data == asked:
+            raise FileNotFoundError(f"{data}: no such file")
         obstacle = f"{data}: no such file; name the data with --data"
     elif student_folder(run.folder) is None:
         obstacle = "the run has not saved a student yet"

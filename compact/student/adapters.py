@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from compact.config import RecipeConfig
-from compact.student.loading import holds_adapter
+from compact.settings import RecipeConfig
+from compact.student.names import holds_adapter
 
 logger = logging.getLogger(__name__)
 

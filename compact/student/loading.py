@@ -24,10 +24,10 @@ from transformers import (
 from compact.files import read_json
 from compact.registry import require
 from compact.student.gguf_header import check_gguf
+from compact.student.names import ADAPTER_FILE, base_name, holds_adapter
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FILE = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OF_BOTH = ("trust_remote_code", "revision", "token", "cache_dir")
 MOST_LAYERS = 4096
@@ -169,9 +169,8 @@ def _check_config(folder: Path) -> None:
 
     Raises:
         ValueError: it does, or config.json is no JSON object.
+        OSError: there is no config.json.
     """
-    if not (folder / "config.json").exists():
-        return
     config = read_json(folder / "config.json")
     inner = [config, *(value for value in config.values() if isinstance(value, dict))]
     asked = [(k, v) for part in inner for k, v in part.items() if _LAYERS.fullmatch(k)]
@@ -206,43 +205,6 @@ def load_model(
     kwargs: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model, processing_class = load_student(name, adapter=adapter, **kwargs)
     return model.to(device), processing_class
-
-
-def holds_adapter(name: str | Path) -> bool:
-    """Whether a folder holds an adapter of peft."""
-    return (Path(name) / ADAPTER_FILE).exists()
-
-
-def named_students(model: Any) -> list[str]:
-    """Returns the names of a student and of its base model: folders, files or names on the hub.
-
-    Args:
-        model: a model, or its name.
-    """
-    if not isinstance(model, str | Path):
-        config = getattr(model, "config", None)
-        return [name for name in [getattr(config, "name_or_path", None)] if name]
-    return list(dict.fromkeys([str(model), base_name(str(model))]))
-
-
-def base_name(name: str) -> str:
-    """Returns the base model of the adapter in folder `name`; `name` itself without an adapter.
-
-    Raises:
-        ValueError: neither the run's run.json nor the adapter's config names the base model.
-    """
-    if not holds_adapter(name):
-        return name
-    folder = Path(name)
-    for run in (folder, folder.parent):
-        if (run / "run.json").exists():
-            student: str = read_json(run / "run.json", {"student": str})["student"]
-            return student
-    config = read_json(folder / ADAPTER_FILE, {"base_model_name_or_path?": (str, None)})
-    base: str | None = config.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{folder}: its adapter names no base model; give --model BASE --adapter")
-    return base
 
 
 @contextmanager

@@ -144,17 +144,23 @@ class Store:
         with self._errors():
             # isolation_level None: transactions are begun and ended here.
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            with self._transaction():  # the journal's mode, set below, is written into the file
+                self._check_ours()
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # an answer is paid: survive a power cut
             with self._transaction():
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if version != _VERSION and (version or tables):
-                    raise ValueError(f"{self.path}: is not a store of this version of `collect`")
+                self._check_ours()
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
         self._opened = True
+
+    def _check_ours(self) -> None:
+        """Raises ValueError if the file is a database of somebody else."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version != _VERSION and (version or tables):
+            raise ValueError(f"{self.path}: is not a store of this version of `collect`")
 
     def claim(
         self, key: str, teacher: str, *, lease: float, at_most: float, budget: float | None

@@ -4,7 +4,7 @@ import importlib
 
 from compact.weighting.gold import check_gold
 from compact.weighting.policies import POLICIES, register_policy
-from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset, register_preset
+from compact.weighting.presets import PRESETS, Preset, register_preset
 from compact.weighting.token_weights import (
     TOKEN_WEIGHTS,
     check_token_weights,
@@ -24,7 +24,6 @@ for _name in ("gradients", "mind", "muki"):
     importlib.import_module(f"compact.weighting.{_name}")
 
 __all__ = [
-    "DEFAULT_PRESET",
     "POLICIES",
     "PRESETS",
     "TOKEN_WEIGHTS",

@@ -87,7 +87,6 @@ def _is_number(value: object) -> bool:
 
 
 PRESETS: Registry[Preset] = Registry("preset")
-DEFAULT_PRESET = "robust"
 
 
 def register_preset(name: str) -> Callable[[Callable[[], Preset]], Callable[[], Preset]]:

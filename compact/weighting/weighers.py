@@ -27,6 +27,7 @@ from compact.passes import Batch, Needs, Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import unknown
+from compact.settings import DEFAULT_PRESET
 from compact.weighting.consistency import ConsistencyTerm
 from compact.weighting.policies import (
     NEED_GOLD,
@@ -36,7 +37,7 @@ from compact.weighting.policies import (
     StatefulPolicy,
     split_teacher,
 )
-from compact.weighting.presets import DEFAULT_PRESET, PRESETS, Preset
+from compact.weighting.presets import PRESETS, Preset
 from compact_ops import problem_weights
 
 

@@ -17,8 +17,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from compact.commands.cli import main
-from compact.config import CompactConfig, RecipeConfig
+from compact.config import CompactConfig
 from compact.lab import zoo
+from compact.settings import RecipeConfig
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.checkpoints import newest_whole

@@ -109,6 +109,7 @@ STUDENTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: change(d / "config.json", hidden_size=64),
         "cannot be read as a model",
     ),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json: no such file"),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
     "config is deep": (lambda d: (d / "config.json").write_text("[" * 9999), "nesting|JSON"),
     "tokenizer is a list": (
@@ -195,6 +196,15 @@ def test_bad_adapter(capsys: pytest.CaptureFixture[str], place: Path, name: str)
 def test_a_whole_adapter_is_described(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert main(["doctor", str(place / "adapter")]) == 0
     assert "LoRA, r = 16" in capsys.readouterr().out
+
+
+def test_more_tokens_than_positions(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """Without an end-of-text token, it would write for ever."""
+    data = place / "data.jsonl"
+    data.write_text(json.dumps(zoo.make_rows(("good",), 1, seed=0)[0]) + "\n")
+    words = ["--model", str(place / "student"), "--data", str(data), "--out", str(place / "o")]
+    line = fails(capsys, "evaluate", *words, "--max_new_tokens", "999999999999")
+    assert "--max_new_tokens must be at most" in line and str(place / "student") in line
 
 
 @pytest.mark.parametrize("what", ["student", "adapter"])

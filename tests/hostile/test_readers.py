@@ -19,7 +19,7 @@ from compact.files import MAX_DEPTH, check_shape, parse_json, parse_yaml
 from compact.graphs.step_graphs import load_graph
 from compact.passes.types import EncodedProblem  # noqa: F401  (the package must import)
 from compact.report.run import read_run
-from compact.student.loading import base_name
+from compact.student.names import base_name
 from compact.text.equations import equations, numbers
 from compact.text.steps import split_steps
 from compact.trainer.checkpoints import damage
@@ -362,3 +362,22 @@ def test_a_link_of_a_graph_to_no_node(tmp_path: Path, links: list[tuple[int, int
     path.write_text(json.dumps(graph | {"links": found}))
     with pytest.raises(ValueError, match="g.json: expected a saved graph .*a link must join"):
         load_graph(path)
+
+
+TYPES = {
+    "unknown": ({"answer_type": "numbr"}, "answer_type must be one of"),
+    "unknown, without an answer": ({"answer_type": "numbr", "answer": None}, "answer_type must be"),
+    "none of its type": ({"answer_type": "date"}, "expected an answer of the domain 'date'"),
+    "another than before": ({"answer_type": "number", "teacher": "u"}, "answer_type must be None"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_import_names_the_row_of_a_bad_answer_type(tmp_path: Path, name: str) -> None:
+    change, words = TYPES[name]
+    other = {} if "another" in name else {"prompt": "2 + 2?", "question_id": "p"}
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(GOOD | c) + "\n" for c in ({}, change | other)))
+    with pytest.raises(ValueError) as error:
+        import_files([(None, path)])
+    assert str(error.value).startswith(f"{path}:2: ") and words in str(error.value)

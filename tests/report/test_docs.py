@@ -19,13 +19,13 @@ from compact import CompactConfig, CompactTrainer, Student, load_problems, make_
 from compact.answers.base import DOMAINS
 from compact.commands.cli import COMMANDS, main
 from compact.commands.recipe import known_keys
-from compact.config import RecipeConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.metrics import METRICS
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.registry import IMPORT_VARIABLE, import_modules
+from compact.settings import RecipeConfig
 from compact.strategies import STRATEGIES
 from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, weigher_names
 from helpers.toy import save_student

@@ -29,8 +29,15 @@ def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
         out: an existing folder.
         sets: name -> rows of a labelled data set.
         about: a line that says what was measured and how.
+
+    Raises:
+        ValueError: no question has both right and wrong rationales.
     """
     found = {name: measure(rows) for name, rows in sets.items()}
+    if not _order(found):
+        raise ValueError(
+            f"{', '.join(found)}: expected a question with right and wrong rationales, got none"
+        )
     places = {name: localisation(rows) for name, rows in sets.items()}
     page = _markdown(found, places, sets, about)
     write_whole(out / "bench.md", page, kind="bench")
