@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -38,6 +39,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_without_turns,
     )
     environment.filters["tint"] = tint
     return environment.get_template("page.html.j2").render(
@@ -58,6 +60,17 @@ def render(run: Run) -> str:
         arms=arm_view(run),
         problems=[problem_view(run, p, colours) for p in run.explained],
     )
+
+
+# Characters that turn the direction of the text behind them, also of the page's own.
+_TURNS = dict.fromkeys(
+    [*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}"
+)
+
+
+def _without_turns(value: Any) -> Any:
+    """Returns text of data without characters that reverse other text; anything else as it is."""
+    return value.translate(_TURNS) if type(value) is str else value
 
 
 def tint(value: float) -> Markup:

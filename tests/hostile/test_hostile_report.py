@@ -109,6 +109,12 @@ def test_the_page_has_the_tags_of_a_harmless_one(tmp_path: Path, name: str) -> N
     assert not any(a.startswith("on") for a in found.attributes)
 
 
+def test_text_of_data_does_not_turn_the_text_of_the_page(tmp_path: Path) -> None:
+    page = render(run_of(tmp_path / "run", "a\u202eb\u2066c"))
+    lines = [line for line in page.splitlines() if "<svg" not in line]
+    assert "a\ufffdb\ufffdc" in page and not any("\u202e" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_pictures(tmp_path: Path, name: str) -> None:
     """Names with formulas, brackets and control characters are drawn as they are."""
