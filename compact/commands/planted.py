@@ -34,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_whole(out, text, kind="rationales with planted errors")
-    print(f"{out}: an error in {planted:,} of {theirs:,} rationales of {', '.join(args.teachers)}")
+    names = ", ".join(dict.fromkeys(args.teachers))
+    print(f"{out}: an error in {planted:,} of {theirs:,} rationales of {names}")
     return 0
