@@ -285,5 +285,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.set_xlabel(f"accuracy on {test} (95% interval)", fontsize=8)
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(list(heights.values()), list(heights), fontsize=8)
+    short = [arm.partition(",strategy_options=")[0] for arm in arms]
+    names = short if len(set(short)) == len(arms) else arms
+    panels[0].set_yticks(list(heights.values()), names, fontsize=8)
     return figure
