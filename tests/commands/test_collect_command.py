@@ -116,7 +116,7 @@ def test_a_file_of_others_is_left_alone(place: Path, capsys: pytest.CaptureFixtu
     Path("out.jsonl").write_text("mine\n")
     Path("teachers.yaml").write_text("- {name: a, model: m, base_url: 'http://127.0.0.1:1/v1'}")
     words = ["questions.jsonl", "--teachers", "teachers.yaml", "--out", "out.jsonl"]
-    assert "--out must be a new file" in fails(capsys, "collect", *words)
+    assert "out.jsonl: exists, and compact did not make it" in fails(capsys, "collect", *words)
     assert "--budget must be at least 0" in fails(capsys, "collect", *words, "--budget", "-1")
     assert "--limit must be at least 1" in fails(capsys, "collect", *words, "--limit", "0")
     assert Path("out.jsonl").read_text() == "mine\n"

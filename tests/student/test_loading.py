@@ -70,7 +70,8 @@ def test_missing_tokenizer(folder: Path) -> None:
 
 def test_what_is_no_model_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "cannot be read as a tokenizer" in refusal(tmp_path / "empty")
+    message = refusal(tmp_path / "empty")
+    assert "empty: cannot be read as a model: " in message and "config.json" in message
     (tmp_path / "text.gguf").write_text("not a model")
     assert "GGUF" in refusal(tmp_path / "text.gguf")
     (tmp_path / "text.txt").write_text("not a model")
