@@ -239,10 +239,8 @@ class CompactTrainer(Trainer):
         loss = loss / count
         return (loss, self._step.outputs(alone=self._alone)) if return_outputs else loss
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[list[Item]], device: torch.device
-    ) -> Tensor | int:
-        count = sum(item.counted for micro in batch_samples for item in micro)
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Tensor | int:
+        count: int = sum(item.counted for micro in batch_samples for item in micro)
         if self._alone:
             return count
         gathered: Tensor = self.accelerator.gather(torch.tensor(count, device=self.args.device))
@@ -407,10 +405,7 @@ class CompactTrainer(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
 
-    def floating_point_ops(
-        self,
-        inputs: Sequence[Item],  # type: ignore[override]  # transformers: a dict of tensors
-    ) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:
         """Returns 6 x parameters x tokens, the usual estimate of forward plus backward."""
         return 6 * sum(tree_length(item.problem) for item in inputs) * self._body_size
 
@@ -498,6 +493,11 @@ class CompactTrainer(Trainer):
                 self._score_log = None
                 note(status)
         return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at the last step, within an epoch, transformers would take one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes checkpoint-STEP completely or not at all.

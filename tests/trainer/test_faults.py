@@ -163,6 +163,19 @@ def test_saved_model_is_whole_or_untouched(tmp_path: Path) -> None:
     assert weights.read_bytes() != before[weights.name]
 
 
+def test_resuming_at_the_last_step_takes_no_step_more(tmp_path: Path) -> None:
+    """As after a kill between the last checkpoint and the end, in the middle of an epoch."""
+    settings = {"max_steps": 3, "save_steps": 3, "per_device_train_batch_size": 1}
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    rows = read_scores(tmp_path).num_rows
+    again = trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3 and not (tmp_path / "checkpoint-4").exists()
+    assert read_scores(tmp_path).num_rows == rows
+    assert torch.equal(parameters(whole), parameters(again))
+
+
 def test_resuming_from_an_older_checkpoint_sets_newer_ones_aside(tmp_path: Path) -> None:
     """They belong to steps that are trained again; the next resumption must not take them."""
     whole = trainer(tmp_path)
