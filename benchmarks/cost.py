@@ -395,7 +395,7 @@ rationales: the ratio is **{ratio}** (P = {P}, K = {K}, one micro-batch, a tiny 
 
 
 def long_part(results: Results) -> str:
-    """Returns the section on long rationales; "" if they were not measured."""
+    """Returns the page's section on long rationales, empty if there are no measurements."""
     if not results.long:
         return ""
     lines = [
@@ -421,7 +421,7 @@ def long_part(results: Results) -> str:
 
 
 def host_part(results: Results) -> str:
-    """Returns the section on the time around body and head; "" if it was not measured."""
+    """Returns the page's section on host time, empty if there are no measurements."""
     if results.host is None:
         return ""
     one = results.host

@@ -132,7 +132,7 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def of_trainer(self, trainer: Trainer) -> Iterator[None]:
-        """Counts the model's calls of a trainer of transformers within the context."""
+        """Within the context, counts the time that transformers' Trainer spends in the model."""
         model: nn.Module = trainer.model
 
         def leave(_: Any, __: Any, output: Any) -> None:
@@ -149,7 +149,7 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def of_compact(self, trainer: CompactTrainer) -> Iterator[None]:
-        """Counts the calls of body and head of our trainer within the context."""
+        """Within the context, counts the time that our trainer spends in body and head."""
         body = trainer.student.body
         head = self.around(passes_forward.linear_token_stats)
 

@@ -97,8 +97,8 @@ def _open_streams() -> None:
     """Opens the closed ones of standard input, output and error on the null device.
 
     Otherwise the next file that is opened takes the place of a stream, and messages go into it.
-    What the encoding of standard output lacks is printed as an escape: text of the data must not
-    end a command whose work is done.
+    Characters that standard output cannot encode are printed as escapes. Otherwise one of them, in
+    text of the data, would end a command whose work is done.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from compact.data.problems import Text as Prompt
@@ -49,6 +50,39 @@ def encode_text(text: Text, processing_class: Any, max_length: int) -> tuple[lis
     return [*prompt, *answer][:max_length], len(prompt)
 
 
+def outputs_of_both(
+    student: Any,
+    base: Any,
+    processing_class: Any,
+    texts: Iterable[Text],
+    max_length: int,
+    **options: Any,
+) -> Iterator[tuple[Tensor, int, Any, Any]]:
+    """Runs student and base on each text that has a token to measure.
+
+    Args:
+        student: the distilled model.
+        base: the model that it started from; `student` itself for an adapter.
+        processing_class: the tokenizer of both.
+        texts: texts, or pairs of prompt and completion.
+        max_length: most tokens read of each text.
+        options: for both models.
+
+    Yields:
+        Token ids [1, L], the index of the first token that is measured, and the outputs of student
+        and base.
+    """
+    device = next(student.parameters()).device
+    for text in texts:
+        read, start = encode_text(text, processing_class, max_length)
+        if len(read) > start:
+            ids = torch.tensor([read], device=device)
+            ours = student(input_ids=ids, **options)
+            with student.disable_adapter() if base is student else nullcontext():
+                theirs = base(input_ids=ids, **options)
+            yield ids, start, ours, theirs
+
+
 @torch.inference_mode()
 def text_drift(
     student: Any,
@@ -74,17 +108,11 @@ def text_drift(
     Raises:
         ValueError: no text has a token to measure.
     """
-    device = next(student.parameters()).device
     count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
-    for text in tqdm(texts, unit="text", desc="drift"):
-        read, start = encode_text(text, processing_class, max_length)
-        if len(read) <= start:
-            continue
-        ids = torch.tensor([read], device=device)
+    shown = tqdm(texts, unit="text", desc="drift")
+    for ids, start, *outputs in outputs_of_both(student, base, processing_class, shown, max_length):
         target = ids[0, start:, None]
-        ours = student(input_ids=ids).logits[0, start - 1 : -1].float().log_softmax(-1)
-        with student.disable_adapter() if base is student else nullcontext():
-            theirs = base(input_ids=ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+        ours, theirs = (x.logits[0, start - 1 : -1].float().log_softmax(-1) for x in outputs)
         nll -= ours.gather(1, target).sum().item()
         base_nll -= theirs.gather(1, target).sum().item()
         kl += (theirs.exp() * (theirs - ours)).sum().item()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compact.evaluation.forgetting import Text, encode_text
+from compact.evaluation.forgetting import Text, encode_text, outputs_of_both
 
 POSITIONS = 1024
 """Most token positions whose hidden states are compared, spread evenly over the texts."""
@@ -20,7 +19,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @torch.inference_mode()
 def hidden_similarity(
-    student: Any, base: Any, processing_class: Any, texts: Iterable[Text], *, max_length: int = 1024
+    student: Any, base: Any, processing_class: Any, texts: Sequence[Text], *, max_length: int = 1024
 ) -> list[float]:
     """Compares the hidden states of a student and its base on the same tokens.
 
@@ -40,18 +39,16 @@ def hidden_similarity(
     Raises:
         ValueError: there are fewer than two token positions.
     """
-    device = next(student.parameters()).device
-    sequences = [encode_text(text, processing_class, max_length) for text in texts]
-    sequences = [(ids, start) for ids, start in sequences if len(ids) > start]
-    most = math.ceil(POSITIONS / max(len(sequences), 1))
+    sequences = (encode_text(text, processing_class, max_length) for text in texts)
+    measured = sum(len(ids) > start for ids, start in sequences)
+    most = math.ceil(POSITIONS / max(measured, 1))
     states: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for ids, start in sequences:
-        count = min(most, len(ids) - start)
-        at = torch.linspace(start, len(ids) - 1, count).round().long()
-        inputs = {"input_ids": torch.tensor([ids], device=device), "output_hidden_states": True}
-        states[0].append(_at(student(**inputs).hidden_states, at))
-        with student.disable_adapter() if base is student else nullcontext():
-            states[1].append(_at(base(**inputs).hidden_states, at))
+    given = (student, base, processing_class, texts, max_length)
+    for ids, start, *outputs in outputs_of_both(*given, output_hidden_states=True):
+        count = min(most, ids.shape[1] - start)
+        at = torch.linspace(start, ids.shape[1] - 1, count).round().long()
+        for kept, output in zip(states, outputs, strict=True):
+            kept.append(_at(output.hidden_states, at))
     if sum(x.shape[1] for x in states[0]) < 2:
         raise ValueError("hidden states: expected at least two tokens, got fewer")
     after, before = (torch.cat(part, 1) for part in states)

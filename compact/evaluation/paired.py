@@ -188,7 +188,7 @@ def read_csv(path: str | Path) -> Answers:
 def with_best_single(answers: Answers) -> Answers:
     """Adds the arm "best single": the single teacher that is best on the development questions.
 
-    Best is the highest mean over the seeds; the choice is the same for all tests. Nothing is added
+    The best one has the highest mean over the seeds. All tests show the same one. Nothing is added
     if there are no development questions, or fewer than two arms single:TEACHER. The result has no
     development questions.
     """

@@ -210,7 +210,10 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
 
 
 def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
-    """Divides the queries of the leaf block, so that no mask grows with the square of the row."""
+    """Divides the leaf block into at most `LEAF_QUERIES` queries each, with the keys they see.
+
+    A mask over one block is small, however long the row is.
+    """
     assert batch.node_ends is not None and batch.leaves is not None
     nodes, main_nodes = batch.leaves.segments, batch.main.segments
     assert nodes is not None and main_nodes is not None

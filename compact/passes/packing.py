@@ -275,7 +275,7 @@ class _Share:
 def _plan(
     problems: Sequence[EncodedProblem], row_capacity: int, row_limit: int | None
 ) -> list[list[_Share]]:
-    """Returns the shares of each row; arguments as in `build_batch`."""
+    """Decides which rationales lie in which row; arguments as in `build_batch`."""
     shares, lengths = [], []
     for p, problem in enumerate(problems):
         prompt, own = len(problem.prompt_ids), [len(r.ids) for r in problem.rationales]

@@ -28,10 +28,10 @@ def rows_of(*teachers: str, problems: int = 4) -> list[dict[str, str]]:
     return [by[q, t] | {"teacher": f"{t}-{i}"} for q in questions for i, t in enumerate(teachers)]
 
 
-def train(
-    folder: Path, rows: list[dict[str, str]], **settings: Any
-) -> tuple[list[float], torch.Tensor]:
-    """Trains a tiny student for two steps of four problems; its losses and its parameters."""
+def trainer_of(
+    folder: Path, rows: list[dict[str, str]], *, size: dict[str, int] | None = None, **settings: Any
+) -> CompactTrainer:
+    """A trainer of a tiny student, for two steps of four problems unless the settings say else."""
     values: dict[str, Any] = {
         "output_dir": str(folder),
         "preset": "uniform",
@@ -48,12 +48,19 @@ def train(
         "seed": 3,
     }
     tokenizer = build_tokenizer()
-    trainer = CompactTrainer(
-        build_model(tokenizer, seed=0, layers=2),
+    return CompactTrainer(
+        build_model(tokenizer, seed=0, layers=2, **size or {}),
         CompactConfig(**values | settings),
         train_dataset=rows,
         processing_class=tokenizer,
     )
+
+
+def train(
+    folder: Path, rows: list[dict[str, str]], **settings: Any
+) -> tuple[list[float], torch.Tensor]:
+    """Trains a tiny student for two steps of four problems; its losses and its parameters."""
+    trainer = trainer_of(folder, rows, **settings)
     checkpoint = trainer.args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=checkpoint) if checkpoint else trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -21,6 +21,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.packing import build_batch, tree_length
 from compact.trainer import CompactTrainer
 from compact.trainer.runlog import read_scores
+from helpers import trajectories
 
 TOKENIZER = build_tokenizer()
 
@@ -44,25 +45,9 @@ def long_rows(problems: int, *lengths: int) -> list[dict[str, str]]:
 
 
 def trainer_of(folder: Path, rows: list[dict[str, str]], **settings: Any) -> CompactTrainer:
-    values: dict[str, Any] = {
-        "output_dir": str(folder),
-        "preset": "robust",
-        "max_length": 16384,
-        "max_steps": 1,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "adam_epsilon": 1e-3,  # no step of full size where a gradient is only rounding
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return CompactTrainer(
-        build_model(TOKENIZER, seed=0, layers=2, hidden=32),
-        CompactConfig(**values | settings),
-        train_dataset=rows,
-        processing_class=TOKENIZER,
-    )
+    values: dict[str, Any] = {"preset": "robust", "max_length": 16384, "max_steps": 1, "seed": 42}
+    values["per_device_train_batch_size"] = 1
+    return trajectories.trainer_of(folder, rows, size={"hidden": 32}, **values | settings)
 
 
 @pytest.mark.slow
