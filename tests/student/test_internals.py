@@ -48,12 +48,14 @@ def test_trainer_method_takes_the_same(name: str) -> None:
         f"transformers.Trainer.{name} no longer takes {wanted}: it takes {names}"
     )
     needed = [p.name for p in found[len(wanted) :] if p.default is p.empty]
-    assert not needed, f"transformers.Trainer.{name} now needs {needed} as well"
+    assert not wanted or not needed, f"transformers.Trainer.{name} now needs {needed} as well"
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_trainer_method_is_still_called(name: str) -> None:
     wanted = tuple(p.name for p in parameters(getattr(Trainer, name)))
+    if not internals.TRAINER_METHODS[name]:
+        wanted = ("args", "kwargs")
     own = tuple(p.name for p in parameters(getattr(CompactTrainer, name)))
     assert own == wanted, f"transformers.Trainer.{name} takes {wanted}, CompactTrainer.{name} {own}"
     assert f"self.{name}(" in TRAINER_SOURCE, f"transformers.Trainer no longer calls {name}"
