@@ -175,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed |= bad
         verdict = "FAILED" if bad else "not measured here" if math.isnan(value) else "ok"
         known = "-" if bound.measured is None else f"{bound.measured:.3g}"
-        print(f"{value:8.3g} {bound.gate:8g} {known:>8} {bound.bound:8g}  {bound.claim}: {verdict}")
+        claim = bound.claim + (f" (here at {bound.gate_shape})" if bound.gate_shape else "")
+        print(f"{value:8.3g} {bound.gate:8g} {known:>8} {bound.bound:8g}  {claim}: {verdict}")
     print(f"{time.monotonic() - start:.0f} s")
     return int(failed)
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from benchmarks import cost, run, scale, students
-from benchmarks.cost import Rates, Work
+from benchmarks import cost, cost_model, run, scale, students
+from benchmarks.cost_model import Rates, Work
 
 SMALL, LARGE = students.SIZES[0], students.SIZES[2]
 TRUE = {
@@ -43,14 +43,14 @@ def test_operations_by_hand():
     work = Work(one, 100, teachers=2, prompt=5, rationale=42, problems=1)
     assert (work.sft_tokens, work.tree_tokens, work.leaves) == (94, 89, 1 + 2 * 2)
     rows = 3 * 4 * 3 * 8 * 47 * 47  # forward and backward, three layers, one row
-    assert cost.body_flops(work, "sft") == 4 * one.body * 94 + 2 * rows
-    assert cost.logits(work, "sft") == 9400
+    assert cost_model.body_flops(work, "sft") == 4 * one.body * 94 + 2 * rows
+    assert cost_model.logits(work, "sft") == 9400
     pairs = 5 * 5 + 2 * 42 * 47  # the question alone, then each rationale after it
-    assert cost.body_flops(work, "compact") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * pairs
-    assert cost.logits(work, "compact") == 8400
-    more = cost.body_flops(work, "compact-probes") - cost.body_flops(work, "compact")
+    assert cost_model.body_flops(work, "compact") == 4 * one.body * 89 + 3 * 4 * 3 * 8 * pairs
+    assert cost_model.logits(work, "compact") == 8400
+    more = cost_model.body_flops(work, "compact-probes") - cost_model.body_flops(work, "compact")
     assert more == 2 * one.body * 25 + 4 * 3 * 8 * 25 * (89 + 25)
-    assert cost.logits(work, "compact-probes") == 8400 + 100 * 5 * 2 / 2
+    assert cost_model.logits(work, "compact-probes") == 8400 + 100 * 5 * 2 / 2
 
 
 def test_leaves_and_tokens_are_those_of_the_batch():
@@ -97,7 +97,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_the_fit_finds_the_rates(results):
-    found = cost.load(results)
+    found = cost_model.load(results)
     for name, rates in TRUE.items():
         for field in ("body", "head", "product", "kept", "logit"):
             got, want = getattr(found.rates[name], field), getattr(rates, field)
@@ -117,14 +117,14 @@ def test_errors_of_what_was_held_out_are_told(results, tmp_path):
         writer = csv.DictWriter(file, run.FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    found = cost.load(results)
+    found = cost_model.load(results)
     assert max(found.errors("median_s", fitted=True)) < 1e-3
     assert max(found.errors("median_s", fitted=False)) == pytest.approx(0.2, rel=1e-3)
     assert "(20%)" in cost.page(found)
 
 
 def test_the_page_marks_what_is_measured_and_what_is_computed(results, tmp_path):
-    found = cost.load(results)
+    found = cost_model.load(results)
     text = cost.page(found)
     work = Work(SMALL, SMALL.vocabulary)
     four = f"{TRUE['compact'].seconds(work, 'compact') / TRUE['sft'].seconds(work, 'sft'):.2f}"
@@ -140,7 +140,7 @@ def test_the_page_marks_what_is_measured_and_what_is_computed(results, tmp_path)
 
 
 def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
-    bare = cost.page(cost.load(results))
+    bare = cost.page(cost_model.load(results))
     assert "Long rationales" not in bare and "besides body and head" not in bare
     one = dict.fromkeys(run.FIELDS, "") | {"dtype": "float32", "device": "cpu", "ratio": 1}
     one |= {"machine": "box", "commit": "abc", "date": "2026-01-02", "versions": "torch=1"}
@@ -163,7 +163,7 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
             if fresh:
                 writer.writeheader()
             writer.writerows(rows)
-    text = cost.page(cost.load(results))
+    text = cost.page(cost_model.load(results))
     assert text.index("| 1,024 | 2 s, 50 MB |") < text.index("| 2,048 | 4 s, 100 MB |")
     assert "| **0.75** | **0.25** | **0.60** | **0.60** |" in text
     assert "14.0 ms of CPU time" in text and "takes 10.0 ms" in text and "**1.40**" in text
@@ -181,5 +181,5 @@ def test_a_factor_below_zero_is_left_out():
     import numpy as np
 
     grows, shrinks = np.array([1.0, 2.0, 4.0]), np.array([4.0, 3.0, 1.0])
-    factors = cost._least_squares([grows, shrinks], 3.0 * grows - 0.1 * shrinks)
+    factors = cost_model._least_squares([grows, shrinks], 3.0 * grows - 0.1 * shrinks)
     assert factors[1] == 0.0 and math.isclose(factors[0], 2.8, rel_tol=0.1)
