@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from compact.student.student import learned_positions
+
+_FEW_ROWS = 8
 
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
@@ -42,7 +45,7 @@ def generate(
         model: a causal LM of transformers (or a peft model around one). It runs in eval mode; its
             mode is restored.
         processing_class: its tokenizer.
-        prompts: token ids of each prompt, of any length; they form one left-padded batch.
+        prompts: token ids of each prompt, of any length; together they are one batch.
         max_new_tokens: most tokens of a continuation.
         temperature: 0 is greedy search; any other value samples from the whole softmax.
         seed: seed of the samples. The global random state is not changed.
@@ -56,19 +59,14 @@ def generate(
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
     pad = pad if pad is not None else ends[0]
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    rows, largest = model.get_input_embeddings().weight.shape[0], int(ids.max())
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(prompt, default=0) for prompt in prompts)
     if largest >= rows:
         raise ValueError(
             f"the tokenizer gives id {largest}, but the model's embedding has {rows} rows; "
             "tokenizer and model must belong together"
         )
-    limit = learned_positions(model)
+    limit, width = learned_positions(model), max(map(len, prompts))
     if limit is not None and width + max_new_tokens > limit:
         raise ValueError(
             f"max_new_tokens must be at most {limit - width} with a prompt of {width} tokens, as "
@@ -77,40 +75,74 @@ def generate(
     device = next(model.parameters()).device
     sampled = temperature > 0
     devices = [device] if device.type == "cuda" else []
+    found: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))  # the continuations that have not ended
+    made = 0  # tokens of each of them
     with _own_forward(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        # The settings of the model's generation_config are ignored.
-        output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=sampled,
-            temperature=temperature if sampled else None,
-            top_p=1.0 if sampled else None,
-            top_k=0 if sampled else None,
-            repetition_penalty=1.0,
-            eos_token_id=ends,
-            pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([_Watch(watch, width, ends)] if watch else []),
-        )
-    texts = []
-    for row in output[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[:end])
-    return texts
+        while going and made < max_new_tokens:
+            ids, mask = _left_padded([[*prompts[i], *found[i]] for i in going], pad)
+            half = _HalfEnded(ids.shape[1], ends, made, len(prompts) - len(going), watch)
+            # The settings of the model's generation_config are ignored.
+            output = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens - made,
+                do_sample=sampled,
+                temperature=temperature if sampled else None,
+                top_p=1.0 if sampled else None,
+                top_k=0 if sampled else None,
+                repetition_penalty=1.0,
+                eos_token_id=ends,
+                pad_token_id=pad,
+                stopping_criteria=StoppingCriteriaList([half]),
+            )[:, ids.shape[1] :]
+            made += output.shape[1]
+            still = []
+            for i, row in zip(going, output.tolist(), strict=True):
+                end = next((n for n, token in enumerate(row) if token in ends), None)
+                found[i] += row[:end]
+                if end is None:
+                    still.append(i)
+            going = still
+    return found
 
 
-class _Watch(StoppingCriteria):
-    """Reports how far a batch is, and never stops it."""
+def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, width - len(row) :] = torch.tensor(row)
+        mask[place, width - len(row) :] = 1
+    return ids, mask
 
-    def __init__(self, watch: Callable[[int, int], None], width: int, ends: Sequence[int]) -> None:
-        self.watch, self.width, self.ends = watch, width, torch.tensor(ends)
+
+class _HalfEnded(StoppingCriteria):
+    """Stops a batch when half of its rows have ended; the rest goes on as a smaller batch.
+
+    A row that has ended costs as much as any other, and some answers never end by themselves.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        ends: Sequence[int],
+        made: int,
+        ended_before: int,
+        watch: Callable[[int, int], None] | None,
+    ) -> None:
+        self.width, self.ends, self.made = width, torch.tensor(ends), made
+        self.ended_before, self.watch = ended_before, watch
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         new = input_ids[:, self.width :]
         ended = torch.isin(new, self.ends.to(new.device)).any(1)
-        self.watch(int(ended.sum()), new.shape[1])
-        return torch.zeros_like(ended)
+        count = int(ended.sum())
+        if self.watch is not None:
+            self.watch(self.ended_before + count, self.made + new.shape[1])
+        # To begin again means to read prompt and answer again: not for a few rows.
+        return torch.full_like(ended, count >= max(_FEW_ROWS, len(ended) / 2))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`compact evaluate`: generation, the item file of a killed run, forgetting, bad inputs."""
 
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -85,6 +86,35 @@ def test_a_batch_is_watched_token_by_token(model, tokenizer):
     assert [tokens for _, tokens in seen] == list(range(1, len(seen) + 1))
     ended = [count for count, _ in seen]
     assert ended == sorted(ended) and ended[-1] == sum(len(a) < 9 for a in answers)
+
+
+def test_rows_that_have_ended_leave_the_batch(tokenizer, monkeypatch):
+    """The answers are those of one prompt at a time, and the watch counts on."""
+    model = build_model(tokenizer, seed=0, layers=2).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(8.0 if "layers" in name and weight.ndim == 2 else 1.0)  # else it repeats
+    rows = make_questions(30, seed=5)
+    prompts = [encode_prompt(row["prompt"], tokenizer) for row in rows]
+    # One token in five ends an answer, so that rows of an untrained student end one by one.
+    ends = list(range(0, model.config.vocab_size, 5))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    alone = [module.generate(model, tokenizer, [p], 12)[0] for p in prompts]
+    assert len({len(a) for a in alone}) > 4, "the answers must end one by one"
+    sizes, seen, generate = [], [], model.generate
+
+    def counted(**kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", counted)
+    together = module.generate(
+        model, tokenizer, prompts, 12, watch=lambda ended, tokens: seen.append((ended, tokens))
+    )
+    assert together == alone
+    assert len(sizes) > 1 and all(2 * b <= a for a, b in itertools.pairwise(sizes)), sizes
+    assert [tokens for _, tokens in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][0] == sum(len(a) < 12 for a in alone)
 
 
 def test_the_bar_moves_within_a_batch(model, tokenizer, data, tmp_path, capsys, monkeypatch):
