@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import Cache, StoppingCriteria, StoppingCriteriaList
 
 from compact.student.student import learned_positions
 
-_FEW_ROWS = 8
+_FEW_ROWS = 4
 
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
@@ -78,15 +78,18 @@ def generate(
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # the continuations that have not ended
     made = 0  # tokens of each of them
+    ids, mask = (t.to(device) for t in _left_padded(prompts, pad))
+    cache = None  # the keys and values of all tokens but the last of each row
     with _own_forward(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         while going and made < max_new_tokens:
-            ids, mask = _left_padded([[*prompts[i], *found[i]] for i in going], pad)
-            half = _HalfEnded(ids.shape[1], ends, made, len(prompts) - len(going), watch)
+            before = ids.shape[1]
+            some = _SomeEnded(before, ends, made, len(prompts) - len(going), watch)
             # The settings of the model's generation_config are ignored.
             output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
                 max_new_tokens=max_new_tokens - made,
                 do_sample=sampled,
                 temperature=temperature if sampled else None,
@@ -95,16 +98,26 @@ def generate(
                 repetition_penalty=1.0,
                 eos_token_id=ends,
                 pad_token_id=pad,
-                stopping_criteria=StoppingCriteriaList([half]),
-            )[:, ids.shape[1] :]
-            made += output.shape[1]
+                stopping_criteria=StoppingCriteriaList([some]),
+                return_dict_in_generate=True,
+            )
+            new = output.sequences[:, before:]
+            made += new.shape[1]
             still = []
-            for i, row in zip(going, output.tolist(), strict=True):
+            for place, row in enumerate(new.tolist()):
                 end = next((n for n, token in enumerate(row) if token in ends), None)
-                found[i] += row[:end]
+                found[going[place]] += row[:end]
                 if end is None:
-                    still.append(i)
-            going = still
+                    still.append(place)
+            going = [going[place] for place in still]
+            rest = torch.tensor(still, dtype=torch.int64, device=device)
+            ids = output.sequences[rest]
+            mask = torch.cat([mask, mask.new_ones(new.shape)], dim=1)[rest]
+            cache = output.past_key_values
+            if isinstance(cache, Cache):
+                cache.batch_select_indices(rest)
+            else:  # of a kind that cannot be divided: everything is read again
+                cache = None
     return found
 
 
@@ -118,8 +131,8 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
     return ids, mask
 
 
-class _HalfEnded(StoppingCriteria):
-    """Stops a batch when half of its rows have ended; the rest goes on as a smaller batch.
+class _SomeEnded(StoppingCriteria):
+    """Stops a batch when a quarter of its rows have ended; the rest goes on as a smaller batch.
 
     A row that has ended costs as much as any other, and some answers never end by themselves.
     """
@@ -141,8 +154,7 @@ class _HalfEnded(StoppingCriteria):
         count = int(ended.sum())
         if self.watch is not None:
             self.watch(self.ended_before + count, self.made + new.shape[1])
-        # To begin again means to read prompt and answer again: not for a few rows.
-        return torch.full_like(ended, count >= max(_FEW_ROWS, len(ended) / 2))
+        return torch.full_like(ended, count >= max(_FEW_ROWS, len(ended) / 4))
 
 
 @contextmanager
