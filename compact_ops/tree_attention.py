@@ -1,4 +1,4 @@
-"""Attention for the tree layout on the CPU: rationales share a prompt but do not see each other."""
+"""Attention for the tree layout: rationales share a prompt but do not see each other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from compact_ops._library import (
     register_fake,
     register_once_differentiable,
 )
+from compact_ops.flash_tree import TreeTables, flash_supports, flash_tree_attention, tree_tables
 
 _OP = "tree_attention"
 
 
 def tree_attention(
-    query: Tensor, key: Tensor, value: Tensor, parts: Tensor, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: Tensor | TreeTables,
+    scale: float | None = None,
 ) -> Tensor:
     """Softmax attention of rows that are divided into parts.
 
@@ -27,14 +32,19 @@ def tree_attention(
     out = sum_j softmax_j(scale * query . key_j) value_j over those j. Pairs of different parts are
     never computed, while a mask over the whole row would compute every pair. Keys are not repeated
     for the query heads that share them. For the backward it keeps the inputs, the output and one
-    number per query. On CUDA, use FlexAttention.
+    number per query.
+
+    On CUDA it merges two calls of torch's flash attention (`compact_ops.flash_tree`), for float16
+    and bfloat16 with D a multiple of 8 up to 256. Use FlexAttention for anything else.
 
     Args:
-        query: [B, L, Hq, D] on the CPU, Hq a multiple of Hk; head h reads key head h // (Hq / Hk).
+        query: [B, L, Hq, D], Hq a multiple of Hk; head h reads key head h // (Hq / Hk).
         key: [B, L, Hk, D].
         value: [B, L, Hk, D].
         parts: [N, 5] int32 or int64; row n is (b, begin, end, prefix_begin, prefix_end), token
             spans in row b, end exclusive. Parts do not overlap. An empty span means no prefix.
+            Or what `tree_tables` made of them, on query's device: from a tensor on CUDA it is made
+            in every call, which waits for the device.
         scale: factor of the products; None for D ** -0.5.
 
     Returns:
@@ -61,12 +71,22 @@ def tree_attention(
         raise ValueError(
             f"{_OP}: query must have a multiple of the {key.shape[2]} heads of key, got {heads}"
         )
+    if scale is None:
+        scale = depth**-0.5
+    if query.is_cuda and not flash_supports(query):
+        raise ValueError(
+            f"{_OP}: query on CUDA must be float16 or bfloat16 with D a multiple of 8 up to 256, "
+            f"got {query.dtype} with D = {depth}; use FlexAttention"
+        )
+    if isinstance(parts, TreeTables):
+        _check.same_device(_OP, query=query, key=key, value=value, queries=parts.queries)
+        return flash_tree_attention(query, key, value, parts, scale)
     _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
     _check.same_device(_OP, query=query, key=key, value=value, parts=parts)
     if query.is_cuda:
-        raise ValueError(f"{_OP}: query must be on the CPU, got {query.device}; use FlexAttention")
-    if scale is None:
-        scale = depth**-0.5
+        tables = tree_tables(parts.cpu(), rows, length)
+        tables = tables.moved(lambda near: [t.to(query.device) for t in near])
+        return flash_tree_attention(query, key, value, tables, scale)
     if backend() == "reference":
         return reference.tree_attention(query, key, value, parts, scale)
     out: Tensor = torch.ops.compact.tree_attention(query, key, value, parts.long(), scale)[0]

@@ -3,8 +3,9 @@
 The answer leaves are a second block of the same pass. Their queries attend to the keys and values
 that were stored in every layer for the main block, so no token is computed twice.
 
-On the CPU, memory is linear in the tokens of a row: tree_attention needs no mask, and the leaves of
-long rows run in blocks of queries, each with a mask over the keys that it sees.
+With tree_attention, memory is linear in the tokens of a row: it needs no mask, and the leaves of
+long rows run in blocks of queries, each with a mask over the keys that it sees. It runs on a CPU,
+and on CUDA in float16 and bfloat16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from compact.passes.transfer import send
 from compact.passes.types import Batch
 from compact.student import Student
 from compact.student.internals import (
@@ -27,12 +29,13 @@ from compact.student.internals import (
     attention_set_to,
     checkpointed_within,
 )
-from compact_ops import tree_attention
+from compact_ops import TreeTables, tree_attention, tree_tables
+from compact_ops.flash_tree import DTYPES, flash_supports
 
-# On CUDA, rows with more tokens use FlexAttention. For shorter rows a dense mask is small.
+# On CUDA in float32, rows with more tokens use FlexAttention. For shorter rows one mask is small.
 FLEX_FROM = 1024
-# On the CPU, leaves with more pairs of query and key (with B rows, B * L2 * (L + L2)) run in blocks
-# of queries. Below, one mask of 64 MB at most is faster.
+# Leaves with more pairs of query and key (with B rows, B * L2 * (L + L2)) run in blocks of queries.
+# Below, one mask of 64 MB at most is faster (on a CPU).
 LEAF_PAIRS = 1 << 24
 LEAF_QUERIES = 512
 _IMPLEMENTATION = "compact_tree"
@@ -50,13 +53,13 @@ class _MainAttention:
         implementation: the name of the attention in transformers.
         kept: if leaves follow, attention module -> key and value, each [B, heads, L, D]; else None.
             Also None once the block has run: a checkpointed layer that runs again keeps nothing.
-        parts: parts of the block for tree_attention; None if the model's mask is used.
+        parts: what tree_attention takes; None if the model's mask is used.
         whole: builds the mask over whole rows, for layers that tree_attention does not support.
     """
 
     implementation: str
     kept: Kept | None
-    parts: Tensor | None
+    parts: Tensor | TreeTables | None
     whole: Callable[[], Tensor | BlockMask]
 
     def __call__(
@@ -77,15 +80,20 @@ class _MainAttention:
             plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
             if plain and query.shape[-1] == value.shape[-1]:
                 # As SDPA does under autocast: the rotary embedding returns float32.
-                autocast = torch.is_autocast_enabled("cpu")
-                dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+                dtype = _autocast_dtype(query.device.type) or query.dtype
                 q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
-                return tree_attention(q, k, v, self.parts, scaling), None
+                if query.device.type == "cpu" or flash_supports(q):
+                    return tree_attention(q, k, v, self.parts, scaling), None
             attention_mask = self.whole()
         own = _own_attention(self.implementation, module)
         return own(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """Returns the dtype of autocast on a type of device; None outside of it."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class _LeafBlock(NamedTuple):
@@ -110,7 +118,7 @@ class _LeafAttention:
 
     implementation: str
     kept: Kept
-    rule: Callable[[Tensor, Tensor, Tensor], Tensor]
+    rule: Callable[[Tensor | int, Tensor, Tensor], Tensor]
     blocks: list[_LeafBlock] | None
 
     def __call__(
@@ -129,9 +137,9 @@ class _LeafAttention:
         if self.blocks is None:
             return own(module, query, key, value, attention_mask, **kwargs)
         rows: dict[int, list[Tensor]] = {}
-        places = torch.arange(query.shape[2])
+        places = torch.arange(query.shape[2], device=query.device)
         for row, queries, keys in self.blocks:
-            mask = self.rule(torch.tensor(row), places[queries, None], keys)
+            mask = self.rule(row, places[queries, None], keys)
             k, v = (t[row : row + 1, :, keys] for t in (key, value))
             q = query[row : row + 1, :, queries]
             rows.setdefault(row, []).append(own(module, q, k, v, mask[None, None], **kwargs)[0])
@@ -187,7 +195,7 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
         Hidden states of main block [B, L, H] and leaf block [B, L2, H] (None without leaves).
     """
     implementation = _attention_of(student, batch)
-    parts = _parts(batch) if implementation == "sdpa" else None
+    parts = _parts(student, batch) if implementation == "sdpa" else None
     whole = cache(partial(_mask, implementation, student, batch, leaves=False))
     kept: Kept | None = None if batch.leaves is None else {}
     main = _MainAttention(implementation, kept, parts, whole)
@@ -214,20 +222,23 @@ def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
 
     A mask over one block is small, however long the row is.
     """
-    assert batch.node_ends is not None and batch.leaves is not None
-    nodes, main_nodes = batch.leaves.segments, batch.main.segments
+    host = batch.on_host
+    assert host.node_ends is not None and host.leaves is not None
+    nodes, main_nodes = host.leaves.segments, host.main.segments
     assert nodes is not None and main_nodes is not None
     key_nodes = torch.cat([main_nodes, nodes], dim=1)
-    key_ends = batch.node_ends.gather(1, key_nodes)
-    blocks = []
+    key_ends = host.node_ends.gather(1, key_nodes)
+    places, keys = [], []
     for row in range(len(nodes)):
         for first in range(0, nodes.shape[1], LEAF_QUERIES):
             queries = slice(first, first + LEAF_QUERIES)
             own = nodes[row, queries].unique()
             # A key is seen if one of these nodes lies from its node up to the end of it.
             before, upto = (torch.searchsorted(own, at[row]) for at in (key_nodes, key_ends))
-            blocks.append(_LeafBlock(row, queries, (upto > before).nonzero().flatten()))
-    return blocks
+            places.append((row, queries))
+            keys.append((upto > before).nonzero().flatten())
+    keys = send(keys, batch.main.input_ids.device)
+    return [_LeafBlock(*place, of) for place, of in zip(places, keys, strict=True)]
 
 
 def _attention_of(student: Student, batch: Batch) -> str:
@@ -238,19 +249,35 @@ def _attention_of(student: Student, batch: Batch) -> str:
     """
     own = attention_implementation(student.config)
     long = batch.main.input_ids.is_cuda and batch.main.input_ids.shape[1] > FLEX_FROM
-    if own == "sdpa" and long and not student.checkpoints:
+    if own == "sdpa" and long and not student.checkpoints and not _in_flash(student, batch):
         return "flex_attention"
     return own
 
 
-def _parts(batch: Batch) -> Tensor | None:
-    """Returns prompts and rationales as parts [P + R, 5] for `tree_attention`; None to use a mask.
+def _in_flash(student: Student, batch: Batch) -> bool:
+    """Whether flash attention computes in the dtype of the body on this device."""
+    device = batch.main.input_ids.device.type
+    dtype = _autocast_dtype(device) or next(student.body.parameters()).dtype
+    return device == "cuda" and dtype in DTYPES
 
-    On a CPU a masked pair of tokens costs as much as any other, and most pairs of a tree are masked
-    (tokens of different rationales). A mask is used on other devices.
+
+def _parts(student: Student, batch: Batch) -> Tensor | TreeTables | None:
+    """Returns what `tree_attention` takes for prompts and rationales; None to use a mask.
+
+    A masked pair of tokens costs as much as any other, and most pairs of a tree are masked (tokens
+    of different rationales). A mask is used where tree_attention does not run.
     """
-    if batch.main.input_ids.device.type != "cpu":
+    device = batch.main.input_ids.device
+    if device.type == "cpu":
+        return _parts_of(batch)
+    if not _in_flash(student, batch):
         return None
+    rows, length = batch.main.input_ids.shape
+    return tree_tables(_parts_of(batch.on_host), rows, length).moved(partial(send, device=device))
+
+
+def _parts_of(batch: Batch) -> Tensor:
+    """Returns prompts and rationales as parts [P + R, 5] of `tree_attention`."""
     length = batch.main.input_ids.shape[1]
     # A problem in several rows has its prompt in each of them.
     last, prompt = batch.prompt_rows.unique(return_inverse=True)
@@ -270,7 +297,7 @@ def _parts(batch: Batch) -> Tensor | None:
 
 def tree_rule(
     batch: Batch, *, leaves: bool
-) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, int]:
+) -> tuple[Callable[[Tensor | int, Tensor, Tensor], Tensor], int, int]:
     """Which key each query sees in a tree, as a function of indices.
 
     Args:
@@ -293,7 +320,7 @@ def tree_rule(
 
     key_ends = batch.node_ends.gather(1, key_nodes)
 
-    def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def rule(row: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
         node = query_nodes[row, query]
         seen = (key_nodes[row, key] <= node) & (node < key_ends[row, key])
         return seen & (key_positions[row, key] <= query_positions[row, query])

@@ -8,19 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from compact_ops import tree_attention
+from compact_ops import flash_tree, tree_attention, tree_tables
 from compact_ops.testing import check
+from helpers.flash import stand_in
 
 
-@given(
-    st.lists(st.integers(1, 90), min_size=1, max_size=5),
-    st.integers(0, 3),
-    st.integers(1, 3),
-    st.integers(1, 9),
-    st.integers(0, 99),
-)
-def test_any_partition(sizes: list[int], padding: int, shared: int, depth: int, seed: int) -> None:
+def partition(
+    sizes: list[int], padding: int, shared: int, depth: int, seed: int
+) -> dict[str, torch.Tensor]:
     """A part after the other in one row, prefixes anywhere outside of them, several blocks long."""
     g = torch.Generator().manual_seed(seed)
     length = sum(sizes) + padding
@@ -35,7 +32,81 @@ def test_any_partition(sizes: list[int], padding: int, shared: int, depth: int, 
         name: torch.randn(1, length, heads, depth, generator=g, dtype=torch.float64)
         for name, heads in (("query", 2 * shared), ("key", 2), ("value", 2))
     }
-    check("tree_attention", inputs | {"parts": torch.tensor(parts)})
+    return inputs | {"parts": torch.tensor(parts)}
+
+
+ANY_PARTITION = given(
+    st.builds(
+        partition,
+        st.lists(st.integers(1, 90), min_size=1, max_size=5),
+        st.integers(0, 3),
+        st.integers(1, 3),
+        st.integers(1, 9),
+        st.integers(0, 99),
+    )
+)
+
+
+@ANY_PARTITION
+def test_any_partition(inputs: dict[str, torch.Tensor]) -> None:
+    check("tree_attention", inputs)
+
+
+# On a GPU: two calls of flash attention, merged.
+
+
+@ANY_PARTITION
+def test_two_flash_calls_equal_the_operator(inputs: dict[str, torch.Tensor]) -> None:
+    """The merge and both backwards, in float64, over torch's flash attention for CPUs."""
+    parts = inputs.pop("parts")
+    tables = tree_tables(parts, *inputs["query"].shape[:2])
+    found, grad = [], torch.randn(inputs["query"].shape, dtype=torch.float64)
+    for each in (parts, tables):
+        leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            calls = stand_in(patch)
+            out = tree_attention(**leaves, parts=each)
+            out.backward(grad)
+        found.append([out, *(t.grad for t in leaves.values())])
+    assert [c.causal for c in calls] == ([True, False] if tables.to_prefix.longest_key else [True])
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_flash_attention_is_called_as_torch_declares_it() -> None:
+    """On tensors without memory that say they are on a GPU: arguments, shapes and dtypes."""
+    near = tree_tables(torch.tensor([[0, 0, 3, 0, 0], [0, 3, 7, 0, 3], [1, 2, 9, 0, 2]]), 2, 9)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        heads = {"device": "cuda", "dtype": torch.bfloat16}
+        q, k, v = (torch.empty(2, 9, n, 64, **heads) for n in (4, 2, 2))
+        tables = near.moved(lambda tensors: [torch.empty_like(t, device="cuda") for t in tensors])
+        with pytest.raises(ValueError, match="query on CUDA must be float16 or bfloat16 with D"):
+            tree_attention(q.float(), k.float(), v.float(), tables)
+        with pytest.raises(ValueError, match="multiple of 8 up to 256, got .* D = 60"):
+            tree_attention(*(torch.empty(2, 9, 2, 60, **heads) for _ in range(3)), tables)
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        out, lse = flash_tree._flash_forward(q, k, v, tables.within, 0.125)
+        assert out.shape == q.shape and out.dtype == q.dtype
+        assert lse.shape == (4, 18) and lse.dtype == torch.float32
+        found = flash_tree._flash_backward(out, q, k, v, out, lse, tables.within, 0.125)
+        assert [d.shape for d in found] == [t.shape for t in (q, k, v)]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    """Against the reference in float64, forward and backward."""
+    inputs = partition([70, 130, 9, 300], 5, 3, 64, seed=2)
+    parts = inputs.pop("parts")
+    found = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+        leaves = {n: t.to(dtype).to(device, kind).requires_grad_() for n, t in inputs.items()}
+        out = tree_attention(**leaves, parts=parts.to(device))
+        out.backward(torch.ones_like(out))
+        found.append([t.detach().double().cpu() for t in (out, *(t.grad for t in leaves.values()))])
+    for want, got in zip(*found, strict=True):
+        size = want.abs().max()
+        assert (got - want).abs().max() < 0.02 * size
 
 
 def arguments() -> dict[str, Any]:
@@ -113,3 +184,5 @@ def test_bad_parts(part: tuple[int, ...], message: str) -> None:
     inputs["parts"][1] = torch.tensor(part)
     with pytest.raises(RuntimeError, match=message):
         tree_attention(**inputs)
+    with pytest.raises(RuntimeError, match=message):
+        tree_tables(inputs["parts"], *inputs["query"].shape[:2])

@@ -17,7 +17,8 @@ from compact.passes import attention as trees
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
-from compact_ops import tree_attention
+from compact_ops import tree_attention, tree_tables
+from helpers.flash import stand_in
 from helpers.toy import _SIZES, CONFIGS, VOCABULARY, make_model, make_problem
 
 
@@ -139,6 +140,31 @@ def test_checkpointed_layers_run_again_without_a_mask(monkeypatch: pytest.Monkey
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6, msg=name)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_flash_attention_of_a_gpu_gives_the_same(
+    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every layer two calls, here of torch's flash attention for CPUs; leaves in blocks."""
+    model = make_model(kind, checkpointing)
+    problems = [make_problem(1, [12, 9, 15], steps=4), make_problem(2, [5, 8], prompt=3)]
+    for capacity in (0, 256):
+        want, _ = outcome(model, problems, "tree", capacity)
+        with monkeypatch.context() as patch:
+            calls = stand_in(patch)
+            patch.setattr(
+                trees,
+                "_parts",
+                lambda _, batch: tree_tables(trees._parts_of(batch), *batch.main.input_ids.shape),
+            )
+            patch.setattr(trees, "LEAF_PAIRS", 0)
+            got, _ = outcome(model, problems, "tree", capacity)
+        layers = model.config.num_hidden_layers
+        assert len(calls) == 2 * layers * (2 if checkpointing else 1)
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
