@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.student.student import learned_positions
 
+# Every division copies the cache and begins generate anew, so a few rows do not make one.
 _FEW_ROWS = 4
+_DIVISIBLE = (DynamicLayer, DynamicSlidingWindowLayer)  # layers that are keys and values, no more
 
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
@@ -79,10 +82,10 @@ def generate(
     going = list(range(len(prompts)))  # the continuations that have not ended
     made = 0  # tokens of each of them
     ids, mask = (t.to(device) for t in _left_padded(prompts, pad))
-    cache = None  # the keys and values of all tokens but the last of each row
+    cache: Cache | None = None  # the keys and values of all tokens but the last of each row
     with _own_forward(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        while going and made < max_new_tokens:
+        while made < max_new_tokens:
             before = ids.shape[1]
             some = _SomeEnded(before, ends, made, len(prompts) - len(going), watch)
             # The settings of the model's generation_config are ignored.
@@ -110,15 +113,24 @@ def generate(
                 if end is None:
                     still.append(place)
             going = [going[place] for place in still]
+            if not going:
+                break
             rest = torch.tensor(still, dtype=torch.int64, device=device)
             ids = output.sequences[rest]
             mask = torch.cat([mask, mask.new_ones(new.shape)], dim=1)[rest]
-            cache = output.past_key_values
-            if isinstance(cache, Cache):
-                cache.batch_select_indices(rest)
-            else:  # of a kind that cannot be divided: everything is read again
-                cache = None
+            cache = _divided(output.past_key_values, rest)
     return found
+
+
+def _divided(cache: Any, rows: Tensor) -> Cache | None:
+    """Returns the cache of some rows of a batch; None where this is not known to work for its kind.
+
+    Without a cache, generate reads everything again.
+    """
+    if not isinstance(cache, Cache) or any(type(layer) not in _DIVISIBLE for layer in cache.layers):
+        return None
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # a LongTensor
+    return cache
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

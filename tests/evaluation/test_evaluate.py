@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MambaConfig, Qwen2Config
 
 from compact.data import load_questions
 from compact.evaluation import evaluate as module
@@ -23,7 +24,7 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_prompt
 from compact.registry import IMPORT_VARIABLE
 from compact.resumable import ResumableRows, summary_path
-from compact.student import load_model
+from compact.student import generation, load_model
 from helpers.commands import run
 
 ROWS = make_questions(7, seed=3)
@@ -115,6 +116,36 @@ def test_rows_that_have_ended_leave_the_batch(tokenizer, monkeypatch):
     assert len(sizes) > 1 and all(4 * b <= 3 * a for a, b in itertools.pairwise(sizes)), sizes
     assert [tokens for _, tokens in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] == sum(len(a) < 12 for a in alone)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=400),
+        Qwen2Config(
+            **{"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64},
+            **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+            **{"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        ),
+        "static",
+    ],
+    ids=["mamba", "sliding", "static"],
+)
+def test_a_cache_of_any_kind(config, tokenizer, monkeypatch):
+    """The answers of a batch that shrinks are those of a batch that keeps all rows."""
+    torch.manual_seed(0)
+    if config == "static":
+        model = build_model(tokenizer, seed=0, layers=2).eval()
+        model.generation_config.cache_implementation = "static"
+    else:
+        model = AutoModelForCausalLM.from_config(config).eval()
+    prompts = torch.randint(1, 100, (30, 7)).tolist()
+    ends = list(range(0, model.config.vocab_size, 4))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    found = [module.generate(model, tokenizer, prompts, 12)]
+    monkeypatch.setattr(generation, "_FEW_ROWS", 1000)
+    found.append(module.generate(model, tokenizer, prompts, 12))
+    assert found[0] == found[1] and len({len(answer) for answer in found[0]}) > 1
 
 
 def test_the_bar_moves_within_a_batch(model, tokenizer, data, tmp_path, capsys, monkeypatch):
