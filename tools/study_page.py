@@ -9,6 +9,7 @@ beside it unless another is given, keeps all but what lies between the two lines
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from compact.evaluation.paired import as_markdown, draw, paired_rows, read_csv, with_best_single
@@ -25,8 +26,9 @@ def main() -> None:
     page: Path = args.page or path.with_suffix(".md")
     rows = paired_rows(with_best_single(read_csv(path)))
     picture = path.with_suffix(".png")
-    begin, end = f"<!-- {path.name} -->", f"<!-- end of {path.name} -->"
-    table = f"{begin}\n{as_markdown(rows)}\n![Accuracy of each arm]({picture.name})\n{end}"
+    name, shown = (os.path.relpath(file, page.parent) for file in (path, picture))
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    table = f"{begin}\n{as_markdown(rows)}\n![Accuracy of each arm]({shown})\n{end}"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Study\n\n{begin}{end}\n"
     if begin not in text or end not in text:
         raise SystemExit(f"{page}: expected the lines {begin} and {end}, found none")
