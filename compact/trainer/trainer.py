@@ -494,10 +494,11 @@ class CompactTrainer(Trainer):
                 note(status)
         return output
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # Resumed at the last step, within an epoch, transformers would take one step more.
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes checkpoint-STEP completely or not at all.
