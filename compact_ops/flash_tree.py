@@ -1,13 +1,15 @@
 """Tree attention on a GPU: two calls of torch's flash attention, merged by log-sum-exp.
 
 The first call attends within each part, causally. The second attends from the tokens that have a
-prefix to all of that prefix. Softmax over both sets of keys is the mean of the two results, with
-the shares that their log-sum-exps give; the backward of each call is that of flash attention with
-the merged result and log-sum-exp, as each pair of tokens only needs these two. Ring attention (Liu
-et al. 2023, arXiv 2310.01889) merges the blocks of several devices in the same way.
+prefix to all of that prefix. The result is a weighted mean of the two: a call's weight is the
+exponential of its log-sum-exp less that of both. The backward of flash attention computes each
+probability again from the log-sum-exp, so each call gets the merged result and log-sum-exp and
+returns its own part of the gradients. Ring attention (Liu et al. 2023, arXiv 2310.01889) merges the
+blocks of several devices in the same way.
 
-No mask is built, so memory is linear in the length of a row, and only pairs that are seen are
-computed.
+No mask is built, so memory is linear in the length of a row. The sequences of a call lie one after
+the other without gaps, so tokens in no part (padding) are sequences too: they attend to each other,
+and their results are set to 0.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 DTYPES = (torch.float16, torch.bfloat16)
 """The dtypes that flash attention computes with."""
-MOST_DEPTH, DEPTHS_OF = 256, 8
+MAX_DEPTH, DEPTH_MULTIPLE = 256, 8
 
 
 class Sequences(NamedTuple):
@@ -50,6 +52,7 @@ class TreeTables(NamedTuple):
         queries: [N] int64, the tokens whose part has a prefix, ordered by that prefix.
         keys: [M] int64, the tokens of each prefix.
         outside: [U] int64, the tokens in no part.
+        tokens: B * L.
     """
 
     within: Sequences
@@ -57,15 +60,27 @@ class TreeTables(NamedTuple):
     queries: Tensor
     keys: Tensor
     outside: Tensor
+    tokens: int
 
     def moved(self, move: Callable[[list[Tensor]], list[Tensor]]) -> TreeTables:
-        """Returns the tables with all tensors moved to a device by one call of `move`."""
-        near = [self.within.keys, self.to_prefix.queries, self.to_prefix.keys, *self[2:]]
-        own, queries, keys, *tokens = move(near)
+        """Returns the tables on a device; `move` takes their tensors there in one call."""
+        own, query_offsets, key_offsets, queries, keys, outside = move(
+            [
+                self.within.keys,
+                self.to_prefix.queries,
+                self.to_prefix.keys,
+                self.queries,
+                self.keys,
+                self.outside,
+            ]
+        )
         return TreeTables(
             self.within._replace(queries=own, keys=own),
-            self.to_prefix._replace(queries=queries, keys=keys),
-            *tokens,
+            self.to_prefix._replace(queries=query_offsets, keys=key_offsets),
+            queries,
+            keys,
+            outside,
+            self.tokens,
         )
 
 
@@ -122,6 +137,7 @@ def tree_tables(parts: Tensor, rows: int, length: int) -> TreeTables:
         queries=torch.tensor([t for tokens in users.values() for t in tokens], dtype=torch.int64),
         keys=torch.tensor([t for span in users for t in range(*span)], dtype=torch.int64),
         outside=torch.tensor(outside, dtype=torch.int64),
+        tokens=rows * length,
     )
 
 
@@ -129,16 +145,25 @@ def _int32(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def flash_supports(query: Tensor) -> bool:
-    """Whether torch's flash attention runs on queries [..., D] of this dtype and D."""
-    depth = query.shape[-1]
-    return query.dtype in DTYPES and depth <= MOST_DEPTH and depth % DEPTHS_OF == 0
+def flash_supports(device: torch.device, dtype: torch.dtype, depth: int) -> bool:
+    """Whether torch's flash attention runs for heads of this width: on GPUs from Ampere on."""
+    return (
+        dtype in DTYPES
+        and depth <= MAX_DEPTH
+        and depth % DEPTH_MULTIPLE == 0
+        and device.type == "cuda"
+        and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def flash_tree_attention(
     query: Tensor, key: Tensor, value: Tensor, tables: TreeTables, scale: float
 ) -> Tensor:
     """As `compact_ops.tree_attention`, with tables on the device of the query."""
+    if not query.numel():
+        return query * 0
     out: Tensor = _FlashTree.apply(query, key, value, tables, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -175,7 +200,8 @@ class _FlashTree(torch.autograd.Function):
         at, keys = tables.queries, tables.keys
         if tables.to_prefix.longest_key:
             more = _flash_backward(
-                *(g[at], q[at], k[keys], v[keys], out[at], lse[:, at], tables.to_prefix, scale)
+                *(g[at], q[at], k[keys], v[keys], out[at], lse[:, at].contiguous()),
+                *(tables.to_prefix, scale),
             )
             for total, part, index in zip(grads, more, (at, keys, keys), strict=True):
                 total.index_add_(0, index, part)
@@ -195,6 +221,8 @@ def _flash_forward(
     q: Tensor, k: Tensor, v: Tensor, of: Sequences, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Returns attention [T, Hq, D] and log-sum-exp [Hq, T]."""
+    if not q.is_cuda:
+        raise ValueError(f"tree_attention: query must be on CUDA with tables, got {q.device}")
     offsets = (of.queries, of.keys, of.longest_query, of.longest_key)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         *(q, k, v, *offsets, 0.0, of.causal, False), scale=scale
@@ -214,9 +242,9 @@ def _flash_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of q, k and v, from the result and log-sum-exp over all keys."""
     offsets = (of.queries, of.keys, of.longest_query, of.longest_key)
-    of_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    no_seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        *(grad, q, k, v, out, lse, *offsets, 0.0, of.causal, of_dropout, q.new_empty(0)),
+        *(grad, q, k, v, out, lse, *offsets, 0.0, of.causal, no_seed, q.new_empty(0)),
         scale=scale,
     )
     return found

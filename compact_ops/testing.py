@@ -206,7 +206,7 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
-# On CUDA this operator raises an error that points to FlexAttention.
+# Operators without a CUDA kernel of ours: on CUDA this one calls torch's flash attention.
 CPU_ONLY = ("tree_attention",)
 
 

@@ -35,7 +35,8 @@ def tree_attention(
     number per query.
 
     On CUDA it merges two calls of torch's flash attention (`compact_ops.flash_tree`), for float16
-    and bfloat16 with D a multiple of 8 up to 256. Use FlexAttention for anything else.
+    and bfloat16 with D a multiple of 8 up to 256, on GPUs from Ampere on. Use FlexAttention for
+    anything else.
 
     Args:
         query: [B, L, Hq, D], Hq a multiple of Hk; head h reads key head h // (Hq / Hk).
@@ -73,13 +74,17 @@ def tree_attention(
         )
     if scale is None:
         scale = depth**-0.5
-    if query.is_cuda and not flash_supports(query):
+    if query.is_cuda and not flash_supports(query.device, query.dtype, depth):
         raise ValueError(
             f"{_OP}: query on CUDA must be float16 or bfloat16 with D a multiple of 8 up to 256, "
-            f"got {query.dtype} with D = {depth}; use FlexAttention"
+            f"on a GPU from Ampere on, got {query.dtype} with D = {depth}; use FlexAttention"
         )
     if isinstance(parts, TreeTables):
-        _check.same_device(_OP, query=query, key=key, value=value, queries=parts.queries)
+        _check.same_device(_OP, query=query, key=key, value=value, parts=parts.queries)
+        if parts.tokens != rows * length:
+            raise ValueError(
+                f"{_OP}: parts must be tables of B * L = {rows * length} tokens, got {parts.tokens}"
+            )
         return flash_tree_attention(query, key, value, parts, scale)
     _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
     _check.same_device(_OP, query=query, key=key, value=value, parts=parts)

@@ -30,7 +30,7 @@ from compact.student.internals import (
     checkpointed_within,
 )
 from compact_ops import TreeTables, tree_attention, tree_tables
-from compact_ops.flash_tree import DTYPES, flash_supports
+from compact_ops.flash_tree import flash_supports
 
 # On CUDA in float32, rows with more tokens use FlexAttention. For shorter rows one mask is small.
 FLEX_FROM = 1024
@@ -82,7 +82,7 @@ class _MainAttention:
                 # As SDPA does under autocast: the rotary embedding returns float32.
                 dtype = _autocast_dtype(query.device.type) or query.dtype
                 q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
-                if query.device.type == "cpu" or flash_supports(q):
+                if q.device.type == "cpu" or flash_supports(q.device, q.dtype, q.shape[-1]):
                     return tree_attention(q, k, v, self.parts, scaling), None
             attention_mask = self.whole()
         own = _own_attention(self.implementation, module)
@@ -244,8 +244,9 @@ def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
 def _attention_of(student: Student, batch: Batch) -> str:
     """Returns the attention for a tree: the student's own, or FlexAttention for long rows on CUDA.
 
-    Not with gradient checkpointing, where it has not been tried on a GPU. To use FlexAttention
-    there, load the student with attn_implementation="flex_attention".
+    FlexAttention runs where flash attention does not, and not with gradient checkpointing, where it
+    has not been tried on a GPU. To use it there, load the student with
+    attn_implementation="flex_attention".
     """
     own = attention_implementation(student.config)
     long = batch.main.input_ids.is_cuda and batch.main.input_ids.shape[1] > FLEX_FROM
@@ -255,10 +256,13 @@ def _attention_of(student: Student, batch: Batch) -> str:
 
 
 def _in_flash(student: Student, batch: Batch) -> bool:
-    """Whether flash attention computes in the dtype of the body on this device."""
-    device = batch.main.input_ids.device.type
-    dtype = _autocast_dtype(device) or next(student.body.parameters()).dtype
-    return device == "cuda" and dtype in DTYPES
+    """Whether flash attention runs on this device, in the dtype and head width of the student."""
+    device, config = batch.main.input_ids.device, student.config
+    dtype = _autocast_dtype(device.type) or next(student.body.parameters()).dtype
+    depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if getattr(config, "v_head_dim", depth) != depth:  # keys and values differ in width
+        return False
+    return flash_supports(device, dtype, depth)
 
 
 def _parts(student: Student, batch: Batch) -> Tensor | TreeTables | None:

@@ -82,7 +82,7 @@ def test_flash_attention_is_called_as_torch_declares_it() -> None:
         tables = near.moved(lambda tensors: [torch.empty_like(t, device="cuda") for t in tensors])
         with pytest.raises(ValueError, match="query on CUDA must be float16 or bfloat16 with D"):
             tree_attention(q.float(), k.float(), v.float(), tables)
-        with pytest.raises(ValueError, match="multiple of 8 up to 256, got .* D = 60"):
+        with pytest.raises(ValueError, match="multiple of 8 up to 256, .* D = 60"):
             tree_attention(*(torch.empty(2, 9, 2, 60, **heads) for _ in range(3)), tables)
         q, k, v = (t.flatten(0, 1) for t in (q, k, v))
         out, lse = flash_tree._flash_forward(q, k, v, tables.within, 0.125)
@@ -90,6 +90,18 @@ def test_flash_attention_is_called_as_torch_declares_it() -> None:
         assert lse.shape == (4, 18) and lse.dtype == torch.float32
         found = flash_tree._flash_backward(out, q, k, v, out, lse, tables.within, 0.125)
         assert [d.shape for d in found] == [t.shape for t in (q, k, v)]
+
+
+def test_tables_of_other_rows_are_refused() -> None:
+    inputs = arguments()
+    tables = tree_tables(inputs["parts"], 2, 9)
+    with pytest.raises(ValueError, match="query must be on CUDA with tables, got cpu"):
+        tree_attention(**inputs | {"parts": tables})
+    wrong = tables._replace(tokens=20)
+    with pytest.raises(ValueError, match=r"parts must be tables of B \* L = 18 tokens, got 20"):
+        tree_attention(**inputs | {"parts": wrong})
+    nothing = {name: inputs[name][:, :0] for name in ("query", "key", "value")}
+    assert tree_attention(**nothing, parts=tree_tables(inputs["parts"][:0], 2, 0)).numel() == 0
 
 
 @pytest.mark.cuda

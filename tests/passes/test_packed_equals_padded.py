@@ -310,15 +310,16 @@ def test_flex_attention_equals_one_mask(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(got.leaf_logp, want.leaf_logp, rtol=1e-4, atol=1e-5)
 
 
-def test_flex_attention_is_for_long_rows_on_cuda() -> None:
+def test_flex_attention_is_for_long_rows_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(length: int, *, cuda: bool = True, checkpointing: bool = False) -> str:
-        batch = SimpleNamespace(
-            main=SimpleNamespace(input_ids=SimpleNamespace(is_cuda=cuda, shape=(2, length)))
-        )
+        device = torch.device("cuda" if cuda else "cpu")
+        ids = SimpleNamespace(is_cuda=cuda, shape=(2, length), device=device)
+        batch = SimpleNamespace(main=SimpleNamespace(input_ids=ids))
         return trees._attention_of(Student.of(make_model("llama", checkpointing)), batch)
 
     assert attention(trees.FLEX_FROM + 1) == "flex_attention"
     assert attention(trees.FLEX_FROM) == "sdpa"
     assert attention(trees.FLEX_FROM + 1, cuda=False) == "sdpa"
-    # A checkpointed layer's second run is the model's own, which takes no block mask.
     assert attention(trees.FLEX_FROM + 1, checkpointing=True) == "sdpa"
+    monkeypatch.setattr(trees, "flash_supports", lambda device, dtype, depth: depth == 8)
+    assert attention(trees.FLEX_FROM + 1) == "sdpa"

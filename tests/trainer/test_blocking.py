@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import attention as trees
 from compact.trainer import CompactTrainer
+from compact_ops import flash_tree
 from helpers.device import DEVICE, move, simulated
 
 MOST_A_MICRO_BATCH, MOST_A_STEP = 2, 1
@@ -112,6 +116,26 @@ def test_the_default_waits_once_a_step(tmp_path: Path) -> None:
     """The default preset with answer leaves: only the results of the step are waited for."""
     half, rest = waits_of(tmp_path)
     assert not half
+    assert [wait.split(" ")[0] for wait in rest] == ["results"]
+
+
+def test_flash_attention_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of half precision on a GPU, with calls of flash attention that compute nothing."""
+    calls = []
+
+    def forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        calls.append(q.shape)
+        return torch.zeros_like(q), q.new_zeros(q.shape[1], q.shape[0])
+
+    def backward(_: Tensor, *qkv: Any) -> list[Tensor]:
+        return [torch.zeros_like(t) for t in qkv[:3]]
+
+    for module in (trees, importlib.import_module("compact_ops.tree_attention")):
+        monkeypatch.setattr(module, "flash_supports", lambda *_: True)
+    monkeypatch.setattr(flash_tree, "_flash_forward", forward)
+    monkeypatch.setattr(flash_tree, "_flash_backward", backward)
+    half, rest = waits_of(tmp_path)
+    assert calls and not half
     assert [wait.split(" ")[0] for wait in rest] == ["results"]
 
 
