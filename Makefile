@@ -92,6 +92,7 @@ docs: native  ## guides and API reference as HTML, in site/
 	$(PY) docs/build.py site
 
 lint: native  ## run ruff, mypy, import-linter and clang-format without changing files
+	! git grep -nE '^(<{7}|>{7}) '  # a merge that was not finished
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports

@@ -61,6 +61,7 @@ step bounds "$PY" tools/gpu_bounds.py
 step head bench head --shape M=8192,H=2048,V=151936,head=frozen,hidden=random
 step ops bench ops --shape op=row_stats_,R=4096,V=151936 --shape op=filtered_matmul,V=151936,H=2048
 step kl bench kl --shape K=4,T=256,H=2048,V=151936
+step attention bench attention
 echo
 cat $out/summary.txt
 exit $failed

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = ["device", "torch", "build", "pytest", "memcheck", "racecheck", "synccheck"]
-STEPS += ["bounds", "head", "ops", "kl"]
+STEPS += ["bounds", "head", "ops", "kl", "attention"]
 
 
 def stand_in(path: Path, text: str) -> None:
