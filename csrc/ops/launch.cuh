@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/simt.cuh"
 #include "ops/check.h"
+#include "ops/waves.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -59,8 +60,16 @@ inline int64_t shared_bytes(const Tensor& on) {
   return bytes - 2048;
 }
 
-// Memory for a block of logits: large enough to keep the products at full speed.
-inline constexpr int64_t kBlockBytes = int64_t{512} << 20;
+inline int64_t processors(const Tensor& on) {
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, on.get_device_index()),
+             "multiprocessors of the device");
+  return count;
+}
+
+// Memory for a block of logits: large enough to keep the products at full speed. 2,048 rows of a
+// vocabulary of 152k in bfloat16 fit.
+inline constexpr int64_t kBlockBytes = int64_t{640} << 20;
 
 template <typename Args>
 void launch(const char* op, const Tensor& on, void (*kernel)(Args), int64_t blocks, int64_t threads,
@@ -84,6 +93,8 @@ void launch(const char* op, const Tensor& on, void (*kernel)(Args), int64_t bloc
 struct DeviceGuard {
   explicit DeviceGuard(const Tensor&) {}
 };
+
+inline int64_t processors(const Tensor&) { return 3; }
 
 // Small, so that in tests of ordinary size only a part of a row is staged and the logits need
 // several blocks.
@@ -214,12 +225,11 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
   return torch::stable::new_empty(like, sizes, type);
 }
 
-// Number of rows of a block of logits [rows, width] that fit into the memory for it: all rows if
-// they fit, else a multiple of 128.
-inline int64_t rows_of_block(int64_t rows, int64_t width, const Tensor& like) {
+// Number of rows of a block of logits [rows, width] within the memory for it, where a product with
+// them has `columns` columns.
+inline int64_t rows_of_block(int64_t rows, int64_t width, int64_t columns, const Tensor& like) {
   const int64_t fit = kBlockBytes / std::max<int64_t>(width * like.element_size(), 1);
-  if (rows <= fit) return std::max<int64_t>(rows, 1);
-  return fit < 128 ? std::max<int64_t>(fit, 1) : fit / 128 * 128;
+  return rows_in_waves(rows, fit, columns, processors(like));
 }
 
 }  // namespace compact::cuda

@@ -53,7 +53,8 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
   options.asked = asked;
   if (keep == kUnitAndStash) options.stash = stash;
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-  const int64_t step = rows_of_block(count, head.vocabulary(), head.hidden);
+  const int64_t columns = keep == kNothing ? head.vocabulary() : head.width();
+  const int64_t step = rows_of_block(count, head.vocabulary(), columns, head.hidden);
   Tensor buffer = torch::stable::new_empty(head.hidden, {count == 0 ? 0 : step, head.vocabulary()});
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t size = std::min(step, count - begin);
@@ -115,7 +116,7 @@ Tensor token_gradients(const HeadTensors& head, const TokenTensors& tokens,
   const int64_t count = tokens.target.size(0);
   Tensor out = new_empty(head.hidden, {count, head.width()}, compute_type(head.hidden));
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-  const int64_t step = rows_of_block(count, head.vocabulary(), head.hidden);
+  const int64_t step = rows_of_block(count, head.vocabulary(), head.width(), head.hidden);
   Tensor buffer = torch::stable::new_empty(head.hidden, {count == 0 ? 0 : step, head.vocabulary()});
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t size = std::min(step, count - begin);
@@ -139,7 +140,7 @@ void head_gradients(const HeadTensors& head, const TokenTensors& tokens,
                     const OptionalTensor& d_bias) {
   const int64_t count = tokens.target.size(0), vocabulary = head.vocabulary();
   const Tensor read = take_rows(head.hidden, tokens.rows, 0, count);
-  const int64_t step = rows_of_block(vocabulary, count, head.hidden);
+  const int64_t step = rows_of_block(vocabulary, count, head.width(), head.hidden);
   for (int64_t first = 0; first < vocabulary; first += step) {
     const int64_t size = std::min(step, vocabulary - first);
     const Tensor logits = torch::stable::new_empty(head.hidden, {count, size});

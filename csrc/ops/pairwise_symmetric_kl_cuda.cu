@@ -71,7 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, 
   const auto result = [&] { return new_empty(hidden, {count}, compute_type(hidden)); };
   const PairTensors out{result(), result(), result(), result(), std::nullopt};
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-  const int64_t step = rows_of_block(count, 2 * head.vocabulary(), head.hidden);
+  const int64_t vocabulary = head.vocabulary();
+  const int64_t step = rows_of_block(count, 2 * vocabulary, vocabulary, head.hidden);
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t pairs = std::min(step, count - begin);
     const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, head.vocabulary()});
@@ -103,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
     // Gradients of all left rows, then of all right rows; then rows that pairs share are added up.
     Tensor of_pairs = new_empty(hidden, {2 * count, head.width()}, compute);
     const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-    const int64_t step = rows_of_block(count, 2 * vocabulary, head.hidden);
+    const int64_t step = rows_of_block(count, 2 * vocabulary, head.width(), head.hidden);
     for (int64_t begin = 0; begin < count; begin += step) {
       const int64_t pairs = std::min(step, count - begin);
       const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, vocabulary});
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
   const Tensor d_bias = new_empty(hidden, {need_bias ? vocabulary : 0}, compute);
   if (need_weight || need_bias) {
     const Tensor read = read_pairs(head, left, right, 0, count);
-    const int64_t step = rows_of_block(vocabulary, 2 * count, head.hidden);
+    const int64_t step = rows_of_block(vocabulary, 2 * count, head.width(), head.hidden);
     for (int64_t begin = 0; begin < vocabulary; begin += step) {
       const int64_t size = std::min(step, vocabulary - begin);
       const Tensor logits = torch::stable::new_empty(head.hidden, {2 * count, size});

@@ -11,10 +11,14 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/linear_token_stats.h"
 #include "kernels/cpu/pairwise_symmetric_kl.h"
+#include "ops/waves.h"
 
 namespace {
 
 using namespace compact::cpu;
+using compact::kTileRows;
+using compact::rows_in_waves;
+using compact::waves;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 int failures = 0;
 
@@ -150,10 +154,37 @@ void check_scaled_rows(int64_t n) {
   }
 }
 
+// Blocks of rows for the products on a GPU: all rows are taken, within the memory, and no other
+// number of rows takes fewer waves.
+void check_waves() {
+  // An H200: 152k entries in bfloat16 in 640 MB, H = 2,048. 2,176 rows would fit.
+  expect_near("rows of a block", 8192, rows_in_waves(8192, 2208, 2048, 132), 2048, 0);
+  expect_near("waves", 8192, waves(8192, 2048, 2048, 132), 4, 0);
+  expect_near("waves", 8192, waves(8192, 2176, 2048, 132), 7, 0);
+  expect_near("rows that fit", 100, rows_in_waves(100, 2208, 2048, 132), 100, 0);
+  expect_near("no rows", 0, rows_in_waves(0, 2208, 2048, 132), 1, 0);
+  expect_near("little memory", 100, rows_in_waves(100, 7, 2048, 132), 7, 0);
+  expect_near("no memory", 100, rows_in_waves(100, 0, 2048, 132), 1, 0);
+  for (int64_t rows : {129, 1000, 5000, 40000}) {
+    for (int64_t fit : {128, 300, 1700, 9000}) {
+      for (int64_t columns : {64, 576, 2048, 8192}) {
+        const int64_t step = rows_in_waves(rows, fit, columns, 132);
+        expect_near("within memory", rows, rows <= fit || step <= fit, 1, 0);
+        for (int64_t other = kTileRows; rows > fit && other <= fit; other += kTileRows) {
+          if (2 * other < fit / kTileRows * kTileRows) continue;
+          const bool fewest = waves(rows, step, columns, 132) <= waves(rows, other, columns, 132);
+          expect_near("fewest waves", rows, fewest, 1, 0);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   std::printf("%s\n", isa_name());
+  check_waves();
   for (int64_t n : {1, 3, 4, 15, 16, 17, 63, 255, 256, 1001}) {
     for (double scale : {1.0, 30.0}) {
       check_row<float>(n, scale, 0.0f, false, 2e-5);
