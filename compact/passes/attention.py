@@ -38,11 +38,14 @@ FLEX_FROM = 1024
 # Below, one mask of 64 MB at most is faster (on a CPU).
 LEAF_PAIRS = 1 << 24
 LEAF_QUERIES = 512
+# The masks of the blocks are made once for all layers if they have fewer pairs: 64 MB.
+KEPT_PAIRS = 1 << 26
 _IMPLEMENTATION = "compact_tree"
 # Arguments that a layer may pass to its attention and that tree_attention does not support.
 _NOT_PLAIN = ("softcap", "position_bias", "s_aux")
 Kept = dict[nn.Module, tuple[Tensor, Tensor]]
 Attended = tuple[Tensor, Tensor | None]
+Rule = Callable[[Tensor | int, Tensor, Tensor], Tensor]  # see `tree_rule`
 
 
 @dataclass
@@ -97,11 +100,19 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 class _LeafBlock(NamedTuple):
-    """Some queries of a row of the leaf block, and the indices of all keys that they see."""
+    """Some queries of a row of the leaf block.
+
+    Attributes:
+        row: the row.
+        queries: the queries.
+        keys: the indices of all keys that they see.
+        mask: [queries, keys], which sees which; None to make it in every layer.
+    """
 
     row: int
     queries: slice
     keys: Tensor
+    mask: Tensor | None
 
 
 @dataclass
@@ -118,7 +129,7 @@ class _LeafAttention:
 
     implementation: str
     kept: Kept
-    rule: Callable[[Tensor | int, Tensor, Tensor], Tensor]
+    rule: Rule
     blocks: list[_LeafBlock] | None
 
     def __call__(
@@ -137,13 +148,18 @@ class _LeafAttention:
         if self.blocks is None:
             return own(module, query, key, value, attention_mask, **kwargs)
         rows: dict[int, list[Tensor]] = {}
-        places = torch.arange(query.shape[2], device=query.device)
-        for row, queries, keys in self.blocks:
-            mask = self.rule(row, places[queries, None], keys)
+        for row, queries, keys, mask in self.blocks:
+            if mask is None:
+                mask = _block_mask(self.rule, row, queries, keys)
             k, v = (t[row : row + 1, :, keys] for t in (key, value))
             q = query[row : row + 1, :, queries]
             rows.setdefault(row, []).append(own(module, q, k, v, mask[None, None], **kwargs)[0])
         return torch.cat([torch.cat(found, dim=1) for found in rows.values()]), None
+
+
+def _block_mask(rule: Rule, row: int, queries: slice, keys: Tensor) -> Tensor:
+    places = torch.arange(queries.start, queries.stop, device=keys.device)
+    return rule(row, places[:, None], keys)
 
 
 def _own_attention(implementation: str, module: nn.Module) -> Callable[..., Attended]:
@@ -209,7 +225,7 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
         main.kept = None
         rule, queries, keys = tree_rule(batch, leaves=True)
         pairs = len(batch.main.input_ids) * queries * keys
-        blocks = _leaf_blocks(batch) if parts is not None and pairs > LEAF_PAIRS else None
+        blocks = _leaf_blocks(batch, rule) if parts is not None and pairs > LEAF_PAIRS else None
         leaf = _LeafAttention(implementation, kept, rule, blocks)
         with torch.no_grad():
             mask = no_mask if blocks else _mask(implementation, student, batch, leaves=True)
@@ -217,7 +233,7 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
     return hidden, leaf_hidden
 
 
-def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
+def _leaf_blocks(batch: Batch, rule: Rule) -> list[_LeafBlock]:
     """Divides the leaf block into at most `LEAF_QUERIES` queries each, with the keys they see.
 
     A mask over one block is small, however long the row is.
@@ -231,14 +247,18 @@ def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
     places, keys = [], []
     for row in range(len(nodes)):
         for first in range(0, nodes.shape[1], LEAF_QUERIES):
-            queries = slice(first, first + LEAF_QUERIES)
+            queries = slice(first, min(first + LEAF_QUERIES, nodes.shape[1]))
             own = nodes[row, queries].unique()
             # A key is seen if one of these nodes lies from its node up to the end of it.
             before, upto = (torch.searchsorted(own, at[row]) for at in (key_nodes, key_ends))
             places.append((row, queries))
             keys.append((upto > before).nonzero().flatten())
     keys = send(keys, batch.main.input_ids.device)
-    return [_LeafBlock(*place, of) for place, of in zip(places, keys, strict=True)]
+    keep = LEAF_QUERIES * sum(map(len, keys)) <= KEPT_PAIRS
+    return [
+        _LeafBlock(*at, of, _block_mask(rule, *at, of) if keep else None)
+        for at, of in zip(places, keys, strict=True)
+    ]
 
 
 def _attention_of(student: Student, batch: Batch) -> str:
@@ -299,9 +319,7 @@ def _parts_of(batch: Batch) -> Tensor:
     )
 
 
-def tree_rule(
-    batch: Batch, *, leaves: bool
-) -> tuple[Callable[[Tensor | int, Tensor, Tensor], Tensor], int, int]:
+def tree_rule(batch: Batch, *, leaves: bool) -> tuple[Rule, int, int]:
     """Which key each query sees in a tree, as a function of indices.
 
     Args:

@@ -100,10 +100,10 @@ def test_rows_without_a_limit_are_as_before() -> None:
     assert torch.equal(one.main.input_ids, two.main.input_ids)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "kept"), [(False, 1 << 26), (True, 0), (True, 1 << 26)])
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_leaves_in_blocks_equal_one_mask(
-    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, checkpointing: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leaves of long rows, in blocks of 3 queries that no border of a leaf respects."""
     model = make_model(kind, checkpointing)
@@ -117,6 +117,7 @@ def test_leaves_in_blocks_equal_one_mask(
         with monkeypatch.context() as patch:
             patch.setattr(trees, "LEAF_PAIRS", 0)
             patch.setattr(trees, "LEAF_QUERIES", 3)
+            patch.setattr(trees, "KEPT_PAIRS", kept)
             masks.clear()
             got, _ = outcome(model, problems, "tree", capacity)
             assert {"leaves": True} not in masks
