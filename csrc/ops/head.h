@@ -18,6 +18,7 @@
 #include <optional>
 
 #include "kernels/cpu/linear_token_stats.h"
+#include "ops/ceil_div.h"
 #include "ops/check.h"
 
 namespace compact {
@@ -180,8 +181,6 @@ int64_t tile_rows() {
 
 // The work is split into about this many tasks: enough for sixteen threads.
 constexpr int64_t kTasks = 16;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Tiles of rows x slices of the vocabulary; each pair is a task. The grid depends only on shapes.
 struct Grid {

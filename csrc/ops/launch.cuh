@@ -17,6 +17,7 @@
 #include <tuple>
 
 #include "kernels/cuda/simt.cuh"
+#include "ops/ceil_div.h"
 #include "ops/check.h"
 #include "ops/waves.h"
 
@@ -146,8 +147,6 @@ template <typename T>
 T* data(const OptionalTensor& t) {
   return t ? static_cast<T*>(t->data_ptr()) : nullptr;
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether rows of `width` elements that follow each other from `t` on all start at multiples of 16
 // bytes.

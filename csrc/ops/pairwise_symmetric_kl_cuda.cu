@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, 
   const int64_t step = rows_of_block(count, 2 * vocabulary, vocabulary, head.hidden);
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t pairs = std::min(step, count - begin);
-    const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, head.vocabulary()});
+    const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, vocabulary});
     multiply(logits, read_pairs(head, left, right, begin, pairs), to_logits);
     run_pairs<StatsKernel>(kOp, head, logits, begin, 0, out, 1.0);
   }
