@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
-TRAINER_METHODS: dict[str, tuple[str, ...]] = {
+TRAINER_METHODS = {
     # Overridden: transformers.Trainer has no public method for what these do.
     "_get_num_items_in_batch": ("batch_samples", "device"),  # a step counts problems, not tokens
     "_prepare_inputs": ("inputs",),  # items hold no tensors; batches are moved when they are built
     "_save": ("output_dir", "state_dict"),  # a tied weight of a sharded model is written once
     "_save_checkpoint": ("model", "trial"),  # written aside, listed with checksums, then renamed
     "save_model": ("output_dir", "_internal_call"),  # public, with a private parameter
-    "_run_epoch": (),  # skipped when a run is resumed at its last step
     # Called: the steps of transformers' own _save_checkpoint.
     "_get_output_dir": ("trial",),
     "_push_from_checkpoint": ("checkpoint_folder",),
@@ -34,10 +33,9 @@ TRAINER_METHODS: dict[str, tuple[str, ...]] = {
     "_save_rng_state": ("output_dir",),
     "_save_scaler": ("output_dir",),
 }
-"""Methods of transformers.Trainer that trainer/trainer.py uses, and their parameters.
-
-None named: all are passed on unread.
-"""
+"""Methods of transformers.Trainer that trainer/trainer.py uses, and their parameters."""
+TRAINER_PASSED_ON = ("_run_epoch",)  # skipped when a run is resumed at its last step
+"""Methods of transformers.Trainer that trainer/trainer.py calls with whatever it was given."""
 TRAINER_ATTRIBUTES = ("_train_batch_size",)
 """Private attributes of transformers.Trainer that trainer/trainer.py reads."""
 CONFIG_ATTRIBUTES = ("_VALID_DICT_FIELDS",)

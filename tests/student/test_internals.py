@@ -48,16 +48,22 @@ def test_trainer_method_takes_the_same(name: str) -> None:
         f"transformers.Trainer.{name} no longer takes {wanted}: it takes {names}"
     )
     needed = [p.name for p in found[len(wanted) :] if p.default is p.empty]
-    assert not wanted or not needed, f"transformers.Trainer.{name} now needs {needed} as well"
+    assert not needed, f"transformers.Trainer.{name} now needs {needed} as well"
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_trainer_method_is_still_called(name: str) -> None:
     wanted = tuple(p.name for p in parameters(getattr(Trainer, name)))
-    if not internals.TRAINER_METHODS[name]:
-        wanted = ("args", "kwargs")
     own = tuple(p.name for p in parameters(getattr(CompactTrainer, name)))
     assert own == wanted, f"transformers.Trainer.{name} takes {wanted}, CompactTrainer.{name} {own}"
+    assert f"self.{name}(" in TRAINER_SOURCE, f"transformers.Trainer no longer calls {name}"
+
+
+@pytest.mark.parametrize("name", internals.TRAINER_PASSED_ON)
+def test_trainer_method_that_is_passed_on_is_still_called(name: str) -> None:
+    assert hasattr(Trainer, name), f"transformers.Trainer has no {name} any more"
+    own = [p.name for p in parameters(getattr(CompactTrainer, name))]
+    assert own == ["args", "kwargs"]
     assert f"self.{name}(" in TRAINER_SOURCE, f"transformers.Trainer no longer calls {name}"
 
 
@@ -83,7 +89,8 @@ def test_no_private_name_of_our_trainer_is_taken() -> None:
     """A name of ours that transformers also uses would change what its own methods do."""
     theirs = {node.attr for node in ast.walk(ast.parse(TRAINER_SOURCE)) if is_attribute(node)}
     ours = defined_names(ast.parse((SOURCE / "trainer/trainer.py").read_text()))
-    both = theirs & ours - set(internals.TRAINER_METHODS) - set(internals.TRAINER_ATTRIBUTES)
+    known = {*internals.TRAINER_METHODS, *internals.TRAINER_PASSED_ON}
+    both = theirs & ours - known - set(internals.TRAINER_ATTRIBUTES)
     assert not both, f"transformers.Trainer uses {sorted(both)} too"
 
 
@@ -272,6 +279,7 @@ def test_every_function_is_tried_out() -> None:
 ALLOWED = {
     "trainer/trainer.py": {
         *internals.TRAINER_METHODS,
+        *internals.TRAINER_PASSED_ON,
         *internals.TRAINER_ATTRIBUTES,
         *(name for names in internals.TRAINER_METHODS.values() for name in names),
     },
