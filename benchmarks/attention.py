@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
-from compact_ops import TreeTables, tree_attention, tree_tables
+from compact_ops import TreeTables, tree_attention
 
 # Q tokens of the question, T of each rationale: SVAMP, GSM8K, long reasoning.
 SHAPES = (
@@ -44,14 +44,12 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     upstream = torch.randn(1, length, heads, depth, generator=generator)
     upstream = upstream.to(args.device, args.dtype)
     starts = range(question, length, size)
-    parts: Tensor | TreeTables = (
-        near := torch.tensor(
-            [(0, 0, question, 0, 0), *((0, at, at + size, 0, question) for at in starts)]
-        )
+    near = torch.tensor(
+        [(0, 0, question, 0, 0), *((0, at, at + size, 0, question) for at in starts)]
     )
+    parts: Tensor | TreeTables = near
     if args.device.type != "cpu":  # as the trainer prepares them, once for all layers
-        tables = tree_tables(near, 1, length)
-        parts = tables.moved(lambda tensors: [t.to(args.device) for t in tensors])
+        parts = TreeTables.of(near, 1, length).to(args.device)
     sees = torch.zeros(length, length, dtype=torch.bool)
     for _, begin, end, _, prefix in near.tolist():
         sees[begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()

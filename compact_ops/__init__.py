@@ -7,7 +7,7 @@ with other caches or instruction sets split sums differently, so the last bits m
 from compact_ops._library import about_backend, backend
 from compact_ops.accumulate_weighted import accumulate_weighted
 from compact_ops.filtered_matmul import filtered_matmul
-from compact_ops.flash_tree import TreeTables, tree_tables
+from compact_ops.flash_tree import TreeTables
 from compact_ops.head_divergence import head_divergence
 from compact_ops.linear_token_stats import STATISTICS as _STATISTICS
 from compact_ops.linear_token_stats import linear_token_stats
@@ -32,7 +32,6 @@ __all__ = [
     "problem_weights",
     "row_stats_",
     "tree_attention",
-    "tree_tables",
 ]
 
 STATISTICS = _STATISTICS

@@ -15,6 +15,7 @@ and their results are set to 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -62,6 +63,65 @@ class TreeTables(NamedTuple):
     outside: Tensor
     tokens: int
 
+    @classmethod
+    def of(cls, parts: Tensor, rows: int, length: int) -> TreeTables:
+        """Returns the tables of `parts`, on the CPU.
+
+        Args:
+            parts: [N, 5] integers on the CPU, as for `compact_ops.tree_attention`.
+            rows: B.
+            length: L.
+
+        Raises:
+            RuntimeError: a part is out of range or overlaps another.
+        """
+        spans: list[tuple[int, int, int]] = []
+        users: dict[tuple[int, int], list[int]] = {}  # a prefix -> the tokens that see it
+        for n, (row, begin, end, first, last) in enumerate(parts.tolist()):
+            if not 0 <= row < rows:
+                raise RuntimeError(f"parts[{n}, 0] must be a row in [0, {rows}), got {row}")
+            if not 0 <= begin < end <= length:
+                raise RuntimeError(
+                    f"parts[{n}, 1:3] must be a span of at least one token in [0, {length}], got "
+                    f"{begin} to {end}"
+                )
+            if not 0 <= first <= last <= length or max(first, begin) < min(last, end):
+                raise RuntimeError(
+                    f"parts[{n}, 3:5] must be a span in [0, {length}] outside of the part, got "
+                    f"{first} to {last}"
+                )
+            at = row * length
+            spans.append((at + begin, at + end, n))
+            if first < last:
+                users.setdefault((at + first, at + last), []).extend(range(at + begin, at + end))
+        edges, outside = [0], list[int]()
+        for begin, end, n in [*sorted(spans), (rows * length, rows * length, -1)]:
+            if begin < edges[-1]:
+                raise RuntimeError(
+                    f"parts[{n}] must not overlap another part, got token {begin % length} twice"
+                )
+            outside += range(edges[-1], begin)
+            edges += [edge for edge in dict.fromkeys((begin, end)) if edge > edges[-1]]
+        own, longest = _int32(edges), max((b - a for a, b in pairwise(edges)), default=0)
+        counts = [len(tokens) for tokens in users.values()]
+        sizes = [last - first for first, last in users]
+        return cls(
+            Sequences(own, own, longest, longest, causal=True),
+            Sequences(
+                _int32([0, *accumulate(counts)]),
+                _int32([0, *accumulate(sizes)]),
+                max(counts, default=0),
+                max(sizes, default=0),
+                causal=False,
+            ),
+            queries=torch.tensor(
+                [t for tokens in users.values() for t in tokens], dtype=torch.int64
+            ),
+            keys=torch.tensor([t for span in users for t in range(*span)], dtype=torch.int64),
+            outside=torch.tensor(outside, dtype=torch.int64),
+            tokens=rows * length,
+        )
+
     def moved(self, move: Callable[[list[Tensor]], list[Tensor]]) -> TreeTables:
         """Returns the tables on a device; `move` takes their tensors there in one call."""
         own, query_offsets, key_offsets, queries, keys, outside = move(
@@ -83,68 +143,16 @@ class TreeTables(NamedTuple):
             self.tokens,
         )
 
-
-def tree_tables(parts: Tensor, rows: int, length: int) -> TreeTables:
-    """Returns the tables of `parts`, on the CPU.
-
-    Args:
-        parts: [N, 5] integers on the CPU, as for `compact_ops.tree_attention`.
-        rows: B.
-        length: L.
-
-    Raises:
-        RuntimeError: a part is out of range or overlaps another.
-    """
-    spans: list[tuple[int, int, int]] = []
-    users: dict[tuple[int, int], list[int]] = {}  # a prefix -> the tokens that see it
-    for n, (row, begin, end, first, last) in enumerate(parts.tolist()):
-        if not 0 <= row < rows:
-            raise RuntimeError(f"parts[{n}, 0] must be a row in [0, {rows}), got {row}")
-        if not 0 <= begin < end <= length:
-            raise RuntimeError(
-                f"parts[{n}, 1:3] must be a span of at least one token in [0, {length}], got "
-                f"{begin} to {end}"
-            )
-        if not 0 <= first <= last <= length or max(first, begin) < min(last, end):
-            raise RuntimeError(
-                f"parts[{n}, 3:5] must be a span in [0, {length}] outside of the part, got {first} "
-                f"to {last}"
-            )
-        at = row * length
-        spans.append((at + begin, at + end, n))
-        if first < last:
-            users.setdefault((at + first, at + last), []).extend(range(at + begin, at + end))
-    edges, outside = [0], list[int]()
-    for begin, end, n in [*sorted(spans), (rows * length, rows * length, -1)]:
-        if begin < edges[-1]:
-            raise RuntimeError(
-                f"parts[{n}] must not overlap another part, got token {begin % length} twice"
-            )
-        outside += range(edges[-1], begin)
-        edges += [edge for edge in dict.fromkeys((begin, end)) if edge > edges[-1]]
-    own, longest = _int32(edges), max((b - a for a, b in pairwise(edges)), default=0)
-    counts = [len(tokens) for tokens in users.values()]
-    sizes = [last - first for first, last in users]
-    return TreeTables(
-        Sequences(own, own, longest, longest, causal=True),
-        Sequences(
-            _int32([0, *accumulate(counts)]),
-            _int32([0, *accumulate(sizes)]),
-            max(counts, default=0),
-            max(sizes, default=0),
-            causal=False,
-        ),
-        queries=torch.tensor([t for tokens in users.values() for t in tokens], dtype=torch.int64),
-        keys=torch.tensor([t for span in users for t in range(*span)], dtype=torch.int64),
-        outside=torch.tensor(outside, dtype=torch.int64),
-        tokens=rows * length,
-    )
+    def to(self, device: torch.device) -> TreeTables:
+        """Returns the tables on `device`, each tensor in a copy of its own."""
+        return self.moved(lambda tensors: [tensor.to(device) for tensor in tensors])
 
 
 def _int32(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+@cache  # it is asked in every layer
 def flash_supports(device: torch.device, dtype: torch.dtype, depth: int) -> bool:
     """Whether torch's flash attention runs for heads of this width: on GPUs from Ampere on."""
     return (
@@ -213,7 +221,12 @@ class _FlashTree(torch.autograd.Function):
 
 
 def _share(lse: Tensor, both: Tensor) -> Tensor:
-    """Returns [T, H, 1], the share of one set of keys in the softmax over both."""
+    """Returns [T, H, 1], the weight of one call's result: that of its keys in the softmax over all.
+
+    Args:
+        lse: [H, T] log-sum-exp over the keys of the call.
+        both: [H, T] log-sum-exp over the keys of both calls.
+    """
     return (lse - both).exp().t()[..., None]
 
 

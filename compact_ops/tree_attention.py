@@ -14,7 +14,7 @@ from compact_ops._library import (
     register_fake,
     register_once_differentiable,
 )
-from compact_ops.flash_tree import TreeTables, flash_supports, flash_tree_attention, tree_tables
+from compact_ops.flash_tree import TreeTables, flash_supports, flash_tree_attention
 
 _OP = "tree_attention"
 
@@ -44,8 +44,8 @@ def tree_attention(
         value: [B, L, Hk, D].
         parts: [N, 5] int32 or int64; row n is (b, begin, end, prefix_begin, prefix_end), token
             spans in row b, end exclusive. Parts do not overlap. An empty span means no prefix.
-            Or what `tree_tables` made of them, on query's device: from a tensor on CUDA it is made
-            in every call, which waits for the device.
+            Or `TreeTables.of(parts, B, L)` on query's device. On CUDA, every call makes them from
+            a tensor, which waits for the device.
         scale: factor of the products; None for D ** -0.5.
 
     Returns:
@@ -89,8 +89,7 @@ def tree_attention(
     _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
     _check.same_device(_OP, query=query, key=key, value=value, parts=parts)
     if query.is_cuda:
-        tables = tree_tables(parts.cpu(), rows, length)
-        tables = tables.moved(lambda near: [t.to(query.device) for t in near])
+        tables = TreeTables.of(parts.cpu(), rows, length).to(query.device)
         return flash_tree_attention(query, key, value, tables, scale)
     if backend() == "reference":
         return reference.tree_attention(query, key, value, parts, scale)

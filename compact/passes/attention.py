@@ -23,13 +23,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compact.passes.transfer import send
 from compact.passes.types import Batch
-from compact.student import Student
+from compact.student import Student, autocast_dtype
 from compact.student.internals import (
     attention_implementation,
     attention_set_to,
     checkpointed_within,
 )
-from compact_ops import TreeTables, tree_attention, tree_tables
+from compact_ops import TreeTables, tree_attention
 from compact_ops.flash_tree import flash_supports
 
 # On CUDA in float32, rows with more tokens use FlexAttention. For shorter rows one mask is small.
@@ -83,7 +83,7 @@ class _MainAttention:
             plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
             if plain and query.shape[-1] == value.shape[-1]:
                 # As SDPA does under autocast: the rotary embedding returns float32.
-                dtype = _autocast_dtype(query.device.type) or query.dtype
+                dtype = autocast_dtype(query.device.type) or query.dtype
                 q, k, v = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
                 if q.device.type == "cpu" or flash_supports(q.device, q.dtype, q.shape[-1]):
                     return tree_attention(q, k, v, self.parts, scaling), None
@@ -92,11 +92,6 @@ class _MainAttention:
         return own(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """Returns the dtype of autocast on a type of device; None outside of it."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class _LeafBlock(NamedTuple):
@@ -278,7 +273,7 @@ def _attention_of(student: Student, batch: Batch) -> str:
 def _in_flash(student: Student, batch: Batch) -> bool:
     """Whether flash attention runs on this device, in the dtype and head width of the student."""
     device, config = batch.main.input_ids.device, student.config
-    dtype = _autocast_dtype(device.type) or next(student.body.parameters()).dtype
+    dtype = autocast_dtype(device.type) or next(student.body.parameters()).dtype
     depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if getattr(config, "v_head_dim", depth) != depth:  # keys and values differ in width
         return False
@@ -297,7 +292,8 @@ def _parts(student: Student, batch: Batch) -> Tensor | TreeTables | None:
     if not _in_flash(student, batch):
         return None
     rows, length = batch.main.input_ids.shape
-    return tree_tables(_parts_of(batch.on_host), rows, length).moved(partial(send, device=device))
+    tables = TreeTables.of(_parts_of(batch.on_host), rows, length)
+    return tables.moved(partial(send, device=device))
 
 
 def _parts_of(batch: Batch) -> Tensor:

@@ -123,9 +123,9 @@ def generate(
 
 
 def _divided(cache: Any, rows: Tensor) -> Cache | None:
-    """Returns the cache of some rows of a batch; None where this is not known to work for its kind.
+    """Returns the cache with some rows of its batch only, or None if it may not be divisible.
 
-    Without a cache, generate reads everything again.
+    Without a cache, generate reads all tokens again.
     """
     if not isinstance(cache, Cache) or any(type(layer) not in _DIVISIBLE for layer in cache.layers):
         return None

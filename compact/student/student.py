@@ -128,9 +128,8 @@ class Student:
             hidden: [..., H] final hidden states.
         """
         weight, device = self.weight, hidden.device.type
-        if not torch.is_autocast_enabled(device):
+        if (dtype := autocast_dtype(device)) is None:
             return hidden, weight
-        dtype = torch.get_autocast_dtype(device)
         if weight.requires_grad or isinstance(self.head, FSDPModule):
             return hidden.to(dtype), weight.to(dtype)
         state = (dtype, weight.data_ptr(), version_of(weight))
@@ -228,6 +227,11 @@ class Student:
                 f"softcap(logit_scale * hidden @ weight.T + bias) with softcap {self.softcap} and "
                 f"logit_scale {self.logit_scale}; the relative difference is {float(error):.2g}"
             )
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Returns the dtype of autocast on a type of device, or None outside of it."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def learned_positions(model: Any) -> int | None:

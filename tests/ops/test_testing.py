@@ -13,7 +13,7 @@ from compact_ops.testing import SAMPLES, compare
 def test_a_sample_for_every_operator() -> None:
     """Every public operator of the package has an entry."""
     public = {n for n in compact_ops.__all__ if n.islower() and "backend" not in n}
-    assert set(SAMPLES) == public - {"tree_tables"}  # it prepares an argument of tree_attention
+    assert set(SAMPLES) == public
 
 
 def test_the_worst_entry_is_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from compact_ops import flash_tree, tree_attention, tree_tables
+from compact_ops import TreeTables, flash_tree, tree_attention
 from compact_ops.testing import check
 from helpers.flash import stand_in
 
@@ -59,7 +59,7 @@ def test_any_partition(inputs: dict[str, torch.Tensor]) -> None:
 def test_two_flash_calls_equal_the_operator(inputs: dict[str, torch.Tensor]) -> None:
     """The merge and both backwards, in float64, over torch's flash attention for CPUs."""
     parts = inputs.pop("parts")
-    tables = tree_tables(parts, *inputs["query"].shape[:2])
+    tables = TreeTables.of(parts, *inputs["query"].shape[:2])
     found, grad = [], torch.randn(inputs["query"].shape, dtype=torch.float64)
     for each in (parts, tables):
         leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
@@ -75,7 +75,7 @@ def test_two_flash_calls_equal_the_operator(inputs: dict[str, torch.Tensor]) -> 
 
 def test_flash_attention_is_called_as_torch_declares_it() -> None:
     """On tensors without memory that say they are on a GPU: arguments, shapes and dtypes."""
-    near = tree_tables(torch.tensor([[0, 0, 3, 0, 0], [0, 3, 7, 0, 3], [1, 2, 9, 0, 2]]), 2, 9)
+    near = TreeTables.of(torch.tensor([[0, 0, 3, 0, 0], [0, 3, 7, 0, 3], [1, 2, 9, 0, 2]]), 2, 9)
     with FakeTensorMode(allow_non_fake_inputs=True):
         heads = {"device": "cuda", "dtype": torch.bfloat16}
         q, k, v = (torch.empty(2, 9, n, 64, **heads) for n in (4, 2, 2))
@@ -94,14 +94,14 @@ def test_flash_attention_is_called_as_torch_declares_it() -> None:
 
 def test_tables_of_other_rows_are_refused() -> None:
     inputs = arguments()
-    tables = tree_tables(inputs["parts"], 2, 9)
+    tables = TreeTables.of(inputs["parts"], 2, 9)
     with pytest.raises(ValueError, match="query must be on CUDA with tables, got cpu"):
         tree_attention(**inputs | {"parts": tables})
     wrong = tables._replace(tokens=20)
     with pytest.raises(ValueError, match=r"parts must be tables of B \* L = 18 tokens, got 20"):
         tree_attention(**inputs | {"parts": wrong})
     nothing = {name: inputs[name][:, :0] for name in ("query", "key", "value")}
-    assert tree_attention(**nothing, parts=tree_tables(inputs["parts"][:0], 2, 0)).numel() == 0
+    assert tree_attention(**nothing, parts=TreeTables.of(inputs["parts"][:0], 2, 0)).numel() == 0
 
 
 @pytest.mark.cuda
@@ -197,4 +197,4 @@ def test_bad_parts(part: tuple[int, ...], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         tree_attention(**inputs)
     with pytest.raises(RuntimeError, match=message):
-        tree_tables(inputs["parts"], *inputs["query"].shape[:2])
+        TreeTables.of(inputs["parts"], *inputs["query"].shape[:2])

@@ -17,7 +17,7 @@ from compact.passes import attention as trees
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
-from compact_ops import tree_attention, tree_tables
+from compact_ops import TreeTables, tree_attention
 from helpers.flash import stand_in
 from helpers.toy import _SIZES, CONFIGS, VOCABULARY, make_model, make_problem
 
@@ -158,7 +158,7 @@ def test_flash_attention_of_a_gpu_gives_the_same(
             patch.setattr(
                 trees,
                 "_parts",
-                lambda _, batch: tree_tables(trees._parts_of(batch), *batch.main.input_ids.shape),
+                lambda _, batch: TreeTables.of(trees._parts_of(batch), *batch.main.input_ids.shape),
             )
             patch.setattr(trees, "LEAF_PAIRS", 0)
             got, _ = outcome(model, problems, "tree", capacity)
@@ -321,6 +321,7 @@ def test_flex_attention_is_for_long_rows_on_cuda(monkeypatch: pytest.MonkeyPatch
     assert attention(trees.FLEX_FROM + 1) == "flex_attention"
     assert attention(trees.FLEX_FROM) == "sdpa"
     assert attention(trees.FLEX_FROM + 1, cuda=False) == "sdpa"
+    # FlexAttention has not been tried on a GPU with gradient checkpointing.
     assert attention(trees.FLEX_FROM + 1, checkpointing=True) == "sdpa"
     monkeypatch.setattr(trees, "flash_supports", lambda device, dtype, depth: depth == 8)
     assert attention(trees.FLEX_FROM + 1) == "sdpa"

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
+from compact.student import autocast_dtype
 from compact.student.internals import has_hooks, is_compiled, version_of
 
 Activation = Callable[[Tensor], Tensor]
@@ -149,8 +150,7 @@ def _adapted(module: nn.Module | None) -> _Adapted | None:
         return None
     p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
     weight, bias, a, b = base.weight, base.bias, down.weight, up.weight
-    if torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
-        dtype = torch.get_autocast_dtype("cpu")
+    if (dtype := autocast_dtype("cpu")) is not None and weight.dtype == torch.float32:
         weight, bias = _cast(weight, dtype), None if bias is None else bias.to(dtype)
         a, b = a.to(dtype), b.to(dtype)
     return _Adapted(weight, bias, a, b, layer.scaling[name], p)
