@@ -5,6 +5,7 @@ The tables of docs/performance.md, which `benchmarks.cost` writes, come from her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,17 +226,22 @@ class Results:
     host: Run | None = None
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
-        """Ratio to plain SFT as measured; None if it was not measured."""
+        """Returns the measured ratio to plain SFT, or None if this step was not measured."""
         one = self.runs.get(work)
         return None if one is None else one.figure(provider, field) / one.figure("sft", field)
 
     def computed(self, work: Work, provider: str, field: str) -> float:
-        """Ratio to plain SFT as computed."""
+        """Returns the ratio to plain SFT that the formulas give."""
         of = Rates.seconds if field == "median_s" else Rates.bytes
         return of(self.rates[provider], work, provider) / of(self.rates["sft"], work, "sft")
 
     def errors(self, field: str, *, fitted: bool) -> list[float]:
-        """Relative errors of the computed ratios, for the fitted student or for all others."""
+        """Returns the relative errors of the computed ratios.
+
+        Args:
+            field: "median_s" or "peak_mb".
+            fitted: whether to take the student that the rates were fitted to, or all others.
+        """
         found = []
         for work in self.runs:
             if (work.student == SIZES[0]) == fitted:
@@ -258,8 +264,7 @@ def load(folder: Path) -> Results:
     head = [r for r in head if "products" in r.rows]
     if not scale or not head:
         raise ValueError(f"{folder}: run `python -m benchmarks.run scale` and `... head` first")
-    sizes = dict(p.split("=") for p in head[0].shape.split(","))
-    work = 4.0 * int(sizes["M"]) * int(sizes["H"]) * int(sizes["V"])
+    work = 4.0 * math.prod(int(size_in(head[0], key)) for key in "MHV")
     product = head[0].figure("products", "median_s") / work
     rates = {name: fit(scale, name, product) for name in PROVIDERS}
     last = max(scale, key=lambda r: r.date)

@@ -193,6 +193,19 @@ max_length: 512
     page.write_bytes((tmp_path / "out/paired.csv").read_bytes())
     subprocess.run([sys.executable, "tools/study_page.py", str(page)], check=True)
     assert table in page.with_suffix(".md").read_text()
+    # On a page elsewhere, every file replaces what lies between its own two lines, and no more.
+    both, other = tmp_path / "pages/both.md", tmp_path / "out/other.csv"
+    both.parent.mkdir()
+    other.write_bytes(page.read_bytes())
+    lines = ["# Both", "<!-- ../out/study.csv -->", "<!-- end of ../out/study.csv -->", "between"]
+    lines += ["<!-- ../out/other.csv -->", "<!-- end of ../out/other.csv -->", "after"]
+    both.write_text("\n".join(lines) + "\n")
+    for file in (page, other, page):
+        command = [sys.executable, "tools/study_page.py", str(file), "--page", str(both)]
+        subprocess.run(command, check=True)
+    text = both.read_text()
+    assert text.count(table) == 2 and [x for x in text.splitlines() if x in lines] == lines
+    assert "(../out/study.png)" in text and "(../out/other.png)" in text
 
 
 def test_arm_settings_are_read_and_checked():
