@@ -234,18 +234,14 @@ def _leaf_blocks(batch: Batch, rule: Rule) -> list[_LeafBlock]:
     A mask over one block is small, however long the row is.
     """
     host = batch.on_host
-    assert host.node_ends is not None and host.leaves is not None
-    nodes, main_nodes = host.leaves.segments, host.main.segments
-    assert nodes is not None and main_nodes is not None
-    key_nodes = torch.cat([main_nodes, nodes], dim=1)
-    key_ends = host.node_ends.gather(1, key_nodes)
+    numbers, (key_numbers, key_ends) = _seen(host, leaves=True)
     places, keys = [], []
-    for row in range(len(nodes)):
-        for first in range(0, nodes.shape[1], LEAF_QUERIES):
-            queries = slice(first, min(first + LEAF_QUERIES, nodes.shape[1]))
-            own = nodes[row, queries].unique()
-            # A key is seen if one of these nodes lies from its node up to the end of it.
-            before, upto = (torch.searchsorted(own, at[row]) for at in (key_nodes, key_ends))
+    for row, of_row in enumerate(numbers):
+        for first in range(0, len(of_row), LEAF_QUERIES):
+            queries = slice(first, min(first + LEAF_QUERIES, len(of_row)))
+            own = of_row[queries].sort().values
+            # A key is seen if one of these numbers lies from its own up to its end.
+            before, upto = (torch.searchsorted(own, at[row]) for at in (key_numbers, key_ends))
             places.append((row, queries))
             keys.append((upto > before).nonzero().flatten())
     keys = send(keys, batch.main.input_ids.device)
@@ -288,31 +284,26 @@ def _parts(student: Student, batch: Batch) -> Tensor | TreeTables | None:
     """
     device = batch.main.input_ids.device
     if device.type == "cpu":
-        return _parts_of(batch)
+        return batch.parts
     if not _in_flash(student, batch):
         return None
-    rows, length = batch.main.input_ids.shape
-    tables = TreeTables.of(_parts_of(batch.on_host), rows, length)
+    assert batch.on_host.parts is not None
+    tables = TreeTables.of(batch.on_host.parts, *batch.main.input_ids.shape)
     return tables.moved(partial(send, device=device))
 
 
-def _parts_of(batch: Batch) -> Tensor:
-    """Returns prompts and rationales as parts [P + R, 5] of `tree_attention`."""
-    length = batch.main.input_ids.shape[1]
-    # A problem in several rows has its prompt in each of them.
-    last, prompt = batch.prompt_rows.unique(return_inverse=True)
-    begin = last - batch.main.position_ids.flatten()[last]
-    first = batch.token_rows[batch.token_offsets[:-1]]
-    row = first // length
-    prompts = begin // length, begin % length, begin % length + (last + 1 - begin)
-    prefix = torch.stack(prompts[1:])
-    rationales = row, first % length, first % length + batch.token_offsets.diff()
-    return torch.cat(
-        [
-            torch.stack([*prompts, *torch.zeros_like(prefix)], dim=1),
-            torch.stack([*rationales, *prefix[:, prompt]], dim=1),
-        ]
-    )
+def _seen(batch: Batch, *, leaves: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Returns what `tree_rule` compares: numbers of the queries; numbers and ends of the keys."""
+    main, queries = batch.main, batch.leaves if leaves else batch.main
+    assert queries is not None and queries.numbers is not None and queries.ends is not None
+    assert main.numbers is not None and main.ends is not None
+    keys = main.numbers, main.ends
+    if leaves:
+        keys = (
+            torch.cat([keys[0], queries.numbers], dim=1),
+            torch.cat([keys[1], queries.ends], dim=1),
+        )
+    return queries.numbers, keys
 
 
 def tree_rule(batch: Batch, *, leaves: bool) -> tuple[Rule, int, int]:
@@ -327,23 +318,13 @@ def tree_rule(batch: Batch, *, leaves: bool) -> tuple[Rule, int, int]:
         The rule (row, query, key) -> bool on index tensors that broadcast, and the number of
         queries and keys of a row.
     """
-    key_nodes, key_positions = batch.main.segments, batch.main.position_ids
-    assert key_nodes is not None and batch.node_ends is not None
-    query_nodes, query_positions = key_nodes, key_positions
-    if leaves:
-        assert batch.leaves is not None and batch.leaves.segments is not None
-        query_nodes, query_positions = batch.leaves.segments, batch.leaves.position_ids
-        key_nodes = torch.cat([key_nodes, query_nodes], dim=1)
-        key_positions = torch.cat([key_positions, query_positions], dim=1)
-
-    key_ends = batch.node_ends.gather(1, key_nodes)
+    numbers, (key_numbers, key_ends) = _seen(batch, leaves=leaves)
 
     def rule(row: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
-        node = query_nodes[row, query]
-        seen = (key_nodes[row, key] <= node) & (node < key_ends[row, key])
-        return seen & (key_positions[row, key] <= query_positions[row, query])
+        number = numbers[row, query]
+        return (key_numbers[row, key] <= number) & (number < key_ends[row, key])
 
-    return rule, query_nodes.shape[1], key_nodes.shape[1]
+    return rule, numbers.shape[1], key_numbers.shape[1]
 
 
 def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
@@ -352,11 +333,9 @@ def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
     Returns:
         [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
     """
-    rule, queries, keys = tree_rule(batch, leaves=leaves)
-    device = batch.main.input_ids.device
-    row = torch.arange(len(batch.main.input_ids), device=device)[:, None, None]
-    query = torch.arange(queries, device=device)[:, None]
-    return rule(row, query, torch.arange(keys, device=device))[:, None]
+    numbers, keys = _seen(batch, leaves=leaves)
+    number, (first, end) = numbers[:, None, :, None], (t[:, None, None] for t in keys)
+    return (first <= number) & (number < end)
 
 
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:
@@ -371,7 +350,11 @@ def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Te
             keys,
             device=batch.main.input_ids.device,
         )
-    # Additive: every layer would convert a bool mask again.
-    mask = tree_mask(batch, leaves=leaves)
+    # Additive: every layer would convert a bool mask again. In one buffer of float32, which holds
+    # these numbers exactly: comparing large tensors that broadcast takes torch 3 times as long.
+    numbers, (first, last) = _seen(batch, leaves=leaves)
+    first, last = first[:, None], last[:, None] - 1
+    outside = numbers[:, :, None] - (first + last) / 2  # from the middle of a key's range
+    outside.abs_().sub_((last - first) / 2)  # beyond its ends, at least 1; not above 0 inside
     dtype = student.weight.dtype
-    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+    return outside.clamp_(0, 1).mul_(torch.finfo(dtype).min).to(dtype)[:, None]

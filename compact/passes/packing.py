@@ -2,19 +2,23 @@
 
 A tree row has the prompts of its problems, then their rationales. A problem that is too long for a
 row lies in several rows, each with its prompt; everything but the rows is the same. A rationale is
-split into nodes where leaves read it. Answer leaves are in a separate block; because of the nodes,
-a leaf sees its prefix and nothing else. One rule defines the mask: a token sees another token if
-its node sees the node of the other token and its position is not smaller. Every rationale starts at
-the position after its prompt, so the student reads it as if it were the only one.
+split into nodes where leaves read it. Answer leaves are in a separate block, as nodes of the same
+tree. The tokens of a row are numbered depth first, so those that see a token (what follows in its
+node, and every node below) have the numbers from its own up to an end: that one rule is the mask.
+Every rationale starts at the position after its prompt, so the student reads it as if it were the
+only one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, repeat
-from typing import Literal
+from itertools import count
+from os.path import commonprefix
+from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,52 +27,90 @@ from compact.passes.types import Batch, Block, EncodedProblem, EncodedRationale,
 Layout = Literal["tree", "padded"]
 
 
+Numbers = npt.NDArray[np.int64]
+Span = tuple[int, int, int]  # tokens that lie side by side: their row, first column, number
+
+
 @dataclass
 class _Row:
-    """A row under construction: tokens, positions and (tree) nodes."""
+    """A row under construction: its tokens, and what is added at once as a run of tokens."""
 
     ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    nodes: list[int] = field(default_factory=list)
+    runs: list[tuple[int, int, int]] = field(default_factory=list)  # first position, tokens, node
 
-    def add(self, ids: Sequence[int], start: int, node: int) -> int:
-        """Appends tokens at positions start, start + 1, ...; returns the index of the first."""
-        first = len(self.ids)
+    def add(self, ids: Sequence[int], start: int, node: int = 0) -> int:
+        """Appends tokens at positions start, start + 1, ...; returns the column of the first."""
+        self.runs.append((start, len(ids), node))
         self.ids.extend(ids)
-        self.positions.extend(range(start, start + len(ids)))
-        self.nodes.extend([node] * len(ids))
-        return first
+        return len(self.ids) - len(ids)
+
+
+@dataclass
+class _Tree:
+    """A row of a tree under construction: its two blocks and the nodes of both.
+
+    Attributes:
+        main, leaves: the row of the main block and of the leaf block.
+        parents: of each node, an earlier node; -1 for none.
+        sizes: the tokens of each node.
+    """
+
+    main: _Row = field(default_factory=_Row)
+    leaves: _Row = field(default_factory=_Row)
+    parents: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def grow(
+        self, block: _Row, ids: Sequence[int], start: int, parent: int = -1
+    ) -> tuple[int, int]:
+        """Adds tokens that see the nodes above; returns their node and the column of the first."""
+        self.parents.append(parent)
+        self.sizes.append(len(ids))
+        node = len(self.parents) - 1
+        return node, block.add(ids, start, node)
+
+    def numbered(self) -> tuple[list[int], list[int]]:
+        """Numbers the tokens depth first.
+
+        Returns:
+            The number of the first token of each node, and the first number after its subtree.
+        """
+        subtree = list(self.sizes)
+        for node in reversed(range(len(subtree))):
+            if self.parents[node] >= 0:
+                subtree[self.parents[node]] += subtree[node]
+        free = [0] * len(subtree) + [0]  # the next number under each node; last: under no node
+        numbers = []
+        for node, parent in enumerate(self.parents):
+            numbers.append(free[parent])
+            free[node] = free[parent] + self.sizes[node]
+            free[parent] += subtree[node]
+        return numbers, [number + size for number, size in zip(numbers, subtree, strict=True)]
 
 
 @dataclass
 class _LeafTokens:
-    """The tokens that leaves ask for: what predicts each, its id, and its leaf."""
+    """The tokens that leaves ask for: what predicts them, their ids, and how many in each leaf."""
 
-    rows: list[tuple[int, int]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
-    def add(
-        self,
-        first: int,
-        targets: Sequence[Sequence[int]],
-        cells: Sequence[Sequence[tuple[int, int]]],
-    ) -> None:
-        """Adds targets as leaves first, first + 1, ...; see `_Tables.add_leaf`."""
-        for j, (ids, predicted_by) in enumerate(zip(targets, cells, strict=True)):
-            self.rows.extend(predicted_by)
+    def add(self, targets: Sequence[Sequence[int]], spans: Iterable[Span]) -> None:
+        """Adds targets as the next leaves; see `_Tables.add_leaf`."""
+        self.spans.extend(spans)
+        for ids in targets:
             self.target.extend(ids)
-            self.index.extend([first + j] * len(ids))
+            self.counts.append(len(ids))
 
 
 @dataclass
 class _Tables:
-    """The index tables of a batch under construction; rows are (row, column) until L is known."""
+    """The index tables of a batch under construction; places are spans until L is known."""
 
-    rows: list[tuple[int, int]] = field(default_factory=list)
-    token_rows: list[tuple[int, int]] = field(default_factory=list)
+    rows: list[Span] = field(default_factory=list)
+    token_rows: list[Span] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
-    rationale: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
     problem: list[int] = field(default_factory=list)
     token_counts: list[int] = field(default_factory=list)
@@ -78,30 +120,32 @@ class _Tables:
     option_counts: list[int] = field(default_factory=list)
     option_tokens: _LeafTokens = field(default_factory=_LeafTokens)
 
-    def add_rationale(self, problem: int, rationale: EncodedRationale) -> None:
-        """Adds a rationale's tokens, without their rows."""
-        index = len(self.token_counts)
+    def add_rationale(
+        self, problem: int, rationale: EncodedRationale, before: tuple[int, int], at: Span
+    ) -> None:
+        """Adds a rationale at `at`; `before` is the row and column of the token before it."""
+        row, first, number = at
         self.problem.append(problem)
-        self.token_counts.append(len(rationale.ids))
+        self.token_counts.append(number)
         self.target.extend(rationale.ids)
-        self.rationale.extend([index] * len(rationale.ids))
-        step = [-1] * len(rationale.ids)
+        self.token_rows.append(at)
+        self.rows += (*before, 1), (row, first, number - 1)
+        step = [-1] * number
         for i, (start, end) in enumerate(rationale.steps):
             step[start:end] = [i] * (end - start)
         self.step.extend(step)
 
-    def add_leaf(self, leaf: _Leaf, cells: Sequence[Sequence[tuple[int, int]]]) -> None:
-        """Adds a leaf; `cells` are the (row, column) that predict each token of each target."""
+    def add_leaf(self, leaf: _Leaf, spans: Iterable[Span]) -> None:
+        """Adds a leaf; `spans` are what predicts the tokens of its targets, in their order."""
         if leaf.options:
-            self.option_tokens.add(sum(self.option_counts), leaf.targets, cells)
+            self.option_tokens.add(leaf.targets, spans)
             self.option_counts.append(len(leaf.targets))
         else:
-            self.leaf_tokens.add(len(self.leaf_step), leaf.targets, cells)
+            self.leaf_tokens.add(leaf.targets, spans)
             self.leaf_step.append(leaf.step)
 
 
-@dataclass(frozen=True)
-class _Leaf:
+class _Leaf(NamedTuple):
     """One place where the student is asked for one or more answers.
 
     Attributes:
@@ -292,18 +336,16 @@ def _build_tree(
     asked: _Asked,
     pad_token_id: int,
 ) -> Batch:
-    main = [_Row() for _ in plan]
-    leaf = [_Row() for _ in plan]
-    parents: list[list[int]] = [[] for _ in plan]  # of each node of each row; see _new_node
+    trees = [_Tree() for _ in plan]
     place: dict[tuple[int, int], int] = {}  # problem and rationale -> row
-    start: dict[tuple[int, int], int] = {}  # problem and row -> first column of the prompt
-    prompt_node: dict[tuple[int, int], int] = {}
+    prompts: dict[tuple[int, int], tuple[int, int]] = {}  # problem and row -> node, first column
+    parts = []
     for b, shares in enumerate(plan):
         for share in shares:
-            p = share.problem
+            p, ids = share.problem, problems[share.problem].prompt_ids
             place |= {(p, k): b for k in share.rationales}
-            prompt_node[p, b] = _new_node(parents[b])
-            start[p, b] = main[b].add(problems[p].prompt_ids, 0, prompt_node[p, b])
+            prompts[p, b] = _, first = trees[b].grow(trees[b].main, ids, 0)
+            parts.append((b, first, first + len(ids), 0, 0))
     # The plan orders the rows, but the tables follow the order of `problems`. So all prompts are
     # added first and the rationales after them; the order within a row does not matter.
     tables = _Tables()
@@ -311,105 +353,56 @@ def _build_tree(
         depth = len(problem.prompt_ids)
         for k, rationale in enumerate(problem.rationales):
             b = place[p, k]
-            last_prompt = (b, start[p, b] + depth - 1)
-            tables.add_rationale(p, rationale)
+            tree, (node, prompt) = trees[b], prompts[p, b]
             own = asked.of_rationale(problem, rationale)
-            node, previous, first = prompt_node[p, b], 0, len(main[b].ids)
-            node_at = {0: node}
+            first, previous, node_at = len(tree.main.ids), 0, {0: node}
             for cut in sorted({each.prefix or 0 for each in own} | {len(rationale.ids)}):
                 if cut > previous:
-                    node = _new_node(parents[b], node)
-                    main[b].add(rationale.ids[previous:cut], depth + previous, node)
-                    node_at[cut] = node
+                    ids = rationale.ids[previous:cut]
+                    node_at[cut] = node = tree.grow(tree.main, ids, depth + previous, node)[0]
                     previous = cut
-            columns = range(first, first + len(rationale.ids))
-            tables.token_rows.extend(zip(repeat(b), columns, strict=False))
-            tables.rows.append(last_prompt)
-            tables.rows.extend(zip(repeat(b), columns[:-1], strict=False))
+            at = b, first, len(rationale.ids)
+            tables.add_rationale(p, rationale, (b, prompt + depth - 1), at)
+            parts.append((b, first, len(tree.main.ids), prompt, prompt + depth))
             for each in own:
-                _plant(each, tables, b, leaf[b], parents[b], node_at, depth)
+                tables.add_leaf(each, _plant(each, b, tree, node_at, depth))
             tables.leaf_counts.append(sum(not each.options for each in own))
     for p, problem in enumerate(problems):
         b, depth = place[p, 0], len(problem.prompt_ids)
         for each in asked.of_question(problem):
-            _plant(each, tables, b, leaf[b], parents[b], {0: prompt_node[p, b]}, depth)
-    # Padding sees itself: attention without any key would give NaN.
-    pads = [_new_node(nodes) for nodes in parents]
-    node_ends = torch.zeros(len(plan), max(map(len, parents)), dtype=torch.int64)
-    for b, of_row in enumerate(parents):
-        numbers, ends = _depth_first(of_row)
-        node_ends[b, numbers] = _tensor(ends)
-        pads[b] = numbers[pads[b]]
-        for row in (main[b], leaf[b]):
-            row.nodes = [numbers[node] for node in row.nodes]
-    return _finish("tree", problems, main, leaf, tables, asked, pad_token_id, node_ends, pads)
-
-
-def _new_node(parents: list[int], parent: int = -1) -> int:
-    """Adds a node that sees itself and what its parent sees; -1: no other node."""
-    parents.append(parent)
-    return len(parents) - 1
-
-
-def _depth_first(parents: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Numbers the nodes of a row so that a node and what sees it have consecutive numbers.
-
-    Args:
-        parents: of each node, an earlier node or -1.
-
-    Returns:
-        The number of each node, and the first number after those of its descendants.
-    """
-    sizes = [1] * len(parents)
-    for node in reversed(range(len(parents))):
-        if parents[node] >= 0:
-            sizes[parents[node]] += sizes[node]
-    free = [0] * len(parents) + [0]  # the next number under each node; last: under no node
-    numbers = []
-    for node, parent in enumerate(parents):
-        numbers.append(free[parent])
-        free[node] = free[parent] + 1
-        free[parent] += sizes[node]
-    return numbers, [number + size for number, size in zip(numbers, sizes, strict=True)]
+            spans = _plant(each, b, trees[b], {0: prompts[p, b][0]}, depth)
+            tables.add_leaf(each, spans)
+    if not any(tree.leaves.ids for tree in trees):
+        trees[0].grow(trees[0].leaves, [pad_token_id], 0)  # see `Batch.leaves`
+    main, leaves = [tree.main for tree in trees], [tree.leaves for tree in trees]
+    return _finish("tree", problems, main, leaves, tables, asked, pad_token_id, trees, parts)
 
 
 def _plant(
-    leaf: _Leaf,
-    tables: _Tables,
-    b: int,
-    row: _Row,
-    parents: list[int],
-    node_at: Mapping[int, int],
-    depth: int,
-) -> None:
-    """Adds one leaf to the leaf row of a tree: what its targets share once, then a node for each.
+    leaf: _Leaf, b: int, tree: _Tree, node_at: Mapping[int, int], depth: int
+) -> Iterator[Span]:
+    """Adds one leaf to row b of a tree: what its targets share once, then a node for each.
 
     The last token of a target predicts nothing and is left out. node_at[n] is the node of token n
     of the rationale, counted from 1; node_at[0] that of the prompt, which has `depth` tokens.
+
+    Yields:
+        What predicts the tokens of its targets, in their order.
     """
     start, parent = 0, -1
     if leaf.prefix is not None:
         start, parent = depth + leaf.prefix, node_at[leaf.prefix]
     inputs = [target[:-1] for target in leaf.targets]
-    shared = next(
-        (n for n, tokens in enumerate(zip(*inputs, strict=False)) if len(set(tokens)) > 1),
-        min(map(len, inputs), default=0),
-    )
     if not inputs:  # a question without options
-        tables.add_leaf(leaf, [])
         return
-    stem = (*leaf.trunk, *inputs[0][:shared])
-    node = _new_node(parents, parent)
-    first = row.add(stem, start, node)
-    cells = []
+    shared: Sequence[int] = commonprefix(inputs)
+    node, first = tree.grow(tree.leaves, (*leaf.trunk, *shared), start, parent)
+    below = start + len(leaf.trunk) + len(shared)
     for tokens in inputs:
-        columns = list(range(first + len(leaf.trunk) - 1, first + len(stem)))
-        if len(tokens) > shared:
-            branch = _new_node(parents, node)
-            own = row.add(tokens[shared:], start + len(stem), branch)
-            columns += range(own, own + len(tokens) - shared)
-        cells.append([(b, column) for column in columns])
-    tables.add_leaf(leaf, cells)
+        yield b, first + len(leaf.trunk) - 1, len(shared) + 1
+        own = tokens[len(shared) :]
+        if own:
+            yield b, tree.grow(tree.leaves, own, below, node)[1], len(own)
 
 
 def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_id: int) -> Batch:
@@ -422,23 +415,21 @@ def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_i
         if each.prefix is not None:
             read = each.rationale.ids[: each.prefix] if each.rationale else ()
             prefix = problem.prompt_ids + read + prefix
-        cells = []
+        spans = []
         for target in each.targets:
-            columns = range(len(prefix) - 1, len(prefix) - 1 + len(target))
-            cells.append([(len(leaf), column) for column in columns])
+            spans.append((len(leaf), len(prefix) - 1, len(target)))
             leaf.append(_Row())
-            leaf[-1].add(prefix + target[:-1], 0, 0)
-        tables.add_leaf(each, cells)
+            leaf[-1].add(prefix + target[:-1], 0)
+        tables.add_leaf(each, spans)
 
     for p, problem in enumerate(problems):
         depth = len(problem.prompt_ids)
         for rationale in problem.rationales:
             b = len(main)
             main.append(_Row())
-            main[b].add(problem.prompt_ids + rationale.ids, 0, 0)
-            tables.add_rationale(p, rationale)
-            tables.rows.extend((b, depth - 1 + t) for t in range(len(rationale.ids)))
-            tables.token_rows.extend((b, depth + t) for t in range(len(rationale.ids)))
+            main[b].add(problem.prompt_ids + rationale.ids, 0)
+            at = b, depth, len(rationale.ids)
+            tables.add_rationale(p, rationale, (b, depth - 1), at)
             own = asked.of_rationale(problem, rationale)
             for each in own:
                 add_leaf(problem, each)
@@ -446,7 +437,10 @@ def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_i
     for problem in problems:
         for each in asked.of_question(problem):
             add_leaf(problem, each)
-    return _finish("padded", problems, main, leaf, tables, asked, pad_token_id, None, None)
+    if not leaf:
+        leaf.append(_Row())
+        leaf[0].add([pad_token_id], 0)  # see `Batch.leaves`
+    return _finish("padded", problems, main, leaf, tables, asked, pad_token_id)
 
 
 def _finish(
@@ -457,17 +451,15 @@ def _finish(
     tables: _Tables,
     asked: _Asked,
     pad_token_id: int,
-    node_ends: Tensor | None,
-    pads: list[int] | None,
+    trees: Sequence[_Tree] | None = None,
+    parts: Sequence[tuple[int, ...]] = (),
 ) -> Batch:
-    """Pads the rows and turns (row, column) pairs into flat indices."""
-    main_block = _stack(main, pad_token_id, pads)
+    """Pads the rows and turns spans into flat indices; `trees` and `parts` for layout "tree"."""
+    numbers = None if trees is None else [tree.numbered() for tree in trees]
+    main_block = _stack(main, pad_token_id, numbers)
     leaf_block = None
     if asked.gold or asked.options:
-        leaf = leaf or [_Row()]
-        if not any(row.ids for row in leaf):
-            leaf[0].add([pad_token_id], 0, pads[0] if pads else 0)
-        leaf_block = _stack(leaf, pad_token_id, pads)
+        leaf_block = _stack(leaf, pad_token_id, numbers)
     length = main_block.input_ids.shape[1]
     leaf_length = leaf_block.input_ids.shape[1] if leaf_block else 0
     question_leaf = [-1] * len(problems)
@@ -478,14 +470,14 @@ def _finish(
         layout=layout,
         main=main_block,
         leaves=leaf_block,
-        node_ends=node_ends,
+        parts=_tensor(parts).reshape(-1, 5) if trees is not None else None,
         problems=tuple(problems),
         problem_offsets=_offsets([len(p.rationales) for p in problems]),
         problem=_tensor(tables.problem),
         token_offsets=_offsets(tables.token_counts),
         rows=_flat(tables.rows, length),
         target=_tensor(tables.target),
-        rationale=_tensor(tables.rationale),
+        rationale=_places(tables.token_counts),
         step=_tensor(tables.step),
         token_rows=_flat(tables.token_rows, length),
         gold_ids=_tensor([token for ids in gold for token in ids]),
@@ -493,9 +485,9 @@ def _finish(
         leaf_offsets=_offsets(tables.leaf_counts),
         leaf_step=_tensor(tables.leaf_step),
         question_leaf=_tensor(question_leaf),
-        leaf_rows=_flat(tables.leaf_tokens.rows, leaf_length),
+        leaf_rows=_flat(tables.leaf_tokens.spans, leaf_length),
         leaf_target=_tensor(tables.leaf_tokens.target),
-        leaf_index=_tensor(tables.leaf_tokens.index),
+        leaf_index=_places(tables.leaf_tokens.counts),
         options=_option_tables(problems, tables, leaf_length) if asked.options else None,
     )
 
@@ -522,42 +514,66 @@ def _option_tables(
         unstated=_tensor(unstated),
         whole=_tensor(whole),
         gold=_tensor(gold),
-        rows=_flat(tables.option_tokens.rows, leaf_length),
+        rows=_flat(tables.option_tokens.spans, leaf_length),
         target=_tensor(tables.option_tokens.target),
-        index=_tensor(tables.option_tokens.index),
+        index=_places(tables.option_tokens.counts),
     )
 
 
-def _stack(rows: list[_Row], pad_token_id: int, pads: list[int] | None) -> Block:
-    """Right-pads the rows; `pads` is the padding node of each row, None if rows have no nodes."""
+def _stack(
+    rows: list[_Row], pad_token_id: int, numbers: Sequence[tuple[list[int], list[int]]] | None
+) -> Block:
+    """Right-pads rows; `numbers` is what `_Tree.numbered` gives for each, None without nodes."""
     length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), pad_token_id)
+    shape = len(rows), length
+    ids = np.full(shape, pad_token_id)
     # Positions continue over the padding, as in a model called without position ids: the `released`
     # scores read padding too. They end at the largest one of a token, because in a tree a row is
     # longer than its rationales, and a table of learned positions may have no entry beyond them.
-    last = max(max(row.positions, default=0) for row in rows)
-    positions = torch.arange(length).clamp(max=last).repeat(len(rows), 1)
-    mask = torch.zeros(len(rows), length, dtype=torch.int64)
-    nodes = None if pads is None else _tensor(pads)[:, None].repeat(1, length)
-    for b, row in enumerate(rows):
+    runs = [np.array(row.runs, dtype=np.int64).reshape(-1, 3).T for row in rows]
+    last = max(int((starts + counts).max(initial=1)) for starts, counts, _ in runs) - 1
+    positions = np.minimum(np.arange(length), last)[None].repeat(len(rows), axis=0)
+    mask = np.zeros(shape, dtype=np.int64)
+    seen_from, seen_to = np.zeros((2, *shape), dtype=np.int64)
+    for b, (row, (starts, counts, nodes)) in enumerate(zip(rows, runs, strict=True)):
         n = len(row.ids)
-        ids[b, :n] = _tensor(row.ids)
-        positions[b, :n] = _tensor(row.positions)
+        ids[b, :n] = row.ids
+        positions[b, :n] = _ranges(starts, counts)
         mask[b, :n] = 1
-        if nodes is not None:
-            nodes[b, :n] = _tensor(row.nodes)
-    return Block(ids, positions, mask, nodes)
+        if numbers is not None:
+            firsts, ends = (np.array(each, dtype=np.int64) for each in numbers[b])
+            # Padding sees itself: attention without any key would give NaN.
+            seen_from[b], seen_to[b] = (after := ends.max(initial=0)), after + 1
+            seen_from[b, :n] = _ranges(firsts[nodes], counts)
+            seen_to[b, :n] = ends[nodes].repeat(counts)
+    tree = (None, None) if numbers is None else (_tensor(seen_from), _tensor(seen_to))
+    return Block(_tensor(ids), _tensor(positions), _tensor(mask), *tree)
 
 
-def _tensor(values: Sequence[int]) -> Tensor:
-    found = torch.empty(len(values), dtype=torch.int64)
-    found.numpy()[:] = values  # in a third of the time that torch takes for a list
+def _ranges(firsts: Numbers, counts: Numbers) -> Numbers:
+    """Returns first, first + 1, ..., `count` numbers of each range, one range after the other."""
+    before = counts.cumsum() - counts
+    found: Numbers = (firsts - before).repeat(counts) + np.arange(counts.sum())
+    return found
+
+
+def _tensor(values: Sequence[int] | Sequence[Sequence[int]] | Numbers) -> Tensor:
+    array = np.asarray(values, dtype=np.int64)  # torch takes three times as long for a list
+    found = torch.empty(array.shape, dtype=torch.int64)
+    found.numpy()[...] = array  # copied, because an empty array of numpy has a stride of 0
     return found
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), _tensor(counts).cumsum(0)])
+    return _tensor([0, *counts]).cumsum(0)
 
 
-def _flat(pairs: Sequence[tuple[int, int]], length: int) -> Tensor:
-    return _tensor([row * length + column for row, column in pairs])
+def _places(counts: Sequence[int]) -> Tensor:
+    """Returns the index of each of the consecutive groups of `counts`, once for each member."""
+    return _tensor(np.arange(len(counts)).repeat(counts))
+
+
+def _flat(spans: Sequence[Span], length: int) -> Tensor:
+    """Returns the indices of the tokens of spans in rows of `length` that are flattened."""
+    rows, columns, counts = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+    return _tensor(_ranges(rows * length + columns, counts))

@@ -132,16 +132,18 @@ class Block:
     Attributes:
         input_ids: [B, L] int64.
         position_ids: [B, L] int64; in a tree they restart at each branch point.
-        attention_mask: [B, L] int64, 1 for a token and 0 for padding. In a tree, `segments` decides
+        attention_mask: [B, L] int64, 1 for a token and 0 for padding. In a tree, the numbers decide
             which tokens attend to which.
-        segments: tree only, [B, L] int64 index of the node of each token; the indices continue from
-            the main block to the leaf block. None when padded.
+        numbers, ends: tree only, [B, L] int64. Token q sees token k of the same row, in this block
+            or the other, if numbers[k] <= numbers[q] < ends[k]. The tokens of a row are numbered
+            depth first, over both blocks. None when padded.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    segments: Tensor | None
+    numbers: Tensor | None
+    ends: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,7 @@ class Batch:
         leaves: the leaf block; None without leaves. If no problem has what is asked for (a gold
             answer, options), it holds one padding token: ranks with sharded parameters must run the
             body equally often.
-        node_ends: tree only, [B, S] int64. Node q sees node k if k <= q < node_ends[k]: the nodes
-            of a row are numbered depth first, and a node sees its ancestors. A token attends to
-            another if its node sees the node of the other and its position is not smaller. None
+        parts: tree only, [N, 5] int64: prompts and rationales as `tree_attention` takes them. None
             when padded.
         problems: P encoded problems.
         problem_offsets: [P + 1], problem p has the rationales from problem_offsets[p] up to, but
@@ -224,7 +224,7 @@ class Batch:
     layout: Literal["tree", "padded"]
     main: Block
     leaves: Block | None
-    node_ends: Tensor | None
+    parts: Tensor | None
     problems: tuple[EncodedProblem, ...]
     problem_offsets: Tensor
     problem: Tensor

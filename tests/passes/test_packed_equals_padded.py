@@ -158,7 +158,7 @@ def test_flash_attention_of_a_gpu_gives_the_same(
             patch.setattr(
                 trees,
                 "_parts",
-                lambda _, batch: TreeTables.of(trees._parts_of(batch), *batch.main.input_ids.shape),
+                lambda _, batch: TreeTables.of(batch.parts, *batch.main.input_ids.shape),
             )
             patch.setattr(trees, "LEAF_PAIRS", 0)
             got, _ = outcome(model, problems, "tree", capacity)
