@@ -117,17 +117,19 @@ _MOMENTUM = 0.05
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float) -> Tensor:
-    """Returns [R] z-scores within each problem; 0 if a problem has one rationale.
+def zscores(
+    scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float | Tensor
+) -> Tensor:
+    """Returns [R, ...] z-scores within each problem; 0 if a problem has one rationale.
 
     Args:
-        scores: [R] float.
+        scores: [R, ...] float, one or several kinds of score.
         offsets: [P + 1] offsets of each problem's rationales.
         ddof: degrees of freedom subtracted from K in the variance.
         eps: if > 0, z = (s - mean) / (std + eps), else z = (s - mean) / sqrt(var + prior_std^2).
-        prior_std: s0, in the score's units.
+        prior_std: s0 of each kind, in the score's units.
     """
-    problem = segment_of(offsets, scores.numel())
+    problem = segment_of(offsets, len(scores))
     centred = scores - segment_mean(scores, offsets)[problem]
     var = within_variance(scores, offsets, ddof)[problem]
     scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
@@ -136,9 +138,9 @@ def zscores(scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std
 
 
 def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
-    """Returns [P] variances of scores [R] within each problem; 0 where K <= ddof."""
-    sizes = offsets.diff()
-    centred = scores - segment_mean(scores, offsets)[segment_of(offsets, scores.numel())]
+    """Returns [P, ...] variances of scores [R, ...] within each problem; 0 where K <= ddof."""
+    sizes = offsets.diff().reshape(-1, *[1] * (scores.dim() - 1))
+    centred = scores - segment_mean(scores, offsets)[segment_of(offsets, len(scores))]
     mean_square = segment_mean(centred.square(), offsets)
     return mean_square * sizes / (sizes - ddof).clamp(min=1)
 
@@ -261,19 +263,25 @@ class PresetWeigher(_Checked):
         preset = self.preset
         count = next(iter(scores.values())).numel() if scores else int(offsets[-1])
         problem, sizes = segment_of(offsets, count), offsets.diff()
-        z = self._zscores(scores, offsets)
-        if z:
-            stacked = torch.stack([scores[axis] for axis in z])
+        z: dict[str, Tensor] = {}
+        axes = [axis for axis in scores if axis in self._beta]
+        if axes:
+            stacked = torch.stack([scores[axis] for axis in axes])
+            constants = [*(self._beta[a] for a in axes), *(self._prior(a) for a in axes)]
+            beta, prior = put(constants, stacked, stacked.dtype).chunk(2)
+            ddof, eps = preset.ddof, preset.eps
             weight = problem_weights(
                 stacked,
                 offsets,
-                put([self._beta[axis] for axis in z], stacked, stacked.dtype),
-                put([self._prior(axis) for axis in z], stacked, stacked.dtype),
+                beta,
+                prior,
                 tau=preset.tau,
-                ddof=preset.ddof,
-                eps=preset.eps,
+                ddof=ddof,
+                eps=eps,
                 floor=preset.floor,
             )
+            each = zscores(stacked.T, offsets, ddof=ddof, eps=eps, prior_std=prior)
+            z = dict(zip(axes, each.unbind(dim=1), strict=True))
         else:
             weight = 1.0 / sizes[problem].float()
         if self.problems_seen < preset.warmup:
@@ -293,14 +301,6 @@ class PresetWeigher(_Checked):
     def _prior(self, axis: str) -> float:
         return self.preset.shrink * self.spread.get(axis, 0.0)
 
-    def _zscores(self, scores: Mapping[str, Tensor], offsets: Tensor) -> dict[str, Tensor]:
-        ddof, eps = self.preset.ddof, self.preset.eps
-        return {
-            axis: zscores(score, offsets, ddof=ddof, eps=eps, prior_std=self._prior(axis))
-            for axis, score in scores.items()
-            if axis in self._beta
-        }
-
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Updates the running statistics with the scores of all problems of one optimizer step."""
         several = offsets.diff() > 1
@@ -310,9 +310,11 @@ class PresetWeigher(_Checked):
         self.problems_seen += int(several.sum())
         # A plain mean over the first 1 / _MOMENTUM steps, then an exponential moving average.
         share = max(_MOMENTUM, 1.0 / self.updates)
-        for axis in self._beta:
-            score = scores[axis]
-            std = float(within_variance(score.double(), offsets)[several].mean()) ** 0.5
+        if not self._beta:
+            return
+        stacked = torch.stack([scores[axis].double() for axis in self._beta], dim=1)
+        stds = within_variance(stacked, offsets)[several].mean(dim=0).sqrt().tolist()
+        for axis, std in zip(self._beta, stds, strict=True):
             self.spread[axis] = (1.0 - share) * self.spread.get(axis, 0.0) + share * std
 
     def take_log(self) -> dict[str, float]:
