@@ -76,7 +76,7 @@ def checkpointed_within(
         context: makes the context manager around each run of a layer.
     """
     name = "_gradient_checkpointing_func"
-    layers = [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
+    layers = [m for m in body.modules() if is_checkpointed(m)]
     own = {layer: getattr(layer, name) for layer in layers if hasattr(layer, name)}
 
     def checkpoint(of_layer: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
@@ -157,6 +157,12 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def is_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing is on in the module: it runs a second time in the backward."""
+    name = "gradient_checkpointing"  # getattr of a module is slow where the name is missing
+    return bool(module.__dict__.get(name, getattr(type(module), name, False)))
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compact.student.internals import version_of
+from compact.student.internals import is_checkpointed, version_of
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Student:
     @property
     def checkpoints(self) -> bool:
         """Whether gradient checkpointing is on: layers run a second time in the backward."""
-        return any(getattr(m, "gradient_checkpointing", False) for m in self.body.modules())
+        return any(map(is_checkpointed, self.body.modules()))
 
     @property
     def attention_window(self) -> int | None:

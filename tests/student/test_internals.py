@@ -256,6 +256,14 @@ def test_has_hooks(register: str) -> None:
     assert not internals.has_hooks(module)
 
 
+def test_is_checkpointed() -> None:
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    assert not any(internals.is_checkpointed(m) for m in model.modules())
+    model.gradient_checkpointing_enable()
+    on = [m for m in model.modules() if internals.is_checkpointed(m)]
+    assert on == [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)] != []
+
+
 def test_is_compiled() -> None:
     module = nn.Linear(2, 2)
     assert not internals.is_compiled(module)

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
 from compact.student import autocast_dtype
-from compact.student.internals import has_hooks, is_compiled, version_of
+from compact.student.internals import has_hooks, is_checkpointed, is_compiled, version_of
 
 Activation = Callable[[Tensor], Tensor]
 _CASTS: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
@@ -71,8 +71,7 @@ def _may_change(modules: Sequence[nn.Module]) -> bool:
     if torch.is_autocast_enabled("cuda"):
         return False
     return not any(
-        getattr(m, "gradient_checkpointing", False) or isinstance(m, FSDPModule) or is_compiled(m)
-        for m in modules
+        is_checkpointed(m) or isinstance(m, FSDPModule) or is_compiled(m) for m in modules
     )
 
 

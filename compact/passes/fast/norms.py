@@ -120,9 +120,9 @@ class NormOutputs:
 
 def epsilon(module: nn.Module) -> float | None:
     """Returns the epsilon of an RMSNorm with a frozen weight [H]; None for any other module."""
-    weight = getattr(module, "weight", None)
-    found = getattr(module, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or found is None or weight.requires_grad or weight.dim() != 1:
+    found = module.__dict__.get("variance_epsilon")  # most modules have none
+    weight = getattr(module, "weight", None) if found is not None else None
+    if not isinstance(weight, Tensor) or weight.requires_grad or weight.dim() != 1:
         return None
     kind: Any = type(module)  # mypy does not see that classes can be hashed
     return found if _is_rms_norm(kind) else None
