@@ -33,7 +33,6 @@ provider belongs in its `setup`. A case that ignores `args.dtype` sets `DTYPES =
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib.metadata
 import math
@@ -49,6 +48,8 @@ from statistics import median, quantiles
 
 import torch
 from torch import Tensor
+
+from compact.evaluation.memory import peak_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 Outputs = Mapping[str, Tensor]
@@ -188,46 +189,6 @@ def check(name: str, got: Outputs, provider: Provider) -> float:
             )
         worst = max(worst, error.flatten()[at].item())
     return worst
-
-
-def _memory_kb() -> dict[str, int]:
-    """Returns VmRSS and VmHWM of this process in KiB."""
-    found = {}
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(("VmRSS:", "VmHWM:")):
-                found[line[:5]] = int(line.split()[1])
-    return found
-
-
-def peak_mb(call: Callable[[], object], device: torch.device) -> float:
-    """Runs `call` once and returns its peak memory minus the memory before it, in MB (10^6 bytes).
-
-    On a GPU this is the count of torch's allocator. On the CPU it is the kernel's high-water mark
-    of resident memory, reset just before (Linux, /proc/self/clear_refs). It includes every
-    allocation of every library, also short ones, which a sampling thread or torch's profiler could
-    miss. Free memory that malloc has kept is returned to the system first, so that its reuse
-    counts. Buffers that a library keeps after its first call (MKL's packing buffers) do not count.
-    Exact to about 0.5 MB; NaN if the system has no such counter.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as refs:
-            refs.write("5")
-    except (OSError, AttributeError):
-        call()
-        return math.nan
-    start = _memory_kb()["VmRSS"]
-    call()
-    return max(0, _memory_kb()["VmHWM"] - start) * 1024 / 1e6
 
 
 def _seconds(provider: Provider, device: torch.device) -> tuple[float, Outputs]:

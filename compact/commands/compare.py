@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--config",
         metavar="RECIPE",
-        help="recipe with student and settings; it may also have data, tests, arms, seeds, tokens "
-        "and development, which options replace",
+        help="recipe with student and settings; it may also have data, tests, arms, seeds, tokens, "
+        "development and retained, which options replace",
     )
     files.add_argument(
         "--test",
@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="problems held out to choose among the arms single:TEACHER [0]",
+    )
+    files.add_argument(
+        "--retained",
+        metavar="FILE",
+        help="texts; measures what each arm makes the student forget, as perplexity and KL",
     )
     files.add_argument("--model", help="student; replaces the recipe's")
     files.add_argument("--limit", type=int, metavar="N", help="most questions of a test")
@@ -114,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             model=args.model,
             limit=args.limit,
             development=held,
+            retained=args.retained or asked.retained,
             arms=arms,
         )
     out = Path(args.out)

@@ -11,10 +11,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# What a run costs and what the student forgot: title of the column and format.
+_COSTS = {
+    "seconds": ("seconds", ",.0f"),
+    "peak_mb": ("peak MB", ",.0f"),
+    "kl": ("KL to base", ".4f"),
+    "base_perplexity": ("base perplexity", ".2f"),
+    "student_perplexity": ("perplexity", ".2f"),
+}
+
+
 def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
     """The summary as a Markdown table."""
     teachers = sorted({t for arm in arms for t in arm["weights"]})
     head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
+    costs = {name: form for name, form in _COSTS.items() if any(name in arm for arm in arms)}
+    head += [title for title, _ in costs.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in arms:
         gain = _cell(arm["gain"], arm["gain_low"], arm["gain_high"], "+") if "gain" in arm else "-"
@@ -26,6 +38,7 @@ def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
             *(f"{arm['weights'][t]:.2f}" if t in arm["weights"] else "-" for t in teachers),
             f"{arm['tokens']:,}",
             str(arm["steps"]),
+            *(format(arm[name], form) if name in arm else "-" for name, (_, form) in costs.items()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -39,11 +52,16 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The results as CSV, one row per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds"])
+    drift = ("kl", "base_perplexity", "student_perplexity")
+    head = ["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds", "peak_mb"]
+    writer.writerow([*head, *drift])
     for runs in results.values():
         for r in runs:
             numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
-            writer.writerow([r["arm"], r["seed"], *numbers, f"{r['seconds']:.1f}"])
+            of_text = r.get("drift", {}).get("text", {})
+            costs = [r.get("peak_mb"), *(of_text.get(name) for name in drift)]
+            cells = [f"{r['seconds']:.1f}", *("" if c is None else f"{c:.5g}" for c in costs)]
+            writer.writerow([r["arm"], r["seed"], *numbers, *cells])
     return text.getvalue()
 
 

@@ -38,12 +38,15 @@ from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw
 from compact.evaluation.evaluate import evaluate
+from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
+from compact.evaluation.memory import peak_mb
 from compact.evaluation.paired import DEVELOPMENT, t_quantile
 from compact.files import (
     ANY_NUMBER,
     RECORDS,
     SHARE,
     check_output,
+    content_of,
     content_of_student,
     parse_yaml,
     read_text,
@@ -77,6 +80,8 @@ _RUN = {
     "tokens": int,
     "steps": int,
     "seconds": ANY_NUMBER,
+    "peak_mb?": (ANY_NUMBER, None),
+    "drift?": {str: {str: ANY_NUMBER}},
     "right": {str: str},
 }
 
@@ -130,6 +135,7 @@ class Task:
         right: problems -> (question_id, teacher) of the rationales that are right.
         about: everything that the results depend on.
         max_new_tokens: most tokens of an answer in the test.
+        retained: texts to measure forgetting on; None to measure none.
     """
 
     name: str
@@ -139,6 +145,7 @@ class Task:
     right: Callable[[Sequence[Problem]], set[tuple[str, str]]]
     about: dict[str, Any]
     max_new_tokens: int
+    retained: list[Text] | None = None
 
 
 def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
@@ -233,6 +240,7 @@ def file_task(
     model: str | None,
     limit: int | None,
     development: int = 0,
+    retained: str | None = None,
     arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
@@ -247,6 +255,7 @@ def file_task(
         limit: largest number of questions of a test.
         development: so many problems, drawn with a seed of their own, are not trained on but
             tested, to choose between the arms of one teacher.
+        retained: file of texts to measure forgetting on, see `read_texts`.
         arms: the weightings to compare, to refuse at once what the data do not allow.
 
     Raises:
@@ -305,8 +314,10 @@ def file_task(
             "limit": limit,
             "development": development,
             "recipe": _settings_of(recipe_file),
+            **({} if retained is None else {"retained": content_of(retained)}),
         },
         max_new_tokens=256,
+        retained=None if retained is None else list(read_texts(retained)),
     )
 
 
@@ -336,7 +347,9 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     Returns:
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales), right (test -> text with 1
-        or 0 for each question).
+        or 0 for each question), peak_mb (memory of training above that of the loaded student; None
+        if it cannot be measured), and with retained texts drift (texts and the student's answers to
+        the first test -> what `text_drift` returns).
     """
     foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
     if foreign:
@@ -377,9 +390,11 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         peft_config=task.peft_config(),
     )
     show_progress(trainer)
-    trainer.train()
+    memory = peak_mb(trainer.train, trainer.args.device)
+    drift, right = {}, {}
+    if task.retained is not None:
+        drift[TEXT] = _drift(task, seed, trainer.model, processing_class, task.retained)
     student = _as_tested(trainer.model, task.config)
-    right = {}
     for name, questions in tests.items():
         # No file of answers: a killed test is repeated with its run.
         found: dict[str, dict[str, Any]] = {}
@@ -400,9 +415,28 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         "accuracy": first.count("1") / len(first),
         "steps": steps,
         "seconds": time.monotonic() - began,
+        "peak_mb": memory if math.isfinite(memory) else None,
+        **({"drift": drift} if drift else {}),
         "right": right,
         **_weights(folder, known_right),
     }
+
+
+def _drift(
+    task: Task, seed: int, student: Any, processing_class: Any, texts: Sequence[Text]
+) -> dict[str, float]:
+    """Returns how far a trained student has moved from the one that it started as."""
+    base = (
+        student if hasattr(student, "disable_adapter") else task.start(seed)[0].to(student.device)
+    )
+    modes = [(model, model.training) for model in (student, base)]
+    for model, _ in modes:
+        model.eval()
+    try:
+        return text_drift(student, base, processing_class, texts)
+    finally:
+        for model, training in modes:
+            model.train(training)
 
 
 def _as_tested(model: Any, config: CompactConfig) -> Any:
@@ -513,12 +547,22 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
             "tokens": round(statistics.fmean(r["tokens"] for r in runs)),
             "steps": round(statistics.fmean(r["steps"] for r in runs)),
             "seconds": statistics.fmean(r["seconds"] for r in runs),
+            **_mean_costs(runs),
         }
         if base and name != "uniform":
             gain, low, high = interval([r["accuracy"] - base[r["seed"]] for r in runs])
             arm |= {"gain": gain, "gain_low": max(low, -1.0), "gain_high": min(high, 1.0)}
         arms.append(arm)
     return arms
+
+
+def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of what every run has of peak_mb, and of KL and perplexity on retained texts."""
+    found: dict[str, list[float | None]] = {"peak_mb": [r.get("peak_mb") for r in runs]}
+    for name in ("kl", "base_perplexity", "student_perplexity"):
+        found[name] = [r.get("drift", {}).get(TEXT, {}).get(name) for r in runs]
+    known = {name: [v for v in values if v is not None] for name, values in found.items()}
+    return {n: statistics.fmean(v) for n, v in known.items() if len(v) == len(runs)}
 
 
 def compare(

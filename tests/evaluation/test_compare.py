@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import peft
@@ -64,6 +65,74 @@ def test_compare_writes_tables_and_never_repeats_a_run(task, tmp_path, monkeypat
     assert [arm["values"] for arm in again] == [arm["values"] for arm in summary]
     with pytest.raises(ValueError, match="other settings"):
         compare.compare(task, arms, [0], tmp_path, tokens=100)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_compare_measures_what_a_student_forgets_and_what_a_run_costs(task, tmp_path, lora):
+    adapter = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    texts = [row["prompt"] for row in zoo.make_rows(("good",), 3, seed=5)]
+    task = replace(
+        task,
+        retained=texts,
+        peft_config=lambda: adapter if lora else None,
+        config=replace(task.config, learning_rate=0.1),
+    )
+    (arm,) = compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    assert arm["kl"] > 1e-6
+    assert arm["student_perplexity"] != arm["base_perplexity"]
+    tokenizer = task.start(0)[1]
+    base = task.start(0)[0].eval()
+    alone = compare.text_drift(base, deepcopy(base), tokenizer, texts)
+    assert arm["base_perplexity"] == pytest.approx(alone["base_perplexity"], rel=1e-4)
+    assert arm["peak_mb"] > 0
+    run = json.loads((tmp_path / "runs.jsonl").read_text())
+    assert run["drift"]["text"]["kl"] == arm["kl"]
+    header, row = (line.split(",") for line in (tmp_path / "compare.csv").read_text().splitlines())
+    assert float(dict(zip(header, row, strict=True))["kl"]) == pytest.approx(arm["kl"], rel=1e-3)
+    table = (tmp_path / "compare.md").read_text()
+    assert "KL to base" in table
+    assert "peak MB" in table
+
+
+def test_arms_without_retained_texts_have_no_column_of_them(task, tmp_path):
+    compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    table = (tmp_path / "compare.md").read_text()
+    assert "seconds" in table
+    assert "KL" not in table
+
+
+def test_rows_of_runs_without_costs_are_read(task, tmp_path):
+    """Runs of an earlier version have neither memory nor drift."""
+    arms = [compare.parse_arm("uniform")]
+    compare.compare(task, arms, [0], tmp_path)
+    file = tmp_path / "runs.jsonl"
+    row = json.loads(file.read_text())
+    del row["peak_mb"]
+    file.write_text(json.dumps(row) + "\n")
+    (arm,) = compare.compare(task, arms, [0], tmp_path)
+    assert "peak_mb" not in arm
+
+
+def test_other_retained_texts_are_other_settings(tmp_path):
+    rows = zoo.make_rows(("good", "verbose"), 2, seed=1)
+    data, recipe, texts = (tmp_path / n for n in ("data.jsonl", "recipe.yaml", "texts.txt"))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(f"model: {tmp_path}\n")
+    settings = read_settings(recipe, [])
+
+    def about(retained):
+        return compare.file_task(
+            str(data), [str(data)], recipe, *settings, model=None, limit=None, retained=retained
+        ).about
+
+    texts.write_text("one text\n\nanother\n")
+    before = about(str(texts))
+    assert before != about(None)
+    texts.write_text("one text\n\nyet another\n")
+    assert about(str(texts)) != before
+    texts.write_text("\n")
+    with pytest.raises(ValueError, match="expected at least one text, got none"):
+        about(str(texts))
 
 
 def test_arms_of_like_names_are_runs_of_their_own(task, tmp_path):
