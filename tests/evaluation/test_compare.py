@@ -92,6 +92,12 @@ def test_compare_measures_what_a_student_forgets_and_what_a_run_costs(task, tmp_
     table = (tmp_path / "compare.md").read_text()
     assert "KL to base" in table
     assert "peak MB" in table
+    page = tmp_path / "page.md"
+    command = [sys.executable, "tools/study_page.py", str(tmp_path / "compare.csv")]
+    subprocess.run([*command, "--page", str(page)], check=True)
+    text = page.read_text()
+    assert f"| uniform | 0 | {arm['tokens']:,} |" in text
+    assert f"| {arm['kl']:.3f} |" in text
 
 
 def test_arms_without_retained_texts_have_no_column_of_them(task, tmp_path):
