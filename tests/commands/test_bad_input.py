@@ -89,6 +89,10 @@ def test_yaml_key_is_named_by_line(
     assert f"{recipe}:3: unknown key 'num_epochs'" in fails(
         capsys, "train", "--config", str(recipe)
     )
+    recipe.write_text(f"data: {data}\narms: [uniform]\n")
+    assert f"{recipe}:2: unknown key 'arms', which only `compact compare` takes" in fails(
+        capsys, "train", "--config", str(recipe)
+    )
 
 
 GOOD: dict[str, Any] = {
