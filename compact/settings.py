@@ -67,7 +67,7 @@ class ComparisonConfig:
     development: int = option(
         0, "problems held out to choose among the arms of one teacher, not trained on"
     )
-    retained: str | None = option(None, "texts to measure on what each arm makes a student forget")
+    retained: str | None = option(None, "texts; shows what each arm makes the student forget")
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -15,17 +15,9 @@ import os
 from pathlib import Path
 from statistics import fmean
 
+from compact.evaluation.arm_tables import COSTS
 from compact.evaluation.paired import as_markdown, draw, paired_rows, read_csv, with_best_single
 from compact.graphs.drawing import picture_of
-
-COSTS = {
-    "tokens": ("tokens", ",.0f"),
-    "seconds": ("seconds", ",.0f"),
-    "peak_mb": ("peak MB", ",.0f"),
-    "base_perplexity": ("perplexity before", ".2f"),
-    "student_perplexity": ("after", ".2f"),
-    "kl": ("KL to base, nats per token", ".3f"),
-}
 
 
 def accuracies(path: Path, page: Path) -> str:
@@ -37,16 +29,19 @@ def accuracies(path: Path, page: Path) -> str:
 
 
 def costs(path: Path) -> str:
-    """Returns the table of a compare.csv: means over the seeds of each arm."""
+    """Returns the table of a compare.csv: means over the seeds, of what every run has."""
     arms: dict[str, list[dict[str, str]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             arms.setdefault(row["arm"], []).append(row)
-    titles = [title for title, _ in COSTS.values()]
-    lines = [f"| {' | '.join(['arm', 'seeds', *titles])} |", "|---|---|" + "--:|" * len(COSTS)]
+    runs = [run for of_arm in arms.values() for run in of_arm]
+    forms = {"tokens": ("tokens", ",.0f")} | COSTS
+    forms = {name: form for name, form in forms.items() if all(run[name] for run in runs)}
+    titles = [title for title, _ in forms.values()]
+    lines = [f"| {' | '.join(['arm', 'seeds', *titles])} |", "|---|---|" + "--:|" * len(forms)]
     for arm, runs in arms.items():
         seeds = " ".join(run["seed"] for run in runs)
-        cells = [format(fmean(float(r[n]) for r in runs), form) for n, (_, form) in COSTS.items()]
+        cells = [format(fmean(float(r[n]) for r in runs), form) for n, (_, form) in forms.items()]
         lines.append(f"| {' | '.join([arm, seeds, *cells])} |")
     return "\n".join(lines)
 

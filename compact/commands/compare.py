@@ -14,6 +14,7 @@ from compact.evaluation.compare import (
     compare,
     file_task,
     parse_arm,
+    with_retained,
     zoo_task,
 )
 from compact.lab.zoo import RIGHT
@@ -66,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="problems held out to choose among the arms single:TEACHER [0]",
     )
-    files.add_argument(
+    parser.add_argument(
         "--retained",
         metavar="FILE",
-        help="texts; measures what each arm makes the student forget, as perplexity and KL",
+        help="texts; shows what each arm makes the student forget",
     )
     files.add_argument("--model", help="student; replaces the recipe's")
     files.add_argument("--limit", type=int, metavar="N", help="most questions of a test")
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
     if args.data in ("zoo-a", "zoo-b"):
-        arms, seeds = _arms(args.arms, RIGHT), args.seeds
+        arms, seeds, retained = _arms(args.arms, RIGHT), args.seeds, args.retained
         tokens = args.tokens
         task = zoo_task(
             args.data[-1],
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         assert data is not None and tests is not None
         arms, seeds = _arms(args.arms or asked.arms), args.seeds or asked.seeds
         tokens = args.tokens or asked.tokens
+        retained = args.retained or asked.retained
         held = asked.development if args.development is None else args.development
         task = file_task(
             data,
@@ -119,9 +121,10 @@ def run(args: argparse.Namespace) -> int:
             model=args.model,
             limit=args.limit,
             development=held,
-            retained=args.retained or asked.retained,
             arms=arms,
         )
+    if retained is not None:
+        task = with_retained(task, retained)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     print(as_markdown(compare(task, arms, list(dict.fromkeys(seeds or SEEDS)), out, tokens)))

@@ -171,8 +171,7 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
 
 
 def _suggestion(key: str) -> str:
-    if key in field_types(ComparisonConfig):
-        return ", which only `compact compare` takes"
     close = difflib.get_close_matches(key, known_keys(), 1)
     near = _OTHER_NAMES.get(key) or (close[0] if close else None)
-    return f"; did you mean {near!r}?" if near else ""
+    whose = ", which only `compact compare` takes" if key in field_types(ComparisonConfig) else ""
+    return whose + (f"; did you mean {near!r}?" if near else "")

@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# What a run costs and what the student forgot: title of the column and format.
-_COSTS = {
-    "seconds": ("seconds", ",.0f"),
-    "peak_mb": ("peak MB", ",.0f"),
+DRIFT = {
+    "base_perplexity": ("perplexity before", ".2f"),
+    "student_perplexity": ("perplexity after", ".2f"),
     "kl": ("KL to base", ".4f"),
-    "base_perplexity": ("base perplexity", ".2f"),
-    "student_perplexity": ("perplexity", ".2f"),
 }
+"""What the student forgot: title of the column and format."""
+COSTS = {"seconds": ("seconds with tests", ",.0f"), "peak_mb": ("peak MB", ",.0f"), **DRIFT}
+"""And what a run costs."""
 
 
 def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
     """The summary as a Markdown table."""
     teachers = sorted({t for arm in arms for t in arm["weights"]})
     head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
-    costs = {name: form for name, form in _COSTS.items() if any(name in arm for arm in arms)}
+    costs = {name: form for name, form in COSTS.items() if any(name in arm for arm in arms)}
     head += [title for title, _ in costs.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in arms:
@@ -52,15 +52,14 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The results as CSV, one row per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    drift = ("kl", "base_perplexity", "student_perplexity")
     head = ["arm", "seed", "accuracy", "right_weight", "tokens", "steps", "seconds", "peak_mb"]
-    writer.writerow([*head, *drift])
+    writer.writerow([*head, *DRIFT])
     for runs in results.values():
         for r in runs:
             numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
             of_text = r.get("drift", {}).get("text", {})
-            costs = [r.get("peak_mb"), *(of_text.get(name) for name in drift)]
-            cells = [f"{r['seconds']:.1f}", *("" if c is None else f"{c:.5g}" for c in costs)]
+            costs = [r.get("peak_mb"), *(of_text.get(name) for name in DRIFT)]
+            cells = [f"{r['seconds']:.1f}", *("" if c is None else f"{c:.6g}" for c in costs)]
             writer.writerow([r["arm"], r["seed"], *numbers, *cells])
     return text.getvalue()
 

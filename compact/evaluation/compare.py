@@ -36,7 +36,7 @@ from compact.config import CompactConfig
 from compact.data import Problem, load_problems, load_questions, text_of
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
-from compact.evaluation.arm_tables import as_csv, as_markdown, draw
+from compact.evaluation.arm_tables import DRIFT, as_csv, as_markdown, draw
 from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb
@@ -81,7 +81,7 @@ _RUN = {
     "steps": int,
     "seconds": ANY_NUMBER,
     "peak_mb?": (ANY_NUMBER, None),
-    "drift?": {str: {str: ANY_NUMBER}},
+    "drift?": {str: {str: (ANY_NUMBER, None)}},
     "right": {str: str},
 }
 
@@ -145,7 +145,7 @@ class Task:
     right: Callable[[Sequence[Problem]], set[tuple[str, str]]]
     about: dict[str, Any]
     max_new_tokens: int
-    retained: list[Text] | None = None
+    retained: Sequence[Text] | None = None
 
 
 def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
@@ -240,7 +240,6 @@ def file_task(
     model: str | None,
     limit: int | None,
     development: int = 0,
-    retained: str | None = None,
     arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
@@ -255,7 +254,6 @@ def file_task(
         limit: largest number of questions of a test.
         development: so many problems, drawn with a seed of their own, are not trained on but
             tested, to choose between the arms of one teacher.
-        retained: file of texts to measure forgetting on, see `read_texts`.
         arms: the weightings to compare, to refuse at once what the data do not allow.
 
     Raises:
@@ -314,11 +312,19 @@ def file_task(
             "limit": limit,
             "development": development,
             "recipe": _settings_of(recipe_file),
-            **({} if retained is None else {"retained": content_of(retained)}),
         },
         max_new_tokens=256,
-        retained=None if retained is None else list(read_texts(retained)),
     )
+
+
+def with_retained(task: Task, texts: str) -> Task:
+    """Returns a task that also measures forgetting, on a file of texts; see `read_texts`.
+
+    Raises:
+        ValueError, OSError: as `read_texts`.
+    """
+    about = task.about | {"retained": content_of(texts)}
+    return replace(task, about=about, retained=read_texts(texts))
 
 
 def _test_names(tests: Sequence[str]) -> list[str]:
@@ -348,8 +354,9 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales), right (test -> text with 1
         or 0 for each question), peak_mb (memory of training above that of the loaded student; None
-        if it cannot be measured), and with retained texts drift (texts and the student's answers to
-        the first test -> what `text_drift` returns).
+        if it cannot be measured), and with retained texts drift ("text" -> what `text_drift`
+        returns; None for a number that is not finite). The seconds are those of loading, training
+        and tests.
     """
     foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
     if foreign:
@@ -393,7 +400,9 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     memory = peak_mb(trainer.train, trainer.args.device)
     drift, right = {}, {}
     if task.retained is not None:
+        paused = time.monotonic()
         drift[TEXT] = _drift(task, seed, trainer.model, processing_class, task.retained)
+        began += time.monotonic() - paused
     student = _as_tested(trainer.model, task.config)
     for name, questions in tests.items():
         # No file of answers: a killed test is repeated with its run.
@@ -424,19 +433,13 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
 
 def _drift(
     task: Task, seed: int, student: Any, processing_class: Any, texts: Sequence[Text]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Returns how far a trained student has moved from the one that it started as."""
-    base = (
-        student if hasattr(student, "disable_adapter") else task.start(seed)[0].to(student.device)
-    )
-    modes = [(model, model.training) for model in (student, base)]
-    for model, _ in modes:
-        model.eval()
-    try:
-        return text_drift(student, base, processing_class, texts)
-    finally:
-        for model, training in modes:
-            model.train(training)
+    # Without a new adapter, a student that came with one started as more than its bare model.
+    fresh = task.peft_config() is not None
+    base = student if fresh else task.start(seed)[0].to(student.device).eval()
+    found = text_drift(student.eval(), base, processing_class, texts)
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _as_tested(model: Any, config: CompactConfig) -> Any:
@@ -559,7 +562,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
 def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means of what every run has of peak_mb, and of KL and perplexity on retained texts."""
     found: dict[str, list[float | None]] = {"peak_mb": [r.get("peak_mb") for r in runs]}
-    for name in ("kl", "base_perplexity", "student_perplexity"):
+    for name in DRIFT:
         found[name] = [r.get("drift", {}).get(TEXT, {}).get(name) for r in runs]
     known = {name: [v for v in values if v is not None] for name, values in found.items()}
     return {n: statistics.fmean(v) for n, v in known.items() if len(v) == len(runs)}

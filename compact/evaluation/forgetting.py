@@ -121,10 +121,17 @@ def text_drift(
         raise ValueError("retained text: expected a text of at least two tokens, got none")
     return {
         "tokens": count,
-        "base_perplexity": math.exp(base_nll / count),
-        "student_perplexity": math.exp(nll / count),
+        "base_perplexity": _perplexity(base_nll / count),
+        "student_perplexity": _perplexity(nll / count),
         "kl": kl / count,
     }
+
+
+def _perplexity(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def paired_drop(base: Path, student: Path) -> dict[str, float]:

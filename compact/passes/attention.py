@@ -327,17 +327,6 @@ def tree_rule(batch: Batch, *, leaves: bool) -> tuple[Rule, int, int]:
     return rule, numbers.shape[1], key_numbers.shape[1]
 
 
-def tree_mask(batch: Batch, *, leaves: bool) -> Tensor:
-    """`tree_rule` as a mask for scaled_dot_product_attention.
-
-    Returns:
-        [B, 1, L, L], or [B, 1, L2, L + L2] for the leaves: bool, True where the query sees the key.
-    """
-    numbers, keys = _seen(batch, leaves=leaves)
-    number, (first, end) = numbers[:, None, :, None], (t[:, None, None] for t in keys)
-    return (first <= number) & (number < end)
-
-
 def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Tensor | BlockMask:
     """Returns the mask of the tree in the form that the attention takes."""
     if attention == "flex_attention":
@@ -350,11 +339,11 @@ def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Te
             keys,
             device=batch.main.input_ids.device,
         )
-    # Additive: every layer would convert a bool mask again. In one buffer of float32, which holds
-    # these numbers exactly: comparing large tensors that broadcast takes torch 3 times as long.
+    # Additive: every layer would convert a bool mask again. Computed in one float32 buffer, because
+    # comparing large broadcast tensors takes torch 3 times as long.
     numbers, (first, last) = _seen(batch, leaves=leaves)
-    first, last = first[:, None], last[:, None] - 1
+    first, last = first[:, None].float(), last[:, None].float() - 1
     outside = numbers[:, :, None] - (first + last) / 2  # from the middle of a key's range
     outside.abs_().sub_((last - first) / 2)  # beyond its ends, at least 1; not above 0 inside
     dtype = student.weight.dtype
-    return outside.clamp_(0, 1).mul_(torch.finfo(dtype).min).to(dtype)[:, None]
+    return outside.clamp_(0, 1).to(dtype).mul_(torch.finfo(dtype).min)[:, None]

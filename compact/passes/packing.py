@@ -27,8 +27,8 @@ from compact.passes.types import Batch, Block, EncodedProblem, EncodedRationale,
 Layout = Literal["tree", "padded"]
 
 
-Numbers = npt.NDArray[np.int64]
-Span = tuple[int, int, int]  # tokens that lie side by side: their row, first column, number
+IntArray = npt.NDArray[np.int64]
+Span = tuple[int, int, int]  # tokens that lie side by side: their row, first column and count
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Tree:
         return node, block.add(ids, start, node)
 
     def numbered(self) -> tuple[list[int], list[int]]:
-        """Numbers the tokens depth first.
+        """IntArray the tokens depth first.
 
         Returns:
             The number of the first token of each node, and the first number after its subtree.
@@ -124,13 +124,13 @@ class _Tables:
         self, problem: int, rationale: EncodedRationale, before: tuple[int, int], at: Span
     ) -> None:
         """Adds a rationale at `at`; `before` is the row and column of the token before it."""
-        row, first, number = at
+        row, first, count = at
         self.problem.append(problem)
-        self.token_counts.append(number)
+        self.token_counts.append(count)
         self.target.extend(rationale.ids)
         self.token_rows.append(at)
-        self.rows += (*before, 1), (row, first, number - 1)
-        step = [-1] * number
+        self.rows += [(*before, 1), (row, first, count - 1)] if count else []
+        step = [-1] * count
         for i, (start, end) in enumerate(rationale.steps):
             step[start:end] = [i] * (end - start)
         self.step.extend(step)
@@ -378,15 +378,13 @@ def _build_tree(
     return _finish("tree", problems, main, leaves, tables, asked, pad_token_id, trees, parts)
 
 
-def _plant(
-    leaf: _Leaf, b: int, tree: _Tree, node_at: Mapping[int, int], depth: int
-) -> Iterator[Span]:
+def _plant(leaf: _Leaf, b: int, tree: _Tree, node_at: Mapping[int, int], depth: int) -> list[Span]:
     """Adds one leaf to row b of a tree: what its targets share once, then a node for each.
 
     The last token of a target predicts nothing and is left out. node_at[n] is the node of token n
     of the rationale, counted from 1; node_at[0] that of the prompt, which has `depth` tokens.
 
-    Yields:
+    Returns:
         What predicts the tokens of its targets, in their order.
     """
     start, parent = 0, -1
@@ -394,15 +392,17 @@ def _plant(
         start, parent = depth + leaf.prefix, node_at[leaf.prefix]
     inputs = [target[:-1] for target in leaf.targets]
     if not inputs:  # a question without options
-        return
+        return []
     shared: Sequence[int] = commonprefix(inputs)
     node, first = tree.grow(tree.leaves, (*leaf.trunk, *shared), start, parent)
     below = start + len(leaf.trunk) + len(shared)
+    spans = []
     for tokens in inputs:
-        yield b, first + len(leaf.trunk) - 1, len(shared) + 1
+        spans.append((b, first + len(leaf.trunk) - 1, len(shared) + 1))
         own = tokens[len(shared) :]
         if own:
-            yield b, tree.grow(tree.leaves, own, below, node)[1], len(own)
+            spans.append((b, tree.grow(tree.leaves, own, below, node)[1], len(own)))
+    return spans
 
 
 def _build_padded(problems: Sequence[EncodedProblem], asked: _Asked, pad_token_id: int) -> Batch:
@@ -550,14 +550,14 @@ def _stack(
     return Block(_tensor(ids), _tensor(positions), _tensor(mask), *tree)
 
 
-def _ranges(firsts: Numbers, counts: Numbers) -> Numbers:
+def _ranges(firsts: IntArray, counts: IntArray) -> IntArray:
     """Returns first, first + 1, ..., `count` numbers of each range, one range after the other."""
     before = counts.cumsum() - counts
-    found: Numbers = (firsts - before).repeat(counts) + np.arange(counts.sum())
+    found: IntArray = (firsts - before).repeat(counts) + np.arange(counts.sum())
     return found
 
 
-def _tensor(values: Sequence[int] | Sequence[Sequence[int]] | Numbers) -> Tensor:
+def _tensor(values: Sequence[int] | Sequence[Sequence[int]] | IntArray) -> Tensor:
     array = np.asarray(values, dtype=np.int64)  # torch takes three times as long for a list
     found = torch.empty(array.shape, dtype=torch.int64)
     found.numpy()[...] = array  # copied, because an empty array of numpy has a stride of 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Mamb
 
 from compact.data import Problem, Rationale
 from compact.lab.zoo_student import build_tokenizer
-from compact.passes.attention import tree_mask, tree_rule
+from compact.passes.attention import _mask, tree_rule
 from compact.passes.encode import encode_problem, encode_problems, encode_prompt, tell_of_cuts
 from compact.passes.layout import choose_layout
 from compact.passes.packing import build_batch, plan_rows
@@ -150,8 +152,26 @@ def test_mask_of_flex_attention_is_the_dense_mask(leaves: bool) -> None:
     batch = build_batch(problems, layout="tree", leaves=True, pad_token_id=0)
     rule, queries, keys = tree_rule(batch, leaves=leaves)
     mask = create_mask(lambda b, h, q, k: rule(b, q, k), 2, 1, queries, keys, device="cpu")
-    assert torch.equal(mask, tree_mask(batch, leaves=leaves))
     assert mask.any(dim=-1).all()  # no query without a key
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        body: Any = SimpleNamespace(weight=torch.zeros(1, dtype=dtype))
+        dense = _mask("sdpa", body, batch, leaves=leaves)
+        assert isinstance(dense, torch.Tensor) and dense.dtype == dtype
+        assert torch.equal(
+            dense, torch.zeros_like(dense).masked_fill(~mask, torch.finfo(dtype).min)
+        )
+
+
+def test_mask_of_a_long_row_is_exact_in_every_default_dtype() -> None:
+    batch = build_batch([make_problem(1, [600])], layout="tree", leaves=True, pad_token_id=0)
+    body: Any = SimpleNamespace(weight=torch.zeros(1))
+    expected = _mask("sdpa", body, batch, leaves=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = _mask("sdpa", body, batch, leaves=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert isinstance(found, torch.Tensor) and torch.equal(found, expected)
 
 
 def student(config: object, **kwargs: str) -> Student:
