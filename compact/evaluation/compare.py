@@ -39,7 +39,7 @@ from compact.evaluation import paired
 from compact.evaluation.arm_tables import DRIFT, as_csv, as_markdown, draw
 from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
-from compact.evaluation.memory import peak_mb
+from compact.evaluation.memory import peak_mb, release
 from compact.evaluation.paired import DEVELOPMENT, t_quantile
 from compact.files import (
     ANY_NUMBER,
@@ -404,6 +404,7 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         drift[TEXT] = _drift(task, seed, trainer.model, processing_class, task.retained)
         began += time.monotonic() - paused
     student = _as_tested(trainer.model, task.config)
+    release()  # what training has freed, several GB, before the tests take as much
     for name, questions in tests.items():
         # No file of answers: a killed test is repeated with its run.
         found: dict[str, dict[str, Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -20,6 +21,13 @@ def _memory_kb() -> dict[str, int]:
     return found
 
 
+def release() -> None:
+    """Returns free memory that malloc has kept to the system, where it can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def peak_mb(call: Callable[[], object], device: torch.device) -> float:
     """Runs `call` once and returns its peak memory minus the memory before it, in MB (10^6 bytes).
 
@@ -30,7 +38,7 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float:
     counts. Buffers that a library keeps after its first call (MKL's packing buffers) do not count.
     Exact to about 0.5 MB; NaN if the system has no such counter.
     """
-    gc.collect()
+    release()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -39,10 +47,9 @@ def peak_mb(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as refs:
             refs.write("5")
-    except (OSError, AttributeError):
+    except OSError:
         call()
         return math.nan
     start = _memory_kb()["VmRSS"]
