@@ -7,6 +7,7 @@ smallest student; measurements of larger students show the error of the formulas
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,8 +133,8 @@ HOST = """## What a step costs besides body and head
 
 Taking the batch, collating, scores, weights, clipping, the optimizer, records and log lines take
 {ours} of CPU time a step with answer leaves. transformers' Trainer takes {theirs} for the same
-rationales: the ratio is **{ratio}** (P = {P}, K = {K}, one micro-batch, a tiny student;
-{one.machine}; commit {one.commit}, {day}).
+rationales: the ratio is **{ratio}**, and {low:.2f} to {high:.2f} over all runs of that commit
+(P = {P}, K = {K}, one micro-batch, a tiny student; {one.machine}; commit {one.commit}, {day}).
 
 """
 
@@ -170,7 +171,15 @@ def host_part(results: Results) -> str:
         return ""
     one = results.host
     ours, theirs = (one.figure(p, "median_s") for p in ("compact", "trainer"))
+    with (run.RESULTS / "host.csv").open(newline="") as file:
+        same = [
+            float(row["ratio"])
+            for row in csv.DictReader(file)
+            if row["provider"] == "compact" and row["commit"] == one.commit
+        ]
     return HOST.format(
+        low=min(same, default=ours / theirs),
+        high=max(same, default=ours / theirs),
         ours=f"{1e3 * ours:.1f} ms",
         theirs=f"{1e3 * theirs:.1f} ms",
         ratio=f"{ours / theirs:.2f}",
