@@ -7,7 +7,6 @@ smallest student; measurements of larger students show the error of the formulas
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,22 +166,19 @@ def long_part(results: Results) -> str:
 
 def host_part(results: Results) -> str:
     """Returns the page's section on host time, empty if there are no measurements."""
-    if results.host is None:
+    if not results.host:
         return ""
-    one = results.host
+    one = results.host[-1]
     ours, theirs = (one.figure(p, "median_s") for p in ("compact", "trainer"))
-    with (run.RESULTS / "host.csv").open(newline="") as file:
-        same = [
-            float(row["ratio"])
-            for row in csv.DictReader(file)
-            if row["provider"] == "compact" and row["commit"] == one.commit
-        ]
+    ratios = [
+        r.figure("compact", "median_s") / r.figure("trainer", "median_s") for r in results.host
+    ]
     return HOST.format(
-        low=min(same, default=ours / theirs),
-        high=max(same, default=ours / theirs),
+        low=min(ratios),
+        high=max(ratios),
         ours=f"{1e3 * ours:.1f} ms",
         theirs=f"{1e3 * theirs:.1f} ms",
-        ratio=f"{ours / theirs:.2f}",
+        ratio=f"{ratios[-1]:.2f}",
         P=size_in(one, "P"),
         K=size_in(one, "K"),
         one=one,

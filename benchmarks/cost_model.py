@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.draw import Run, read_runs
+from benchmarks.draw import Run, all_runs, read_runs
 from benchmarks.scale import CUE, GOLD, STEP
 from benchmarks.students import SIZES, Size, size
 
@@ -215,7 +215,7 @@ class Results:
         machine: the machine of the measurements.
         when: the commit and day of the last measurement.
         long: runs of the case `long`, by length.
-        host: the last run of the case `host`; None if there is none.
+        host: the last run of the case `host`, after the others of its commit and machine.
     """
 
     runs: dict[Work, Run]
@@ -223,7 +223,7 @@ class Results:
     machine: str
     when: str
     long: Sequence[Run] = ()
-    host: Run | None = None
+    host: Sequence[Run] = ()
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
         """Returns the measured ratio to plain SFT, or None if this step was not measured."""
@@ -270,14 +270,17 @@ def load(folder: Path) -> Results:
     last = max(scale, key=lambda r: r.date)
     when = f"commit {last.commit}, {last.date[:10]}"
     long = [r for r in runs if r.case == "long" and set(PROVIDERS) <= set(r.rows)]
-    host = [r for r in runs if r.case == "host" and {"trainer", "compact"} <= set(r.rows)]
+    host = [
+        r for r in all_runs(folder) if r.case == "host" and {"trainer", "compact"} <= set(r.rows)
+    ]
+    host.sort(key=lambda r: r.date)
     return Results(
         {Work.of(r.shape): r for r in scale},
         rates,
         last.machine,
         when,
         sorted(long, key=lambda r: (size_in(r, "data") != "synthetic", int(size_in(r, "L")))),
-        max(host, key=lambda r: r.date, default=None),
+        [r for r in host if (r.commit, r.machine) == (host[-1].commit, host[-1].machine)],
     )
 
 

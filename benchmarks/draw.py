@@ -111,13 +111,13 @@ class Run:
         return float(text) if text else math.nan
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """Reads the last run of each case, shape, dtype and machine, cases in the order of CASES.
+def all_runs(folder: Path) -> list[Run]:
+    """Reads all runs, cases in the order of CASES, the last run of a case last.
 
     Skips runs with a single provider, because they compare nothing.
     """
     shared = ("case", "shape", "dtype", "device", "machine", "commit", "versions", "date")
-    last: dict[tuple[str, ...], Run] = {}
+    runs: list[Run] = []
     for case in CASES:
         path = folder / f"{case}.csv"
         if not path.exists():
@@ -126,11 +126,13 @@ def read_runs(folder: Path) -> list[Run]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 groups.setdefault(tuple(row[k] for k in shared), {})[row["provider"]] = row
-        for key, rows in groups.items():
-            found = Run(*key, rows)
-            if len(rows) > 1:
-                last[(found.case, found.shape, found.dtype, found.machine)] = found
-    return list(last.values())
+        runs += [Run(*key, rows) for key, rows in groups.items() if len(rows) > 1]
+    return runs
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Reads the last run of each case, shape, dtype and machine; see `all_runs`."""
+    return list({(r.case, r.shape, r.dtype, r.machine): r for r in all_runs(folder)}.values())
 
 
 # --- tables -----------------------------------------------------------------------------------
