@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="[0 1 2]")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")
     parser.add_argument("--tokens", type=int, metavar="N", help="completion tokens of each run")
+    parser.add_argument(
+        "--retained",
+        metavar="FILE",
+        help="texts; shows what each arm makes the student forget",
+    )
     files = parser.add_argument_group("for a file")
     files.add_argument(
         "--config",
@@ -66,11 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="problems held out to choose among the arms single:TEACHER [0]",
-    )
-    parser.add_argument(
-        "--retained",
-        metavar="FILE",
-        help="texts; shows what each arm makes the student forget",
     )
     files.add_argument("--model", help="student; replaces the recipe's")
     files.add_argument("--limit", type=int, metavar="N", help="most questions of a test")

@@ -1,24 +1,89 @@
-"""The tables and the picture of `compact.evaluation.compare`: one row per arm."""
+"""Summary, tables and picture of `compact.evaluation.compare`: one row per arm."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compact.evaluation.paired import t_quantile
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
 
 DRIFT = {
     "base_perplexity": ("perplexity before", ".2f"),
     "student_perplexity": ("perplexity after", ".2f"),
     "kl": ("KL to base", ".4f"),
 }
-"""What the student forgot: title of the column and format."""
+"""Measures of what a student forgot on retained texts -> title of the column, format."""
 COSTS = {"seconds": ("seconds with tests", ",.0f"), "peak_mb": ("peak MB", ",.0f"), **DRIFT}
-"""And what a run costs."""
+"""The same of time, memory and forgetting."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95% interval (Student t); for one value the interval is infinite."""
+    mean = statistics.fmean(values)
+    n = len(values)
+    if n == 1:
+        return mean, -math.inf, math.inf
+    half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Means and intervals of each arm over its seeds, in the order of `results`.
+
+    With a uniform arm, `gain` is the accuracy minus uniform's for the same seed.
+    """
+    base = {r["seed"]: r["accuracy"] for r in results.get("uniform", ())}
+    arms = []
+    for name, runs in results.items():
+        values = [r["accuracy"] for r in runs]
+        mean, low, high = interval(values)
+        weight, weight_low, weight_high = interval([r["right_weight"] for r in runs])
+        arm = {
+            "name": name,
+            "seeds": [r["seed"] for r in runs],
+            "values": values,
+            "mean": mean,
+            "ci_low": max(low, 0.0),
+            "ci_high": min(high, 1.0),
+            "right_weight": weight,
+            "right_weight_low": max(weight_low, 0.0),
+            "right_weight_high": min(weight_high, 1.0),
+            "weights": {
+                t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
+                for t in dict.fromkeys(t for r in runs for t in r["weights"])
+            },
+            "tokens": round(statistics.fmean(r["tokens"] for r in runs)),
+            "steps": round(statistics.fmean(r["steps"] for r in runs)),
+            "seconds": statistics.fmean(r["seconds"] for r in runs),
+            **_mean_costs(runs),
+        }
+        if base and name != "uniform":
+            gain, low, high = interval([r["accuracy"] - base[r["seed"]] for r in runs])
+            arm |= {"gain": gain, "gain_low": max(low, -1.0), "gain_high": min(high, 1.0)}
+        arms.append(arm)
+    return arms
+
+
+def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of what every run has of peak_mb, and of KL and perplexity on retained texts."""
+    found: dict[str, list[float | None]] = {"peak_mb": [r.get("peak_mb") for r in runs]}
+    for name in DRIFT:
+        found[name] = [_of_text(r).get(name) for r in runs]
+    known = {name: [v for v in values if v is not None] for name, values in found.items()}
+    return {n: statistics.fmean(v) for n, v in known.items() if len(v) == len(runs)}
+
+
+def _of_text(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a run measured on retained texts; empty without them."""
+    found: dict[str, float | None] = run.get("drift", {}).get("text", {})
+    return found
 
 
 def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
@@ -57,7 +122,7 @@ def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for runs in results.values():
         for r in runs:
             numbers = [f"{r['accuracy']:.4f}", f"{r['right_weight']:.4f}", r["tokens"], r["steps"]]
-            of_text = r.get("drift", {}).get("text", {})
+            of_text = _of_text(r)
             costs = [r.get("peak_mb"), *(of_text.get(name) for name in DRIFT)]
             cells = [f"{r['seconds']:.1f}", *("" if c is None else f"{c:.6g}" for c in costs)]
             writer.writerow([r["arm"], r["seed"], *numbers, *cells])

@@ -18,10 +18,9 @@ import logging
 import math
 import re
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from random import Random
@@ -36,11 +35,11 @@ from compact.config import CompactConfig
 from compact.data import Problem, load_problems, load_questions, text_of
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
-from compact.evaluation.arm_tables import DRIFT, as_csv, as_markdown, draw
+from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
 from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb, release
-from compact.evaluation.paired import DEVELOPMENT, t_quantile
+from compact.evaluation.paired import DEVELOPMENT
 from compact.files import (
     ANY_NUMBER,
     RECORDS,
@@ -511,62 +510,6 @@ def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
         "weights": teachers,
         "right_weight": on_right,
     }
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95% interval (Student t); for one value the interval is infinite."""
-    mean = statistics.fmean(values)
-    n = len(values)
-    if n == 1:
-        return mean, -math.inf, math.inf
-    half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Means and intervals of each arm over its seeds, in the order of `results`.
-
-    With a uniform arm, `gain` is the accuracy minus uniform's for the same seed.
-    """
-    base = {r["seed"]: r["accuracy"] for r in results.get("uniform", ())}
-    arms = []
-    for name, runs in results.items():
-        values = [r["accuracy"] for r in runs]
-        mean, low, high = interval(values)
-        weight, weight_low, weight_high = interval([r["right_weight"] for r in runs])
-        arm = {
-            "name": name,
-            "seeds": [r["seed"] for r in runs],
-            "values": values,
-            "mean": mean,
-            "ci_low": max(low, 0.0),
-            "ci_high": min(high, 1.0),
-            "right_weight": weight,
-            "right_weight_low": max(weight_low, 0.0),
-            "right_weight_high": min(weight_high, 1.0),
-            "weights": {
-                t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
-                for t in dict.fromkeys(t for r in runs for t in r["weights"])
-            },
-            "tokens": round(statistics.fmean(r["tokens"] for r in runs)),
-            "steps": round(statistics.fmean(r["steps"] for r in runs)),
-            "seconds": statistics.fmean(r["seconds"] for r in runs),
-            **_mean_costs(runs),
-        }
-        if base and name != "uniform":
-            gain, low, high = interval([r["accuracy"] - base[r["seed"]] for r in runs])
-            arm |= {"gain": gain, "gain_low": max(low, -1.0), "gain_high": min(high, 1.0)}
-        arms.append(arm)
-    return arms
-
-
-def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of what every run has of peak_mb, and of KL and perplexity on retained texts."""
-    found: dict[str, list[float | None]] = {"peak_mb": [r.get("peak_mb") for r in runs]}
-    for name in DRIFT:
-        found[name] = [r.get("drift", {}).get(TEXT, {}).get(name) for r in runs]
-    known = {name: [v for v in values if v is not None] for name, values in found.items()}
-    return {n: statistics.fmean(v) for n, v in known.items() if len(v) == len(runs)}
 
 
 def compare(

@@ -15,7 +15,7 @@ from compact.commands import compare as compare_command
 from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import load_problems
-from compact.evaluation import compare, score
+from compact.evaluation import arm_tables, compare, score
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.student import Student
@@ -320,7 +320,7 @@ def test_arm_settings_are_read_and_checked():
 
 
 def test_interval_is_students():
-    mean, low, high = compare.interval([0.0, 1.0, 2.0])
+    mean, low, high = arm_tables.interval([0.0, 1.0, 2.0])
     assert mean == 1.0
     assert high - mean == pytest.approx(4.303 / 3**0.5, rel=1e-3)
     assert mean - low == pytest.approx(high - mean)
