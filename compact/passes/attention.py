@@ -101,13 +101,13 @@ class _LeafBlock(NamedTuple):
         row: the row.
         queries: the queries.
         keys: the indices of all keys that they see.
-        mask: [queries, keys], which sees which; None to make it in every layer.
+        mask: returns [queries, keys], which sees which.
     """
 
     row: int
     queries: slice
     keys: Tensor
-    mask: Tensor | None
+    mask: Callable[[], Tensor]
 
 
 @dataclass
@@ -117,14 +117,12 @@ class _LeafAttention:
     Attributes:
         implementation: the name of the attention in transformers.
         kept: what the main block kept; each layer takes out its own.
-        rule: the rule of the mask, see `tree_rule`.
         blocks: runs the queries in these blocks, each with a mask of its own over the keys that it
             sees; None to use the mask that the model was given.
     """
 
     implementation: str
     kept: Kept
-    rule: Rule
     blocks: list[_LeafBlock] | None
 
     def __call__(
@@ -144,11 +142,9 @@ class _LeafAttention:
             return own(module, query, key, value, attention_mask, **kwargs)
         rows: dict[int, list[Tensor]] = {}
         for row, queries, keys, mask in self.blocks:
-            if mask is None:
-                mask = _block_mask(self.rule, row, queries, keys)
             k, v = (t[row : row + 1, :, keys] for t in (key, value))
             q = query[row : row + 1, :, queries]
-            rows.setdefault(row, []).append(own(module, q, k, v, mask[None, None], **kwargs)[0])
+            rows.setdefault(row, []).append(own(module, q, k, v, mask()[None, None], **kwargs)[0])
         return torch.cat([torch.cat(found, dim=1) for found in rows.values()]), None
 
 
@@ -218,17 +214,18 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
         if kept is None:
             return hidden, None
         main.kept = None
-        rule, queries, keys = tree_rule(batch, leaves=True)
-        pairs = len(batch.main.input_ids) * queries * keys
-        blocks = _leaf_blocks(batch, rule) if parts is not None and pairs > LEAF_PAIRS else None
-        leaf = _LeafAttention(implementation, kept, rule, blocks)
+        assert batch.leaves is not None
+        queries = batch.leaves.input_ids
+        pairs = queries.numel() * (batch.main.input_ids.shape[1] + queries.shape[1])
+        blocks = _leaf_blocks(batch) if parts is not None and pairs > LEAF_PAIRS else None
+        leaf = _LeafAttention(implementation, kept, blocks)
         with torch.no_grad():
             mask = no_mask if blocks else _mask(implementation, student, batch, leaves=True)
             leaf_hidden = body(student, batch.leaves, mask, tree=leaf)
     return hidden, leaf_hidden
 
 
-def _leaf_blocks(batch: Batch, rule: Rule) -> list[_LeafBlock]:
+def _leaf_blocks(batch: Batch) -> list[_LeafBlock]:
     """Divides the leaf block into at most `LEAF_QUERIES` queries each, with the keys they see.
 
     A mask over one block is small, however long the row is.
@@ -246,10 +243,12 @@ def _leaf_blocks(batch: Batch, rule: Rule) -> list[_LeafBlock]:
             keys.append((upto > before).nonzero().flatten())
     keys = send(keys, batch.main.input_ids.device)
     keep = LEAF_QUERIES * sum(map(len, keys)) <= KEPT_PAIRS
-    return [
-        _LeafBlock(*at, of, _block_mask(rule, *at, of) if keep else None)
-        for at, of in zip(places, keys, strict=True)
-    ]
+    mask = partial(_block_mask, tree_rule(batch, leaves=True)[0])
+    found = []
+    for at, of in zip(places, keys, strict=True):
+        make = partial(mask, *at, of)
+        found.append(_LeafBlock(*at, of, cache(make) if keep else make))
+    return found
 
 
 def _attention_of(student: Student, batch: Batch) -> str:
@@ -339,8 +338,8 @@ def _mask(attention: str, student: Student, batch: Batch, *, leaves: bool) -> Te
             keys,
             device=batch.main.input_ids.device,
         )
-    # Additive: every layer would convert a bool mask again. Computed in one float32 buffer, because
-    # comparing large broadcast tensors takes torch 3 times as long.
+    # The mask is added to the scores: every layer would have to convert a mask of bool. It is
+    # computed in place, in one float32 buffer. Comparisons would take torch 3 times as long.
     numbers, (first, last) = _seen(batch, leaves=leaves)
     first, last = first[:, None].float(), last[:, None].float() - 1
     outside = numbers[:, :, None] - (first + last) / 2  # from the middle of a key's range

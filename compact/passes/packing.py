@@ -11,7 +11,7 @@ only one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from os.path import commonprefix
@@ -33,7 +33,7 @@ Span = tuple[int, int, int]  # tokens that lie side by side: their row, first co
 
 @dataclass
 class _Row:
-    """A row under construction: its tokens, and what is added at once as a run of tokens."""
+    """A row under construction: its tokens, and the runs in which they were added."""
 
     ids: list[int] = field(default_factory=list)
     runs: list[tuple[int, int, int]] = field(default_factory=list)  # first position, tokens, node
@@ -70,7 +70,7 @@ class _Tree:
         return node, block.add(ids, start, node)
 
     def numbered(self) -> tuple[list[int], list[int]]:
-        """IntArray the tokens depth first.
+        """Numbers the tokens depth first.
 
         Returns:
             The number of the first token of each node, and the first number after its subtree.
@@ -96,7 +96,7 @@ class _LeafTokens:
     target: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
-    def add(self, targets: Sequence[Sequence[int]], spans: Iterable[Span]) -> None:
+    def add(self, targets: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
         """Adds targets as the next leaves; see `_Tables.add_leaf`."""
         self.spans.extend(spans)
         for ids in targets:
@@ -135,7 +135,7 @@ class _Tables:
             step[start:end] = [i] * (end - start)
         self.step.extend(step)
 
-    def add_leaf(self, leaf: _Leaf, spans: Iterable[Span]) -> None:
+    def add_leaf(self, leaf: _Leaf, spans: Sequence[Span]) -> None:
         """Adds a leaf; `spans` are what predicts the tokens of its targets, in their order."""
         if leaf.options:
             self.option_tokens.add(leaf.targets, spans)
@@ -523,7 +523,13 @@ def _option_tables(
 def _stack(
     rows: list[_Row], pad_token_id: int, numbers: Sequence[tuple[list[int], list[int]]] | None
 ) -> Block:
-    """Right-pads rows; `numbers` is what `_Tree.numbered` gives for each, None without nodes."""
+    """Returns the rows, padded on the right.
+
+    Args:
+        rows: the rows.
+        pad_token_id: fills them up.
+        numbers: for a tree, what `_Tree.numbered` returned for each row; None for padded rows.
+    """
     length = max(len(row.ids) for row in rows)
     shape = len(rows), length
     ids = np.full(shape, pad_token_id)
