@@ -120,7 +120,7 @@ _TINY = torch.finfo(torch.float32).tiny
 def zscores(
     scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float | Tensor
 ) -> Tensor:
-    """Returns [R, ...] z-scores within each problem; 0 if a problem has one rationale.
+    """Returns the z-scores [R, ...] within each problem; 0 in a problem with one rationale.
 
     Args:
         scores: [R, ...] float, one or several kinds of score.
@@ -138,7 +138,10 @@ def zscores(
 
 
 def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
-    """Returns [P, ...] variances of scores [R, ...] within each problem; 0 where K <= ddof."""
+    """Returns the variances [P, ...] of scores [R, ...] within each problem.
+
+    A problem with at most `ddof` rationales has the variance 0.
+    """
     sizes = offsets.diff().reshape(-1, *[1] * (scores.dim() - 1))
     centred = scores - segment_mean(scores, offsets)[segment_of(offsets, len(scores))]
     mean_square = segment_mean(centred.square(), offsets)

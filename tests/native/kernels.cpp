@@ -154,7 +154,7 @@ void check_scaled_rows(int64_t n) {
   }
 }
 
-// The rows of a block on a GPU fit into its memory, and no other number of rows takes fewer waves.
+// A block of rows fits into its memory on a GPU, and a block of another size takes no fewer waves.
 void check_waves() {
   // An H200: 152k entries in bfloat16 in 640 MB, H = 2,048. 2,176 rows would fit.
   expect_near("rows of a block", 8192, rows_in_waves(8192, 2208, 2048, 132), 2048, 0);
