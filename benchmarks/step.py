@@ -44,7 +44,6 @@ from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch, tree_length
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher
-from compact.weighting.consistency import consistency_loss
 
 SHAPES = ({"K": 4, "layout": "tree"},)
 DTYPES = ("float32",)
@@ -140,8 +139,7 @@ def compact_loss(
     token_weight = (weight / batch.token_offsets.diff())[batch.rationale]
     loss = (token_weight * live.nll).sum()
     if weigher.consistency is not None:
-        term = consistency_loss(hidden, pass_, weight, weigher.consistency.kind)
-        loss = loss + weigher.consistency.weight * term
+        loss = loss + weigher.consistency(hidden, pass_, weight)
     return loss
 
 
