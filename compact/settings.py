@@ -60,7 +60,9 @@ def check_output_dir(value: str | None) -> None:
 class ComparisonConfig:
     """The keys that a recipe may have for `compact compare`, besides those of training."""
 
-    tests: list[str] | None = option(None, "files of test questions; the first gives the accuracy")
+    tests: list[str] | None = option(
+        None, "files of test questions or preference pairs; the first gives the accuracy"
+    )
     arms: list[str] | None = option(None, "presets or policies, with settings after commas")
     seeds: list[int] | None = option(None, "each arm is run once per seed")
     tokens: int | None = option(None, "completion tokens of each run")

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test",
         nargs="+",
         metavar="FILE",
-        help="test questions, JSON lines; the first file gives the accuracy",
+        help="questions or preference pairs, JSON lines; the first file gives the accuracy",
     )
     files.add_argument(
         "--development",
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="problems held out to choose among the arms single:TEACHER [0]",
     )
     files.add_argument("--model", help="student; replaces the recipe's")
-    files.add_argument("--limit", type=int, metavar="N", help="most questions of a test")
+    files.add_argument("--limit", type=int, metavar="N", help="most questions or pairs of a test")
     group = parser.add_argument_group("for a zoo")
     group.add_argument("--problems", type=int, default=240, metavar="N", help="[240]")
     group.add_argument("--questions", type=int, default=200, metavar="N", help="[200]")

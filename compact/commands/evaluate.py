@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.answers import Judge, domain_names
-from compact.data import Problem, load_questions
+from compact.data import PreferencePair, Problem, load_questions, load_test
 from compact.data.rows import content_of_rows
 from compact.files import check_input, check_output, content_of_student, json_lines
 from compact.resumable import add_to_summary, read_summary
@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder, Hugging Face name or .gguf file")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter to load onto the model")
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="JSON lines: question_id, prompt, answer"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="JSON lines: question_id, prompt, answer; or preference pairs: prompt, chosen, "
+        "rejected",
     )
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="file of answers, JSON lines; appended to"
@@ -89,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(stems)) < len(stems):
         raise ValueError(f"--retained_task must be files of different names, got {stems}")
 
-    def questions(path: str) -> list[Problem]:
-        found = load_questions(path)[: args.limit]
+    def checked(path: str, found: list[Problem]) -> list[Problem]:
         if args.answer_type is not None:
             found = [replace(p, answer_type=args.answer_type) for p in found]
         for problem in found:  # report an invalid gold answer before the model loads
@@ -102,8 +105,11 @@ def run(args: argparse.Namespace) -> int:
 
     texts_of = [args.retained] if args.retained else []
     out = check_output(args.out, args.data, *args.retained_task, *texts_of)
-    problems = questions(args.data)
-    tasks = {path: questions(path) for path in args.retained_task}
+    test = load_test(args.data)[: args.limit]
+    if isinstance(test[0], PreferencePair):
+        return _pairs(args, test, out)
+    problems = checked(args.data, test)
+    tasks = {p: checked(p, load_questions(p)[: args.limit]) for p in args.retained_task}
     if args.endpoint is not None:
         return _served(args, problems)
     if args.num_processes is not None:
@@ -200,6 +206,25 @@ def run(args: argparse.Namespace) -> int:
         add_to_summary(out, {"forgetting": earlier | found | {"tasks": tasks}})
         print(describe_forgetting(found))
     refresh_card(out.parent)
+    return 0
+
+
+def _pairs(args: argparse.Namespace, pairs: Sequence[PreferencePair], out: Path) -> int:
+    """Evaluates on preference pairs."""
+    generating = ("retained", "retained_task", "base", "endpoint", "num_processes", "part")
+    for name in (*generating, "answer_type"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} must not be given with preference pairs ({args.data})")
+    from compact.evaluation.preference import describe_pairs, evaluate_pairs
+    from compact.student import load_model
+
+    model, processing_class = load_model(
+        args.model, args.adapter, device=args.device, dtype=args.dtype
+    )
+    of = content_of_student(args.model, args.adapter)
+    settings = _settings(args, args.model, args.data, of)
+    summary = evaluate_pairs(model, processing_class, pairs, out, settings=settings)
+    print(f"{describe_pairs(args.data, summary)} -> {out}", flush=True)
     return 0
 
 

@@ -2,22 +2,26 @@
 
 from compact.data.problems import (
     Message,
+    PreferencePair,
     Problem,
     Rationale,
     Text,
     load_problems,
     load_questions,
+    load_test,
     of_teacher,
     text_of,
 )
 
 __all__ = [
     "Message",
+    "PreferencePair",
     "Problem",
     "Rationale",
     "Text",
     "load_problems",
     "load_questions",
+    "load_test",
     "of_teacher",
     "text_of",
 ]

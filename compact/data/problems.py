@@ -3,8 +3,9 @@
 A row is one rationale: question_id, prompt, teacher, completion and, if known, answer (the gold
 answer) and answer_type (a domain of `compact.answers`). Prompt and completion are text or chat
 messages; `messages` stands for both. Test files have no teacher and no completion, but need the
-answer; use `load_questions` for them. Every error names the file and line (or the row of the data
-set), the field, and what is wrong. `compact.data.rows` opens the files.
+answer; use `load_questions` for them, or `load_test`, which also reads preference pairs. Every
+error names the file and line (or the row of the data set), the field, and what is wrong.
+`compact.data.rows` opens the files.
 """
 
 from __future__ import annotations
@@ -76,6 +77,23 @@ class Problem:
         return find_domain(self.answer, text_of(self.prompt), self.answer_type, completions)
 
 
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two completions of a prompt, of which one is better: a row of TRL's preference format.
+
+    Attributes:
+        question_id: its id, or the number of its row.
+        prompt: the question, text or chat messages.
+        chosen: the better completion.
+        rejected: the other one.
+    """
+
+    question_id: str
+    prompt: Text
+    chosen: Text
+    rejected: Text
+
+
 def text_of(content: Text) -> str:
     """Returns a prompt or completion as one text, chat messages on lines of their own."""
     return content if isinstance(content, str) else "\n".join(m["content"] for m in content)
@@ -125,6 +143,38 @@ def load_questions(
         ValueError, TypeError, OSError: as in `load_problems`.
     """
     return _group(source, with_rationales=False, need_answers=need_answers)
+
+
+def load_test(
+    source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
+) -> list[Problem] | list[PreferencePair]:
+    """Reads a test: preference pairs if its first row has `chosen`, questions otherwise.
+
+    Args:
+        source: as in `load_problems`. Pairs are in TRL's explicit preference format: prompt, chosen
+            and rejected, each text or chat messages. A row may have a question_id.
+
+    Returns:
+        Questions, as `load_questions` reads them, or pairs in the order of the rows.
+
+    Raises:
+        ValueError, TypeError, OSError: as in `load_problems`; or chosen and rejected are the same,
+            or a question_id occurs twice.
+    """
+    if "chosen" not in next(iter(read_rows(source)), ("", 0, {}))[2]:
+        return load_questions(source)
+    pairs: dict[str, PreferencePair] = {}
+    for where, line, row in read_rows(source):
+        named = row.get("question_id") is not None
+        name = _text(row, "question_id", where, or_number=True) if named else str(line)
+        prompt = _content(row, "prompt", where)
+        chosen, rejected = (_completion(row, side, where) for side in ("chosen", "rejected"))
+        if chosen == rejected:
+            raise ValueError(f"{where}: chosen and rejected must differ, got the same text twice")
+        if name in pairs:
+            raise ValueError(f"{where}: question_id {name!r} occurs twice")
+        pairs[name] = PreferencePair(name, prompt, chosen, rejected)
+    return list(pairs.values())
 
 
 def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
@@ -178,12 +228,7 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
                 f"(name several samples {teacher}-1, {teacher}-2, ...; `compact import` does)"
             )
         places[question_id, teacher] = where
-        completion = _content(row, "completion", where)
-        if isinstance(completion, list) and completion[-1]["role"] != "assistant":
-            raise ValueError(
-                f"{where}: completion must end with a message of role 'assistant', "
-                f"got role {completion[-1]['role']!r}"
-            )
+        completion = _completion(row, "completion", where)
         rationales[question_id][teacher] = Rationale(teacher, completion, line)
     if not first:
         raise ValueError(f"{name_of(source)}: expected at least one row, got none")
@@ -282,6 +327,17 @@ def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
         | {"content": message["content"]}
         for message in value
     ]
+
+
+def _completion(row: Mapping[str, Any], field: str, where: str) -> Text:
+    """Returns a required field that holds text, or chat messages of which the assistant's ends."""
+    completion = _content(row, field, where)
+    if isinstance(completion, list) and completion[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{where}: {field} must end with a message of role 'assistant', "
+            f"got role {completion[-1]['role']!r}"
+        )
+    return completion
 
 
 def _with_prompt(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ import torch
 import yaml
 
 from compact.config import CompactConfig
-from compact.data import Problem, load_problems, load_questions, text_of
+from compact.data import PreferencePair, Problem, load_problems, load_test, text_of
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
@@ -40,6 +40,7 @@ from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb, release
 from compact.evaluation.paired import DEVELOPMENT
+from compact.evaluation.preference import evaluate_pairs
 from compact.files import (
     ANY_NUMBER,
     RECORDS,
@@ -84,7 +85,8 @@ _RUN = {
     "right": {str: str},
 }
 
-_Start = tuple[Any, Any, list[Problem], dict[str, list[Problem]]]
+_Test = list[Problem] | list[PreferencePair]
+_Start = tuple[Any, Any, list[Problem], dict[str, _Test]]
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 
@@ -127,8 +129,8 @@ class Task:
 
     Attributes:
         name: name of the data.
-        start: seed -> (student, its tokenizer, training problems, test -> questions). The first
-            test gives the accuracy; paired.md has all.
+        start: seed -> (student, its tokenizer, training problems, test -> questions or preference
+            pairs). The first test gives the accuracy; paired.md has all.
         config: the trainer's settings; arm, seed, steps and folder are filled in.
         peft_config: () -> adapters to train, or None.
         right: problems -> (question_id, teacher) of the rationales that are right.
@@ -203,7 +205,7 @@ def zoo_task(
     def start(seed: int) -> _Start:
         model, tokenizer = load_zoo_student(stage, 0, cache=cache)
         train = load_problems(the_zoo.rows(seed))
-        return model, tokenizer, train, {the_zoo_name: load_questions(the_zoo.test_rows(seed))}
+        return model, tokenizer, train, {the_zoo_name: load_test(the_zoo.test_rows(seed))}
 
     config = CompactConfig(
         per_device_train_batch_size=8,
@@ -245,12 +247,12 @@ def file_task(
 
     Args:
         data: file of rationales, JSON lines.
-        tests: files of test questions, JSON lines.
+        tests: files of test questions or of preference pairs, JSON lines; see `load_test`.
         recipe_file: the file that recipe and config were read from.
         recipe: its model and LoRA settings are used, its data is not.
         config: its training settings are used; preset, overrides and output_dir are not.
         model: the student; replaces the recipe's.
-        limit: largest number of questions of a test.
+        limit: largest number of questions or pairs of a test.
         development: so many problems, drawn with a seed of their own, are not trained on but
             tested, to choose between the arms of one teacher.
         arms: the weightings to compare, to refuse at once what the data do not allow.
@@ -275,9 +277,8 @@ def file_task(
             f"--development must be less than the {len(problems)} problems, got {development}"
         )
     held = set(Random(0).sample(range(len(problems)), development))
-    questions = {
-        name: load_questions(test)[:limit]
-        for name, test in zip(_test_names(tests), tests, strict=True)
+    questions: dict[str, _Test] = {
+        name: load_test(test)[:limit] for name, test in zip(_test_names(tests), tests, strict=True)
     }
     if held:
         questions[DEVELOPMENT] = [problems[i] for i in sorted(held)]
@@ -352,10 +353,10 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     Returns:
         arm, seed, accuracy, tokens, steps, seconds, weights (teacher -> mean share of a problem's
         weight), right_weight (share of the weight on right rationales), right (test -> text with 1
-        or 0 for each question), peak_mb (memory of training above that of the loaded student; None
-        if it cannot be measured), and with retained texts drift ("text" -> what `text_drift`
-        returns; None for a number that is not finite). The seconds are those of loading, training
-        and tests.
+        or 0 for each question or pair), peak_mb (memory of training above that of the loaded
+        student; None if it cannot be measured), and with retained texts drift ("text" -> what
+        `text_drift` returns; None for a number that is not finite). The seconds are those of
+        loading, training and tests.
     """
     foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
     if foreign:
@@ -404,19 +405,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         began += time.monotonic() - paused
     student = _as_tested(trainer.model, task.config)
     release()  # what training has freed, several GB, before the tests take as much
-    for name, questions in tests.items():
-        # No file of answers: a killed test is repeated with its run.
-        found: dict[str, dict[str, Any]] = {}
-        evaluate(
-            student,
-            processing_class,
-            questions,
-            max_new_tokens=task.max_new_tokens,
-            batch_size=128,
-            progress=False,
-            items=found,
-        )
-        right[name] = "".join(str(int(found[q.question_id]["correct"])) for q in questions)
+    for name, test in tests.items():
+        right[name] = _tested(task, student, processing_class, test)
     first = next(iter(right.values()))
     return {
         "arm": arm.name,
@@ -429,6 +419,20 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         "right": right,
         **_weights(folder, known_right),
     }
+
+
+def _tested(task: Task, student: Any, processing_class: Any, test: _Test) -> str:
+    """Returns a 1 or a 0 for each question or preference pair of a test: was the student right."""
+    # No file of answers: a killed test is repeated with its run.
+    found: dict[str, dict[str, Any]] = {}
+    common: dict[str, Any] = {"progress": False, "items": found}
+    if isinstance(test[0], PreferencePair):
+        longest = task.config.max_length
+        evaluate_pairs(student, processing_class, test, max_length=longest, **common)
+    else:
+        common |= {"max_new_tokens": task.max_new_tokens, "batch_size": 128}
+        evaluate(student, processing_class, test, **common)
+    return "".join(str(int(found[item.question_id]["correct"])) for item in test)
 
 
 def _drift(

@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 from compact.answers import normalise_answer
-from compact.data import Problem, text_of
+from compact.data import Problem, Text, text_of
 from compact.text.numbers import parse_number
 from compact.text.steps import find_marker
 
@@ -209,10 +209,7 @@ def mislead(
         ValueError: a teacher has no rationale, or one of its rationales is chat messages or has
             no gold answer.
     """
-    known = {r.teacher for p in problems for r in p.rationales}
-    for name in teachers:
-        if name not in known:
-            raise ValueError(f"teachers must be of {', '.join(sorted(known))}, got {name!r}")
+    _check_teachers(problems, teachers)
     rng = random.Random(seed)
     rows, planted, theirs = [], 0, 0
     for problem in problems:
@@ -220,15 +217,7 @@ def mislead(
             completion = rationale.completion
             spoilt = None
             if rationale.teacher in teachers:
-                if not isinstance(completion, str):
-                    raise ValueError(
-                        f"{problem.question_id}: completion must be text, got messages"
-                    )
-                if problem.answer is None:
-                    raise ValueError(
-                        f"{problem.question_id}: answer must be given to plant an error, got none"
-                    )
-                spoilt = PLANTS[kind](completion, problem.answer, rng)
+                spoilt = _spoilt(problem, completion, kind, rng)
                 theirs += 1
                 planted += spoilt is not None
                 completion = spoilt or completion
@@ -240,10 +229,71 @@ def mislead(
             }
             if problem.answer is not None:
                 row["answer"] = problem.answer
-                stated = problem.domain.extract(text_of(completion))
-                states_gold = problem.domain.matches(stated, problem.answer)
-                row["right"] = spoilt is None and states_gold
+                row["right"] = spoilt is None and _states_gold(problem, completion)
             if problem.answer_type is not None:
                 row["answer_type"] = problem.answer_type
             rows.append(row)
     return rows, planted, theirs
+
+
+def pairs(
+    problems: Sequence[Problem], teachers: Collection[str], kind: str, seed: int
+) -> list[dict[str, Any]]:
+    """Returns right rationales beside their copies with an error, as preference pairs.
+
+    The two completions of a pair are by the same teacher and differ in the error only, so neither
+    style nor length tells them apart.
+
+    Args:
+        problems: problems with text completions.
+        teachers: the teachers whose rationales are used.
+        kind: a key of `PLANTS`.
+        seed: seed of the random choices.
+
+    Returns:
+        At most one row a problem, of a teacher that is drawn: question_id, prompt, chosen, rejected
+        and teacher. None where no rationale states the gold answer and can get an error.
+
+    Raises:
+        ValueError: as in `mislead`.
+    """
+    _check_teachers(problems, teachers)
+    rng = random.Random(seed)
+    rows = []
+    for problem in problems:
+        theirs = [r for r in problem.rationales if r.teacher in teachers]
+        for rationale in rng.sample(theirs, len(theirs)):
+            spoilt = _spoilt(problem, rationale.completion, kind, rng)
+            if spoilt is not None and _states_gold(problem, rationale.completion):
+                rows.append(
+                    {
+                        "question_id": problem.question_id,
+                        "prompt": problem.prompt,
+                        "chosen": rationale.completion,
+                        "rejected": spoilt,
+                        "teacher": rationale.teacher,
+                    }
+                )
+                break
+    return rows
+
+
+def _check_teachers(problems: Sequence[Problem], teachers: Collection[str]) -> None:
+    known = {r.teacher for p in problems for r in p.rationales}
+    for name in teachers:
+        if name not in known:
+            raise ValueError(f"teachers must be of {', '.join(sorted(known))}, got {name!r}")
+
+
+def _spoilt(problem: Problem, completion: Text, kind: str, rng: random.Random) -> str | None:
+    if not isinstance(completion, str):
+        raise ValueError(f"{problem.question_id}: completion must be text, got messages")
+    if problem.answer is None:
+        raise ValueError(f"{problem.question_id}: answer must be given to plant an error, got none")
+    return PLANTS[kind](completion, problem.answer, rng)
+
+
+def _states_gold(problem: Problem, completion: Text) -> bool:
+    assert problem.answer is not None
+    stated = problem.domain.extract(text_of(completion))
+    return problem.domain.matches(stated, problem.answer)

@@ -25,6 +25,8 @@ REFUSED = {
     "evaluate --model m --data bad.jsonl --out out.jsonl": "bad.jsonl:2: question_id",
     "evaluate --model m --data data.jsonl --out data.jsonl": "another file than the input",
     "evaluate --model m --data data.jsonl --out out.jsonl --retained gone.txt": "gone.txt: no such",
+    "evaluate --model m --data pair.jsonl --out out.jsonl --part 1/2": "--part must not be given",
+    "evaluate --model m --data same.jsonl --out out.jsonl": "same.jsonl:1: chosen and rejected",
     "score gone.jsonl --model m --out out.jsonl": "gone.jsonl: no such file",
     "score bad.jsonl --model m --out out.jsonl": "bad.jsonl:2: question_id",
     "score data.jsonl --model m --out mine.txt": "mine.txt: exists, and compact did not make it",
@@ -50,6 +52,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]
     good = json.dumps(zoo.make_rows(("good",), 1, seed=0)[0]) + "\n"
     (place / "data.jsonl").write_text(good)
     (place / "bad.jsonl").write_text(good + '{"question_id": []}\n')
+    pair = {"prompt": "2 + 3", "chosen": "5", "rejected": "6"}
+    (place / "pair.jsonl").write_text(json.dumps(pair) + "\n")
+    (place / "same.jsonl").write_text(json.dumps(pair | {"rejected": "5"}) + "\n")
     (place / "mine.txt").write_text("mine")
     (place / "used" / "checkpoint-4").mkdir(parents=True)
 

@@ -70,3 +70,30 @@ def test_a_file_whose_teacher_misleads(tmp_path, capsys):
     assert "teachers must be of a, b, c, got 'd'" in line
     line = fails(capsys, "planted", str(file), "--teachers", "b", "--out", str(file))
     assert "--out must be another file" in line
+
+
+def test_pairs_of_a_right_rationale_and_its_copy_with_an_error(tmp_path, capsys):
+    first = "12 people + 8 people = 20 people. Then 20 people - 3 people = 17. The answer is 17"
+    rows = [
+        {"question_id": q, "prompt": "How many?", "teacher": t, "completion": c, "answer": "17"}
+        for q, t, c in (
+            ("q", "a", first),
+            ("q", "b", "7 + 9 = 16. The answer is 16"),  # wrong already
+            ("r", "a", "The answer is 17"),  # nothing to swap
+            ("s", "c", first),  # of a teacher that is not asked for
+        )
+    ]
+    file, out = tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["planted", str(file), "--kind", "operation", "--pairs", "--out", str(out)]
+    assert main([*given, "--teachers", "a", "b"]) == 0
+    assert "pairs of 1 of 3 problems, from a, b" in capsys.readouterr().out
+    (pair,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert pair == {
+        "question_id": "q",
+        "prompt": "How many?",
+        "chosen": first,
+        "rejected": PLANTS["operation"](first, "17", random.Random(0)),
+        "teacher": "a",
+    }
+    assert "teachers must be of a, b, c" in fails(capsys, *given, "--teachers", "nobody")
