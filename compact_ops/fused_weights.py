@@ -256,14 +256,14 @@ register_fake("compact::linear_token_stats_fused_backward", lambda *_: None)
 
 def _common_factor(grad: Tensor, token_weight: Tensor) -> float | None:
     """Returns the c with grad = c * token_weight up to rounding, or None if there is none."""
-    if torch.equal(grad, token_weight):
-        return 1.0
-    wide = token_weight.double()
-    square = float(wide.square().sum())
-    factor = float((grad.double() * wide).sum()) / square if square > 0 else 0.0
-    error = (grad.double() - factor * wide).abs()
+    wide, given = token_weight.double(), grad.double()
+    square = wide.square().sum()
+    factor = torch.where(square > 0, (given * wide).sum() / square, 0.0)
+    error = (given - factor * wide).abs()
     near = error <= _ULPS * torch.finfo(grad.dtype).eps * (factor * wide).abs()
-    return factor if bool(near.all()) else None
+    # Both at once: a GPU is waited for once.
+    found, all_near = torch.stack([factor, near.all().double()]).tolist()
+    return found if all_near else None
 
 
 def _gradients(

@@ -98,6 +98,7 @@ def run_pass(
     head_grad: str = "auto",
     filter_eps: float = 0.0,
     statistics: Collection[str] = (),
+    token_weight: Tensor | None = None,
 ) -> tuple[TokenStats, Tensor, Pass]:
     """Runs body and head over a batch.
 
@@ -108,6 +109,8 @@ def run_pass(
         head_grad: as in `linear_token_stats`.
         filter_eps: as in `linear_token_stats`.
         statistics: optional statistics of every completion token, as in `linear_token_stats`.
+        token_weight: [M] what the loss multiplies each nll by, where it is known; as in
+            `linear_token_stats`.
 
     Returns:
         The token statistics, whose nll is differentiable; the final hidden states [B, L, H] with
@@ -131,6 +134,7 @@ def run_pass(
         head_grad=head_grad,
         filter_eps=filter_eps,
         statistics=statistics,
+        token_weight=token_weight,
     )
     option_logp = None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What metrics and weights read of a pass beyond its hidden states and token statistics."""
+"""What metrics and weights read of a pass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ class Needs:
     """What a metric, a policy or a weigher reads; who runs the pass provides it.
 
     Attributes:
+        student: its hidden states and token statistics. Without them the data alone decide, so
+            weights can be had before the student runs (`Pass.before`).
         leaves: `Pass.leaf_logp`: the batch is built with answer leaves.
         leaf_hidden: `Pass.leaf_hidden` too. Leaves kept from an earlier step do not suffice, so the
             trainer refuses it with leaf_every > 1.
@@ -25,6 +27,7 @@ class Needs:
             "margin"), in this order.
     """
 
+    student: bool = True
     leaves: bool = False
     leaf_hidden: bool = False
     options: bool = False
@@ -39,6 +42,7 @@ class Needs:
         found = list(several)
         read = {name for needs in found for name in needs.statistics}
         return cls(
+            student=any(needs.student for needs in found),
             leaves=any(needs.leaves for needs in found),
             leaf_hidden=any(needs.leaf_hidden for needs in found),
             options=any(needs.options for needs in found),

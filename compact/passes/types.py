@@ -334,3 +334,19 @@ class Pass:
     leaf_logp: Tensor
     option_logp: Tensor | None = None
     cache: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def before(cls, batch: Batch, student: Student) -> Pass:
+        """Returns a pass of a batch that the student has not read, for who reads the data alone."""
+        nothing: Any = _Unread()
+        return cls(batch, student, nothing, None, nothing, nothing)
+
+
+class _Unread:
+    """Stands for what a student has not computed yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(
+            f"{name} was read before the student ran; a weighing that reads more than the data "
+            "must not say Needs(student=False)"
+        )

@@ -29,7 +29,7 @@ from compact.trainer.batches import Collate, Item, MicroBatch
 from compact.trainer.outcome import Outcome
 from compact.trainer.records import not_finite_in, with_kept_levels
 from compact.trainer.step import OpenStep
-from compact.weighting import Weigher, weigh_tokens
+from compact.weighting import Weigher, Weights, weigh_tokens
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,14 @@ class MicroBatchLoss:
             built = self.build(problems, leaves=needs_leaves and self._leaves_due(problems, kept))
         check_ids(self.student, problems)
         batch = built.to(self.args.device)
+
+        def counted(weight: Tensor) -> Tensor:
+            """Returns weights [R] without those of the problems that are not counted."""
+            if all(item.counted for item in items):
+                return weight
+            return weight * put([item.counted for item in items], weight, torch.bool)[batch.problem]
+
+        known = self._known(batch) if training else None
         with self.accelerator.autocast():
             live, hidden, pass_ = run_pass(
                 self.student,
@@ -108,6 +116,7 @@ class MicroBatchLoss:
                 head_grad=self.args.head_grad,
                 filter_eps=self.args.filter_eps,
                 statistics=self.weigher.needs.statistics,
+                token_weight=None if known is None else _of_tokens(counted(known.used), batch),
             )
             if needs_leaves:
                 pass_ = with_kept_levels(pass_, kept)
@@ -117,7 +126,7 @@ class MicroBatchLoss:
             try:
                 if found is None:
                     with torch.no_grad():
-                        weights = self.weigher.weights(pass_)
+                        weights = known or self.weigher.weights(pass_)
                         if training:
                             weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
             except Exception:
@@ -127,10 +136,7 @@ class MicroBatchLoss:
             if found is not None:
                 step.meet_not_finite(found, alone=alone)
                 return live.nll.sum(), None
-            weight = weights.used.detach()
-            if not all(item.counted for item in items):
-                counted = put([item.counted for item in items], weight, torch.bool)
-                weight = weight * counted[batch.problem]
+            weight = counted(weights.used.detach())
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
             loss = self.strategy.nll_factor * (weight * own_loss).sum()
@@ -147,6 +153,24 @@ class MicroBatchLoss:
             terms=[term.name for term in self.terms],
             with_levels=needs_leaves,
         )
+
+    @torch.no_grad()
+    def _known(self, batch: Batch) -> Weights | None:
+        """The weights of a batch, if they are known before the student runs and are of use there.
+
+        They are of use to a trained head: its gradient is then computed in the sweep that computes
+        the token statistics, and no logits are kept or computed again.
+        """
+        head, bias = self.student.weight, self.student.bias
+        trained = head.requires_grad or (bias is not None and bias.requires_grad)
+        fixed = (
+            not self.weigher.needs.student
+            and self.args.token_weights == "none"
+            and type(self.strategy).weigh is Strategy.weigh
+        )
+        if not (trained and fixed and self.args.head_grad == "auto"):
+            return None
+        return self.weigher.weights(Pass.before(batch, self.student))
 
     @property
     def build(self) -> Callable[..., Batch]:
@@ -196,6 +220,11 @@ class MicroBatchLoss:
         if self._sharded:
             due = any(gather_object([due]))
         return due
+
+
+def _of_tokens(weight: Tensor, batch: Batch) -> Tensor:
+    """Returns [M] what the loss multiplies the nll of each token by, but for a common factor."""
+    return (weight / batch.token_offsets.diff())[batch.rationale]
 
 
 @contextmanager

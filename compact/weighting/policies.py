@@ -4,7 +4,9 @@ A policy takes its settings and returns a function (pass, optimizer steps so far
 `@register_policy(NAME)` registers it. A policy can skip a problem, for example if the single
 teacher has no rationale for it or no rationale is right. It then gives 0 to all rationales of the
 problem, and the problem has no loss. A policy that reads more of the pass than its token statistics
-says so in an attribute of what it returns: `policy.needs = Needs(statistics=("rank",))`.
+says so in an attribute of what it returns: `policy.needs = Needs(statistics=("rank",))`. One that
+reads the data alone says `Needs(student=False)`: its weights are known before the student runs, so
+a trained head is done in one sweep.
 
 A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
 """
@@ -14,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from compact.metrics import get_metric
 from compact.metrics.answer import answer_share
-from compact.passes import Needs, Pass
+from compact.passes import Batch, Needs, Pass
 from compact.passes.segments import segment_max, segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import Registry
@@ -80,15 +82,30 @@ def _share(mass: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(total > 0, mass / total.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
 
 
-def _sizes(pass_: Pass) -> Tensor:
+def _sizes(batch: Batch) -> Tensor:
     """Returns [R] float K, the number of rationales of each rationale's problem."""
-    return pass_.batch.problem_offsets.diff()[pass_.batch.problem].float()
+    return batch.problem_offsets.diff()[batch.problem].float()
+
+
+@dataclass(frozen=True)
+class _ByData:
+    """A policy that reads the data alone, so that its weights are known before the student runs.
+
+    Attributes:
+        weigh: from a batch and the optimizer steps before it to weights [R].
+    """
+
+    weigh: Callable[[Batch, int], Tensor]
+    needs: ClassVar[Needs] = Needs(student=False)
+
+    def __call__(self, pass_: Pass, steps: int) -> Tensor:
+        return self.weigh(pass_.batch, steps)
 
 
 @register_policy("uniform")
 def uniform() -> Policy:
     """Weights 1 / K."""
-    return lambda pass_, _: 1.0 / _sizes(pass_)
+    return _ByData(lambda batch, _: 1.0 / _sizes(batch))
 
 
 @register_policy("random")
@@ -99,41 +116,41 @@ def random(seed: int = 0) -> Policy:
     or the order of the teachers.
     """
 
-    def policy(pass_: Pass, steps: int) -> Tensor:
+    def policy(batch: Batch, steps: int) -> Tensor:
         draws = [
             Random(f"{seed}/{steps}/{problem.question_id}/{rationale.ids}").expovariate(1.0)
-            for problem in pass_.batch.problems
+            for problem in batch.problems
             for rationale in problem.rationales
         ]
-        offsets = pass_.batch.problem_offsets
+        offsets = batch.problem_offsets
         return _share(put(draws, offsets).clamp(min=1e-6), offsets)
 
-    return policy
+    return _ByData(policy)
 
 
 @register_policy(SINGLE)
 def single(teacher: str) -> Policy:
     """Weights 1 for the rationale of one teacher: distillation from that teacher only."""
 
-    def policy(pass_: Pass, _: int) -> Tensor:
-        offsets = pass_.batch.problem_offsets
-        mine = [float(name == teacher) for name in pass_.batch.teachers]
+    def policy(batch: Batch, _: int) -> Tensor:
+        offsets = batch.problem_offsets
+        mine = [float(name == teacher) for name in batch.teachers]
         return _share(put(mine, offsets), offsets)
 
-    return policy
+    return _ByData(policy)
 
 
 @register_policy("answer-vote")
 def answer_vote() -> Policy:
     """Equal weights for the rationales whose final answer has the most votes (ties included)."""
 
-    def policy(pass_: Pass, _: int) -> Tensor:
-        offsets = pass_.batch.problem_offsets
-        share = answer_share(pass_.batch)
-        best = segment_max(share, offsets)[pass_.batch.problem]
+    def policy(batch: Batch, _: int) -> Tensor:
+        offsets = batch.problem_offsets
+        share = answer_share(batch)
+        best = segment_max(share, offsets)[batch.problem]
         return _share((share == best).float(), offsets)
 
-    return policy
+    return _ByData(policy)
 
 
 @register_policy("softmax-nll")
@@ -186,10 +203,10 @@ def rejection() -> Policy:
     projects that train on rationales do this, under the name of rejection sampling.
     """
 
-    def policy(pass_: Pass, _: int) -> Tensor:
-        return _share(_states_gold(pass_), pass_.batch.problem_offsets)
+    def policy(batch: Batch, _: int) -> Tensor:
+        return _share(_states_gold(batch), batch.problem_offsets)
 
-    return policy
+    return _ByData(policy)
 
 
 @register_policy("oracle")
@@ -212,12 +229,12 @@ def oracle(teachers: Collection[str] = ()) -> Policy:
             "rejection"
         )
 
-    def policy(pass_: Pass, _: int) -> Tensor:
-        offsets = pass_.batch.problem_offsets
-        right = [float(name in teachers) for name in pass_.batch.teachers]
+    def policy(batch: Batch, _: int) -> Tensor:
+        offsets = batch.problem_offsets
+        right = [float(name in teachers) for name in batch.teachers]
         return _share(put(right, offsets), offsets)
 
-    return policy
+    return _ByData(policy)
 
 
 @register_policy("persyn")
@@ -237,7 +254,7 @@ def persyn() -> Policy:
         parts = (-_mean_nll(pass_)).split(pass_.batch.counts)
         spans = [(part.max() - part.min()).clamp(min=1e-6) for part in parts]
         likely = torch.cat([(x - x.min()) / d for x, d in zip(parts, spans, strict=True)])
-        return _best(0.6 * _states_gold(pass_) + 0.4 * likely, offsets)
+        return _best(0.6 * _states_gold(pass_.batch) + 0.4 * likely, offsets)
 
     return policy
 
@@ -330,10 +347,10 @@ def _best(score: Tensor, offsets: Tensor) -> Tensor:
     return _share((score >= best - _ROUNDING * best.abs()).float(), offsets)
 
 
-def _states_gold(pass_: Pass) -> Tensor:
+def _states_gold(batch: Batch) -> Tensor:
     """Returns [R] float: 1 where the stated answer is the gold answer, else 0."""
-    right = [float(right) for problem in pass_.batch.problems for right in problem.right]
-    return put(right, pass_.batch.problem_offsets)
+    right = [float(right) for problem in batch.problems for right in problem.right]
+    return put(right, batch.problem_offsets)
 
 
 def _mean_nll(pass_: Pass) -> Tensor:
@@ -342,5 +359,5 @@ def _mean_nll(pass_: Pass) -> Tensor:
 
 def _complement(share: Tensor, pass_: Pass) -> Tensor:
     """Returns (1 - share) / (K - 1), and 1 where K = 1."""
-    sizes = _sizes(pass_)
+    sizes = _sizes(pass_.batch)
     return torch.where(sizes > 1, (1.0 - share) / (sizes - 1.0).clamp(min=1.0), 1.0)
