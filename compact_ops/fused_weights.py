@@ -38,17 +38,28 @@ _LOG = logging.getLogger("compact_ops")
 
 # Tokens per chunk: 256 x 49,152 float32 are 50 MB. With fewer tokens the products are slower.
 CHUNK = 256
+# On a GPU larger products are needed to fill it: as many tokens as fit into this, and no more than
+# the last number.
+_BLOCK_BYTES, _MOST_ON_GPU = 1 << 29, 4096
 # The upstream gradient may differ from c * token_weight by this many units in the last place.
 _ULPS = 64
 
 
-def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]:
-    """Cuts [0, count) into chunks of up to CHUNK tokens; with offsets, chunks hold whole problems.
+def chunk_size(vocabulary: int, *, on_gpu: bool) -> int:
+    """Returns the most tokens of a chunk, whose logits [n, V] are kept in float32."""
+    if not on_gpu:
+        return CHUNK
+    return max(CHUNK, min(_MOST_ON_GPU, _BLOCK_BYTES // (4 * vocabulary)))
+
+
+def chunk_bounds(count: int, problem_offsets: Sequence[int] | None, size: int = CHUNK) -> list[int]:
+    """Cuts [0, count) into chunks of up to `size` tokens; with offsets, they hold whole problems.
 
     Args:
         count: M.
         problem_offsets: [P + 1] tokens of problem p are problem_offsets[p] :
-            problem_offsets[p + 1]; a problem with more than CHUNK tokens is a chunk of its own.
+            problem_offsets[p + 1]; a problem with more than `size` tokens is a chunk of its own.
+        size: most tokens of a chunk, see `chunk_size`.
 
     Returns:
         Bounds of the chunks, from 0 to count; at least two bounds, so count = 0 is one empty chunk.
@@ -57,7 +68,7 @@ def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]
         ValueError: the offsets do not increase from 0 to count.
     """
     if problem_offsets is None:
-        return [*range(0, max(count, 1), CHUNK), count]
+        return [*range(0, max(count, 1), size), count]
     offsets = list(problem_offsets)
     if not offsets or offsets[0] != 0 or offsets[-1] != count or offsets != sorted(offsets):
         raise ValueError(
@@ -65,9 +76,15 @@ def chunk_bounds(count: int, problem_offsets: Sequence[int] | None) -> list[int]
         )
     bounds = [0]
     for begin, end in pairwise(offsets):
-        if begin > bounds[-1] and end - bounds[-1] > CHUNK:
+        if begin > bounds[-1] and end - bounds[-1] > size:
             bounds.append(begin)
     return [*bounds, count]
+
+
+def _bounds(weight: Tensor, target: Tensor, problem_offsets: Sequence[int] | None) -> list[int]:
+    """Returns the bounds of the chunks for a head [V, H] and M targets."""
+    size = chunk_size(weight.shape[0], on_gpu=weight.is_cuda)
+    return chunk_bounds(target.shape[0], problem_offsets, size)
 
 
 def weigh_chunk(weigh: Weigher | Tensor, tokens: slice, stats: TokenStats) -> Tensor:
@@ -88,11 +105,18 @@ def weigh_chunk(weigh: Weigher | Tensor, tokens: slice, stats: TokenStats) -> Te
 
 
 def weigh_tokens(
-    weigh: Weigher, problem_offsets: Sequence[int] | None, stats: TokenStats
+    weigh: Weigher, weight: Tensor, problem_offsets: Sequence[int] | None, stats: TokenStats
 ) -> Tensor:
-    """Returns the weights [M] of all tokens; calls `weigh` with the same chunks as `_sweep`."""
+    """Returns the weights [M] of all tokens; calls `weigh` with the same chunks as `_sweep`.
+
+    Args:
+        weigh: the function.
+        weight: the head [V, H].
+        problem_offsets: see `chunk_bounds`.
+        stats: the statistics of the tokens.
+    """
     parts = []
-    for begin, end in pairwise(chunk_bounds(stats.nll.shape[0], problem_offsets)):
+    for begin, end in pairwise(_bounds(weight, stats.nll, problem_offsets)):
         some = slice(begin, end)
         parts.append(weigh_chunk(weigh, some, stats.map(itemgetter(some))))
     return torch.cat(parts)
@@ -124,12 +148,17 @@ def _sweep(
     need_hidden, need_weight, need_bias = needs
     dtype = _check.compute_dtype(hidden)
     count, (vocabulary, width) = target.shape[0], weight.shape
-    read = (hidden if rows is None else hidden[rows]).to(dtype)
-    d_read = read.new_empty((count if need_hidden else 0, width))
-    d_weight = read.new_zeros((vocabulary if need_weight else 0, width))
-    d_bias = read.new_zeros((vocabulary if need_bias else 0,))
+    read = hidden if rows is None else hidden[rows]
+    # A GPU multiplies in the dtype of the hidden states, and adds in `dtype`.
+    if read.is_cuda:
+        weight = weight.to(read.dtype)
+    else:
+        read = read.to(dtype)
+    d_read = read.new_empty((count if need_hidden else 0, width), dtype=dtype)
+    d_weight = read.new_zeros((vocabulary if need_weight else 0, width), dtype=dtype)
+    d_bias = read.new_zeros((vocabulary if need_bias else 0,), dtype=dtype)
     largest = max(end - begin for begin, end in pairwise(bounds))
-    blocks = read.new_empty((largest, vocabulary))
+    blocks = read.new_empty((largest, vocabulary), dtype=dtype)
     parts = []
     for begin, end in pairwise(bounds):
         some = slice(begin, end)
@@ -185,7 +214,7 @@ def _fused(
     """`_sweep` with known weights, as one operator for torch.compile."""
     out = _sweep(
         hidden, weight, target, rows, gold_ids, gold_offsets, gold_problem, bias,
-        score_ids, token_weight, chunk_bounds(target.shape[0], None),
+        score_ids, token_weight, _bounds(weight, target, None),
         softcap, logit_scale, ignore_index, filter_eps, (need_hidden, need_weight, need_bias),
         asked,
     )  # fmt: skip
@@ -398,9 +427,9 @@ def fused_head(
         known = token_weight.detach()
         out = torch.ops.compact_fused.linear_token_stats(*where, known, *numbers, *needs, *asked)
         return *out[:10], known
-    target = where[2]
-    assert target is not None
-    bounds = chunk_bounds(target.shape[0], problem_offsets)
+    head, target = where[1:3]
+    assert head is not None and target is not None
+    bounds = _bounds(head, target, problem_offsets)
     weighed: tuple[Tensor, ...] = _Weighed.apply(  # type: ignore[no-untyped-call]
         *where, (token_weight, bounds), *numbers, *needs, *asked
     )

@@ -262,7 +262,7 @@ def linear_token_stats(
     if token_weight is None:
         return seen._replace(nll=stats.nll)
     if not isinstance(token_weight, Tensor):
-        token_weight = weigh_tokens(token_weight, problem_offsets, seen)
+        token_weight = weigh_tokens(token_weight, weight, problem_offsets, seen)
     return seen._replace(nll=stats.nll, weight=token_weight.detach().to(stats.nll.dtype))
 
 

@@ -30,6 +30,7 @@ from compact.trainer.outcome import Outcome
 from compact.trainer.records import not_finite_in, with_kept_levels
 from compact.trainer.step import OpenStep
 from compact.weighting import Weigher, Weights, weigh_tokens
+from compact_ops.linear_token_stats import plan_head_grad
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,24 @@ class MicroBatchLoss:
         """The weights of a batch, if they are known before the student runs and are of use there.
 
         They are of use to a trained head: its gradient is then computed in the sweep that computes
-        the token statistics, and no logits are kept or computed again.
+        the token statistics, and no logits are kept or computed again. A GPU, which is better at
+        few large products, does so only where the logits would be computed again.
         """
         head, bias = self.student.weight, self.student.bias
-        trained = head.requires_grad or (bias is not None and bias.requires_grad)
+        plan = plan_head_grad(
+            self.args.head_grad,
+            len(batch.target),
+            *head.shape[::-1],
+            train_hidden=True,
+            train_head=head.requires_grad or (bias is not None and bias.requires_grad),
+        )
+        of_use = ("recompute",) if head.is_cuda else ("recompute", "stash")
         fixed = (
             not self.weigher.needs.student
             and self.args.token_weights == "none"
             and type(self.strategy).weigh is Strategy.weigh
         )
-        if not (trained and fixed and self.args.head_grad == "auto"):
+        if not (fixed and self.args.head_grad == "auto" and plan.mode in of_use):
             return None
         return self.weigher.weights(Pass.before(batch, self.student))
 

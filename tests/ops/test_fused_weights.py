@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compact_ops import TokenStats, linear_token_stats, reference
-from compact_ops.fused_weights import CHUNK, chunk_bounds
+from compact_ops.fused_weights import CHUNK, chunk_bounds, chunk_size
 from compact_ops.testing import (
     OPCHECKS,
     Inputs,
@@ -296,3 +296,11 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
     options = {"head_grad": "fused-weights", "token_weight": upstream(37)} | change
     with pytest.raises(error, match=f"^linear_token_stats: {message}.*got"):
         linear_token_stats(**inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "on_gpu", "size"),
+    [(49_152, False, CHUNK), (32_000, True, 4_096), (151_936, True, 883), (1 << 20, True, CHUNK)],
+)
+def test_chunks_of_a_gpu_fill_half_a_gibibyte(vocabulary: int, on_gpu: bool, size: int) -> None:
+    assert chunk_size(vocabulary, on_gpu=on_gpu) == size
