@@ -211,8 +211,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace, pairs: Sequence[PreferencePair], out: Path) -> int:
     """Evaluates on preference pairs."""
-    generating = ("retained", "retained_task", "base", "endpoint", "num_processes", "part")
-    for name in (*generating, "answer_type"):
+    of_questions = ("retained", "retained_task", "base", "endpoint", "api_key_env", "num_processes")
+    for name in (*of_questions, "part", "answer_type"):
         if getattr(args, name):
             raise ValueError(f"--{name} must not be given with preference pairs ({args.data})")
     from compact.evaluation.preference import describe_pairs, evaluate_pairs

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     given = (problems, args.teachers, args.kind, args.seed)
     if args.pairs:
         rows = pairs(*given)
-        told = f"pairs of {len(rows):,} of {len(problems):,} problems, from {names}"
+        told = f"a pair for {len(rows):,} of {len(problems):,} problems, from {names}"
     else:
         rows, planted, theirs = mislead(*given)
         told = f"an error in {planted:,} of {theirs:,} rationales of {names}"

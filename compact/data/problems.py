@@ -82,7 +82,7 @@ class PreferencePair:
     """Two completions of a prompt, of which one is better: a row of TRL's preference format.
 
     Attributes:
-        question_id: its id, or the number of its row.
+        question_id: its id, or its place, as `file:line`.
         prompt: the question, text or chat messages.
         chosen: the better completion.
         rejected: the other one.
@@ -148,27 +148,41 @@ def load_questions(
 def load_test(
     source: str | Path | datasets.Dataset | Sequence[Mapping[str, Any]],
 ) -> list[Problem] | list[PreferencePair]:
-    """Reads a test: preference pairs if its first row has `chosen`, questions otherwise.
+    """Reads a test: preference pairs if its first row has `chosen` and no `answer`, else questions.
 
     Args:
-        source: as in `load_problems`. Pairs are in TRL's explicit preference format: prompt, chosen
-            and rejected, each text or chat messages. A row may have a question_id.
+        source: as in `load_problems`. Pairs are in TRL's preference format with an explicit prompt:
+            prompt, chosen and rejected, each text or chat messages. A row may have a question_id;
+            without one its place (`file:line`) is its id.
 
     Returns:
         Questions, as `load_questions` reads them, or pairs in the order of the rows.
 
     Raises:
-        ValueError, TypeError, OSError: as in `load_problems`; or chosen and rejected are the same,
-            or a question_id occurs twice.
+        ValueError, TypeError, OSError: as in `load_problems`; or chosen and rejected are the same
+            or begin with the user's message, or a question_id occurs twice.
     """
-    if "chosen" not in next(iter(read_rows(source)), ("", 0, {}))[2]:
+    first = next(iter(read_rows(source)), ("", 0, {}))[2]
+    if first.get("chosen") is None or first.get("answer") is not None:
         return load_questions(source)
     pairs: dict[str, PreferencePair] = {}
-    for where, line, row in read_rows(source):
+    for where, _, row in read_rows(source):
+        for field in ("prompt", "chosen", "rejected"):
+            if row.get(field) is None:
+                raise ValueError(
+                    f"{where}: a preference pair must have prompt, chosen and rejected (TRL's form "
+                    f"without a prompt is not read), got no {field}"
+                )
         named = row.get("question_id") is not None
-        name = _text(row, "question_id", where, or_number=True) if named else str(line)
+        name = _text(row, "question_id", where, or_number=True) if named else where
         prompt = _content(row, "prompt", where)
         chosen, rejected = (_completion(row, side, where) for side in ("chosen", "rejected"))
+        for field, side in (("chosen", chosen), ("rejected", rejected)):
+            if isinstance(side, list) and side[0]["role"] != "assistant":
+                raise ValueError(
+                    f"{where}: {field} must hold what follows the prompt, so its first message is "
+                    f"of role 'assistant', got {side[0]['role']!r}"
+                )
         if chosen == rejected:
             raise ValueError(f"{where}: chosen and rejected must differ, got the same text twice")
         if name in pairs:
@@ -357,6 +371,10 @@ def _required(row: Mapping[str, Any], field: str, where: str) -> Any:
         if field in row:
             raise ValueError(f"{where}: field {field!r} is null")
         hint = "" if "question_id" in row else "; `compact import` reads the rows of other tools"
+        if "chosen" in row:
+            hint = (
+                "; preference pairs are read as a test of compact compare or compact evaluate only"
+            )
         found = ", ".join(name for name in row) or "none"
         raise ValueError(f"{where}: field {field!r} is missing (found: {found}){hint}")
     return row[field]

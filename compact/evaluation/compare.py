@@ -40,7 +40,7 @@ from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb, release
 from compact.evaluation.paired import DEVELOPMENT
-from compact.evaluation.preference import evaluate_pairs
+from compact.evaluation.preference import encode_pairs, evaluate_pairs
 from compact.files import (
     ANY_NUMBER,
     RECORDS,
@@ -367,6 +367,9 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     model, processing_class, problems, tests = task.start(seed)
+    for test in tests.values():  # what cannot be encoded is refused before hours of training
+        if isinstance(test[0], PreferencePair):
+            encode_pairs(test, processing_class)
     known_right = task.right(problems)  # with the gold answers, also for an arm without them
     problems = arm.seen(problems)
     steps = _steps(task, arm, problems, processing_class, tokens)
@@ -427,8 +430,7 @@ def _tested(task: Task, student: Any, processing_class: Any, test: _Test) -> str
     found: dict[str, dict[str, Any]] = {}
     common: dict[str, Any] = {"progress": False, "items": found}
     if isinstance(test[0], PreferencePair):
-        longest = task.config.max_length
-        evaluate_pairs(student, processing_class, test, max_length=longest, **common)
+        evaluate_pairs(student, processing_class, test, **common)
     else:
         common |= {"max_new_tokens": task.max_new_tokens, "batch_size": 128}
         evaluate(student, processing_class, test, **common)

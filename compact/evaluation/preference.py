@@ -1,15 +1,16 @@
 """Measures which of two completions a student finds more likely: the chosen or the rejected one.
 
 A completion's score is the mean log-probability of its tokens, as in SimPO (Meng et al. 2024,
-arXiv 2405.14734), so that a longer one is not less likely for its length. A pair counts as right if
-the chosen completion has the higher score. Nothing is generated: the student reads
-a prompt once with both completions. So a student that answers hardly any question can still show
-what it has learned.
+arXiv 2405.14734), so that a longer one is not less likely for its length. The chosen completion is
+preferred if its score is higher. Nothing is generated: the student reads both completions. So a
+student that answers hardly any question can still show what it has learned.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,15 +22,42 @@ from compact.data import PreferencePair, Problem, Rationale
 from compact.evaluation.evaluate import wilson_interval
 from compact.evaluation.score import passes_of
 from compact.files import ANY_NUMBER
-from compact.passes.encode import encode_problems, tell_of_cuts
-from compact.passes.forward import observe
+from compact.passes import EncodedProblem
+from compact.passes.encode import encode_problems
+from compact.passes.forward import check_ids, observe
 from compact.passes.layout import choose_layout
 from compact.passes.segments import segment_mean
 from compact.resumable import ResumableRows
-from compact.student import Student, learned_positions
+from compact.student import Student
 
 PAIR = {"chosen": ANY_NUMBER, "rejected": ANY_NUMBER, "correct": bool}
 """A row of the file of scores, besides its question_id."""
+_NOTHING_IS_CUT = 1 << 30
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], processing_class: Any) -> list[EncodedProblem]:
+    """Encodes pairs, each as a problem with two teachers; nothing is cut.
+
+    Raises:
+        ValueError: there is no pair, a question_id occurs twice, a pair cannot be encoded, or its
+            two completions have the same tokens.
+    """
+    if not pairs:
+        raise ValueError("pairs must hold at least one preference pair, got none")
+    name, times = Counter(pair.question_id for pair in pairs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"pairs: question_id {name!r} occurs twice")
+    problems = [_as_problem(pair) for pair in pairs]
+    settings: dict[str, Any] = {"max_length": _NOTHING_IS_CUT, "judged": False}
+    encoded = encode_problems(problems, processing_class, **settings)
+    for problem in encoded:
+        chosen, rejected = (rationale.ids for rationale in problem.rationales)
+        if chosen == rejected:
+            raise ValueError(
+                f"question_id {problem.question_id!r}: chosen and rejected must differ, got the "
+                "same tokens"
+            )
+    return encoded
 
 
 def evaluate_pairs(
@@ -39,7 +67,6 @@ def evaluate_pairs(
     out: str | Path | None = None,
     *,
     settings: dict[str, Any] | None = None,
-    max_length: int = 2560,
     progress: bool = True,
     items: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -51,35 +78,29 @@ def evaluate_pairs(
         pairs: the pairs.
         out: file of scores (JSON lines, appended after each pass); pairs in it are not repeated.
         settings: what identifies the run; saved beside `out` and compared when a run resumes.
-        max_length: most tokens of the prompt and one completion; what is longer is cut. A student
-            with learned positions reads at most as many.
         progress: whether to show a progress bar.
         items: gets question_id -> {chosen, rejected: mean log-probability in nats per token,
-            correct} of every pair, as in the rows of `out`.
+            correct: whether that of chosen is higher} of every pair, as in the rows of `out`.
 
     Returns:
-        items, correct, accuracy, ci_low, ci_high (95%), margin (mean of chosen minus rejected, nats
-        per token), seconds.
+        items, correct, preferred (share of the pairs that are correct), ci_low, ci_high (95%),
+        margin (mean of chosen minus rejected, nats per token), seconds.
 
     Raises:
-        ValueError: there is no pair, one cannot be encoded, or `out` belongs to another run.
+        ValueError: as in `encode_pairs`, the student cannot read a pair, a score is not finite, or
+            `out` belongs to another run.
     """
-    if not pairs:
-        raise ValueError("evaluate_pairs: pairs must hold at least one pair, got none")
     start = time.monotonic()
+    encoded = encode_pairs(pairs, processing_class)
     student = Student.of(model, processing_class)
-    max_length = min(max_length, learned_positions(student.model) or max_length)
-    layout = choose_layout(student, "auto", max_length)[0]
-    settings = {"max_length": max_length, **(settings or {})}
-    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=PAIR)
-    done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
-    todo = encode_problems(
-        [_as_problem(pair) for pair in pairs if pair.question_id not in done],
-        processing_class,
-        max_length=max_length,
-        judged=False,
+    check_ids(student, encoded, leaves=False)
+    longest = max(len(p.prompt_ids) + len(r.ids) for p in encoded for r in p.rationales)
+    layout = choose_layout(student, "auto", longest)[0]
+    rows = (
+        None if out is None else ResumableRows(out, settings or {}, key="question_id", shape=PAIR)
     )
-    tell_of_cuts(todo, max_length)
+    done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
+    todo = [problem for problem in encoded if problem.question_id not in done]
     training = model.training
     model.eval()
     bar = tqdm(total=len(pairs), initial=len(done), unit="pair", disable=not progress)
@@ -88,11 +109,8 @@ def evaluate_pairs(
             for chunk in passes_of(todo):
                 pass_ = observe(student, chunk, layout=layout, leaves=False)
                 score = -segment_mean(pass_.stats.nll.float(), pass_.batch.token_offsets)
-                for problem, (chosen, rejected) in zip(
-                    chunk, score.view(-1, 2).tolist(), strict=True
-                ):
-                    row = {"question_id": problem.question_id, "chosen": chosen}
-                    row |= {"rejected": rejected, "correct": chosen > rejected}
+                for problem, of_pair in zip(chunk, score.view(-1, 2).tolist(), strict=True):
+                    row = _row(problem.question_id, *of_pair)
                     if rows is None:
                         done[problem.question_id] = row
                     else:
@@ -106,7 +124,7 @@ def evaluate_pairs(
     summary = {
         "items": len(found),
         "correct": correct,
-        "accuracy": correct / len(found),
+        "preferred": correct / len(found),
         "ci_low": low,
         "ci_high": high,
         "margin": sum(row["chosen"] - row["rejected"] for row in found) / len(found),
@@ -122,15 +140,29 @@ def evaluate_pairs(
 def describe_pairs(name: str, summary: dict[str, Any]) -> str:
     """Returns a summary as one line."""
     return (
-        f"{name}: the chosen completion is likelier in {summary['accuracy']:.3f} "
+        f"{name}: the chosen completion is preferred in {summary['preferred']:.3f} "
         f"({summary['correct']}/{summary['items']}, 95% CI {summary['ci_low']:.3f}-"
         f"{summary['ci_high']:.3f}), by {summary['margin']:+.4f} nats per token, "
         f"{summary['seconds']:.0f} s"
     )
 
 
+def _row(question_id: str, chosen: float, rejected: float) -> dict[str, Any]:
+    if not (math.isfinite(chosen) and math.isfinite(rejected)):
+        raise ValueError(
+            f"question_id {question_id!r}: the mean log-probabilities must be finite, got {chosen} "
+            f"(chosen) and {rejected} (rejected)"
+        )
+    return {
+        "question_id": question_id,
+        "chosen": chosen,
+        "rejected": rejected,
+        "correct": chosen > rejected,
+    }
+
+
 def _as_problem(pair: PreferencePair) -> Problem:
-    """A pair as a problem with two teachers, whose prompt is read once."""
+    """A pair as a problem with two teachers; in a tree its prompt is read once."""
     sides = enumerate(("chosen", "rejected"))
     rationales = tuple(Rationale(side, getattr(pair, side), line) for line, side in sides)
     return Problem(pair.question_id, pair.prompt, None, rationales)

@@ -129,14 +129,15 @@ def _other(old: Fraction, values: list[Fraction], rng: random.Random) -> Fractio
 
 
 def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
-    """Replaces the numbers of a text; each keeps the number of decimals that it had."""
+    """Replaces the numbers of a text; each keeps its number of decimals and its commas."""
 
     def new(match: re.Match[str]) -> str:
         value = _value(match.group())
         if value not in changed:
             return match.group()
         decimals = len(match.group().partition(".")[2])
-        return f"{float(changed[value]):.{decimals}f}"
+        comma = "," if "," in match.group() else ""
+        return f"{float(changed[value]):{comma}.{decimals}f}"
 
     return _NUMBER.sub(new, text)
 
@@ -242,7 +243,7 @@ def pairs(
     """Returns right rationales beside their copies with an error, as preference pairs.
 
     The two completions of a pair are by the same teacher and differ in the error only, so neither
-    style nor length tells them apart.
+    style nor length (but for the digits of the numbers) tells them apart.
 
     Args:
         problems: problems with text completions.
@@ -252,10 +253,10 @@ def pairs(
 
     Returns:
         At most one row a problem, of a teacher that is drawn: question_id, prompt, chosen, rejected
-        and teacher. None where no rationale states the gold answer and can get an error.
+        and teacher. No row where no rationale states the gold answer and can get an error.
 
     Raises:
-        ValueError: as in `mislead`.
+        ValueError: as in `mislead`, or there is no row at all.
     """
     _check_teachers(problems, teachers)
     rng = random.Random(seed)
@@ -275,6 +276,12 @@ def pairs(
                     }
                 )
                 break
+    if not rows:
+        names = ", ".join(teachers)
+        raise ValueError(
+            f"pairs: no rationale of {names} states the gold answer and can get an error of kind "
+            f"{kind!r}"
+        )
     return rows
 
 

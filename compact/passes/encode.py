@@ -98,7 +98,10 @@ def encode_problem(
         raise ValueError(f"{where}: expected at least one rationale, got none")
     if not cue.strip():
         raise ValueError(f"cue must hold text (it predicts the first answer token), got {cue!r}")
-    prompt_ids = encode_prompt(problem.prompt, processing_class)
+    try:
+        prompt_ids = encode_prompt(problem.prompt, processing_class)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     room = max_length - len(prompt_ids)
     if room < 1:
         raise ValueError(

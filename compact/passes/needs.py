@@ -36,6 +36,18 @@ class Needs:
     gold: bool = False
     statistics: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Checks that what reads more of the student says that it reads the student.
+
+        Raises:
+            ValueError: it does not.
+        """
+        more = self.leaves or self.leaf_hidden or self.options or self.statistics
+        if more and not self.student:
+            raise ValueError(
+                f"student must be True in {self}, which reads what the student computes"
+            )
+
     @classmethod
     def of_all(cls, several: Iterable[Needs]) -> Needs:
         """Returns what several readers of one pass need together."""

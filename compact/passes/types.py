@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -337,13 +337,18 @@ class Pass:
 
     @classmethod
     def before(cls, batch: Batch, student: Student) -> Pass:
-        """Returns a pass of a batch that the student has not read, for who reads the data alone."""
-        nothing: Any = _Unread()
-        return cls(batch, student, nothing, None, nothing, nothing)
+        """Returns a pass of a batch that the student has not read, for a policy of the data alone.
+
+        It has batch, student and cache; reading anything else raises RuntimeError.
+        """
+        return cast(Pass, _Before(batch, student))
 
 
-class _Unread:
-    """Stands for what a student has not computed yet."""
+@dataclass
+class _Before:
+    batch: Batch
+    student: Student
+    cache: dict[str, object] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(

@@ -127,7 +127,7 @@ class MicroBatchLoss:
             try:
                 if found is None:
                     with torch.no_grad():
-                        weights = known or self.weigher.weights(pass_)
+                        weights = self.weigher.weights(pass_) if known is None else known
                         if training:
                             weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
             except Exception:
@@ -136,7 +136,8 @@ class MicroBatchLoss:
                     raise
             if found is not None:
                 step.meet_not_finite(found, alone=alone)
-                return live.nll.sum(), None
+                nll = live.nll if live.weight is None else live.nll * live.weight
+                return nll.sum(), None
             weight = counted(weights.used.detach())
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
@@ -233,7 +234,8 @@ class MicroBatchLoss:
 
 def _of_tokens(weight: Tensor, batch: Batch) -> Tensor:
     """Returns [M] what the loss multiplies the nll of each token by, but for a common factor."""
-    return (weight / batch.token_offsets.diff())[batch.rationale]
+    # In float64, so that it is as exact as the gradient of a float64 student.
+    return (weight.double() / batch.token_offsets.diff())[batch.rationale]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import PreferencePair, load_questions, load_test
-from compact.evaluation import compare
+from compact.evaluation import compare, preference
 from compact.evaluation.preference import evaluate_pairs
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
@@ -59,7 +60,7 @@ def test_pairs_are_read_as_trl_writes_them():
     talk = [{"role": "assistant", "content": "two"}]
     named = {**ROW, "question_id": "q7", "chosen": talk}
     assert load_test([ROW, named]) == [
-        PreferencePair("0", "How many?", "two", "three and more"),
+        PreferencePair("list row 0", "How many?", "two", "three and more"),
         PreferencePair("q7", "How many?", talk, "three and more"),
     ]
     questions = zoo.make_questions(2, seed=0)
@@ -69,11 +70,15 @@ def test_pairs_are_read_as_trl_writes_them():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**ROW, "prompt": None}, "row 1: field 'prompt' is null"),
-        ({"prompt": "How many?", "chosen": "two"}, "row 1: field 'rejected' is missing"),
+        ({**ROW, "prompt": None}, "row 1: a preference pair must have .*, got no prompt"),
+        ({"prompt": "How many?", "chosen": "two"}, "row 1: a preference pair .*, got no rejected"),
         ({**ROW, "rejected": "two"}, "row 1: chosen and rejected must differ, got the same"),
         ({**ROW, "rejected": " "}, "row 1: rejected must not be empty"),
-        ({**ROW, "question_id": "0"}, "row 1: question_id '0' occurs twice"),
+        ({**ROW, "question_id": "list row 0"}, "row 1: question_id 'list row 0' occurs twice"),
+        (
+            {**ROW, "chosen": [{"role": r, "content": "x"} for r in ("user", "assistant")]},
+            "row 1: chosen must hold what follows the prompt, .* got 'user'",
+        ),
         (
             {**ROW, "chosen": [{"role": "user", "content": "two"}]},
             "row 1: chosen must end with a message of role 'assistant', got role 'user'",
@@ -83,6 +88,13 @@ def test_pairs_are_read_as_trl_writes_them():
 def test_a_bad_pair_is_named(row, message):
     with pytest.raises(ValueError, match=message):
         load_test([ROW, row])
+
+
+def test_a_file_of_questions_with_another_tools_column_is_no_pairs():
+    rows = [{**row, "chosen": "x"} for row in zoo.make_questions(2, seed=0)]
+    assert load_test(rows)[0].answer is not None
+    with pytest.raises(ValueError, match="are read as a test of compact compare"):
+        load_questions([ROW])
 
 
 def mean_logp(model, tokenizer, prompt, completion):
@@ -123,24 +135,50 @@ def test_pairs_that_are_scored_are_not_repeated(model, tokenizer, data, tmp_path
     assert len(lines) == len(pairs)
     out.write_text("".join(lines[:3]) + lines[3][:20])  # killed while it wrote the fourth
     again = evaluate_pairs(model, tokenizer, pairs, out, progress=False)
-    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    assert again["correct"] == whole["correct"]
+    assert again["margin"] == pytest.approx(whole["margin"], abs=1e-4)
     monkeypatch.setattr("compact.evaluation.preference.observe", None)
     evaluate_pairs(model, tokenizer, pairs, out, progress=False)
     with pytest.raises(ValueError, match="other settings"):
-        evaluate_pairs(model, tokenizer, pairs, out, max_length=9, progress=False)
-    with pytest.raises(ValueError, match="at least one pair"):
+        evaluate_pairs(model, tokenizer, pairs, out, settings={"data": "x"}, progress=False)
+
+
+def test_pairs_that_cannot_be_scored_are_named(model, tokenizer, data):
+    with pytest.raises(ValueError, match="at least one preference pair"):
         evaluate_pairs(model, tokenizer, [])
+    pair = load_test(data)[0]
+    with pytest.raises(ValueError, match="question_id '.*' occurs twice"):
+        evaluate_pairs(model, tokenizer, [pair, pair])
+    same = replace(pair, chosen="qwx", rejected="qwy")  # words that the tokenizer does not know
+    with pytest.raises(ValueError, match="must differ, got the same tokens"):
+        evaluate_pairs(model, tokenizer, [same])
+    with pytest.raises(ValueError, match="question_id 'q': .* finite, got nan"):
+        preference._row("q", torch.nan, -1.0)
 
 
 def test_the_command_scores_pairs(saved, data, tmp_path, capsys):
     out = tmp_path / "scores.jsonl"
     command = functools.partial(run, "evaluate")
     assert command("--model", saved, "--data", data, "--out", out, "--limit", 3) == 0
-    assert "the chosen completion is likelier in" in capsys.readouterr().out
+    assert "the chosen completion is preferred in" in capsys.readouterr().out
     assert len(out.read_text().splitlines()) == 3
     words = ["evaluate", "--model", str(saved), "--data", str(data), "--out", str(out)]
     told = fails(capsys, *words, "--part", "1/2")
     assert "--part must not be given with preference pairs" in told
+
+
+def test_pairs_that_cannot_be_read_are_refused_before_training(saved, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CompactTrainer", None)  # a training would fail otherwise
+    pair = json.loads(data.read_text().splitlines()[0])
+    talk = [{"role": role, "content": pair["prompt"]} for role in ("system", "user")]
+    data.write_text(json.dumps(pair | {"prompt": talk}) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {saved}\nuse_peft: false\nuse_cpu: true\n")
+    settings = read_settings(recipe, [])
+    given = (str(tmp_path / "train.jsonl"), [str(data)], recipe, *settings)
+    task = compare.file_task(*given, model=None, limit=None)
+    with pytest.raises(ValueError, match="pairs.jsonl:1.*chat template"):
+        compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
 
 
 def test_a_comparison_is_tested_on_pairs(saved, data, tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_pairs_of_a_right_rationale_and_its_copy_with_an_error(tmp_path, capsys)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["planted", str(file), "--kind", "operation", "--pairs", "--out", str(out)]
     assert main([*given, "--teachers", "a", "b"]) == 0
-    assert "pairs of 1 of 3 problems, from a, b" in capsys.readouterr().out
+    assert "a pair for 1 of 3 problems, from a, b" in capsys.readouterr().out
     (pair,) = [json.loads(line) for line in out.read_text().splitlines()]
     assert pair == {
         "question_id": "q",
@@ -97,3 +97,11 @@ def test_pairs_of_a_right_rationale_and_its_copy_with_an_error(tmp_path, capsys)
         "teacher": "a",
     }
     assert "teachers must be of a, b, c" in fails(capsys, *given, "--teachers", "nobody")
+    assert "no rationale of b states the gold" in fails(capsys, *given, "--teachers", "b")
+
+
+def test_numbers_keep_their_commas():
+    spoilt = PLANTS["operation"]("1,200 + 2,300 = 3,500. The answer is 3,500", "3500", None)
+    assert spoilt is None  # 1,200 - 2,300 is negative
+    spoilt = PLANTS["operation"]("5,200 - 2,300 = 2,900. The answer is 2,900", "2900", None)
+    assert spoilt == "5,200 + 2,300 = 7,500. The answer is 7,500"

@@ -18,11 +18,12 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import Pass, forward
 from compact.passes.encode import encode_problem
 from compact.passes.packing import build_batch
+from compact.strategies import STRATEGIES, Strategy, register_strategy
 from compact.student import Student
 from compact.trainer import CompactTrainer
-from compact.weighting import POLICIES, make_weigher, register_policy
+from compact.weighting import POLICIES, Weights, make_weigher, register_policy
 
-BY_DATA = ("uniform", "random", "answer-vote", "rejection")
+BY_DATA = ("uniform", "random", "answer-vote", "rejection", "shortest")
 ROWS = zoo.make_rows(("good", "verbose", "wrong-step"), 8, seed=3)
 
 
@@ -73,12 +74,25 @@ def test_one_sweep_trains_as_two_do(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"preset": "robust"}, {"preset": "softmax-nll"}, {"token_weights": "eaft"}],
+    [
+        {"preset": "robust"},
+        {"preset": "softmax-nll"},
+        {"token_weights": "eaft"},
+        {"strategy": "halving"},
+    ],
     ids=str,
 )
 def test_weights_that_read_the_student_are_not_known(
-    tmp_path: Path, settings: dict[str, str]
+    tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(STRATEGIES, "_entries", dict(STRATEGIES._entries))
+    monkeypatch.setattr(STRATEGIES, "_sources", dict(STRATEGIES._sources))
+
+    @register_strategy("halving")
+    class Halving(Strategy):
+        def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
+            return weights.weight / (1.0 + pass_.stats.nll.mean())
+
     assert trained(tmp_path, **{"preset": "uniform"} | settings)[1] == [None] * 6
 
 
@@ -112,5 +126,18 @@ def test_a_policy_that_says_so_wrongly_is_told(
 
     register_policy("wrong")(wrong)
     assert not make_weigher("wrong").needs.student
-    with pytest.raises(RuntimeError, match="nll was read before the student ran"):
+    with pytest.raises(RuntimeError, match="stats was read before the student ran"):
         trained(tmp_path, "wrong")
+
+
+def test_needs_cannot_say_both() -> None:
+    with pytest.raises(ValueError, match="student must be True in .*leaves=True"):
+        Needs(student=False, leaves=True)
+
+
+def test_reading_more_of_a_pass_that_has_not_run_is_told() -> None:
+    nothing: Any = None
+    before = Pass.before(nothing, nothing)
+    for name in ("stats", "hidden", "leaf_hidden", "leaf_logp", "option_logp"):
+        with pytest.raises(RuntimeError, match=f"{name} was read before the student ran"):
+            getattr(before, name)
