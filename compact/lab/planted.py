@@ -6,6 +6,8 @@
 - `operation`: every addition becomes a subtraction and every subtraction an addition. The results
   and the final answer are computed again. The errors of the other kinds differ from problem to
   problem; this one is the same in all problems, so that a student can learn it.
+- `sign`: the same swap, but the results and the final answer are kept: the equations are false, and
+  only who reads them can tell.
 
 `compact planted DATA --teachers NAME ... --out FILE` plants errors in the rationales of teachers.
 """
@@ -100,10 +102,27 @@ def operation(completion: str, gold: str, rng: random.Random) -> str | None:
     return _replaced("".join(swapped), changed) + _replaced(answer, {target: changed[target]})
 
 
+def sign(completion: str, gold: str, rng: random.Random) -> str | None:
+    """Swaps + and - in every equation and keeps the results, so that the answer stays right.
+
+    Returns:
+        The corrupted completion, or None if no equation has a + or - whose swap makes it false.
+    """
+    body, answer = _split(completion)
+    swapped, false = list(body), False
+    for operands, signs, places, result in _equations(body):
+        signs = [_SWAPPED.get(sign, sign) for sign in signs]
+        false |= _evaluate(operands, signs) != result
+        for place, sign in zip(places, signs, strict=True):
+            swapped[place] = sign
+    return "".join(swapped) + answer if false else None
+
+
 PLANTS: dict[str, Callable[[str, str, random.Random], str | None]] = {
     "carried": carried,
     "hidden": hidden,
     "operation": operation,
+    "sign": sign,
 }
 """The kinds of error: functions of completion, gold answer and random generator."""
 

@@ -46,6 +46,20 @@ def test_operation_swaps_sums_and_differences(right, gold, wrong):
     assert PLANTS["operation"](right, gold, random.Random(0)) == wrong
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("3 + 4 = 7. So 7 - 2 = 5. The answer is 5", "3 - 4 = 7. So 7 + 2 = 5. The answer is 5"),
+        ("7 − 4 = ? The answer is 3", "7 + 4 = ? The answer is 3"),
+        ("6 * 7 = 42. The answer is 42", None),
+        ("5 - 0 = 5. The answer is 5", None),  # still true
+        ("2 + 2 = 5. The answer is 5", None),  # was false already
+    ],
+)
+def test_sign_swaps_and_keeps_the_results(right, wrong):
+    assert PLANTS["sign"](right, "5", random.Random(0)) == wrong
+
+
 def test_nothing_to_change_is_none():
     assert PLANTS["hidden"]("No number here. The answer is 17", "17", random.Random(0)) is None
     assert PLANTS["carried"]("The answer is 17", "17", random.Random(0)) is None
