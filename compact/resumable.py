@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compact.files import as_json, check_shape, decoded, parse_json, read_json, replace_whole
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 Row = dict[str, Any]
 _SUMMARY = {"settings": dict, "status?": str}
@@ -58,7 +61,38 @@ def add_to_summary(rows: Path, more: dict[str, Any]) -> None:
     replace_whole(summary_path(rows), as_json(read_summary(rows) | more))
 
 
-class ResumableRows:
+class Rows:
+    """Keeps the rows of a run that saves nothing.
+
+    Attributes:
+        done: key -> row.
+    """
+
+    def __init__(self, key: str) -> None:
+        """Takes the field that identifies a row."""
+        self.key = key
+        self.done: dict[str, Row] = {}
+
+    def append(self, row: Row) -> None:
+        """Adds a row to `done`."""
+        self.done[str(row[self.key])] = row
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Says that there are no more rows."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class ResumableRows(Rows):
     """Appends rows to a file, and reads the rows that interrupted runs have written to it.
 
     Attributes:
@@ -81,7 +115,8 @@ class ResumableRows:
                 somebody else's file, or a line is not a row.
             OSError: a file cannot be read or written.
         """
-        self.path, self.key, self.shape = Path(path), key, shape
+        super().__init__(key)
+        self.path, self.shape = Path(path), shape
         self._running = False
         self._kept: dict[str, Any] = {}  # what others added to the summary of a complete run
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
@@ -101,7 +136,7 @@ class ResumableRows:
             self._mark_running()
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
-        self.done[str(row[self.key])] = row
+        super().append(row)
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Marks the run as complete and saves its summary."""
@@ -112,9 +147,6 @@ class ResumableRows:
         about = {"settings": self.settings, "status": "running"}
         replace_whole(summary_path(self.path), as_json(about))
         self._running, self._kept = True, {}
-
-    def __enter__(self) -> ResumableRows:
-        return self
 
     def __exit__(
         self,
@@ -174,3 +206,10 @@ class ResumableRows:
                 ) from None
             done[row[self.key]] = row
         return done
+
+
+def rows_at(
+    path: str | Path | None, settings: dict[str, Any], *, key: str, shape: Any = dict
+) -> Rows:
+    """Returns `ResumableRows` of these arguments, or without a path rows that are not saved."""
+    return Rows(key) if path is None else ResumableRows(path, settings, key=key, shape=shape)

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from compact.answers import Judge
 from compact.data import Problem
 from compact.passes.encode import encode_prompt
-from compact.resumable import ResumableRows
+from compact.resumable import rows_at
 from compact.student.generation import generate
 
 _SECONDS_BETWEEN_DRAWINGS = 0.5
@@ -128,8 +127,8 @@ def evaluate(
         raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    rows = None if out is None else ResumableRows(out, settings, key="question_id", shape=ITEM)
-    done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
+    rows = rows_at(out, settings, key="question_id", shape=ITEM)
+    done = rows.done
     todo = [
         (encode_prompt(p.prompt, processing_class), p)
         for p in problems
@@ -144,7 +143,7 @@ def evaluate(
     judge = judge or Judge()
     try:
         with (
-            rows or nullcontext(),
+            rows,
             tqdm(
                 total=len(problems),
                 initial=len(problems) - len(todo),
@@ -172,10 +171,7 @@ def evaluate(
                         **asdict(verdicts[i]),
                         "tokens": len(answers[i]),
                     }
-                    if rows is None:
-                        done[problem.question_id] = item
-                    else:
-                        rows.append(item)
+                    rows.append(item)
                 bar.update(first + len(part) + len(problems) - len(todo) - bar.n)
                 right = sum(item["correct"] for item in done.values())
                 bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
@@ -184,8 +180,7 @@ def evaluate(
         if own_judge:
             judge.close()
     summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}
-    if rows is not None:
-        rows.complete(summary)
+    rows.complete(summary)
     if items is not None:
         items.update((i, done[i]) for i in ids)
     return summary

@@ -12,7 +12,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from compact.passes.encode import encode_problems
 from compact.passes.forward import check_ids, observe
 from compact.passes.layout import choose_layout
 from compact.passes.segments import segment_mean
-from compact.resumable import ResumableRows
+from compact.resumable import rows_at
 from compact.student import Student
 
 PAIR = {"chosen": ANY_NUMBER, "rejected": ANY_NUMBER, "correct": bool}
@@ -96,29 +95,22 @@ def evaluate_pairs(
     check_ids(student, encoded, leaves=False)
     longest = max(len(p.prompt_ids) + len(r.ids) for p in encoded for r in p.rationales)
     layout = choose_layout(student, "auto", longest)[0]
-    rows = (
-        None if out is None else ResumableRows(out, settings or {}, key="question_id", shape=PAIR)
-    )
-    done: dict[str, dict[str, Any]] = {} if rows is None else rows.done
-    todo = [problem for problem in encoded if problem.question_id not in done]
+    rows = rows_at(out, settings or {}, key="question_id", shape=PAIR)
+    todo = [problem for problem in encoded if problem.question_id not in rows.done]
     training = model.training
     model.eval()
-    bar = tqdm(total=len(pairs), initial=len(done), unit="pair", disable=not progress)
+    bar = tqdm(total=len(pairs), initial=len(rows.done), unit="pair", disable=not progress)
     try:
-        with rows or nullcontext(), bar:
+        with rows, bar:
             for chunk in passes_of(todo):
                 pass_ = observe(student, chunk, layout=layout, leaves=False)
                 score = -segment_mean(pass_.stats.nll.float(), pass_.batch.token_offsets)
                 for problem, of_pair in zip(chunk, score.view(-1, 2).tolist(), strict=True):
-                    row = _row(problem.question_id, *of_pair)
-                    if rows is None:
-                        done[problem.question_id] = row
-                    else:
-                        rows.append(row)
+                    rows.append(_row(problem.question_id, *of_pair))
                 bar.update(len(chunk))
     finally:
         model.train(training)
-    found = [done[pair.question_id] for pair in pairs]
+    found = [rows.done[pair.question_id] for pair in pairs]
     correct = sum(row["correct"] for row in found)
     low, high = wilson_interval(correct, len(found))
     summary = {
@@ -130,8 +122,7 @@ def evaluate_pairs(
         "margin": sum(row["chosen"] - row["rejected"] for row in found) / len(found),
         "seconds": round(time.monotonic() - start, 1),
     }
-    if rows is not None:
-        rows.complete(summary)
+    rows.complete(summary)
     if items is not None:
         items.update((row["question_id"], row) for row in found)
     return summary

@@ -11,7 +11,6 @@ the consensus graph of every problem; `compact graph` draws one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from compact.passes.encode import encode_problems, tell_of_cuts
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
-from compact.resumable import ResumableRows
+from compact.resumable import rows_at
 from compact.settings import LEAF_BUDGET
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
@@ -87,10 +86,8 @@ def score_problems(
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
             settings.
     """
-    store = (
-        ResumableRows(partial, settings or {}, key="question_id", shape=_ROWS) if partial else None
-    )
-    found = {} if store is None else store.done
+    store = rows_at(partial, settings or {}, key="question_id", shape=_ROWS)
+    found = store.done
     layout = "padded" if weigher.needs.padded else choose_layout(student, "auto", max_length)[0]
     # What a vote or a check is worth is learned from all problems, those found earlier included.
     encoded = encode_problems(
@@ -104,7 +101,7 @@ def score_problems(
     tell_of_cuts(encoded, max_length)
     left = [p for p in encoded if p.question_id not in found]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
-    with store or nullcontext(), bar:
+    with store, bar:
         for chunk in passes_of(left):
             pass_ = observe(
                 student,
@@ -116,11 +113,7 @@ def score_problems(
             if graphs:
                 _save_graphs(pass_, graphs)
             for question_id, rows in _rows(pass_, weigher):
-                row = {"question_id": question_id, "rows": rows}
-                if store is None:
-                    found[question_id] = row
-                else:
-                    store.append(row)
+                store.append({"question_id": question_id, "rows": rows})
             bar.update(len(chunk))
     scored: list[list[dict[str, Any]]] = [found[p.question_id]["rows"] for p in problems]
     if isinstance(weigher, PresetWeigher):
