@@ -32,7 +32,14 @@ import torch
 import yaml
 
 from compact.config import CompactConfig
-from compact.data import PreferencePair, Problem, load_problems, load_test, text_of
+from compact.data import (
+    PreferencePair,
+    Problem,
+    load_problems,
+    load_questions,
+    load_test,
+    text_of,
+)
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
@@ -205,7 +212,7 @@ def zoo_task(
     def start(seed: int) -> _Start:
         model, tokenizer = load_zoo_student(stage, 0, cache=cache)
         train = load_problems(the_zoo.rows(seed))
-        return model, tokenizer, train, {the_zoo_name: load_test(the_zoo.test_rows(seed))}
+        return model, tokenizer, train, {the_zoo_name: load_questions(the_zoo.test_rows(seed))}
 
     config = CompactConfig(
         per_device_train_batch_size=8,

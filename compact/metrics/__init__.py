@@ -94,6 +94,7 @@ def register(
     name: str,
     *,
     axis: Axis,
+    needs_student: bool = True,
     needs_leaves: bool = False,
     needs_padded: bool = False,
     needs_leaf_hidden: bool = False,
@@ -134,6 +135,7 @@ def register(
             axis=axis,
             score=_guarded(name, score, tuple(statistics), runs_student),
             needs=Needs(
+                student=needs_student,
                 leaves=needs_leaves or needs_leaf_hidden,
                 leaf_hidden=needs_leaf_hidden,
                 options=needs_options,

@@ -12,7 +12,12 @@ from compact.metrics import register
 from compact.passes import Pass
 
 
-@register("length", axis="control", aggregation="sum over tokens; mean over rationales")
+@register(
+    "length",
+    axis="control",
+    needs_student=False,
+    aggregation="sum over tokens; mean over rationales",
+)
 def length(pass_: Pass) -> Tensor:
     """Returns [R] number of tokens."""
     return pass_.batch.token_offsets.diff().float()

@@ -284,13 +284,13 @@ class _ByMetric:
 @register_policy("longest")
 def longest() -> Policy:
     """All weight on the rationale with the most tokens; ties share it."""
-    return _ByData(lambda batch, _: _best(_lengths(batch), batch.problem_offsets))
+    return _ByMetric("length", _best)
 
 
 @register_policy("shortest")
 def shortest() -> Policy:
     """All weight on the rationale with the fewest tokens; ties share it."""
-    return _ByData(lambda batch, _: _best(-_lengths(batch), batch.problem_offsets))
+    return _ByMetric("length", lambda score, offsets: _best(-score, offsets))
 
 
 @register_policy("rsr-min")
@@ -351,10 +351,6 @@ def _states_gold(batch: Batch) -> Tensor:
     """Returns [R] float: 1 where the stated answer is the gold answer, else 0."""
     right = [float(right) for problem in batch.problems for right in problem.right]
     return put(right, batch.problem_offsets)
-
-
-def _lengths(batch: Batch) -> Tensor:
-    return batch.token_offsets.diff().float()
 
 
 def _mean_nll(pass_: Pass) -> Tensor:
