@@ -20,7 +20,7 @@ from compact.data import load_questions
 from compact.evaluation import evaluate as module
 from compact.evaluation import forgetting
 from compact.lab.zoo import make_questions
-from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.lab.zoo_student import build_model
 from compact.passes.encode import encode_prompt
 from compact.registry import IMPORT_VARIABLE
 from compact.resumable import ResumableRows, summary_path
@@ -28,24 +28,6 @@ from compact.student import generation, load_model
 from helpers.commands import run
 
 ROWS = make_questions(7, seed=3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return build_model(tokenizer, seed=0, layers=2).eval()
-
-
-@pytest.fixture(scope="module")
-def saved(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

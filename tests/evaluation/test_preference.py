@@ -13,29 +13,10 @@ from compact.data import PreferencePair, load_questions, load_test
 from compact.evaluation import compare, preference
 from compact.evaluation.preference import evaluate_pairs
 from compact.lab import zoo
-from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_prompt
 from helpers.commands import fails, run
 
 ROW = {"prompt": "How many?", "chosen": "two", "rejected": "three and more"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return build_model(tokenizer, seed=0, layers=2).eval()
-
-
-@pytest.fixture(scope="module")
-def saved(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
