@@ -38,8 +38,8 @@ _LOG = logging.getLogger("compact_ops")
 
 # Tokens per chunk: 256 x 49,152 float32 are 50 MB. With fewer tokens the products are slower.
 CHUNK = 256
-# On a GPU larger products are needed to fill it: as many tokens as fit into this, and no more than
-# the last number.
+# Larger products are needed to fill a GPU: chunks whose logits take this many bytes, but of at most
+# this many tokens.
 _BLOCK_BYTES, _MOST_ON_GPU = 1 << 29, 4096
 # The upstream gradient may differ from c * token_weight by this many units in the last place.
 _ULPS = 64

@@ -37,7 +37,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Means and intervals of each arm over its seeds, in the order of `results`.
 
-    With a uniform arm, `gain` is the accuracy minus uniform's for the same seed.
+    If there is an arm `uniform`, the others have a `gain`: their accuracy minus that of `uniform`,
+    seed by seed.
     """
     base = {r["seed"]: r["accuracy"] for r in results.get("uniform", ())}
     arms = []

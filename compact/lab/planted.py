@@ -6,8 +6,8 @@
 - `operation`: every addition becomes a subtraction and every subtraction an addition. The results
   and the final answer are computed again. The errors of the other kinds differ from problem to
   problem; this one is the same in all problems, so that a student can learn it.
-- `sign`: the same swap, but the results and the final answer are kept: the equations are false, and
-  only who reads them can tell.
+- `sign`: the same swap, but the results and the final answer stay. The equations are then false,
+  and the answer does not show it.
 
 `compact planted DATA --teachers NAME ... --out FILE` plants errors in the rationales of teachers.
 """
@@ -259,7 +259,7 @@ def mislead(
 def pairs(
     problems: Sequence[Problem], teachers: Collection[str], kind: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Returns right rationales beside their copies with an error, as preference pairs.
+    """Returns preference pairs: a right rationale is chosen, its copy with an error is rejected.
 
     The two completions of a pair are by the same teacher and differ in the error only, so neither
     style nor length (but for the digits of the numbers) tells them apart.

@@ -158,11 +158,11 @@ class MicroBatchLoss:
 
     @torch.no_grad()
     def _known(self, batch: Batch) -> Weights | None:
-        """The weights of a batch, if they are known before the student runs and are of use there.
+        """The weights of a batch, if they can be known, and used, before the student runs.
 
-        They are of use to a trained head: its gradient is then computed in the sweep that computes
-        the token statistics, and no logits are kept or computed again. A GPU, which is better at
-        few large products, does so only where the logits would be computed again.
+        They are used for a trained head: one sweep then computes the token statistics and the
+        gradient of the head, and no logits are kept or computed again. A GPU is better at few large
+        products, so there this is done only if logits would be computed again.
         """
         head, bias = self.student.weight, self.student.bias
         plan = plan_head_grad(
@@ -233,7 +233,7 @@ class MicroBatchLoss:
 
 
 def _of_tokens(weight: Tensor, batch: Batch) -> Tensor:
-    """Returns [M] what the loss multiplies the nll of each token by, but for a common factor."""
+    """Returns [M] the factor of each token's nll in the loss, up to one that all tokens share."""
     # In float64, so that it is as exact as the gradient of a float64 student.
     return (weight.double() / batch.token_offsets.diff())[batch.rationale]
 

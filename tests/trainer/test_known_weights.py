@@ -28,7 +28,11 @@ ROWS = zoo.make_rows(("good", "verbose", "wrong-step"), 8, seed=3)
 
 
 def trained(folder: Path, preset: str, **settings: Any) -> tuple[dict[str, Tensor], list[Any]]:
-    """Trains a student with its head; returns its weights, and what the head was told of tokens."""
+    """Trains all of a student.
+
+    Returns:
+        The trained weights, and the `token_weight` that each pass gave to the operator of the head.
+    """
     told: list[Any] = []
     plain = forward.linear_token_stats
 
