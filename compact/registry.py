@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -61,6 +62,15 @@ class Registry(Mapping[str, T], Generic[T]):
             return entry
 
         return add
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Context at whose end all that was added within it is gone, as a test needs it."""
+        before = dict(self._entries), dict(self._sources)
+        try:
+            yield
+        finally:
+            self._entries, self._sources = before
 
     def get_or_raise(self, name: str, among: Sequence[str] | None = None) -> T:
         """Returns the entry `name`.

@@ -128,6 +128,18 @@ def test_names_are_unique_and_errors_list_them() -> None:
     assert "nothing (none is registered)" in unknown("thing", "x", [])
 
 
+def test_what_is_added_temporarily_goes_again() -> None:
+    registry: Registry[object] = Registry("thing")
+    registry.register("kept")(len)
+    with pytest.raises(KeyboardInterrupt), registry.temporary():
+        registry.register("gone")(max)
+        registry.register("kept")(len)
+        assert list(registry) == ["kept", "gone"]
+        raise KeyboardInterrupt
+    assert list(registry) == ["kept"]
+    registry.register("gone")(min)  # the name is free again
+
+
 def test_what_reads_answers_loads_no_torch() -> None:
     """`import compact`, its answers and the list of commands stay light."""
     code = (

@@ -10,7 +10,6 @@ from compact.answers import (
     Choice,
     Date,
     Domain,
-    base,
     domain_names,
     find_domain,
     get_domain,
@@ -122,9 +121,8 @@ class Even(Domain):
         return completion or None
 
 
-def test_domains_of_users_are_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_entries", "_sources"):
-        monkeypatch.setattr(base.DOMAINS, name, dict(getattr(base.DOMAINS, name)))
+@pytest.mark.usefixtures("own_registries")
+def test_domains_of_users_are_asked_first() -> None:
     assert register_domain("even")(Even) is Even
     assert domain_names() == [
         *("even", "choice", "yes_no", "date", "number", "math", "text", "general"),

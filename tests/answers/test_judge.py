@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from compact.answers import CheckerPool, Domain, Judge, Verdict, find_domain, register_domain
-from compact.answers import base as registry
 from compact.answers import pool as pool_module
 from compact.answers.mathematics import check
 from compact.answers.pool import Outcome
@@ -198,9 +197,8 @@ class Colour(Domain):
         return self.normalise(completion.split()[-1]) if completion.split() else None
 
 
-def test_a_domain_of_a_user_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_entries", "_sources"):
-        monkeypatch.setattr(registry.DOMAINS, name, dict(getattr(registry.DOMAINS, name)))
+@pytest.mark.usefixtures("own_registries")
+def test_a_domain_of_a_user_is_judged() -> None:
     register_domain("colour")(Colour)
     domain = find_domain("red")
     assert isinstance(domain, Colour)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from compact import metrics
 from compact.config import CompactConfig
 from compact.metrics import AXES, CONTROL, get_metric, metric_names, register
 from compact.passes import Pass
@@ -20,16 +19,11 @@ from compact.trainer import CompactTrainer
 from compact.weighting import make_weigher
 from helpers.toy import ThinkingWords, make_model, make_problem
 
+pytestmark = pytest.mark.usefixtures("own_registries")
+
 _STUDENT = replace(
     Student.of(make_model("llama").eval()), processing_class=ThinkingWords(3, 11, 40)
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    for name in ("_entries", "_sources"):
-        monkeypatch.setattr(metrics.METRICS, name, dict(getattr(metrics.METRICS, name)))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from transformers import TrainingArguments
 
 import compact_ops
 from compact import CompactConfig, CompactTrainer, Student, load_problems, make_weigher
-from compact.answers.base import DOMAINS
 from compact.commands.cli import COMMANDS, main
 from compact.commands.recipe import known_keys
 from compact.lab import zoo
@@ -26,8 +25,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.registry import IMPORT_VARIABLE, import_modules
 from compact.settings import RecipeConfig
-from compact.strategies import STRATEGIES
-from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS, weigher_names
+from compact.weighting import PRESETS, TOKEN_WEIGHTS, weigher_names
 from helpers.toy import save_student
 
 ROOT = Path(__file__).parents[2]
@@ -107,15 +105,11 @@ def test_the_loop_of_the_operators_guide_gives_the_gradient_of_full_logits():
 
 
 @pytest.fixture
-def extending(tmp_path, monkeypatch):
+def extending(own_registries, tmp_path, monkeypatch):
     """Imports a module of docs/extending.md as `--import` does; returns it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(IMPORT_VARIABLE, "")
-    for registry in (DOMAINS, METRICS, POLICIES, PRESETS, STRATEGIES, TOKEN_WEIGHTS):
-        # what is entered goes again
-        for name in ("_entries", "_sources"):
-            monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
     def load(name, page="docs/extending.md"):
         Path(f"{name}.py").write_text(block_with(ROOT / page, f"# {name}.py\n"))

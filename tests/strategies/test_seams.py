@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compact.passes import EncodedProblem, Pass
-from compact.strategies import STRATEGIES, LossTerm, Strategy, make_strategy, register_strategy
+from compact.strategies import LossTerm, Strategy, make_strategy, register_strategy
 from compact.weighting.consistency import ConsistencyTerm
 from helpers.trajectories import TEACHERS, rows_of, train
 
@@ -32,11 +32,9 @@ class Ridge:
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def registered(own_registries: None) -> list[str]:
     """Registers a strategy with every hook; what it saw."""
     seen: list[str] = []
-    for name in ("_entries", "_sources"):
-        monkeypatch.setattr(STRATEGIES, name, dict(getattr(STRATEGIES, name)))
 
     @register_strategy("every-hook")
     class EveryHook(Strategy):

@@ -18,7 +18,7 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import Pass, forward
 from compact.passes.encode import encode_problem
 from compact.passes.packing import build_batch
-from compact.strategies import STRATEGIES, Strategy, register_strategy
+from compact.strategies import Strategy, register_strategy
 from compact.student import Student
 from compact.trainer import CompactTrainer
 from compact.weighting import POLICIES, Weights, make_weigher, register_policy
@@ -76,6 +76,7 @@ def test_one_sweep_trains_as_two_do(
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -87,11 +88,8 @@ def test_one_sweep_trains_as_two_do(
     ids=str,
 )
 def test_weights_that_read_the_student_are_not_known(
-    tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(STRATEGIES, "_entries", dict(STRATEGIES._entries))
-    monkeypatch.setattr(STRATEGIES, "_sources", dict(STRATEGIES._sources))
-
     @register_strategy("halving")
     class Halving(Strategy):
         def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
@@ -115,12 +113,8 @@ def test_policies_of_the_data_give_the_same_before_the_student_runs() -> None:
         torch.testing.assert_close(policy(before, 2), policy(pass_, 2), atol=0, rtol=0)
 
 
-def test_a_policy_that_says_so_wrongly_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(POLICIES, "_entries", dict(POLICIES._entries))
-    monkeypatch.setattr(POLICIES, "_sources", dict(POLICIES._sources))
-
+@pytest.mark.usefixtures("own_registries")
+def test_a_policy_that_says_so_wrongly_is_told(tmp_path: Path) -> None:
     def wrong() -> Any:
         def policy(pass_: Pass, _: int) -> Tensor:
             return pass_.stats.nll

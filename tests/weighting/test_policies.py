@@ -14,7 +14,7 @@ from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher, policies
-from compact.weighting.policies import POLICIES, Policy, register_policy
+from compact.weighting.policies import Policy, register_policy
 from helpers.toy import make_model, make_problem
 
 _STUDENT = Student.of(make_model("llama").eval())
@@ -179,12 +179,9 @@ def test_random_depends_on_seed_and_step_only(finished: Pass) -> None:
     np.testing.assert_allclose(first.var(0), np.full(4, 3 / 80), atol=0.012)
 
 
-def test_a_policy_names_the_statistics_that_it_reads(
-    finished: Pass, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("own_registries")
+def test_a_policy_names_the_statistics_that_it_reads(finished: Pass) -> None:
     """The attribute of the policy becomes that of its weigher; without it there are none."""
-    monkeypatch.setattr(POLICIES, "_entries", dict(POLICIES._entries))
-    monkeypatch.setattr(POLICIES, "_sources", dict(POLICIES._sources))
 
     @register_policy("first-ranked")
     def first_ranked() -> Policy:

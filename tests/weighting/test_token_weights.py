@@ -16,7 +16,6 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_problem
 from compact.trainer import CompactTrainer
 from compact.weighting import (
-    TOKEN_WEIGHTS,
     check_token_weights,
     register_token_weights,
     weigh_tokens,
@@ -25,14 +24,9 @@ from compact_ops import TokenStats, linear_token_stats
 from helpers import trajectories
 from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
 
+pytestmark = pytest.mark.usefixtures("own_registries")
+
 NAMES = ("dft", "eaft", "cll")
-
-
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    for name in ("_entries", "_sources"):
-        monkeypatch.setattr(TOKEN_WEIGHTS, name, dict(getattr(TOKEN_WEIGHTS, name)))
 
 
 def sharp_model(tokenizer: Any, seed: int, layers: int) -> Any:
