@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from compact.commands.cli import main
-from compact.evaluation.bench.measures import interval, localisation, mass, measure, within
+from compact.evaluation.bench.measures import (
+    bootstrap_interval,
+    localisation,
+    mass,
+    measure,
+    within,
+)
 from compact.lab.zoo import make_rows
 from helpers.toy import save_student
 
@@ -33,7 +39,7 @@ def test_mass_by_hand() -> None:
 
 
 def test_an_interval_narrows_with_the_number_of_questions() -> None:
-    few, many = interval([0.0, 1.0] * 5), interval([0.0, 1.0] * 500)
+    few, many = bootstrap_interval([0.0, 1.0] * 5), bootstrap_interval([0.0, 1.0] * 500)
     assert many.high - many.low < 0.3 * (few.high - few.low)
 
 

@@ -91,7 +91,7 @@ def within(scores: Sequence[Sequence[float]], right: Sequence[Sequence[bool | No
         low = values[[label is False for label in labels]][None, :]
         if high.size and low.size:
             shares.append(float(np.mean((high > low) + 0.5 * (high == low))))
-    return interval(shares)
+    return bootstrap_interval(shares)
 
 
 def mass(weights: Sequence[Sequence[float]], right: Sequence[Sequence[bool]]) -> Estimate:
@@ -104,10 +104,10 @@ def mass(weights: Sequence[Sequence[float]], right: Sequence[Sequence[bool]]) ->
         values = np.asarray(of_question, dtype=float)
         if any(labels) and values.sum() > 0:
             shares.append(float(values[list(labels)].sum() / values.sum()))
-    return interval(shares)
+    return bootstrap_interval(shares)
 
 
-def interval(values: Sequence[float]) -> Estimate:
+def bootstrap_interval(values: Sequence[float]) -> Estimate:
     """Returns the mean of the values with a bootstrap interval over them."""
     if not values:
         return NOTHING
@@ -133,7 +133,7 @@ def localisation(rows: Rows) -> dict[str, Estimate]:
                 values = [step[name] for step in steps]
                 hits[name].append(float(values.index(max(values)) == wrong[0]))
             hits["chance"].append(1.0 / len(steps))
-    return {name: interval(values) for name, values in hits.items()}
+    return {name: bootstrap_interval(values) for name, values in hits.items()}
 
 
 def _scores(rows: Rows) -> dict[tuple[str, str], list[list[float]]]:
