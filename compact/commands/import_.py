@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from compact.data.importers import import_files
-from compact.data.problems import load_problems
+from compact.data.problems import Problem, load_problems
 from compact.files import check_output, write_whole
 
 EPILOG = """example:
-  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl
+  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl \
+      --test_out test.jsonl
 
 Files: JSON lines, a JSON array, CSV, Parquet, or hub:OWNER/NAME[:CONFIG][@SPLIT].
 Formats: alpaca, sharegpt (both as in LLaMA-Factory), MCC-KD, Question/CoT/Answer, GSM8K, TRL, ours.
@@ -34,12 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="keep at most N rationales of a teacher for a problem [all]",
     )
+    parser.add_argument(
+        "--test_out",
+        metavar="FILE",
+        help="writes some questions here in place of --out, for a test",
+    )
+    parser.add_argument(
+        "--test_share", type=float, metavar="F", help="share of the questions in --test_out [0.1]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact import`; returns the exit status."""
     if args.samples is not None and args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
+    if args.test_share is not None and args.test_out is None:
+        raise ValueError("--test_share needs --test_out, got none")
+    share = 0.1 if args.test_share is None else args.test_share
+    if not 0 < share < 1:
+        raise ValueError(f"--test_share must be between 0 and 1, got {share}")
     sources = []
     for text in args.files:
         name, equals, path = text.partition("=")
@@ -47,21 +64,54 @@ def run(args: argparse.Namespace) -> int:
         if named and not (name and path):
             raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
         sources.append((name, Path(path)) if named else (None, Path(text)))
-    golds = [Path(args.gold)] if args.gold else []
-    out = check_output(args.out, *(path for _, path in sources), *golds, kind="rationales")
     gold = Path(args.gold) if args.gold else None
+    inputs = [path for _, path in sources] + ([gold] if gold else [])
+    out = check_output(args.out, *inputs, kind="rationales")
+    test_out = None
+    if args.test_out is not None:
+        test_out = check_output(args.test_out, out, *inputs, kind="rationales")
+        if test_out.resolve() == out.resolve():
+            raise ValueError(f"--test_out must be another file than --out, got {test_out}")
     rows, left_out = import_files(sources, gold, prefix=out.stem, samples=args.samples)
     problems = load_problems(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-    write_whole(out, text, kind="rationales")
+    held: set[str] = set()
+    if test_out is not None:
+        held = _held_out(problems, share)
+        _write(test_out, (row for row in rows if row["question_id"] in held))
+    _write(out, (row for row in rows if row["question_id"] not in held))
     teachers = Counter(row["teacher"] for row in rows)
     listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
     without = sum(problem.answer is None for problem in problems)
     no_gold = f", problems without a gold answer: {without}" if without else ""
+    tested = f"; {len(held)} of the problems -> {test_out}" if held else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), rationales left out: {left_out}{no_gold} -> {out}"
+        f"({listed}{more}), rationales left out: {left_out}{no_gold} -> {out}{tested}"
     )
     return 0
+
+
+def _held_out(problems: list[Problem], share: float) -> set[str]:
+    """Returns the questions of the test, of those with a gold answer.
+
+    A hash of the prompt decides: with more teachers or samples the same questions are held out.
+    """
+    usable = [problem for problem in problems if problem.answer is not None]
+    count = min(max(round(share * len(problems)), 1), len(problems) - 1)
+    if not 0 < count <= len(usable):
+        raise ValueError(
+            f"--test_out must hold out {max(count, 1)} of the problems with a gold answer and keep "
+            f"one for training; of {len(problems)} problems, {len(usable)} have a gold answer"
+        )
+
+    def rank(problem: Problem) -> str:
+        return hashlib.sha256(json.dumps(problem.prompt).encode()).hexdigest()
+
+    return {problem.question_id for problem in sorted(usable, key=rank)[:count]}
+
+
+def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out, text, kind="rationales")

@@ -2,10 +2,11 @@
 
 import functools
 import json
+import re
 
 import pytest
 
-from compact.data import importers, load_problems
+from compact.data import importers, load_problems, load_questions
 from helpers.commands import run
 
 command = functools.partial(run, "import")
@@ -240,3 +241,48 @@ def test_a_prompt_that_the_gold_file_lacks(tmp_path):
     gold = write(tmp_path / "gold.json", [{"instruction": "1?", "output": "word " * 20}])
     with pytest.raises(ValueError, match="gold.json:1: expected a final answer"):
         command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
+
+
+def test_some_questions_are_held_out_for_a_test(tmp_path, capsys):
+    rows = [
+        {"instruction": f"{i} + 1?", "output": [f"#### {i + 1}", "It is 3."], "label": str(i + 1)}
+        for i in range(30)
+    ]
+    source = write(tmp_path / "t.json", rows, array=True)
+    more = write(tmp_path / "more.json", rows[::-1], array=True)
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    assert command(source, "--out", train, "--test_out", test) == 0
+    assert f"-> {train}; 3 of the problems -> {test}" in capsys.readouterr().out
+    held = {p.prompt for p in load_questions(test)}
+    assert len(held) == 3 and {p.answer for p in load_questions(test)} != {None}
+    trained = load_problems(train)
+    assert len(trained) == 27 and not held & {p.prompt for p in trained}
+    assert all(len(p.rationales) == 2 for p in trained + load_problems(test))
+    # Another teacher, in another order: the same questions are held out.
+    assert command(more, source, "--out", train, "--test_out", test, "--test_share", 0.2) == 0
+    assert held < {p.prompt for p in load_questions(test)}
+    assert {len(p.rationales) for p in load_problems(test)} == {4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--test_share", "0.5"], "--test_share needs --test_out"),
+        (["--test_out", "test.jsonl", "--test_share", "1"], "must be between 0 and 1, got 1.0"),
+        (["--test_out", "test.jsonl", "--test_share", "nan"], "must be between 0 and 1, got nan"),
+        (["--test_out", "train.jsonl"], "another file than --out, got train.jsonl"),
+        (["--test_out", "t.jsonl"], "another file than the input files, got t.jsonl"),
+        (
+            ["--test_out", "test.jsonl"],
+            "must hold out 1 of the problems with a gold answer and keep one",
+        ),
+    ],
+)
+def test_bad_tests_are_refused_and_write_nothing(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "t.jsonl", [{"prompt": "2 + 3?", "completion": "It is 5."}])
+    before = (tmp_path / "t.jsonl").read_text()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command("t.jsonl", "--out", "train.jsonl", *options)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
+    assert (tmp_path / "t.jsonl").read_text() == before
