@@ -70,6 +70,7 @@ class ComparisonConfig:
         0, "problems held out to choose among the arms of one teacher, not trained on"
     )
     retained: str | None = option(None, "texts; shows what each arm makes the student forget")
+    max_new_tokens: int = option(256, "most tokens of an answer to a test question")
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -77,7 +78,8 @@ class ComparisonConfig:
         Raises:
             ValueError: names the key, what was expected and what was found.
         """
-        check_ranges(self, {"tokens": (1, ANY), "development": (0, ANY)})
+        at_least_one = {"tokens": (1, ANY), "max_new_tokens": (1, ANY)}
+        check_ranges(self, at_least_one | {"development": (0, ANY)})
         for name in ("tests", "arms", "seeds"):
             if getattr(self, name) == []:
                 raise ValueError(f"{name} must not be empty")

@@ -57,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--config",
         metavar="RECIPE",
-        help="recipe with student and settings; it may also have data, tests, arms, seeds, tokens, "
-        "development and retained, which options replace",
+        help="recipe with student and settings; all options but the zoo's may stand in it too",
     )
     files.add_argument(
         "--test",
@@ -74,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--model", help="student; replaces the recipe's")
     files.add_argument("--limit", type=int, metavar="N", help="most questions or pairs of a test")
+    files.add_argument("--max_new_tokens", type=int, metavar="N", help="of an answer [256]")
     group = parser.add_argument_group("for a zoo")
     group.add_argument("--problems", type=int, default=240, metavar="N", help="[240]")
     group.add_argument("--questions", type=int, default=200, metavar="N", help="[200]")
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact compare`; returns the exit status."""
-    for name in ("tokens", "limit", "problems", "questions", "epochs"):
+    for name in ("tokens", "limit", "max_new_tokens", "problems", "questions", "epochs"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
             model=args.model,
             limit=args.limit,
             development=held,
+            max_new_tokens=args.max_new_tokens or asked.max_new_tokens,
             arms=arms,
         )
     if retained is not None:

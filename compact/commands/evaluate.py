@@ -58,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api_key_env", metavar="NAME", help="environment variable with the endpoint's key"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="[256]")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at once [32]")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=256, metavar="N", help="of an answer [256]"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="questions at once [32]"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 [the GPU if any]")
     parser.add_argument(
         "--dtype",

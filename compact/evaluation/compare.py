@@ -248,6 +248,7 @@ def file_task(
     model: str | None,
     limit: int | None,
     development: int = 0,
+    max_new_tokens: int = 256,
     arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
@@ -262,6 +263,7 @@ def file_task(
         limit: largest number of questions or pairs of a test.
         development: so many problems, drawn with a seed of their own, are not trained on but
             tested, to choose between the arms of one teacher.
+        max_new_tokens: most tokens of an answer to a test question.
         arms: the weightings to compare, to refuse at once what the data do not allow.
 
     Raises:
@@ -319,8 +321,9 @@ def file_task(
             "limit": limit,
             "development": development,
             "recipe": _settings_of(recipe_file),
+            **({"max_new_tokens": max_new_tokens} if max_new_tokens != 256 else {}),
         },
-        max_new_tokens=256,
+        max_new_tokens=max_new_tokens,
     )
 
 

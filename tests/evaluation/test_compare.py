@@ -1,6 +1,5 @@
 """compare and score from end to end with an untrained tiny student."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import peft
 import pytest
 import torch
 
-from compact.commands import compare as compare_command
 from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import load_problems
@@ -130,6 +128,10 @@ def test_other_retained_texts_are_other_settings(tmp_path):
     before = compare.with_retained(task, str(texts))
     assert before.about != task.about
     assert before.retained == ["one text", "another"]
+    shorter = compare.file_task(
+        *(str(data), [str(data)], recipe), *settings, model=None, limit=None, max_new_tokens=8
+    )
+    assert shorter.about != task.about and shorter.max_new_tokens == 8
     texts.write_text("one text\n\nyet another\n")
     assert compare.with_retained(task, str(texts)).about != before.about
     texts.write_text("\n")
@@ -239,9 +241,6 @@ def test_a_study_in_miniature(tiny, tmp_path, monkeypatch, capsys):
     other = tmp_path / "more/test.jsonl"
     other.write_text(test.read_text())
     monkeypatch.setattr(compare, "load_student", lambda *a, **k: tiny())
-    short = functools.partial(replace, max_new_tokens=4)
-    file_task = compare.file_task
-    monkeypatch.setattr(compare_command, "file_task", lambda *a, **k: short(file_task(*a, **k)))
     recipe = tmp_path / "study.yaml"
 
     def study(arms, status=0):
@@ -255,6 +254,7 @@ use_peft: false
 use_cpu: true
 num_train_epochs: 1
 max_length: 512
+max_new_tokens: 4
 """
         recipe.write_text(text)
         options = ["--config", str(recipe), "--out", str(tmp_path / "out")]
