@@ -234,6 +234,8 @@ PAGE = """# What does weighing teachers cost over plain SFT?
 
 **{answer}**
 
+{machines}
+
 Plain SFT means: each of the K rationales is a padded row of its own, the loss is transformers', and
 LoRA of rank {rank} trains the student. COMPACT reads the question once for all K rationales and
 runs the head on completion tokens only, without ever holding their logits: that pays for the
@@ -309,10 +311,26 @@ def answer(results: Results) -> str:
     time, memory, leaves = "median_s", "peak_mb", "compact-probes"
     return (
         f"With K = 4 teachers a step takes {at(4, 'compact', time)} of plain SFT's time, and "
-        f"{at(4, leaves, time)} with an answer leaf after every reasoning step; of its extra "
-        f"memory {at(4, 'compact', memory)} and {at(4, leaves, memory)}. With one teacher the time "
-        f"is {at(1, 'compact', time)} and {at(1, leaves, time)}. (Measured on {base.name}; larger "
-        "students and how they were computed: below.)"
+        f"{at(4, leaves, time)} with an answer leaf after every reasoning step. Its extra memory "
+        f"is {at(4, 'compact', memory)} of plain SFT's, with leaves {at(4, leaves, memory)}. With "
+        f"one teacher the time is {at(1, 'compact', time)}, with leaves {at(1, leaves, time)}. "
+        f"(Measured on {base.name}; larger students and how they were computed: below.)"
+    )
+
+
+def machines(results: Results) -> str:
+    """Returns how a step with four teachers differs by machine."""
+    found = {
+        name: [
+            one.figure(name, "median_s") / one.figure("sft", "median_s") for one in results.steps
+        ]
+        for name in ("compact", "compact-probes")
+    }
+    without, leaves = (f"{min(r):.2f} to {max(r):.2f}" for r in found.values())
+    return (
+        f"Machines differ: on {len(results.steps)} of them, one real question with four rationales "
+        f"took {without} of plain SFT's time, {leaves} with leaves ([case `step`]"
+        "(results/benchmarks.md))."
     )
 
 
@@ -344,6 +362,7 @@ def page(results: Results) -> str:
     held = sorted({w.student.name for w in results.runs} - {SIZES[0].name})
     return PAGE.format(
         answer=answer(results),
+        machines=machines(results),
         rank=LORA_RANK,
         w=Work(SIZES[0], SIZES[0].vocabulary),
         step=STEP,

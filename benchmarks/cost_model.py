@@ -216,6 +216,7 @@ class Results:
         when: the commit and day of the last measurement.
         long: runs of the case `long`, by length.
         host: the last run of the case `host`, after the others of its commit and machine.
+        steps: the last run of the case `step` on each machine.
     """
 
     runs: dict[Work, Run]
@@ -224,6 +225,7 @@ class Results:
     when: str
     long: Sequence[Run] = ()
     host: Sequence[Run] = ()
+    steps: Sequence[Run] = ()
 
     def measured(self, work: Work, provider: str, field: str) -> float | None:
         """Returns the measured ratio to plain SFT, or None if this step was not measured."""
@@ -281,6 +283,7 @@ def load(folder: Path) -> Results:
         when,
         sorted(long, key=lambda r: (size_in(r, "data") != "synthetic", int(size_in(r, "L")))),
         [r for r in host if (r.commit, r.machine) == (host[-1].commit, host[-1].machine)],
+        [r for r in runs if r.case == "step" and set(PROVIDERS) <= set(r.rows)],
     )
 
 

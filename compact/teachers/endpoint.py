@@ -75,7 +75,7 @@ class Endpoint:
         except ImportError:
             raise ImportError(
                 f"teacher {teacher.name!r} has a base_url, which needs the package openai: "
-                "pip install 'compact-distill[collect]'"
+                "pip install openai, or COMPACT with the extra [collect]"
             ) from None
         self._openai = openai
         self._key = teacher.key()
