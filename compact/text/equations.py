@@ -1,14 +1,16 @@
 """Finds the mathematics of a step: its numbers, and its equations with a check of their arithmetic.
 
 "290 bananas / 2 groups = 145 bananas per group" becomes the equation 290/2=145, which holds. Units,
-currency signs and thousands separators are removed. Equations with an unknown ("x + 4 = 7") are
-skipped.
+currency signs and thousands separators are removed. An expression in which something cannot be read
+("x + 4", "f(3) + 2", "half of 10 + 2") is unknown, up to the next "=" or end of a clause, and its
+equations are skipped: a reader that guesses calls correct mathematics wrong.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,28 +36,90 @@ class Equation(NamedTuple):
     right: tuple[str, ...]
 
 
-_SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*"}
-_LATEX_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|[,;!() ])")
+_SIGNS = {
+    **{"×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\*": "*", "÷": "/", "⁄": "/"},
+    **{"−": "-", "–": "-", "²": "^2", "³": "^3", "[": "(", "]": ")", "{": "(", "}": ")"},
+    **{r"\$": "$", r"\%": "%", r"\times": "*", r"\cdot": "*", r"\div": "/", "&": " "},
+}
+_LATEX_SPACES = re.compile(r"\\(?:left|right|[,;!() ])")
+_LATEX_BREAKS = re.compile(r"\\(?:Rightarrow|implies|iff|quad|qquad|therefore|\\|[\[\]])")
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)(\d))")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_POWER = re.compile(r"(?<=[\d)]) ?\*\* ?(?=[\d(-])")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_BULLET = re.compile(r"^\s*[-*•]\s+(?=[\d$A-Za-z(])")  # a space follows, so it is no minus sign
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_BULLET = re.compile(r"^\s*[-*•]\s+(?=[-\d$A-Za-z(\\])")  # a space follows, so it is no minus sign
 _LIST_NUMBER = re.compile(
     r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$))", re.IGNORECASE
 )
+_CONJUNCTIONS = (
+    "and|or|so|then|while|whereas|but|where|when|if|since|because|thus|hence|therefore|giving|gives"
+    "|which|leaving|with|let"
+)
+# Words that compute something: a number or sign beside one is not all of the expression.
+_OPERATIONS = (
+    "plus|minus|over|divided|multiplied|mod|modulo|choose|squared?|cubed?|root|factorial|sqrt|log|ln"
+    "|exp|sin|cos|tan|gcd|lcm|less|more|fewer|remainder|negative|twice|thrice|double|triple|half"
+    "|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundred|thousand|million"
+    "|billion|trillion|dozen)s?"
+)
+_LINKS = frozenset(("the", "by", "than"))  # "divided by 2", "the root of the 16"
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
-    r"|(?P<unknown>\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b|_+|\?)"  # 2x, (1/2)x
+    r"|(?P<unknown>\d*[A-Za-z]+_\(?\w+\)?"  # a_1
+    r"|\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b"  # 2x, (1/2)x
+    r"|\d+(?![xX]\d)[A-Za-z]+\d\w*|(?<![\d)%])(?<![\d)%]\s)[A-Za-z]+\d\w*"  # 0b11, x1
+    r"|[A-Za-z]+(?=\()|(?<=[\d)])!|_+|\?)"  # f(3), 5!
     r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?P<percent>\s?%)?"
     r"|(?P<of>\bof\b)"
     r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
+    rf"|\b(?i:(?P<and>{_CONJUNCTIONS})|(?P<operation>{_OPERATIONS}))\b(?!['’-])"
     r"|(?P<word>[A-Za-z][A-Za-z'’-]*)"
-    r"|(?P<sign>[-+*/=()])"
-    r"|(?P<stop>[^\s$])"
+    r"|(?P<sign>[-+*/^=()])"
+    r"|(?P<stop>[^\s$£€¥₹¢°])"
 )
 _MOST_UNIT_WORDS = 5
+_OPEN = "+-*/^("
+"""After these an expression goes on."""
+_MARKS = _OPEN + ")"
+_CLAUSE_ENDS = frozenset(",;:.!\"'“”‘’«»…→⇒∴✓✔#`")
+_MEASURES: dict[str, tuple[str, ...]] = {
+    "second": ("seconds", "sec", "secs", "s"),
+    "minute": ("minutes", "min", "mins"),
+    "hour": ("hours", "hr", "hrs", "h"),
+    "day": ("days",),
+    "week": ("weeks",),
+    "month": ("months",),
+    "year": ("years", "yr", "yrs"),
+    "millimeter": ("millimeters", "mm"),
+    "centimeter": ("centimeters", "cm"),
+    "meter": ("meters", "metre", "metres", "m"),
+    "kilometer": ("kilometers", "km"),
+    "inch": ("inches", "in"),
+    "foot": ("feet", "ft"),
+    "yard": ("yards", "yd"),
+    "mile": ("miles", "mi"),
+    "milligram": ("milligrams", "mg"),
+    "gram": ("grams", "g"),
+    "kilogram": ("kilograms", "kg"),
+    "ounce": ("ounces", "oz"),
+    "pound": ("pounds", "lb", "lbs"),
+    "ton": ("tons",),
+    "milliliter": ("milliliters", "ml", "mL"),
+    "liter": ("liters", "litre", "litres", "l", "L"),
+    "cup": ("cups",),
+    "pint": ("pints",),
+    "quart": ("quarts",),
+    "gallon": ("gallons",),
+    "dollar": ("dollars", "$"),
+    "cent": ("cents", "¢"),
+    "penny": ("pennies",),
+    "nickel": ("nickels",),
+    "dime": ("dimes",),
+}
+_UNITS = {name: unit for unit, names in _MEASURES.items() for name in (unit, *names)}
 
 
 class _Term(NamedTuple):
@@ -65,11 +129,13 @@ class _Term(NamedTuple):
         text: a sign or bracket, or the digits of a number.
         value: the number as written, not divided by 100 for "%"; 0 for a sign.
         percent: whether "%" follows the number.
+        unit: what it measures, as in `_MEASURES`; "" for anything else.
     """
 
     text: str
-    value: float
-    percent: bool
+    value: float = 0.0
+    percent: bool = False
+    unit: str = ""
 
 
 @lru_cache(maxsize=65536)
@@ -105,14 +171,15 @@ def equations(text: str) -> tuple[Equation, ...]:
 
 
 def _plain(text: str) -> str:
-    """Removes LaTeX, Markdown, list numbers and thousands separators; writes signs as + - * /."""
-    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text)))
-    text = text.replace(r"\$", "$").replace(r"\%", "%").replace("&", " ")
-    text = text.replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/")
-    text = _LATEX_SIGNS.sub(" ", text)
+    """Removes LaTeX, Markdown, list numbers and thousands separators; writes signs as + - * / ^."""
+    text = _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text.replace(r"\*", "*")))
+    text = _THOUSANDS.sub("", _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", text))
+    text = _VULGAR.sub(lambda one: " " + unicodedata.normalize("NFKC", one.group()), text)
+    text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", text))
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
-    return _MIXED.sub(_as_sum, _LIST_NUMBER.sub("", _THOUSANDS.sub("", _BULLET.sub("", text))))
+    text = _POWER.sub("^", _LIST_NUMBER.sub("", _BULLET.sub("", text)))
+    return _MIXED.sub(_as_sum, text)
 
 
 def _as_sum(mixed: re.Match[str]) -> str:
@@ -128,76 +195,100 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
     terms: list[_Term] = []
     words = 0  # words since the last number or sign
     unknown = False
+    operated = False  # a word that computes something was the last
 
     def close_side() -> None:
-        nonlocal terms, words, unknown
+        nonlocal terms, words, unknown, operated
         chain.append(None if unknown or not terms else terms)
-        terms, words, unknown = [], 0, False
+        terms, words, unknown, operated = [], 0, False, False
 
-    def close_chain() -> None:
-        nonlocal chain
+    def close_chain(unread: bool = False) -> None:
+        """Ends the chain; `unread`: what follows belongs to something that could not be read."""
+        nonlocal chain, unknown
         close_side()
         if len(chain) > 1:
             chains.append(chain)
-        chain = []
+        chain, unknown = [], unread
 
-    def open_sign() -> bool:
-        return bool(terms) and terms[-1].text in "+-*/("
+    def is_open() -> bool:
+        return bool(terms) and terms[-1].text in _OPEN
+
+    def complete() -> bool:
+        return bool(terms) and terms[-1].text not in _OPEN
 
     for match in _TOKEN.finditer(plain):
         kind, text = match.lastgroup, match.group()
-        if kind == "percent":
-            kind = "number"
-        if kind == "number":
-            if terms and terms[-1].text not in "+-*/(":  # two numbers with no sign in between
-                close_chain()
-            if words and not terms and chain:  # "= she has 5": words between "=" and the number
-                close_chain()
-            value = float(match["number"])
-            terms.append(_Term(match["number"], value, bool(match["percent"])))
-            words = 0
-        elif kind == "word":
-            if open_sign():
-                if plain[match.start() - 1] in "/-" and text not in ("x", "y", "n"):
-                    terms.pop()  # "ounces/gallon": a unit, not a division
-                else:
-                    unknown = True  # "4 + x"
+        before = plain[match.start() - 1 : match.start()]
+        after = plain[match.end() : match.end() + 2].lstrip()[:1]
+        if kind in ("number", "percent"):
+            if complete():  # two numbers with no sign in between
+                close_chain(unread=operated or words == 0)
+            elif words and not terms and chain:  # "= she has 5": words between "=" and the number
+                close_chain(unread=operated)
+            unknown = unknown or operated  # "half of 10"
+            unit = _UNITS.get(before, "")
+            number = match["number"]
+            terms.append(_Term(number, float(number), bool(match["percent"]), unit))
+            words, operated = 0, False
+        elif kind == "word" or (kind == "operation" and before == "/"):
+            unit = _UNITS.get(text, _UNITS.get(text.lower(), ""))
+            counted = complete() and words == 0
+            if is_open() and before and before in "/-" and text not in ("x", "y", "n"):
+                terms.pop()  # "ounces/gallon": a unit, not a division
+            elif is_open() or (before.isdecimal() and len(text) < 4 and not unit):
+                unknown = True  # "4 + x", "2xy"
+            elif counted and unit:
+                terms[-1] = terms[-1]._replace(unit=unit)
+            elif len(text) == 1 and text not in "aAI" and (counted or after in set("+-*/^=(")):
+                unknown = True  # a variable
             words += 1
+            operated = operated and text.lower() in _LINKS
             if words > _MOST_UNIT_WORDS and terms:
                 close_chain()
+        elif kind == "and":
+            close_chain()
+        elif kind == "operation":
+            unknown = unknown or is_open()
+            operated = True
+            words += 1
         elif kind == "unknown":
             if text == "?" and not terms and chain:  # "25 * 14 = ?"
                 close_chain()
             unknown = True
         elif kind in ("times", "of"):
             share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
-            if terms and terms[-1].text not in "+-*/(" and (kind == "times" or share):
-                terms.append(_Term("*", 0.0, False))
+            if complete() and (kind == "times" or share):
+                terms.append(_Term("*"))
                 words = 0
             elif kind == "of":
                 words += 1
         elif kind == "sign" and text == "=":
-            if open_sign():
-                unknown = True
+            unknown = unknown or operated or is_open()
             close_side()
         elif kind == "sign":
-            if text == "(" and terms and terms[-1].text not in "+-*/(":
+            unknown = unknown or operated  # "5 squared + 3"
+            if text == "(" and complete():
                 if words:  # a remark in brackets
-                    close_chain()
+                    close_chain(unread=operated)
                 else:
-                    terms.append(_Term("*", 0.0, False))
-            if text in "+*/" and (not terms or terms[-1].text in "+-*/("):
-                unknown = words > 0 or unknown or bool(terms)  # "x + 4"
+                    terms.append(_Term("*"))
+            if text in "+*/^" and not complete():  # it goes with something that was not read
+                unknown = True
                 if not terms:
                     continue
-            if text == "-" and not terms and words:
+            if text == "^" and words:  # 3 cm^2
                 unknown = True
-            terms.append(_Term(text, 0.0, False))
-            words = 0
+            if text == "-" and not terms and (words or plain[match.end() : match.end() + 1] == " "):
+                unknown = True
+            terms.append(_Term(text))
+            words, operated = 0, False
         elif kind == "skip":
             words += 1
         else:
-            close_chain()
+            ends = text in _CLAUSE_ENDS or (
+                text == "|" and plain[match.end() : match.end() + 1] in ("", " ")
+            )
+            close_chain(unread=not ends)
     close_chain()
     return chains
 
@@ -210,8 +301,8 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
     if left is None or right is None:
         return None
     left, right = _balanced(left), _balanced(right)
-    results = [t for t in right if t.text not in "+-*/()"]
-    operands = [t for t in left if t.text not in "+-*/()"]
+    results = [t for t in right if t.text not in _MARKS]
+    operands = [t for t in left if t.text not in _MARKS]
     if len(operands) < 2 or not results:
         return None
     if len(results) > 1 and _value(right, False) is None:
@@ -225,12 +316,20 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
                 return None
             decimals = max(len(t.text.partition(".")[2]) for t in results) + 2 * percent_right
             holds = holds or _close(computed, said, decimals)
+    if not holds and _mixes_units([*left, *right]):
+        return None
     names = tuple(_name(t) for t in operands)
     result = _name(results[0]) if len(results) == 1 else _normal_form(right)
     if len(results) == 1 and right[0].text == "-":
         result = f"-{result}"
     made = tuple(_name(t) for t in results)
     return Equation(f"{_normal_form(left)}={result}", names, result, holds, made)
+
+
+def _mixes_units(terms: Sequence[_Term]) -> bool:
+    """Whether one unit is turned into another: "1 hour + 30 minutes = 90 minutes"."""
+    signs = {t.text for t in terms if t.text in _MARKS}
+    return signs <= set("+-/()") and len({t.unit for t in terms} - {""}) > 1
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
@@ -259,7 +358,7 @@ def _name(term: _Term) -> str:
 def _balanced(terms: Sequence[_Term]) -> list[_Term]:
     """Returns the terms without unmatched brackets at the ends and without signs at the end."""
     kept = list(terms)
-    while kept and kept[-1].text in "+-*/(":
+    while kept and kept[-1].text in _OPEN:
         kept.pop()
     excess = sum(t.text == "(" for t in kept) - sum(t.text == ")" for t in kept)
     while excess > 0 and kept and kept[0].text == "(":
@@ -270,8 +369,8 @@ def _balanced(terms: Sequence[_Term]) -> list[_Term]:
 
 
 def _normal_form(terms: Sequence[_Term]) -> str:
-    signs = {t.text for t in terms if t.text in "+-*/()"}
-    names = [t.text if t.text in "+-*/()" else _name(t) for t in terms]
+    signs = {t.text for t in terms if t.text in _MARKS}
+    names = [t.text if t.text in _MARKS else _name(t) for t in terms]
     if signs in ({"+"}, {"*"}):
         sign = signs.pop()
         return sign.join(sorted(n for n in names if n != sign))
@@ -294,26 +393,35 @@ def _value(terms: Sequence[_Term], percent: bool) -> float | None:
         nonlocal place
         token = peek()
         place += 1
-        if token == "-":
-            return -factor()
         if token == "(":
             value = total()
             if peek() != ")":
                 raise ValueError
             place += 1
             return value
-        if not token or token in "+*/)":
+        if not token or token in "+-*/^)":
             raise ValueError
         term = terms[place - 1]
         return term.value / 100.0 if percent and term.percent else term.value
 
+    def power() -> float:
+        nonlocal place
+        if peek() == "-":  # -5^2 is -(5^2)
+            place += 1
+            return -power()
+        value = factor()
+        if peek() == "^":
+            place += 1
+            value = math.pow(value, power())
+        return value
+
     def product() -> float:
         nonlocal place
-        value = factor()
+        value = power()
         while peek() and peek() in "*/":
             sign = peek()
             place += 1
-            value = value * factor() if sign == "*" else value / factor()
+            value = value * power() if sign == "*" else value / power()
         return value
 
     def total() -> float:
@@ -327,6 +435,6 @@ def _value(terms: Sequence[_Term], percent: bool) -> float | None:
 
     try:
         value = total()
-    except (ValueError, ZeroDivisionError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):
         return None
     return value if place == len(terms) and math.isfinite(value) else None

@@ -123,7 +123,7 @@ def _arithmetic(steps: Sequence[str]) -> Outcome:
 def _shown(equation: Equation) -> str:
     """Returns the equation with the operands in the order of the text: "4 + 14 = 20"."""
     left, _, right = equation.key.partition("=")
-    signs = set(left) & set("+-*/()")
+    signs = set(left) & set("+-*/^()")
     if len(signs) == 1 and signs <= {"+", "*"}:  # the normal form sorts these
         left = signs.pop().join(equation.operands)
     return re.sub(r"(?<=[\w)])([-+*/])", r" \1 ", left) + f" = {right}"
