@@ -1,11 +1,11 @@
 """How far a rationale agrees with the others that count: shared numbers and shared words.
 
-C_k = sum_j w_j s(k, j) / sum_j w_j over the other rationales j of the problem, w_j how likely j's
-answer is. s is the mean of two similarities: the Jaccard index of the numbers of steps and answer,
-and the cosine of the words' tf-idf vectors, ((1 + log tf) log(N / df) over the N rationales of the
-data). Without numbers in both it is the cosine alone. Source: this project. One wrong number hardly
-changes words or hidden states, but it changes the set of numbers; where there are no numbers, words
-are all there is.
+C_k = sum_j w_j s(k, j) / sum_j w_j over the rationales j of the problem with another text, w_j how
+likely j's answer is. s is the mean of two similarities: the Jaccard index of the numbers of steps
+and answer, and the cosine of the words' tf-idf vectors, ((1 + log tf) log(N / df) over the N
+rationales of the data). Without numbers in both it is the cosine alone. Source: this project. One
+wrong number hardly changes words or hidden states, but it changes the set of numbers; where there
+are no numbers, words are all there is.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def agreement(
     """
     vectors = [_vector(r.text, *frequencies) for r in case.rationales]
     found = [_numbers(r) for r in case.rationales]
+    texts = [r.text for r in case.rationales]
     scores = []
     for k in range(len(vectors)):
         total = agreed = 0.0
         for j, weight in enumerate(weights):
-            if j != k and weight > 0:
+            if texts[j] != texts[k] and weight > 0:
                 total += weight
                 agreed += weight * _similarity(vectors[k], vectors[j], found[k], found[j])
         scores.append(agreed / total if total else 1.0)

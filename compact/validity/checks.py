@@ -2,7 +2,7 @@
 
 - `arithmetic`: an equation of the text does not hold ("4 + 14 = 20").
 - `numbers`: a number comes from nowhere. It is not in the question, is not the result of an
-  equation that holds and has known operands, and no other rationale that counts has it.
+  equation that holds and has known operands, and no rationale with another text that counts has it.
 
 A check has n opportunities in a rationale (its equations; its new numbers) and fires u times. Its
 evidence against the rationale is how unlikely that is by chance: -log P(X >= u), X a Poisson
@@ -60,8 +60,12 @@ def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
         numbers(case.prompt), numbers_in_words(case.prompt), numbers(case.gold or "")
     )
     outcomes: list[Outcomes] = []
-    for k, rationale in enumerate(case.rationales):
-        others = [(found[j], weights[j]) for j in range(len(found)) if j != k]
+    for rationale in case.rationales:
+        others = [
+            (numbers_of, weight)
+            for numbers_of, weight, other in zip(found, weights, case.rationales, strict=True)
+            if other.text != rationale.text  # a copy says nothing new
+        ]
         steps = rationale.step_texts
         outcomes.append(
             {"arithmetic": _arithmetic(steps), "numbers": _sources(steps, question, others)}
@@ -158,4 +162,4 @@ def _sources(
             support = sum(weight for theirs, weight in others if number in theirs)
             if total > 0 and support < _LEAST_SUPPORT * total:
                 failures.append((i, f"{number} is neither given nor computed, and no other has it"))
-    return Outcome(len(new), tuple(failures))
+    return Outcome(len(new) if total > 0 else 0, tuple(failures))

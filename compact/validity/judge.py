@@ -13,7 +13,8 @@ vote, and only as far as the data show that it goes with answers that others do 
 answer has the same mean. (Measured on labelled data without gold answers, against the plain vote:
 checks that cut across answers lost up to .09 of AUC, an agreement that does up to .08.)
 
-With a gold answer, a rationale of which no answer could be read has q_k = `UNREAD`.
+With a gold answer, a rationale of which no answer could be read has q_k = `UNREAD`; 0 if others
+state answers and none of them is right, for then the question is one that teachers fail at.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def _judgements(
     basis: Basis = "vote" if len(set(stated)) < len(stated) else "nothing"
     if case.gold is not None:
         basis = "gold"
-        likely = [UNREAD if a is None else q for q, a in zip(likely, answers, strict=True)]
+        unread = UNREAD if any(likely) or not stated else 0.0
+        likely = [unread if a is None else q for q, a in zip(likely, answers, strict=True)]
     # A tie has no likeliest answer: nobody is told to differ from it.
     top = max(likely)
     leaders = {a for a, q in zip(answers, likely, strict=True) if q == top}
@@ -159,7 +161,9 @@ def _judgements(
     kept = [math.exp(-sum(against.values())) for against in evidences]
     judgements = []
     for k, (share, against) in enumerate(zip(shares(case), evidences, strict=True)):
-        lower = max((q for q in likely if q < likely[k]), default=0.0)
+        lower = max(
+            (q for q, a in zip(likely, answers, strict=True) if a and q < likely[k]), default=0.0
+        )
         best = max(kept[j] for j in _same(answers, k))
         findings = _about_the_answer(answers[k], likely[k], case.gold, leading)
         findings += [

@@ -47,7 +47,7 @@ def test_numbers_from_nowhere(steps: list[str], count: int) -> None:
 
 
 def test_a_number_that_another_rationale_has_is_supported() -> None:
-    problem = case(["she has 12"], ["she has 12"], ["3 + 4 = 7"])
+    problem = case(["she has 12"], ["he has 12"], ["3 + 4 = 7"])
     assert failures(problem, "numbers") == []
     outcome = check(problem, [1.0, 0.0, 1.0])[0]["numbers"]  # a rationale that does not count
     assert [step for step, _ in outcome.failures] == [0]

@@ -54,6 +54,44 @@ def test_an_unread_answer_counts_less_than_the_gold_one_and_more_than_another() 
     assert found[2].validity == 0.0
 
 
+def test_an_unread_answer_counts_nothing_beside_wrong_ones_alone() -> None:
+    found = judge([case((WRONG, "18"), (GOOD, None)), case((GOOD, None), (WRONG, None))])
+    assert [j.validity for j in found[0]] == [0.0, 0.0]
+    assert [j.validity for j in found[1]] == [pytest.approx(UNREAD)] * 2  # nothing was read
+
+
+def test_an_unread_answer_does_not_excuse_a_wrong_step() -> None:
+    plain = [(GOOD, "16"), (FALSE, "16"), (GOOD, "16"), (GOOD, "16")]
+    many = [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
+    without, beside = (
+        judge([case(*rationales), *many])[0][1].validity
+        for rationales in (plain, [*plain, (("no idea",), None)])
+    )
+    assert beside == pytest.approx(without, rel=0.1)
+
+
+def test_copies_do_not_vouch_for_each_other() -> None:
+    """Two copies of a text with invented numbers have the weight of one."""
+    invented = ("4 + 14 = 18", "77 of 88 are 99", "18 - 2 = 16")
+    others = [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
+    one = case((GOOD, "16"), (GOOD, "16"), (invented, "16"))
+    two = case((GOOD, "16"), (GOOD, "16"), (invented, "16"), (invented, "16"))
+    two.rationales[3].text = two.rationales[2].text
+    (*_, alone), (*_, first, second) = (judge([problem, *others])[0] for problem in (one, two))
+    assert alone.validity < 0.2
+    assert first.validity + second.validity == pytest.approx(alone.validity, rel=1e-6)
+    assert first.agreement == pytest.approx(alone.agreement, rel=0.05)
+
+
+def test_a_number_without_others_to_compare_is_no_chance_to_fail() -> None:
+    """Problems with one rationale do not lower the base rate of the check."""
+    strange = ("77 of 88 are 99", "18 - 2 = 16")
+    problem = case((GOOD, "16"), (strange, "16"), (GOOD, "16"))
+    alone = judge([problem])[0][1].validity
+    among = judge([problem, *(case((strange, "16")) for _ in range(200))])[0][1].validity
+    assert among == pytest.approx(alone, rel=1e-6)
+
+
 def test_without_gold_checks_order_one_answer_but_not_across_answers() -> None:
     problem = case((GOOD, "16"), (FALSE, "16"), (GOOD, "16"), (WRONG, "18"), gold=None)
     found = judge([problem])[0]

@@ -35,9 +35,14 @@ def test_a_problem_of_invalid_rationales_is_not_used() -> None:
     assert found.used.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
 
 
-def test_a_single_rationale_has_weight_1_whatever_its_validity() -> None:
-    one = {axis: values[:1] for axis, values in AXES.items()} | {"validity": torch.zeros(1)}
-    assert make_weigher("robust").weigh(one, torch.tensor([0, 1])).weight.tolist() == [1.0]
+@pytest.mark.parametrize(("validity", "used"), [(0.0, 0.0), (1e-3, 1.0), (1.0, 1.0)])
+def test_a_single_rationale_has_weight_1_and_is_left_out_if_wrong(
+    validity: float, used: float
+) -> None:
+    one = {axis: values[:1] for axis, values in AXES.items()}
+    one["validity"] = torch.tensor([validity])
+    found = make_weigher("robust").weigh(one, torch.tensor([0, 1]))
+    assert found.weight.tolist() == [1.0] and found.used.tolist() == [used]
 
 
 def test_a_negative_validity_is_refused() -> None:
