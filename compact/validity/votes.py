@@ -34,6 +34,7 @@ _MOST = 0.95
 """Largest c_t: no teacher is beyond doubt."""
 _DOUBT = 2.0
 """Factor of the standard errors."""
+_TINY = 1e-12
 _LEAST = 0.05
 """Smallest w_t. A teacher that is mostly wrong does not vote for the other answers."""
 
@@ -169,17 +170,19 @@ def _shrunk(seen: Mapping[str, Sequence[float]], mean: float) -> dict[str, float
     known = {t: np.asarray(values) for t, values in seen.items() if values}
     if not known:
         return dict.fromkeys(seen, min(max(mean, 1.0 - _MOST), _MOST))
-    spread = np.concatenate([np.square(v - v.mean()) for v in known.values()]).mean()
+    # The variance within a teacher starts from that of answers, right or not, of which nobody is
+    # better, as if `_PRIOR` of them had been seen.
+    each = np.concatenate(list(known.values()))
+    within = sum(float(np.square(v - v.mean()).sum()) for v in known.values())
+    even = float(each.mean() * (1.0 - each.mean()))
+    spread = max((within + _PRIOR * even) / (len(each) + _PRIOR), _TINY)
     own = np.array([v.mean() for v in known.values()])
     error = _DOUBT**2 * spread / np.array([len(v) for v in known.values()])
-    if spread > 0:
-        precision = 1.0 / error
-        centre = (precision * own).sum() / precision.sum()
-        excess = (precision * (own - centre) ** 2).sum() - (len(own) - 1)
-        scale = precision.sum() - (precision**2).sum() / precision.sum()
-        between = max(excess / scale, 0.0) if scale > 0 else 0.0
-        difference = (own - centre) * between / (between + error)
-    else:
-        difference = own - own.mean()
+    precision = 1.0 / error
+    centre = (precision * own).sum() / precision.sum()
+    excess = (precision * (own - centre) ** 2).sum() - (len(own) - 1)
+    scale = precision.sum() - (precision**2).sum() / precision.sum()
+    between = max(excess / scale, 0.0) if scale > 0 else 0.0
+    difference = (own - centre) * between / (between + error)
     found = dict(zip(known, mean + difference, strict=True))
     return {t: min(max(float(found.get(t, mean)), 1.0 - _MOST), _MOST) for t in seen}

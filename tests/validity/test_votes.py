@@ -79,6 +79,18 @@ def test_teachers_that_do_not_differ_have_equal_votes(seed: int) -> None:
     assert max(weight.values()) - min(weight.values()) < 1e-9
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_vote_or_two_do_not_tell_teachers_apart(count: int) -> None:
+    weight = learn_weights([case({"a": "1", "b": "1", "c": "2"})] * count)
+    assert max(weight.values()) - min(weight.values()) < 1e-9
+
+
+def test_teachers_that_are_always_right_and_always_wrong_are_told_apart() -> None:
+    """There is no variance within them."""
+    weight = learn_weights([case({"a": "1", "b": "1", "c": "2"}, "1")] * 40)
+    assert weight["a"] == weight["b"] > 2 * weight["c"]
+
+
 def test_gold_answers_of_some_problems_teach_about_the_others() -> None:
     """A wrong majority agrees with itself; gold answers on a part of the data expose it."""
     rng = random.Random(0)
