@@ -50,13 +50,19 @@ if TYPE_CHECKING:
     from compact.weighting import Weigher, Weights
 
 MIXED = "student + teacher"
+LEAST = 0.01
+"""Smallest divergence at which the teacher takes over, in nats: below, it is rounding (ours)."""
 
 
 def switch_point(divergences: Sequence[float], factor: float, window: int) -> int | None:
-    """Returns the first token at which the teacher takes over; None if it never does."""
+    """Returns the first token at which the teacher takes over; None if it never does.
+
+    That is where the divergence is above `LEAST`, and above `factor` times the mean of the last
+    `window` tokens.
+    """
     for i, value in enumerate(divergences):
         before = divergences[max(i - window, 0) : i] or [value]
-        if value > factor * sum(before) / len(before):
+        if value > max(factor * sum(before) / len(before), LEAST):
             return i
     return None
 

@@ -22,7 +22,7 @@ from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
 from compact.validity.summary import describe
-from compact.weighting import Weigher
+from compact.weighting import Weigher, check_gold
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,32 @@ def problems_of(weigher: Weigher, dataset: Any) -> list[Problem]:
         left = f"{len(given) - len(problems)} of {len(given)}"
         logger.warning("%s: %s problems have no rationale", weigher.name, left)
     return problems
+
+
+def training_problems(
+    weigher: Weigher, strategy: Strategy, args: CompactConfig, dataset: Any
+) -> list[Problem]:
+    """Returns the problems of a dataset that weigher and strategy can train on.
+
+    A strategy that needs gold answers gets the problems that have one, with a warning.
+
+    Raises:
+        ValueError: weigher or strategy needs gold answers, and no problem has one.
+    """
+    problems = problems_of(weigher, dataset)
+    check_gold(weigher, problems)
+    if "gold" not in strategy.needs:
+        return problems
+    known = [problem for problem in problems if problem.answer is not None]
+    if not known:
+        raise ValueError(
+            f"strategy: {args.strategy} needs gold answers, and no row of the data has the field "
+            "'answer'"
+        )
+    if len(known) < len(problems):
+        left = f"{len(problems) - len(known)} of {len(problems)}"
+        logger.warning("%s: %s problems have no gold answer and are left out", args.strategy, left)
+    return known
 
 
 def encoded(

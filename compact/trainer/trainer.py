@@ -80,7 +80,7 @@ from compact.trainer.step import (
     restore_gradients,
     scale_gradients,
 )
-from compact.weighting import TOKEN_WEIGHTS, Weigher, check_gold, make_weigher
+from compact.weighting import TOKEN_WEIGHTS, Weigher, make_weigher
 
 if TYPE_CHECKING:
     import datasets
@@ -147,8 +147,7 @@ class CompactTrainer(Trainer):
         TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
         if train_dataset is not None:
-            problems = setup.problems_of(self.weigher, train_dataset)
-            check_gold(self.weigher, problems)
+            problems = setup.training_problems(self.weigher, self.strategy, args, train_dataset)
         check_not_student(Path(str(args.output_dir)), *named_students(model))
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))

@@ -36,6 +36,7 @@ def test_switch_within_two_tokens_of_a_perturbation(planted: int) -> None:
     found = switch_point(d, 3.0, 16)
     assert found is None if planted == 0 else found is not None and abs(found - planted) <= 2
     assert switch_point(d, math.inf, 16) is None and switch_point(d, 0.0, 16) == 0
+    assert switch_point([x * 1e-4 for x in d], 3.0, 16) is None  # rounding
 
 
 def white_box(strategy: AdaSwitch) -> Student:

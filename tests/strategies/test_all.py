@@ -16,6 +16,7 @@ from compact.lab.zoo import RIGHT
 from compact.report.page import render
 from compact.report.run import read_run
 from compact.strategies import STRATEGIES
+from compact.trainer.runlog import read_scores
 from helpers.commands import run
 from helpers.resuming import assert_survives_sigkill
 from helpers.toy import save_student
@@ -118,6 +119,25 @@ def test_the_report_shows_what_a_strategy_did(tmp_path: Path, name: str, told: s
     if name == "mot":  # a line for each round
         assert "branch over the steps" in method
     assert '<section id="method">' not in render(_without(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if "gold" in s.needs])
+def test_gold_answers_that_a_strategy_needs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Without any it is refused; of data with some, it gets the problems that have one."""
+    settings = _settings(name, tmp_path)
+    rows = rows_of(*TEACHERS)
+    first = rows[0]["question_id"]
+    none = [{k: v for k, v in row.items() if k != "answer"} for row in rows]
+    with pytest.raises(ValueError, match="needs gold answers, and no row of the data has the"):
+        train(tmp_path / "refused", none, **settings)
+    some = [
+        bare if row["question_id"] == first else row for row, bare in zip(rows, none, strict=True)
+    ]
+    train(tmp_path / "run", some, **settings)
+    assert f"{name}: 1 of 4 problems have no gold answer and are left out" in caplog.text
+    assert first not in read_scores(tmp_path / "run")["question_id"].to_pylist()
 
 
 def _without(folder: Path) -> Any:

@@ -69,6 +69,23 @@ def test_slopes_equal_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     assert strategy._slopes["tau"] == pytest.approx(float(log_tau.grad), abs=1e-4)
 
 
+def test_a_problem_that_does_not_train_has_no_slope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its rationales are wrong: what their gradients do says nothing about weights."""
+    g = torch.Generator().manual_seed(2)
+    pass_ = pass_of([make_problem(q, [4, 4, 4]) for q in range(2)])
+    cosines, z = torch.rand(2, 3, generator=g), torch.randn(6, generator=g)
+    usable = torch.tensor([True] * 3 + [False] * 3)
+    strategy = _strategy()
+    found = []
+    for row in (1, 0):  # other gradients of the second problem
+        _gradients(monkeypatch, torch.stack([cosines[0], cosines[row]]))
+        strategy.weigh(pass_, Weights(z, {"consensus": z}, {"consensus": z}, usable))
+        found.append(strategy._slopes)
+        strategy._slopes = dict.fromkeys(strategy._slopes, 0.0)
+    assert found[0] == pytest.approx(found[1], abs=1e-7) and found[0]["consensus"] != 0
+    assert strategy._count == 2
+
+
 def test_the_gold_set_does_not_train(tmp_path: Path) -> None:
     from compact.trainer.runlog import read_scores
 
