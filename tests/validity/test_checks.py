@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.validity.checks import MOST, Outcome, base_rates, check, evidence
+from compact.validity.checks import MISREAD, MOST, Outcome, base_rates, check, evidence
 
 PROMPT = "Mia has 3 apples and buys 4 more, then eats 5."
 
@@ -68,11 +68,9 @@ def test_without_others_nothing_comes_from_nowhere() -> None:
     assert failures(case(["so it is 42"]), "numbers") == []
 
 
-def of(count: int, chances: int) -> dict[str, Outcome]:
-    return {
-        "arithmetic": Outcome(chances, tuple((0, "") for _ in range(count))),
-        "numbers": Outcome(0, ()),
-    }
+def of(count: int, chances: int, name: str = "arithmetic") -> dict[str, Outcome]:
+    failed = Outcome(chances, tuple((0, "") for _ in range(count)))
+    return {"arithmetic": Outcome(0, ()), "numbers": Outcome(0, ()), name: failed}
 
 
 def test_rare_failures_say_more_than_common_ones() -> None:
@@ -85,9 +83,22 @@ def test_rare_failures_say_more_than_common_ones() -> None:
     assert many < 1e-3  # in a thousand equations one failure is no surprise
 
 
+def test_wrong_equations_that_are_common_are_no_misreadings() -> None:
+    """Where half of the equations fail, the teachers err."""
+    rates = {"arithmetic": 0.5, "numbers": 0.5}
+    assert (
+        evidence(of(1, 2), rates)["arithmetic"]
+        == evidence(of(1, 2), {**rates, "arithmetic": MISREAD})["arithmetic"]
+    )
+    assert (
+        evidence(of(1, 2), rates)["arithmetic"]
+        > 3 * evidence(of(1, 2, "numbers"), rates)["numbers"]
+    )
+
+
 @given(st.integers(1, 30), st.floats(1e-6, 20))
 def test_evidence_is_the_tail_of_a_poisson_variable(count: int, mean: float) -> None:
-    found = evidence(of(count, 1), {"arithmetic": mean, "numbers": 0.05})["arithmetic"]
+    found = evidence(of(count, 1, "numbers"), {"arithmetic": 0.05, "numbers": mean})["numbers"]
     terms = [math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(count, 200)]
     assert found == pytest.approx(min(-math.log(min(sum(terms), 1.0)), MOST), rel=1e-6, abs=1e-6)
 
