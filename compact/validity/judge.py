@@ -161,9 +161,7 @@ def _judgements(
     kept = [math.exp(-sum(against.values())) for against in evidences]
     judgements = []
     for k, (share, against) in enumerate(zip(shares(case), evidences, strict=True)):
-        lower = max(
-            (q for q, a in zip(likely, answers, strict=True) if a and q < likely[k]), default=0.0
-        )
+        lower = max((q for q in likely if q < likely[k]), default=0.0)
         best = max(kept[j] for j in _same(answers, k))
         findings = _about_the_answer(answers[k], likely[k], case.gold, leading)
         findings += [
