@@ -190,9 +190,11 @@ def _shown(text: str | None) -> str:
 
 
 def unified(answers: Sequence[str | None], domain: Domain, gold: str | None) -> list[str | None]:
-    """Returns the answers, each replaced by the first one that it matches; the gold one is first.
+    """Returns the answers, each replaced by the first one that it matches.
 
-    After this, two answers of the problem match if and only if their texts are equal.
+    The gold answer is first, then shorter ones: "al's nephew" and "bo's nephew" both match "nephew",
+    but not each other, and the order of the rationales must not decide. After this, two answers of
+    the problem match if and only if their texts are equal.
 
     Args:
         answers: stated answers of one problem in normal form, None where none was read.
@@ -200,11 +202,11 @@ def unified(answers: Sequence[str | None], domain: Domain, gold: str | None) -> 
         gold: the gold answer in normal form, None if there is none.
     """
     texts = [] if gold is None else [gold]
-    found: list[str | None] = []
-    for answer in answers:
-        if answer is not None and answer not in texts:
-            answer = next((text for text in texts if domain.matches(text, answer)), answer)
-            if answer not in texts:
-                texts.append(answer)
-        found.append(answer)
-    return found
+    of: dict[str | None, str | None] = {None: None}
+    distinct = {answer for answer in answers if answer is not None}
+    for answer in sorted(distinct, key=lambda text: (len(text), text)):
+        equal = (text for text in texts if text == answer or domain.matches(text, answer))
+        of[answer] = found = next(equal, answer)
+        if found not in texts:
+            texts.append(found)
+    return [of[answer] for answer in answers]

@@ -24,6 +24,7 @@ _VERB = re.compile(r"\b(?:is|are|was|were)\s+")
 _OWNER = re.compile(r"^.*?\w\]?'s?\s+")
 _OF = re.compile(r"\s+of\s.*$", re.DOTALL)
 _LABEL = re.compile(r"\W*\(?([A-Ja-j])\)(?=\W|$)")
+_NOT = re.compile(r"\b(?:not|never|no)\b|n['’]t\b")
 _MOST_WORDS = 2
 
 
@@ -37,6 +38,8 @@ def _text(answer: str) -> str:
 
 def _cores(text: str) -> list[str]:
     """Returns a statement and its shorter forms: "bob is al's nephew", "al's nephew", "nephew"."""
+    if _NOT.search(text):  # "bob is not al's nephew" says nothing of the kind
+        return [text]
     clauses = _VERB.split(text)
     # "Al is a sage and Bo is a fool" has no shorter form.
     said = clauses[-1] if len(clauses) <= 2 else text

@@ -242,6 +242,8 @@ TEXTS: list[Group] = [
             ("Final Answer: [Bob] is [Alice]'s nephew.", "bob is alice's nephew", True),
             ("Final Answer: How is Bob related to Alice?\nBob is Alice's nephew.", None, True),
             ("So Bob is the nephew of Alice.", None, True),
+            ("The answer is: Bob is not Alice's nephew.", "bob is not alice's nephew", False),
+            ("The answer is: he isn't the nephew.", "he isn't nephew", False),
             ("Bob is Alice's nephew.\nThe answer is uncle", "uncle", False),
             ("Bob is Alice's great-nephew.", "bob is alice's great-nephew", False),
             ("The answer is niece.", "niece", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from compact.answers import (
     get_domain,
     register_domain,
 )
+from compact.answers.base import unified
 
 OPTIONS = "Which?\n(A) 12\n(B) yes\n(C) 05/01/2020"
 
@@ -136,3 +138,14 @@ def test_domains_of_users_are_asked_first() -> None:
         register_domain("odd")(int)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="name must be text"):
         register_domain(" ")(Even)
+
+
+@pytest.mark.parametrize("gold", [None, "nephew", "cousin"])
+def test_the_order_of_rationales_does_not_decide_which_answers_are_equal(gold: str | None) -> None:
+    """Two longer forms match the short one, but not each other."""
+    domain = get_domain("text")()
+    texts = ["al's nephew", "bo's nephew", "nephew", "uncle", "bo is not al's nephew"]
+    for answers in itertools.permutations(texts):
+        found = dict(zip(answers, unified(answers, domain, gold), strict=True))
+        assert [found[text] for text in texts] == ["nephew"] * 3 + texts[3:]
+    assert unified(["nephew", None], domain, "bo's nephew") == ["bo's nephew", None]
