@@ -192,9 +192,9 @@ def _shown(text: str | None) -> str:
 def unified(answers: Sequence[str | None], domain: Domain, gold: str | None) -> list[str | None]:
     """Returns the answers, each replaced by the first one that it matches.
 
-    The gold answer is first, then shorter ones: "al's nephew" and "bo's nephew" both match "nephew",
-    but not each other, and the order of the rationales must not decide. After this, two answers of
-    the problem match if and only if their texts are equal.
+    The gold answer is first, then the shorter ones, whatever their order: "al's nephew" and "bo's
+    nephew" both match "nephew", but not each other. After this, two answers of the problem match if
+    and only if their texts are equal.
 
     Args:
         answers: stated answers of one problem in normal form, None where none was read.
