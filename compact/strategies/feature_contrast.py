@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compact.passes import Pass
+from compact.data.problems import text_of
+from compact.passes import EncodedProblem, Pass
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import (
@@ -123,6 +124,7 @@ class FeatureContrast(Strategy):
         self.temperature, self.dtype, self.seed = temperature, dtype, seed
         self.device: Any = "cpu"
         self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
+        self._closed: set[str] = set()  # questions with a choice of answers
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -139,10 +141,24 @@ class FeatureContrast(Strategy):
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
         """Loads the white-box models, each once."""
+        self._closed = {
+            p.question_id for p in problems if p.domain.alternatives(p.answer, text_of(p.prompt))
+        }
         self.models = load_teachers(
             "feature-contrast", self.teachers, problems, processing_class, self.device, self.dtype
         )
         return problems
+
+    def labels(self, problems: Sequence[EncodedProblem]) -> list[int]:
+        """Returns a number for each problem, equal for those with the same gold answer.
+
+        (B) of one question is not (B) of another: a choice has its question's own number.
+        """
+        answers = [
+            (p.gold, p.question_id if p.question_id in self._closed else "") for p in problems
+        ]
+        numbers = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
+        return [numbers[answer] for answer in answers]
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
         """Returns the contrasts and the soft targets of a pass."""
@@ -152,10 +168,8 @@ class FeatureContrast(Strategy):
         total = hidden.new_zeros((), dtype=torch.float32)
         places = _ends_of_reasoning(pass_, weight)
         features = own.new_zeros((len(places), own.shape[1]), dtype=torch.float32)
-        answers = {text: i for i, text in enumerate(dict.fromkeys(p.gold for p in batch.problems))}
-        labels = torch.tensor(
-            [answers[batch.problems[p].gold] for _, p, _ in places], device=own.device
-        )
+        answers = self.labels(batch.problems)
+        labels = torch.tensor([answers[p] for _, p, _ in places], device=own.device)
         tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
         for model in {id(m): m for m in self.models.values()}.values():
             mine = [self.models.get(teacher) is model for teacher in batch.teachers]

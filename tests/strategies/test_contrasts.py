@@ -178,6 +178,23 @@ def test_each_teacher_may_have_its_own_model(tmp_path: Path) -> None:
     assert torch.equal(one[1], two[1])
 
 
+def test_a_choice_is_an_answer_to_its_question_alone(tmp_path: Path) -> None:
+    """(B), yes and no mean something else in each question; 16 and Rome do not."""
+    save_student(tmp_path / "teacher")
+    tokenizer = build_tokenizer()
+    which = "Which?\n(A) red\n(B) blue"
+    asked = [("2 + 2?", "4"), ("3 + 1?", "4"), (which, "(B)"), (which + " Now?", "(B)")]
+    asked += [("Is it?", "yes"), ("Is it not?", "yes")]
+    row = {"teacher": "a", "completion": "So it is. The answer is 4."}
+    problems = load_problems(
+        [row | {"question_id": f"q{i}", "prompt": p, "answer": a} for i, (p, a) in enumerate(asked)]
+    )
+    strategy = FeatureContrast(str(tmp_path / "teacher"), dtype="float32")
+    strategy.prepare(problems, nn.Identity(), tokenizer)
+    encoded = [encode_problem(p, tokenizer, max_length=400) for p in problems]
+    assert strategy.labels(encoded) == [0, 0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
