@@ -349,7 +349,7 @@ class QuestionGraphs(Strategy):
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
         """Keeps the seed; refuses a single teacher, which has no rationale of these questions."""
-        if weigher.teacher not in (None, TEACHER):
+        if weigher.teacher is not None:
             raise ValueError(
                 f"preset must not be {args.preset} with strategy aqg, whose questions have "
                 f"rationales of the teachers {TEACHER} and {MISCONCEPTION}"
