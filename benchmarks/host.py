@@ -46,7 +46,6 @@ from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import EncodedProblem
-from compact.passes import forward as passes_forward
 from compact.passes.forward import observe
 from compact.student import Student
 from compact.trainer import CompactTrainer
@@ -151,7 +150,7 @@ class Watch(TrainerCallback):
     def of_compact(self, trainer: CompactTrainer) -> Iterator[None]:
         """Within the context, counts the time that our trainer spends in body and head."""
         body = trainer.student.body
-        head = self.around(passes_forward.linear_token_stats)
+        head = self.around(Student.token_stats)
 
         def head_of(*args: Any, **kwargs: Any) -> Any:
             stats = head(*args, **kwargs)
@@ -163,7 +162,7 @@ class Watch(TrainerCallback):
             body.register_forward_hook(self.leave),
         ]
         with (
-            mock.patch.object(passes_forward, "linear_token_stats", head_of),
+            mock.patch.object(Student, "token_stats", head_of),
             mock.patch.object(
                 trainer.accelerator, "backward", self.around_backward(trainer.accelerator.backward)
             ),

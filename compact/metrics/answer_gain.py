@@ -31,7 +31,6 @@ from compact.metrics.gain import final_level, step_gains
 from compact.passes import Pass
 from compact.passes.forward import leaf_token_offsets
 from compact.passes.segments import segment_mean
-from compact_ops import linear_token_stats
 
 RLT_EXTREME = 0.01
 """Factor of the least likely answer token and of the most surprising rationale token."""
@@ -49,15 +48,7 @@ def answer_tokens(pass_: Pass) -> tuple[Tensor, Tensor]:
     batch, student = pass_.batch, pass_.student
     if pass_.leaf_hidden is None:
         raise ValueError("answer-gain: batch must be built with leaves=True, got no answer leaves")
-    stats = linear_token_stats(
-        pass_.leaf_hidden.flatten(0, 1),
-        student.weight,
-        batch.leaf_target,
-        rows=batch.leaf_rows,
-        bias=student.bias,
-        softcap=student.softcap,
-        logit_scale=student.logit_scale,
-    )
+    stats = student.token_stats(pass_.leaf_hidden, batch.leaf_target, rows=batch.leaf_rows)
     return -stats.nll, leaf_token_offsets(batch.leaf_index, batch.leaf_step.numel())
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import EncodedProblem, EncodedRationale, Pass
-from compact_ops import linear_token_stats
 
 WINDOW = 2
 _ROWS = 32
@@ -72,14 +71,10 @@ def lalp(pass_: Pass) -> Tensor:
         output = student.body(
             input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
         )
-        nll = linear_token_stats(
-            output.last_hidden_state.flatten(0, 1),
-            student.weight,
+        nll = student.token_stats(
+            output.last_hidden_state,
             torch.tensor(target, device=device),
             rows=torch.tensor(place, device=device),
-            bias=student.bias,
-            softcap=student.softcap,
-            logit_scale=student.logit_scale,
         ).nll
         index = torch.tensor(step, device=device)
         count = torch.bincount(index, minlength=len(rows)).clamp(min=1)

@@ -21,7 +21,6 @@ from compact.metrics import TOKEN_MEAN, register
 from compact.passes import Pass
 from compact.passes.segments import places, segment_sum
 from compact.passes.transfer import put
-from compact_ops import linear_token_stats
 
 
 def _counted(ids: Tensor, pass_: Pass) -> Tensor:
@@ -50,15 +49,7 @@ def _prompts(pass_: Pass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem, place = places(offsets, len(ids))
     rows = last[problem] - lengths[problem] + 1 + place
     inner = place > 0
-    stats = linear_token_stats(
-        pass_.hidden.flatten(0, 1),
-        student.weight,
-        ids[inner],
-        rows=rows[inner] - 1,
-        bias=student.bias,
-        softcap=student.softcap,
-        logit_scale=student.logit_scale,
-    )
+    stats = student.token_stats(pass_.hidden, ids[inner], rows=rows[inner] - 1)
     nll = stats.nll.new_zeros(ids.shape)
     nll[inner] = stats.nll
     return rows, ids, nll, offsets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from compact.passes.segments import segment_mean
 from compact.passes.transfer import put
 from compact.passes.types import Batch, Block, EncodedProblem, OptionLeaves, Pass
 from compact.student import Student, learned_positions
-from compact_ops import GoldAnswers, TokenStats, linear_token_stats
+from compact_ops import GoldAnswers, TokenStats
 
 
 def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: bool = True) -> None:
@@ -120,14 +119,8 @@ def run_pass(
         ValueError: a tree has more tokens on a path than the student's attention reaches.
     """
     hidden, leaf_hidden = _hidden_states(student, batch)
-    stats_of = partial(
-        linear_token_stats,
-        bias=student.bias,
-        softcap=student.softcap,
-        logit_scale=student.logit_scale,
-    )
-    live = stats_of(
-        *student.head_inputs(hidden.flatten(0, 1)),
+    live = student.token_stats(
+        hidden,
         batch.target,
         rows=batch.rows,
         gold=_gold_answers(batch),
@@ -143,8 +136,7 @@ def run_pass(
             """Returns [count] the mean log-likelihood of the target tokens of each leaf."""
             if leaf_hidden is None or not count:
                 return live.nll.new_zeros(count)
-            inputs = student.head_inputs(leaf_hidden.flatten(0, 1))
-            asked = stats_of(*inputs, target, rows=rows)
+            asked = student.token_stats(leaf_hidden, target, rows=rows)
             return segment_mean(-asked.nll, leaf_token_offsets(index, count))
 
         leaf_logp = mean_logp(

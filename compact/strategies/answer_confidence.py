@@ -26,7 +26,6 @@ from compact.passes.transfer import put
 from compact.strategies.base import Means, Strategy, register_strategy
 from compact.strategies.white_box import load_teachers, teacher_states
 from compact.weighting.muki import margin_of
-from compact_ops import linear_token_stats
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -124,13 +123,6 @@ def confidences(problem: EncodedProblem, models: Mapping[str, Student]) -> dict[
         if not len(answer):
             found[rationale.teacher] = 0.0
             continue
-        nll = linear_token_stats(
-            states[rationale.marker :],
-            teacher.weight,
-            answer,
-            bias=teacher.bias,
-            softcap=teacher.softcap,
-            logit_scale=teacher.logit_scale,
-        ).nll
+        nll = teacher.token_stats(states[rationale.marker :], answer).nll
         found[rationale.teacher] = float((-nll.float().mean()).exp())
     return found

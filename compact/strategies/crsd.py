@@ -31,7 +31,6 @@ from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import completion_states, divergence
-from compact_ops import linear_token_stats
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -128,14 +127,7 @@ class Crsd(Strategy):
             means.add("kl", float(part.detach()) / len(alone), len(alone))
             total = total + self.kl * part
         if self.label:
-            nll = linear_token_stats(
-                states,
-                student.weight,
-                short.target,
-                bias=student.bias,
-                softcap=student.softcap,
-                logit_scale=student.logit_scale,
-            ).nll
+            nll = student.token_stats(states, short.target).nll
             part = (alpha * segment_mean(nll, short.token_offsets)).sum()
             means.add("answer nll", float(part.detach()) / len(alone), len(alone))
             total = total + self.label * part

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compact.student.internals import is_checkpointed, version_of
+from compact_ops import TokenStats, linear_token_stats
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,23 @@ class Student:
         if self._cast.get("state") != state:
             self._cast.update(state=state, weight=weight.to(dtype))
         return hidden.to(dtype), self._cast["weight"]
+
+    def token_stats(self, hidden: Tensor, target: Tensor, **options: Any) -> TokenStats:
+        """Returns the statistics of tokens under this head.
+
+        Args:
+            hidden: [..., H] final hidden states.
+            target: [M] token ids; as all options, see `compact_ops.linear_token_stats`.
+            options: its other arguments, but those of the head.
+        """
+        return linear_token_stats(
+            *self.head_inputs(hidden.flatten(0, -2)),
+            target,
+            bias=self.bias,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            **options,
+        )
 
     @property
     def trains_head(self) -> bool:

@@ -34,7 +34,7 @@ def trained(folder: Path, preset: str, **settings: Any) -> tuple[dict[str, Tenso
         The trained weights, and the `token_weight` that each pass gave to the operator of the head.
     """
     told: list[Any] = []
-    plain = forward.linear_token_stats
+    plain = Student.token_stats
 
     def spied(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("gold") is not None and torch.is_grad_enabled():
@@ -56,7 +56,7 @@ def trained(folder: Path, preset: str, **settings: Any) -> tuple[dict[str, Tenso
     model = build_model(tokenizer, 0, hidden=32, layers=1)
     run = CompactTrainer(model, args, ROWS, processing_class=tokenizer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "linear_token_stats", spied)
+        patch.setattr(Student, "token_stats", spied)
         run.train()
     return {name: value.detach() for name, value in model.state_dict().items()}, told
 
