@@ -14,12 +14,12 @@ from torch import Tensor
 from compact.metrics import register
 from compact.metrics.gain import final_level
 from compact.passes import Pass
+from compact.passes.segments import segment_softmax
 
 
 def gold_weights(pass_: Pass) -> Tensor:
     """Returns [R] w = softmax of I_n over the rationales of each problem."""
-    parts = final_level(pass_).split(pass_.batch.counts)
-    return torch.cat([part.softmax(0) for part in parts])
+    return segment_softmax(final_level(pass_), pass_.batch.counts)
 
 
 def cue_states(pass_: Pass) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,11 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     """Returns the means [n, ...] of values [offsets[-1], ...] per segment; 0 if it is empty."""
     sizes = offsets.diff().clamp(min=1).to(values.dtype)
     return segment_sum(values, offsets) / sizes.reshape(-1, *[1] * (values.dim() - 1))
+
+
+def segment_softmax(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns the softmax of values [sum of sizes] over each segment; the sizes are on the host."""
+    return torch.cat([part.softmax(0) for part in values.split(sizes)])
 
 
 def segment_max(values: Tensor, offsets: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from compact.answers import normalise_answer
 from compact.passes import Pass
+from compact.passes.segments import segment_softmax
 from compact.passes.transfer import put
 from compact.weighting.policies import StatefulPolicy, register_policy
 
@@ -101,13 +102,12 @@ class _Muki(StatefulPolicy):
         return {"confidence": put(values, pass_.batch.problem)}
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
-        counts = pass_.batch.counts
-        parts = scores["confidence"].split(counts)
-        alpha = torch.cat([(part / self.tau).softmax(0) for part in parts])
+        confidence, counts = scores["confidence"], pass_.batch.counts
+        alpha = segment_softmax(confidence / self.tau, counts)
         if not self.margin:
             return alpha
         mean = self.sum / self.count if self.sum > 0 else 1.0
-        margins = torch.stack([margin_of(part) for part in parts]) / mean
+        margins = torch.stack([margin_of(part) for part in confidence.split(counts)]) / mean
         return alpha * margins[pass_.batch.problem]
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:

@@ -24,7 +24,13 @@ from torch import Tensor
 from compact.metrics import get_metric
 from compact.metrics.answer import answer_share
 from compact.passes import Batch, Needs, Pass
-from compact.passes.segments import segment_max, segment_mean, segment_of, segment_sum
+from compact.passes.segments import (
+    segment_max,
+    segment_mean,
+    segment_of,
+    segment_softmax,
+    segment_sum,
+)
 from compact.passes.transfer import put
 from compact.registry import Registry
 
@@ -158,8 +164,7 @@ def softmax_nll(tau: float = 1.0) -> Policy:
     """Weights softmax_k(-NLL_k / tau), NLL_k the mean nll over the rationale's tokens."""
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        score = -_mean_nll(pass_) / tau
-        return torch.cat([part.softmax(0) for part in score.split(pass_.batch.counts)])
+        return segment_softmax(-_mean_nll(pass_) / tau, pass_.batch.counts)
 
     return policy
 
@@ -174,8 +179,7 @@ def ca_mkd() -> Policy:
     """
 
     def policy(pass_: Pass, _: int) -> Tensor:
-        parts = _mean_nll(pass_).split(pass_.batch.counts)
-        return _complement(torch.cat([part.softmax(0) for part in parts]), pass_)
+        return _complement(segment_softmax(_mean_nll(pass_), pass_.batch.counts), pass_)
 
     return policy
 
