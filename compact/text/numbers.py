@@ -9,9 +9,9 @@ _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 
 # A number: optional sign, thousands separators, decimals, a fraction (3/4), a mixed number
 # (1 1/2), an exponent (1.5e-3). Parts of a date (05/01/2020), of a time or ratio (3:30), and of a
-# version or section number (1.2.3) are not numbers.
+# version or section number (1.2.3) are not numbers. Scripts without spaces may stand before one.
 NUMBER = re.compile(
-    r"(?<![\w.])(?<!\d[:/])[-−]?"
+    r"(?<![A-Za-z\u00c0-\u024f\d_.])(?<!\d[:/])[-−]?"
     r"(?:\d{1,6}[ ]\d{1,6}/\d{1,6}"
     rf"|{_WHOLE}?(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)"
     r"(?<=\d)(?!\d)(?![:/.]\d)"

@@ -73,7 +73,7 @@ _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
 _CUT = re.compile(
     r"\n+"
     r"|(?<![.!?;])[.!?;]+[\"')\]]*\s+(?=[^a-z\s])"
-    r"|[.!?](?=[A-Z][a-z])"
+    r"|[.!?](?=[A-Z][a-z])|[。！？]+"
     r"|(?<!\s)\s+(?=(?i:step\s+\d))"
     r"|,\s+(?=(?:so(?!\s+(?:that|many|much|far)\b)|then|therefore|thus|hence|consequently|finally)\b)"
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compact.text.numbers import numbers_in_words
+from compact.text.numbers import NUMBER, numbers_in_words
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,11 @@ from compact.text.numbers import numbers_in_words
 )
 def test_numbers_in_words(text: str, wanted: tuple[str, ...]) -> None:
     assert numbers_in_words(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("答案是16。", ["16"]), ("x16 und é16", []), ("16個、-3個", ["16", "-3"]), ("v1.2.3", [])],
+)
+def test_numbers_may_follow_scripts_without_spaces(text: str, found: list[str]) -> None:
+    assert NUMBER.findall(text) == found

@@ -25,6 +25,7 @@ def texts(text: str) -> list[str]:
         ("It costs 3.50 dollars. Twice is 7.00.", ["It costs 3.50 dollars.", "Twice is 7.00."]),
         ("That is 1,450.75 in all. Good.", ["That is 1,450.75 in all.", "Good."]),
         ("Then 2.5.Next is 3.", ["Then 2.5.", "Next is 3."]),
+        ("一共有18个。拿走2个！剩下16个", ["一共有18个。", "拿走2个！", "剩下16个"]),
         (
             "Mr. Smith buys 3 lbs. of coffee. He pays.",
             ["Mr. Smith buys 3 lbs. of coffee.", "He pays."],
