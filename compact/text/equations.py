@@ -39,20 +39,34 @@ class Equation(NamedTuple):
 _SIGNS = {
     **{"×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\*": "*", "÷": "/", "⁄": "/"},
     **{"−": "-", "–": "-", "²": "^2", "³": "^3", "[": "(", "]": ")", "{": "(", "}": ")"},
-    **{r"\$": "$", r"\%": "%", r"\times": "*", r"\cdot": "*", r"\div": "/", "&": " "},
+    **{
+        r"^(\circ)": "°",
+        r"^\circ": "°",
+        r"\$": "$",
+        r"\%": "%",
+        r"\times": "*",
+        r"\cdot": "*",
+        r"\div": "/",
+        "&": " ",
+    },
 }
 _LATEX_SPACES = re.compile(r"\\(?:left|right|[,;!() ])")
 _LATEX_BREAKS = re.compile(r"\\(?:Rightarrow|implies|iff|quad|qquad|therefore|\\|[\[\]])")
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
+_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed)\s*\{([^{}]*)\}")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # 2 + 3 = <<2+3=5>>5
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)(\d))")
+_LATEX_MIXED = re.compile(r"(?<![\d.])(\d+) ?\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")
+_DIVISOR = re.compile(r"(÷|\\div|/|\^) ?(\([^()]{1,40}\)/\([^()]{1,40}\)|(?<=[÷v]) ?\d+/\d+)")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _POWER = re.compile(r"(?<=[\d)]) ?\*\* ?(?=[\d(-])")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\[!,]|,|\{,\})(?=\d{3}(?!\d))")
 _BULLET = re.compile(r"^\s*[-*•]\s+(?=[-\d$A-Za-z(\\])")  # a space follows, so it is no minus sign
 _LIST_NUMBER = re.compile(
-    r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$))", re.IGNORECASE
+    r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$)"
+    r"|\(?[a-z]\)\s)",
+    re.IGNORECASE,
 )
 _CONJUNCTIONS = (
     "and|or|so|then|while|whereas|but|where|when|if|since|because|thus|hence|therefore|giving|gives"
@@ -67,11 +81,13 @@ _OPERATIONS = (
 )
 _LINKS = frozenset(("the", "by", "than"))  # "divided by 2", "the root of the 16"
 _TOKEN = re.compile(
-    r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # a time, 3rd, 5-year
+    r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d{1,2}\s?(?:[ap]\.?m|[AP]\.?M)\b"  # a time
+    r"|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # 3rd, 5-year
     r"|(?P<unknown>\d*[A-Za-z]+_\(?\w+\)?"  # a_1
     r"|\d+(?:\.\d+)?[a-zA-Z]\b(?!\.)|(?<=\))[a-zA-Z]\b"  # 2x, (1/2)x
     r"|\d+(?![xX]\d)[A-Za-z]+\d\w*|(?<![\d)%])(?<![\d)%]\s)[A-Za-z]+\d\w*"  # 0b11, x1
-    r"|[A-Za-z]+(?=\()|(?<=[\d)])!|_+|\?)"  # f(3), 5!
+    r"|\d+\.\d+[A-Za-z]+\d\w*"  # 1.5e3
+    r"|[A-Za-z]+(?=\()|(?<=[\d)])(?:!|\s?(?:\.{3}|…)(?=\s?[(\d]))|_+|\?)"  # f(3), 5!, (2)...(9)
     r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?P<percent>\s?%)?"
     r"|(?P<of>\bof\b)"
     r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
@@ -85,41 +101,25 @@ _OPEN = "+-*/^("
 """After these an expression goes on."""
 _MARKS = _OPEN + ")"
 _CLAUSE_ENDS = frozenset(",;:.!\"'“”‘’«»…→⇒∴✓✔#`")
-_MEASURES: dict[str, tuple[str, ...]] = {
-    "second": ("seconds", "sec", "secs", "s"),
-    "minute": ("minutes", "min", "mins"),
-    "hour": ("hours", "hr", "hrs", "h"),
-    "day": ("days",),
-    "week": ("weeks",),
-    "month": ("months",),
-    "year": ("years", "yr", "yrs"),
-    "millimeter": ("millimeters", "mm"),
-    "centimeter": ("centimeters", "cm"),
-    "meter": ("meters", "metre", "metres", "m"),
-    "kilometer": ("kilometers", "km"),
-    "inch": ("inches", "in"),
-    "foot": ("feet", "ft"),
-    "yard": ("yards", "yd"),
-    "mile": ("miles", "mi"),
-    "milligram": ("milligrams", "mg"),
-    "gram": ("grams", "g"),
-    "kilogram": ("kilograms", "kg"),
-    "ounce": ("ounces", "oz"),
-    "pound": ("pounds", "lb", "lbs"),
-    "ton": ("tons",),
-    "milliliter": ("milliliters", "ml", "mL"),
-    "liter": ("liters", "litre", "litres", "l", "L"),
-    "cup": ("cups",),
-    "pint": ("pints",),
-    "quart": ("quarts",),
-    "gallon": ("gallons",),
-    "dollar": ("dollars", "$"),
-    "cent": ("cents", "¢"),
-    "penny": ("pennies",),
-    "nickel": ("nickels",),
-    "dime": ("dimes",),
+_MEASURES = {
+    "time": "second seconds sec secs s|minute minutes min mins|hour hours hr hrs h|day days"
+    "|week weeks|month months|year years yr yrs|millisecond milliseconds ms|nanosecond ns",
+    "length": "millimeter millimeters mm|centimeter centimeters cm|meter meters metre metres m"
+    "|kilometer kilometers km|inch inches in|foot feet ft|yard yards yd|mile miles mi|nanometer nm",
+    "mass": "milligram milligrams mg|gram grams g|kilogram kilograms kg|ounce ounces oz"
+    "|pound pounds lb lbs|ton tons",
+    "volume": "milliliter milliliters ml mL|liter liters litre litres l L|cup cups|pint pints pt"
+    "|quart quarts qt|gallon gallons gal|tablespoon tablespoons tbsp|teaspoon teaspoons tsp",
+    "money": "dollar dollars $|cent cents ¢|penny pennies|nickel nickels|dime dimes",
 }
-_UNITS = {name: unit for unit, names in _MEASURES.items() for name in (unit, *names)}
+_UNITS = {
+    name: (dimension, names.split()[0])
+    for dimension, units in _MEASURES.items()
+    for names in units.split("|")
+    for name in names.split()
+}
+_FIRST = {_UNITS[name] for name in ("year", "week", "day", "hour", "minute", "foot", "pound")}
+"""Units that a smaller one may follow."""
 
 
 class _Term(NamedTuple):
@@ -129,13 +129,13 @@ class _Term(NamedTuple):
         text: a sign or bracket, or the digits of a number.
         value: the number as written, not divided by 100 for "%"; 0 for a sign.
         percent: whether "%" follows the number.
-        unit: what it measures, as in `_MEASURES`; "" for anything else.
+        unit: dimension and unit, as in `_UNITS`; None for anything else.
     """
 
     text: str
     value: float = 0.0
     percent: bool = False
-    unit: str = ""
+    unit: tuple[str, str] | None = None
 
 
 @lru_cache(maxsize=65536)
@@ -160,9 +160,9 @@ def equations(text: str) -> tuple[Equation, ...]:
     """
     found: list[Equation] = []
     for chain in _chains(_plain(text)):
-        for left, right in zip(chain[:-1], chain[1:], strict=True):
+        for i, (left, right) in enumerate(zip(chain[:-1], chain[1:], strict=True)):
             equation = _equation(left, right)
-            if equation is not None and not equation.holds:
+            if equation is not None and not equation.holds and i + 2 < len(chain):
                 ran_on = _equation(left, right[:1] if right else None)
                 equation = ran_on if ran_on is not None and ran_on.holds else equation
             if equation is not None:
@@ -173,7 +173,8 @@ def equations(text: str) -> tuple[Equation, ...]:
 def _plain(text: str) -> str:
     """Removes LaTeX, Markdown, list numbers and thousands separators; writes signs as + - * / ^."""
     text = _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text.replace(r"\*", "*")))
-    text = _THOUSANDS.sub("", _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", text))
+    text = _LATEX_MIXED.sub(r"\1 \2/\3", _THOUSANDS.sub("", _CALCULATOR.sub("", text)))
+    text = _DIVISOR.sub(r"\1(\2)", _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", text))
     text = _VULGAR.sub(lambda one: " " + unicodedata.normalize("NFKC", one.group()), text)
     text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", text))
     for sign, plain in _SIGNS.items():
@@ -185,7 +186,7 @@ def _plain(text: str) -> str:
 def _as_sum(mixed: re.Match[str]) -> str:
     """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is not a mixed number."""
     whole, above, below = mixed.groups()
-    return f"({whole}+{above}/{below})" if int(above) < int(below) else mixed.group()
+    return f"({whole}+{above}/{below})" if float(above) < float(below) else mixed.group()
 
 
 def _chains(plain: str) -> list[list[list[_Term] | None]]:
@@ -222,16 +223,20 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
         after = plain[match.end() : match.end() + 2].lstrip()[:1]
         if kind in ("number", "percent"):
             if complete():  # two numbers with no sign in between
-                close_chain(unread=operated or words == 0)
+                if words == 1 and terms[-1].unit in _FIRST:  # 1 hour 15 minutes
+                    unknown = True
+                last = plain[: match.start()].rstrip(" $")[-3:]
+                counted = words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
+                close_chain(unread=operated or counted or words == 0)
             elif words and not terms and chain:  # "= she has 5": words between "=" and the number
                 close_chain(unread=operated)
             unknown = unknown or operated  # "half of 10"
-            unit = _UNITS.get(before, "")
+            unit = _UNITS.get(before)
             number = match["number"]
             terms.append(_Term(number, float(number), bool(match["percent"]), unit))
             words, operated = 0, False
         elif kind == "word" or (kind == "operation" and before == "/"):
-            unit = _UNITS.get(text, _UNITS.get(text.lower(), ""))
+            unit = _UNITS.get(text, _UNITS.get(text.lower()))
             counted = complete() and words == 0
             if is_open() and before and before in "/-" and text not in ("x", "y", "n"):
                 terms.pop()  # "ounces/gallon": a unit, not a division
@@ -241,6 +246,8 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
                 terms[-1] = terms[-1]._replace(unit=unit)
             elif len(text) == 1 and text not in "aAI" and (counted or after in set("+-*/^=(")):
                 unknown = True  # a variable
+            if text in ("is", "equals", "makes") and chain and len(terms) > 2:
+                unknown = True  # computed aloud: "= 4 + 5 is 9"
             words += 1
             operated = operated and text.lower() in _LINKS
             if words > _MOST_UNIT_WORDS and terms:
@@ -254,10 +261,12 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
         elif kind == "unknown":
             if text == "?" and not terms and chain:  # "25 * 14 = ?"
                 close_chain()
+            if after == "(" and words and complete():  # another expression: "3 is sqrt(9)"
+                close_chain()
             unknown = True
         elif kind in ("times", "of"):
             share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
-            if complete() and (kind == "times" or share):
+            if complete() and (kind == "times" or (share and not words)):
                 terms.append(_Term("*"))
                 words = 0
             elif kind == "of":
@@ -285,9 +294,13 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
         elif kind == "skip":
             words += 1
         else:
-            ends = text in _CLAUSE_ENDS or (
-                text == "|" and plain[match.end() : match.end() + 1] in ("", " ")
-            )
+            following = plain[match.end() : match.end() + 1]
+            ends = text in _CLAUSE_ENDS or (text == "|" and following in ("", " "))
+            if text == ",":
+                ends = not (before.isdecimal() and following.isdecimal())  # 203,75
+            beside = text == "\\" or (text in "√π" and (before == ")" or before.isdecimal()))
+            factor = complete() and not words and beside and following not in ("", " ")  # 4√2
+            unknown = unknown or factor or (not ends and (is_open() or text == ","))
             close_chain(unread=not ends)
     close_chain()
     return chains
@@ -299,6 +312,8 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
     None if the left side has fewer than two numbers, or if a side has no value.
     """
     if left is None or right is None:
+        return None
+    if _excess(left) < 0 or _excess(right) > 0:  # a part of "(4, 3 + 6) = (4, 9)"
         return None
     left, right = _balanced(left), _balanced(right)
     results = [t for t in right if t.text not in _MARKS]
@@ -315,8 +330,10 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
             if computed is None or said is None:
                 return None
             decimals = max(len(t.text.partition(".")[2]) for t in results) + 2 * percent_right
-            holds = holds or _close(computed, said, decimals)
-    if not holds and _mixes_units([*left, *right]):
+            # 2/5 is no rounded value: 1/2 + 1/3 = 2/5 does not hold.
+            exact = decimals == 0 and len(results) > 1
+            holds = holds or _close(computed, said, None if exact else decimals)
+    if not holds and (_mixes_units([*left, *right]) or _mixes_percent(left)):
         return None
     names = tuple(_name(t) for t in operands)
     result = _name(results[0]) if len(results) == 1 else _normal_form(right)
@@ -329,7 +346,14 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
 def _mixes_units(terms: Sequence[_Term]) -> bool:
     """Whether one unit is turned into another: "1 hour + 30 minutes = 90 minutes"."""
     signs = {t.text for t in terms if t.text in _MARKS}
-    return signs <= set("+-/()") and len({t.unit for t in terms} - {""}) > 1
+    units = {t.unit for t in terms if t.unit is not None}
+    return not signs <= set("*()") and len(units) > len({dimension for dimension, _ in units})
+
+
+def _mixes_percent(terms: Sequence[_Term]) -> bool:
+    """Whether a share is taken of what it is added to: "$50 - 20% = $40"."""
+    shares = {t.percent for t in terms if t.text not in _MARKS}
+    return len(shares) > 1 and {t.text for t in terms if t.text in _MARKS} <= set("+-")
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
@@ -337,14 +361,16 @@ def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
     return (False, True) if any(term.percent for term in terms) else (False,)
 
 
-def _close(computed: float, said: float, decimals: int) -> bool:
-    """Whether `said` equals `computed`, exactly or rounded up or down to `decimals`.
+def _close(computed: float, said: float, decimals: int | None) -> bool:
+    """Whether `said` equals `computed`, or is that rounded up or down to `decimals`, if not None.
 
     A value that needs no rounding must be exact: 0.1 + 0.2 = 0.4 does not hold.
     """
     error = abs(computed - said)
     if error <= 1e-6 * max(1.0, abs(computed)):
         return True
+    if decimals is None:
+        return False
     unit = 10.0**-decimals
     rounded = abs(computed - round(computed, decimals)) > 1e-6 * unit
     return rounded and error < unit
@@ -355,17 +381,22 @@ def _name(term: _Term) -> str:
     return term.text if number is None else format_number(number)
 
 
+def _excess(terms: Sequence[_Term]) -> int:
+    """Returns how many more brackets open than close."""
+    return sum(t.text == "(" for t in terms) - sum(t.text == ")" for t in terms)
+
+
 def _balanced(terms: Sequence[_Term]) -> list[_Term]:
     """Returns the terms without unmatched brackets at the ends and without signs at the end."""
-    kept = list(terms)
-    while kept and kept[-1].text in _OPEN:
-        kept.pop()
-    excess = sum(t.text == "(" for t in kept) - sum(t.text == ")" for t in kept)
-    while excess > 0 and kept and kept[0].text == "(":
-        kept, excess = kept[1:], excess - 1
-    while excess < 0 and kept and kept[-1].text == ")":
-        kept, excess = kept[:-1], excess + 1
-    return kept
+    first, end = 0, len(terms)
+    while end and terms[end - 1].text in _OPEN:
+        end -= 1
+    excess = _excess(terms[:end])
+    while excess > 0 and first < end and terms[first].text == "(":
+        first, excess = first + 1, excess - 1
+    while excess < 0 and first < end and terms[end - 1].text == ")":
+        end, excess = end - 1, excess + 1
+    return list(terms[first:end])
 
 
 def _normal_form(terms: Sequence[_Term]) -> str:

@@ -34,6 +34,10 @@ _PRIOR = {"arithmetic": (0.01, 20.0), "numbers": (0.05, 20.0)}
 CHECKS = tuple(_PRIOR)
 _KNOWN = frozenset(("0", "1", "2", "100"))
 """Numbers that need no source: halves, doubles, percentages."""
+_OTHER_ARITHMETIC = re.compile(
+    r"\bp?mod\b|\bmodulo\b|≡|\\equiv|\bbinary\b|\bbase[ -]\d", re.IGNORECASE
+)
+"""A text with this may say 3 * 5 = 1 (mod 7) and be right."""
 _LEAST_SUPPORT = 0.05
 """A number is supported if this share of the other rationales, by weight, has it."""
 
@@ -121,6 +125,8 @@ def _found_numbers(steps: Sequence[str]) -> frozenset[str]:
 
 
 def _arithmetic(steps: Sequence[str]) -> Outcome:
+    if any(_OTHER_ARITHMETIC.search(step) for step in steps):
+        return Outcome(0, ())
     count, failures = 0, []
     for i, step in enumerate(steps):
         for equation in equations(step):

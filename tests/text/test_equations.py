@@ -72,6 +72,17 @@ from compact.text.equations import equations, numbers
         ("50 feet/second * 2 = 90", "2*50=90", False),
         ("2 hours * 60 minutes = 100 minutes", "2*60=100", False),
         ("3 km + 2 km = 6 km", "2+3=6", False),
+        (r"\$500 + \$700 = \$1,\!200", "500+700=1200", True),
+        ("She has 5 apples (3 + 2 = 6)", "2+3=6", False),
+        ("120 miles / 2 hours = 50 mph", "120/2=50", False),
+        ("$12 + $15 = $28 in total", "12+15=28", False),
+        ("He saves $1,000 - $100 = $800 in 12 months", "1000-100=800", False),
+        (r"18 \div \frac{2}{3} = 27", "18/((2)/(3))=27", True),
+        (r"8 \frac{1}{2} + 1 = 9.5", "(8+1/2)+1=9.5", True),
+        ("1/2 + 1/3 = 2/5", "1/2+1/3=2/5", False),  # a fraction is not rounded
+        ("10-3=<<10-3=8>>8", "10-3=8", False),
+        ("(a) 2 + 2 = 5", "2+2=5", False),
+        (r"2 + 2 = 5$, \text{so}", "2+2=5", False),
     ],
 )
 def test_equation(text: str, key: str | None, holds: bool) -> None:
@@ -138,6 +149,19 @@ def test_running_on_is_read_as_beginning_anew() -> None:
         "1/2 hour = 30 minutes",
         "0^(0-1) + 1 = 1",
         "10^400 + 1 = 1",
+        "(4, 3+6) = (4, 9)",
+        "500 nm / 2.54 m = 1.97",
+        "$50 - 20% = $40",
+        r"24 - 8 = 4\sqrt{16}",
+        "24 - 8 = 4√16",
+        r"-10 + 3 = 7^{\circ}F + 1",
+        "45 + 30 = 1 hour 15 minutes",
+        "9 AM + 4 = 1 PM",
+        "1.5e3 * 2 = 3000",
+        "(100-2)...(100-99)(100-101) = 0",
+        "$203,75 + $1 = 3",
+        "3 groups of 5 - 2 = 13",
+        f"1 {'9' * 5000}/{'9' * 5000}",
     ],
 )
 def test_no_equation(text: str) -> None:

@@ -27,6 +27,11 @@ def failures(problem: Any, name: str, k: int = 0) -> list[tuple[int, str]]:
     return list(check(problem, [1.0] * len(problem.rationales))[k][name].failures)
 
 
+@pytest.mark.parametrize("where", ["3 * 5 = 1 (mod 7)", r"Work \pmod{7}.", "In base 2:", "binary"])
+def test_other_arithmetic_is_not_checked(where: str) -> None:
+    assert failures(case(["10 + 10 = 100", where]), "arithmetic") == []
+
+
 def test_an_equation_that_does_not_hold_is_named() -> None:
     found = failures(case(["3 + 4 = 7 apples", "7 - 5 = 3"]), "arithmetic")
     assert found == [(1, "7 - 5 = 3 does not hold")]
