@@ -225,9 +225,9 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
             if complete():  # two numbers with no sign in between
                 if words == 1 and terms[-1].unit in _FIRST:  # 1 hour 15 minutes
                     unknown = True
-                last = plain[: match.start()].rstrip(" $")[-3:]
-                counted = words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
-                close_chain(unread=operated or counted or words == 0)
+                last = plain[max(match.start() - 5, 0) : match.start()].rstrip(" $")[-3:]
+                linked = words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
+                close_chain(unread=operated or linked or words == 0)
             elif words and not terms and chain:  # "= she has 5": words between "=" and the number
                 close_chain(unread=operated)
             unknown = unknown or operated  # "half of 10"
