@@ -234,14 +234,12 @@ PAGE = """# What does weighing teachers cost over plain SFT?
 
 **{answer}**
 
-{machines}
-
-Plain SFT means: each of the K rationales is a padded row of its own, the loss is transformers', and
-LoRA of rank {rank} trains the student. COMPACT reads the question once for all K rationales and
-runs the head on completion tokens only, without ever holding their logits: that pays for the
-weights. With one teacher there is nothing to share and nothing to weigh. The longer the question,
-the more is saved. "Leaves": after every step the student is asked how likely the gold answer is, as
-the default preset `robust` wants it; without, any policy that does not ask.
+{machines}Plain SFT means: each of the K rationales is a padded row of its own, the loss is
+transformers', and LoRA of rank {rank} trains the student. COMPACT reads the question once for all K
+rationales and runs the head on completion tokens only, without ever holding their logits: that pays
+for the weights. With one teacher there is nothing to share and nothing to weigh. The longer the
+question, the more is saved. "Leaves": after every step the student is asked how likely the gold
+answer is, as the default preset `robust` wants it; without, any policy that does not ask.
 
 Written by `python -m benchmarks.cost` from `benchmarks/results`; do not edit.
 
@@ -319,7 +317,9 @@ def answer(results: Results) -> str:
 
 
 def machines(results: Results) -> str:
-    """Returns how a step with four teachers differs by machine."""
+    """Returns how a step with four teachers differs by machine; "" if none was measured."""
+    if not results.steps:
+        return ""
     found = {
         name: [
             one.figure(name, "median_s") / one.figure("sft", "median_s") for one in results.steps
@@ -330,7 +330,7 @@ def machines(results: Results) -> str:
     return (
         f"Machines differ: on {len(results.steps)} of them, one real question with four rationales "
         f"took {without} of plain SFT's time, {leaves} with leaves ([case `step`]"
-        "(results/benchmarks.md))."
+        "(results/benchmarks.md)).\n\n"
     )
 
 

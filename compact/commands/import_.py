@@ -15,7 +15,7 @@ from compact.data.problems import Problem, load_problems
 from compact.files import check_output, write_whole
 
 EPILOG = """example:
-  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl \
+  compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl \\
       --test_out test.jsonl
 
 Files: JSON lines, a JSON array, CSV, Parquet, or hub:OWNER/NAME[:CONFIG][@SPLIT].

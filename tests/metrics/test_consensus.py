@@ -32,6 +32,7 @@ def told(seed: int, texts: list[list[str]], answers: list[str | None]) -> Encode
             r,
             steps=tuple((2 * i, 2 * i + 2) for i in range(len(mine))),
             step_texts=tuple(mine),
+            text=" ".join(mine),
             spaced=(False,) * len(mine),
             marker=2 * len(mine),
             answer=answer,

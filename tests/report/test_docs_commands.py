@@ -124,8 +124,8 @@ def test_commands_of_the_page_run(page: str, names: Path, tmp_path: Path) -> Non
     shutil.copytree(names, tmp_path, dirs_exist_ok=True)
     lines = [line for line in commands(page) if is_run(line)]
     assert all(line.startswith("compact ") for line in lines), lines
-    for made in re.findall(r"--out (\w+\.\w+)", "\n".join(lines)):
-        if f"--out {made}" in next(line for line in lines if made in line):
+    for made in re.findall(r"--(?:test_)?out (\w+\.\w+)", "\n".join(lines)):
+        if f"out {made}" in next(line for line in lines if made in line):
             (tmp_path / made).unlink(missing_ok=True)  # the page makes it itself
     # A page that goes on with a run which another page trains.
     named = {run for line in lines for run in re.findall(r"--model (runs/\w+)", line)}
