@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     out = check_output(args.out, *inputs, kind="rationales")
     test_out = None
     if args.test_out is not None:
-        test_out = check_output(args.test_out, out, *inputs, kind="rationales")
-        if test_out.resolve() == out.resolve():
-            raise ValueError(f"--test_out must be another file than --out, got {test_out}")
+        if Path(args.test_out).resolve() == out.resolve():
+            raise ValueError(f"--test_out must be another file than --out, got {args.test_out}")
+        test_out = check_output(args.test_out, *inputs, kind="rationales")
     rows, left_out = import_files(sources, gold, prefix=out.stem, samples=args.samples)
     problems = load_problems(rows)
     held: set[str] = set()
