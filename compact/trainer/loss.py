@@ -160,9 +160,9 @@ class MicroBatchLoss:
     def _known(self, batch: Batch) -> Weights | None:
         """The weights of a batch, if they can be known, and used, before the student runs.
 
-        They are used for a trained head: one sweep then computes the token statistics and the
-        gradient of the head, and no logits are kept or computed again. A GPU is better at few large
-        products, so there this is done only if logits would be computed again.
+        With them, one sweep computes the token statistics and the gradient of a trained head: no
+        logits are kept or computed again. A GPU is faster with few large products, so there this is
+        done only if logits would be computed again otherwise.
         """
         head, bias = self.student.weight, self.student.bias
         plan = plan_head_grad(

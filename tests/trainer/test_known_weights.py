@@ -125,7 +125,8 @@ def test_a_policy_that_says_so_wrongly_is_told(tmp_path: Path) -> None:
     register_policy("wrong")(wrong)
     assert not make_weigher("wrong").needs.student
     with pytest.raises(RuntimeError, match="stats was read before the student ran"):
-        # Without accumulation: accelerate would keep the state of the half step that fails.
+        # One micro-batch a step: after a failure between two, accelerate would still wait for the
+        # second, in later tests too.
         trained(tmp_path, "wrong", gradient_accumulation_steps=1)
 
 
