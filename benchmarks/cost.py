@@ -321,9 +321,7 @@ def machines(results: Results) -> str:
     if not results.steps:
         return ""
     found = {
-        name: [
-            one.figure(name, "median_s") / one.figure("sft", "median_s") for one in results.steps
-        ]
+        name: [one.figure(name, "ratio") for one in results.steps]
         for name in ("compact", "compact-probes")
     }
     without, leaves = (f"{min(r):.2f} to {max(r):.2f}" for r in found.values())

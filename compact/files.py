@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -372,6 +372,12 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
 def write_json(path: Path, value: Any, *, kind: str = "output") -> None:
     """Writes a value as JSON, as `write_whole` does."""
     write_whole(path, as_json(value), kind=kind)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any], *, kind: str = "output") -> None:
+    """Writes rows as JSON lines, as `write_whole` does."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(path, text, kind=kind)
 
 
 def as_json(value: Any) -> str:

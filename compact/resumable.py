@@ -83,13 +83,16 @@ class Rows:
     def __enter__(self) -> Self:
         return self
 
+    def close(self) -> None:
+        """Says that no more rows are added by this process."""
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        pass
+        self.close()
 
 
 class ResumableRows(Rows):
@@ -148,12 +151,8 @@ class ResumableRows(Rows):
         replace_whole(summary_path(self.path), as_json(about))
         self._running, self._kept = True, {}
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _read(self) -> dict[str, Row]:
@@ -211,5 +210,5 @@ class ResumableRows(Rows):
 def rows_at(
     path: str | Path | None, settings: dict[str, Any], *, key: str, shape: Any = dict
 ) -> Rows:
-    """Returns `ResumableRows` of these arguments, or without a path rows that are not saved."""
+    """Returns `ResumableRows`, or `Rows`, which are not saved, if there is no path."""
     return Rows(key) if path is None else ResumableRows(path, settings, key=key, shape=shape)

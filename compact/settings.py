@@ -78,8 +78,9 @@ class ComparisonConfig:
         Raises:
             ValueError: names the key, what was expected and what was found.
         """
-        at_least_one = {"tokens": (1, ANY), "max_new_tokens": (1, ANY)}
-        check_ranges(self, at_least_one | {"development": (0, ANY)})
+        positive = (1, ANY)
+        ranges = {"tokens": positive, "max_new_tokens": positive, "development": (0, ANY)}
+        check_ranges(self, ranges)
         for name in ("tests", "arms", "seeds"):
             if getattr(self, name) == []:
                 raise ValueError(f"{name} must not be empty")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from compact.data import Problem, load_questions
-from compact.files import check_output, write_json, write_whole
+from compact.files import check_output, write_json, write_json_lines, write_whole
 from compact.resumable import summary_path
 from compact.teachers.collect import Plans, Result, collect, plan
 from compact.teachers.export import data_card, find_rows, rows_of
@@ -187,7 +186,7 @@ def _write(
     lost = {name: result.reason for name, result in results.items() if result.reason}
     summary: dict[str, Any] = {"teachers": accounts, "given_up": lost}
     write_json(summary_path(out), summary | ({"route": route} if route else {}))
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json_lines(out, rows)
     write_whole(_card(out), data_card(found, Path(questions).name, problems))
     print(describe_ledger(accounts))
     if route:

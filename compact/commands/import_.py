@@ -6,13 +6,11 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from compact.data.importers import import_files
 from compact.data.problems import Problem, load_problems
-from compact.files import check_output, write_whole
+from compact.files import check_output, write_json_lines
 
 EPILOG = """example:
   compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl \\
@@ -77,17 +75,21 @@ def run(args: argparse.Namespace) -> int:
     held: set[str] = set()
     if test_out is not None:
         held = _held_out(problems, share)
-        _write(test_out, (row for row in rows if row["question_id"] in held))
-    _write(out, (row for row in rows if row["question_id"] not in held))
+        test_out.parent.mkdir(parents=True, exist_ok=True)
+        tested = (row for row in rows if row["question_id"] in held)
+        write_json_lines(test_out, tested, kind="rationales")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trained = (row for row in rows if row["question_id"] not in held)
+    write_json_lines(out, trained, kind="rationales")
     teachers = Counter(row["teacher"] for row in rows)
     listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
     without = sum(problem.answer is None for problem in problems)
     no_gold = f", problems without a gold answer: {without}" if without else ""
-    tested = f"; {len(held)} of the problems -> {test_out}" if held else ""
+    beside = f"; {len(held)} of the problems -> {test_out}" if held else ""
     print(
         f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), rationales left out: {left_out}{no_gold} -> {out}{tested}"
+        f"({listed}{more}), rationales left out: {left_out}{no_gold} -> {out}{beside}"
     )
     return 0
 
@@ -109,9 +111,3 @@ def _held_out(problems: list[Problem], share: float) -> set[str]:
         return hashlib.sha256(json.dumps(problem.prompt).encode()).hexdigest()
 
     return {problem.question_id for problem in sorted(usable, key=rank)[:count]}
-
-
-def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(out, text, kind="rationales")

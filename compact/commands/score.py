@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from compact.data import Problem, load_problems, of_teacher
 from compact.data.rows import as_json_lines, content_of_rows
 from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.teachers import about, reasons, teachers_page
-from compact.files import check_output, content_of_student, write_whole
+from compact.files import check_output, content_of_student, write_json_lines, write_whole
 from compact.resumable import remove_rows
 from compact.settings import DEFAULT_PRESET, LEAF_BUDGET
 
@@ -133,8 +132,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         graphs=graphs,
     )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(out, text, kind="scores")
+    write_json_lines(out, rows, kind="scores")
     remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     for sentence in about(rows):

@@ -321,6 +321,7 @@ def file_task(
             "limit": limit,
             "development": development,
             "recipe": _settings_of(recipe_file),
+            # Comparisons begun when it was always 256 go on.
             **({"max_new_tokens": max_new_tokens} if max_new_tokens != 256 else {}),
         },
         max_new_tokens=max_new_tokens,

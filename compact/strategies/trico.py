@@ -140,17 +140,16 @@ class Trico(Strategy):
         z = torch.stack([weights.zscores[axis].float() for axis in axes])  # [axes, R]
         beta = z.new_tensor([self.beta[axis] for axis in axes])
         found = []
-        usable = torch.ones_like(z[0]) if weights.usable is None else weights.usable
         validity = weights.scores.get(VALIDITY, torch.ones(z.shape[1]))
         # Log of the validity, as in the weights of a preset. All 0 is handled by `Weights.usable`.
         priors = validity.to(z).clamp(min=1e-30).log().split(sizes)
-        gradients_of = head_gradients(pass_)
-        parts = zip(z.split(sizes, dim=1), priors, gradients_of, usable.split(sizes), strict=True)
-        for own, prior, gradients, counts in parts:
+        used = weights.used.split(sizes)
+        parts = zip(z.split(sizes, dim=1), priors, head_gradients(pass_), used, strict=True)
+        for own, prior, gradients, weight in parts:
             u = beta @ own
             alpha = (u / tau + prior).softmax(0)
             found.append(alpha)
-            if not counts.any():  # it does not train, so it has no say in how to weigh
+            if not weight.any():  # it does not train, so it has no say in how to weigh
                 continue
             cosine = gradients @ target / gradients.norm(dim=1).clamp(min=1e-30)
             centred = alpha * (cosine - alpha @ cosine)  # d(sum alpha cos) / d(u / tau)

@@ -36,20 +36,14 @@ class Equation(NamedTuple):
     right: tuple[str, ...]
 
 
+# fmt: off
 _SIGNS = {
-    **{"×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\*": "*", "÷": "/", "⁄": "/"},
-    **{"−": "-", "–": "-", "²": "^2", "³": "^3", "[": "(", "]": ")", "{": "(", "}": ")"},
-    **{
-        r"^(\circ)": "°",
-        r"^\circ": "°",
-        r"\$": "$",
-        r"\%": "%",
-        r"\times": "*",
-        r"\cdot": "*",
-        r"\div": "/",
-        "&": " ",
-    },
+    "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\times": "*", r"\cdot": "*",
+    "÷": "/", "⁄": "/", r"\div": "/", "−": "-", "–": "-", "²": "^2", "³": "^3",
+    "[": "(", "]": ")", "{": "(", "}": ")",
+    r"^(\circ)": "°", r"^\circ": "°", r"\$": "$", r"\%": "%", "&": " ",
 }
+# fmt: on
 _LATEX_SPACES = re.compile(r"\\(?:left|right|[,;!() ])")
 _LATEX_BREAKS = re.compile(r"\\(?:Rightarrow|implies|iff|quad|qquad|therefore|\\|[\[\]])")
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
@@ -295,15 +289,20 @@ def _chains(plain: str) -> list[list[list[_Term] | None]]:
             words += 1
         else:
             following = plain[match.end() : match.end() + 1]
-            ends = text in _CLAUSE_ENDS or (text == "|" and following in ("", " "))
-            if text == ",":
-                ends = not (before.isdecimal() and following.isdecimal())  # 203,75
+            ends = _ends_clause(text, before, following)
             beside = text == "\\" or (text in "√π" and (before == ")" or before.isdecimal()))
             factor = complete() and not words and beside and following not in ("", " ")  # 4√2
             unknown = unknown or factor or (not ends and (is_open() or text == ","))
             close_chain(unread=not ends)
     close_chain()
     return chains
+
+
+def _ends_clause(text: str, before: str, following: str) -> bool:
+    """Whether a character that is not read ends a clause: what follows may be read on its own."""
+    if text == ",":
+        return not (before.isdecimal() and following.isdecimal())  # 203,75
+    return text in _CLAUSE_ENDS or (text == "|" and following in ("", " "))
 
 
 def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Equation | None:
