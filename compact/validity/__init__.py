@@ -6,6 +6,6 @@ fires. docs/method.md explains the result with a worked problem.
 """
 
 from compact.validity.cases import Case, Solution
-from compact.validity.judge import Finding, Judge, Judgement, judge
+from compact.validity.judge import LEAST, Finding, Judge, Judgement, judge
 
-__all__ = ["Case", "Finding", "Judge", "Judgement", "Solution", "judge"]
+__all__ = ["LEAST", "Case", "Finding", "Judge", "Judgement", "Solution", "judge"]

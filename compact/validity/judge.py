@@ -15,6 +15,11 @@ checks that cut across answers lost up to .09 of AUC, an agreement that does up 
 
 With a gold answer, a rationale of which no answer could be read has q_k = `UNREAD`; 0 if others
 state answers and none of them is right, for then the question is one that teachers fail at.
+
+Where the arithmetic of every rationale with the likeliest answer is wrong (`DOUBT`), the problem is
+not to be learned from: each v is multiplied by 1e-6, which keeps their order and is below `LEAST`.
+(Of right answers of mrben_math and processbench_gsm8k that rest on such texts only, 10 of 11 have a
+step that is labelled wrong.)
 """
 
 from __future__ import annotations
@@ -30,6 +35,11 @@ from compact.validity.cases import Case, shares
 from compact.validity.checks import CHECKS, Outcomes, base_rates, check, evidence
 from compact.validity.votes import answer_probabilities, learn_weights, lowered, vote_of_wrong
 
+LEAST = 1e-3
+"""A problem whose validities sum to less is left out: all its rationales are known to be wrong."""
+DOUBT = math.log(2.0)
+"""Arithmetic is wrong if the evidence against it is more than this, in nats: such a text would have
+so many failures by chance less often than not."""
 UNREAD = 0.2
 """q_k of a rationale without a readable answer where the gold answer is known."""
 
@@ -158,6 +168,8 @@ def _judgements(
     if case.gold is None:
         agreed = _level(agreed, answers)
     evidences = [evidence(of_rationale, rates) for of_rationale in outcomes]
+    doubted = [e["arithmetic"] > DOUBT for e, q in zip(evidences, likely, strict=True) if q == top]
+    scale = 1e-3 * LEAST if all(doubted) else 1.0
     kept = [math.exp(-sum(against.values())) for against in evidences]
     judgements = []
     for k, (share, against) in enumerate(zip(shares(case), evidences, strict=True)):
@@ -172,7 +184,7 @@ def _judgements(
         ]
         if share < 1.0:
             findings.append(Finding("copy", None, f"{round(1 / share)} rationales have this text"))
-        validity = share * (lower + (likely[k] - lower) * kept[k] / best)
+        validity = scale * share * (lower + (likely[k] - lower) * kept[k] / best)
         judgements.append(Judgement(validity, agreed[k], basis, tuple(findings)))
     return tuple(judgements)
 

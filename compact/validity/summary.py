@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compact.validity.judge import Judgement
+from compact.validity.judge import LEAST, Judgement
 
 
 def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
@@ -17,7 +17,7 @@ def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
     lines = []
     alone = len(problems) - len(several)
     if alone:
-        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight 1")
+        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight 1 or 0")
     gold = [judgements for judgements in several if judgements[0].basis == "gold"]
     if gold:
         right = [[not _kinds(j) & {"answer", "unread"} for j in judgements] for judgements in gold]
@@ -33,6 +33,12 @@ def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
                 "skipped, unless the answer of one could not be read. Is the gold answer written "
                 "as teachers write it? (answer_type in docs/data-format.md)"
             )
+    unsound = sum(0.0 < sum(j.validity for j in judgements) < LEAST for judgements in problems)
+    if unsound:
+        lines.append(
+            f"{_of(unsound, len(problems))} problems are skipped, because every rationale with the "
+            "likeliest answer holds an equation that is wrong"
+        )
     voting = [judgements for judgements in several if judgements[0].basis != "gold"]
     nothing = sum(judgements[0].basis == "nothing" for judgements in voting)
     if voting:

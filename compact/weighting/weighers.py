@@ -4,9 +4,10 @@ The z-score over the K rationales of a problem is z(S) = (S - mean) / sqrt(var +
 shrink x the running within-problem standard deviation. u = sum_s beta_s z_s, with a negative beta
 for difficulty. alpha = v softmax(u / tau) / sum, v the validity of the rationale (1 without a
 metric of that axis), mixed with the uniform weight by floor and warm-up before v is applied.
-Weights have no gradient, are >= 0 and sum to 1 over each problem; K = 1 gives 1. If every validity
-of a problem is 0, v counts as 1, and `Weights.usable` is False: all are known to be wrong, and who
-trains or filters leaves the problem out (`Weights.used`).
+Weights have no gradient, are >= 0 and sum to 1 over each problem; K = 1 gives 1. If the
+validities of a problem sum to less than `compact.validity.LEAST`, v counts as 1 and
+`Weights.usable` is False: all are known to be wrong, and who trains or filters leaves the problem
+out (`Weights.used`).
 
 Noise has z-scores as large as signal, so u alone does not show whether a difference is real. A
 preset limits what u can do by its temperature: with tau = 2.5 and the factors of `robust`, scores
@@ -28,6 +29,7 @@ from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import unknown
 from compact.settings import DEFAULT_PRESET
+from compact.validity import LEAST
 from compact.weighting.consistency import ConsistencyTerm
 from compact.weighting.policies import (
     NEED_GOLD,
@@ -295,7 +297,7 @@ class PresetWeigher(_Checked):
             validity = scores[VALIDITY]
             product = weight * validity
             total = segment_sum(product, offsets)[problem]
-            usable = total > 0
+            usable = segment_sum(validity, offsets)[problem] >= LEAST
             weight = torch.where(usable, product / total.clamp(min=_TINY), weight)
         return Weights(weight, dict(scores), z, usable)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compact.validity import judge
-from compact.validity.judge import UNREAD
+from compact.validity.judge import LEAST, UNREAD
 from compact.validity.summary import describe
 
 PROMPT = "A class has 4 boys and 14 girls. 2 leave. How many stay?"
@@ -45,6 +45,29 @@ def test_a_wrong_step_before_the_right_answer_costs_most_of_the_weight() -> None
     assert ("arithmetic", 0, "4 + 14 = 20 does not hold") in [
         (f.kind, f.step, f.text) for f in found[1].findings
     ]
+
+
+@pytest.mark.parametrize("gold", ["16", None])
+def test_a_problem_whose_right_answers_all_rest_on_wrong_arithmetic_is_left_out(
+    gold: str | None,
+) -> None:
+    """The order of its rationales stays."""
+    others = [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
+    found = judge([case((FALSE, "16"), (FALSE, "16"), (GOOD, "18"), gold=gold), *others])
+    assert sum(j.validity for j in found[0]) < LEAST
+    assert found[0][0].validity == found[0][1].validity > found[0][2].validity
+    text = "\n".join(describe(found))
+    assert "1 of 21 problems are skipped, because every rationale with the likeliest answer" in text
+    (one,) = judge([case((FALSE, "16"), (FALSE, "16"), (GOOD, "16"), gold=gold), *others])[:1]
+    assert one[2].validity > 0.9  # one that holds is enough
+
+
+def test_one_failure_in_a_long_text_leaves_nothing_out() -> None:
+    """With many equations and many failures in the data, one failure is what chance makes."""
+    long = tuple(f"{n} + 1 = {n + 1}" for n in range(20)) + ("4 + 14 = 20", "18 - 2 = 16")
+    others = [case((FALSE, "16"), (WRONG, "16")) for _ in range(20)]
+    (found, *_) = judge([case((long, "16")), *others])
+    assert found[0].validity == 1.0
 
 
 def test_an_unread_answer_counts_less_than_the_gold_one_and_more_than_another() -> None:
@@ -152,7 +175,7 @@ def test_what_is_known_is_described() -> None:
         )
     )
     text = "\n".join(lines)
-    assert "1 of 5 problems have one rationale, of weight 1" in text
+    assert "1 of 5 problems have one rationale, of weight 1 or 0" in text
     assert "1 of 2 problems with a gold answer have rationales that state it and others" in text
     assert "1 of 2 have no rationale that states the gold answer: they are skipped" in text
     assert "1 of 2 of these have no two equal answers" in text
