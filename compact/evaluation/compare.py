@@ -383,7 +383,6 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
             encode_pairs(test, processing_class)
     known_right = task.right(problems)  # with the gold answers, also for an arm without them
     problems = arm.seen(problems)
-    steps = _steps(task, arm, problems, processing_class, tokens)
     overrides = dict(arm.overrides)
     if arm.preset == "random":
         overrides.setdefault("seed", seed)
@@ -395,12 +394,10 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         strategy=arm.strategy,
         strategy_options=arm.options or None,
         token_weights=arm.token_weights or task.config.token_weights,
-        max_steps=steps,
         seed=seed,
         save_strategy="no",
         eval_strategy="no",
         report_to="none",
-        logging_steps=max(steps // 20, 1),
         disable_tqdm=True,
     )
     trainer = CompactTrainer(
@@ -410,6 +407,10 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         processing_class=processing_class,
         peft_config=task.peft_config(),
     )
+    config.max_steps = steps = _steps(
+        trainer, tokens or _tokens(problems, processing_class, config)
+    )
+    config.logging_steps = max(steps // 20, 1)
     show_progress(trainer)
     memory = peak_mb(trainer.train, trainer.args.device)
     drift, right = {}, {}
@@ -468,29 +469,21 @@ def _as_tested(model: Any, config: CompactConfig) -> Any:
     return model.to(torch.bfloat16) if config.bf16 else model
 
 
-def _steps(
-    task: Task, arm: Arm, problems: Sequence[Problem], processing_class: Any, tokens: int | None
-) -> int:
-    """Optimizer steps after which the arm has trained on its token budget."""
-    config = task.config
-    mine = arm.teacher
-    options: dict[str, Any] = {
-        "max_length": config.max_length,
-        "keep_tail": make_weigher(arm.preset, **arm.overrides).keep_tail,
-    }
-    lengths = [
-        [(r.teacher, len(r.ids)) for r in encoded.rationales]
-        for encoded in (encode_problem(p, processing_class, **options) for p in problems)
-    ]
-    everything = sum(n for problem in lengths for _, n in problem)
-    budget = tokens or math.ceil(everything * config.num_train_epochs)
-    seen = [[n for teacher, n in problem if mine in (None, teacher)] for problem in lengths]
-    seen = [problem for problem in seen if problem]
-    if not seen:
-        raise ValueError(f"--arms: no rationale of teacher {mine!r} in {task.name}")
-    mean = sum(n for problem in seen for n in problem) / len(seen)
-    batch, micros = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    return max(steps_for(budget / mean, len(seen), batch, micros), 1)
+def _steps(trainer: CompactTrainer, tokens: int) -> int:
+    """Optimizer steps after which the trainer has read so many completion tokens."""
+    data, args = trainer.train_dataset, trainer.args
+    assert data is not None
+    read = [sum(len(r.ids) for r in data[i].problem.rationales) for i in range(len(data))]
+    mean = sum(read) / len(read)
+    batch, micros = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return max(steps_for(tokens / mean, len(read), batch, micros), 1)
+
+
+def _tokens(problems: Sequence[Problem], processing_class: Any, config: CompactConfig) -> int:
+    """Completion tokens of all rationales, times the epochs."""
+    length = config.max_length
+    each = (encode_problem(p, processing_class, max_length=length) for p in problems)
+    return math.ceil(sum(len(r.ids) for p in each for r in p.rationales) * config.num_train_epochs)
 
 
 def steps_for(wanted: float, problems: int, batch: int, micros: int) -> int:
@@ -513,7 +506,7 @@ def steps_for(wanted: float, problems: int, batch: int, micros: int) -> int:
 
 def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
     """Tokens and shares of the weight over a whole run, read from its log of scores."""
-    table = read_scores(folder).select(["question_id", "teacher", "tokens", "weight"])
+    table = read_scores(folder).select(["question_id", "teacher", "tokens", "weight", "nll"])
     total = pc.sum(table["weight"]).as_py() or 1.0  # 0 if the arm had no rationale to train on
     teachers: dict[str, float] = {}
     on_right = 0.0
@@ -523,7 +516,7 @@ def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
         teachers[teacher] = teachers.get(teacher, 0.0) + weight / total
         on_right += weight / total * ((question_id, teacher) in right)
     return {
-        "tokens": pc.sum(table["tokens"]).as_py(),
+        "tokens": pc.sum(table["tokens"].filter(table["nll"].is_valid())).as_py(),
         "weights": teachers,
         "right_weight": on_right,
     }

@@ -12,17 +12,19 @@ from collections import Counter
 from torch import Tensor
 
 from compact.metrics import register
-from compact.passes import Batch, Pass
+from compact.passes import Batch, EncodedProblem, Pass
 from compact.passes.transfer import put
+
+
+def votes(problem: EncodedProblem) -> list[int]:
+    """Returns [K] how many of the problem's rationales have the final answer of each."""
+    counts = Counter(r.answer for r in problem.rationales)
+    return [1 if r.answer is None else counts[r.answer] for r in problem.rationales]
 
 
 def answer_share(batch: Batch) -> Tensor:
     """Returns [R] float32, the share of the problem's K rationales with this final answer."""
-    shares = []
-    for problem in batch.problems:
-        votes = Counter(r.answer for r in problem.rationales)
-        count = len(problem.rationales)
-        shares += [(1 if r.answer is None else votes[r.answer]) / count for r in problem.rationales]
+    shares = [count / len(p.rationales) for p in batch.problems for count in votes(p)]
     return put(shares, batch.problem)
 
 

@@ -487,3 +487,19 @@ def _plain_text(content: Text, what: str) -> str:
     raise ValueError(
         f"{what} holds {len(content)} chat messages, but the tokenizer has no chat template"
     )
+
+
+def leave_unread(problem: EncodedProblem, skipped: Sequence[bool]) -> EncodedProblem:
+    """Returns the problem with some of its rationales moved to `unread`.
+
+    Args:
+        problem: the problem.
+        skipped: [K] whether a rationale is moved. If all are, the shortest stays, for a problem has
+            at least one.
+    """
+    if not any(skipped):
+        return problem
+    kept = [r for r, skip in zip(problem.rationales, skipped, strict=True) if not skip]
+    kept = kept or [min(problem.rationales, key=lambda r: len(r.ids))]
+    unread = [r for r in problem.rationales if not any(r is one for one in kept)]
+    return replace(problem, rationales=tuple(kept), unread=tuple(unread))

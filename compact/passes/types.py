@@ -106,6 +106,8 @@ class EncodedProblem:
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
         raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
         options: the answers that can be chosen; None if the problem was encoded without them.
+        unread: other rationales, which have weight 0 whatever the student says of them. They are
+            part of no pass.
     """
 
     question_id: str
@@ -118,6 +120,7 @@ class EncodedProblem:
     spaced_cue_ids: tuple[int, ...]
     raw_gold_ids: tuple[int, ...] = ()
     options: EncodedOptions | None = None
+    unread: tuple[EncodedRationale, ...] = ()
 
     @property
     def right(self) -> tuple[bool, ...]:

@@ -44,11 +44,10 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
             "tokens": float(scores["tokens"][mine].mean()),
             "weight": float(scores["weight"][mine].mean()),
             "first": float(best[mine].mean()),
-            "nll": float(np.nanmean(scores["nll"][mine])),
         }
-        for axis in AXES:
-            values = scores[axis][mine]
-            row[axis] = float(np.nanmean(values)) if not np.isnan(values).all() else None
+        for name in ("nll", *AXES):
+            values = scores[name][mine]
+            row[name] = float(np.nanmean(values)) if not np.isnan(values).all() else None
         rows.append(row)
     return rows
 

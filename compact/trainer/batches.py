@@ -10,7 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from compact.passes import Batch, EncodedProblem
+from compact.passes.encode import leave_unread
 from compact.passes.lazily import LazyProblems
+from compact.weighting import Skips
 
 
 class Item(NamedTuple):
@@ -21,16 +23,25 @@ class Item(NamedTuple):
 
 
 class ProblemDataset(Dataset[Item]):
-    """Encoded problems. Index -1 - i returns problem i as an item that is not counted."""
+    """Encoded problems. Index -1 - i returns problem i as an item that is not counted.
 
-    def __init__(self, problems: LazyProblems) -> None:
-        self.problems = problems
+    Attributes:
+        problems: the problems, with all of their rationales.
+        skips: as in `Weigher`; the items do not have these rationales.
+    """
+
+    def __init__(self, problems: LazyProblems, skips: Skips | None = None) -> None:
+        self.problems, self.skips = problems, skips
 
     def __len__(self) -> int:
         return len(self.problems)
 
     def __getitem__(self, index: int) -> Item:
-        return Item(self.problems[index if index >= 0 else -1 - index], index >= 0)
+        return Item(self.read(self.problems[index if index >= 0 else -1 - index]), index >= 0)
+
+    def read(self, problem: EncodedProblem) -> EncodedProblem:
+        """Returns a problem without the rationales that are skipped."""
+        return problem if self.skips is None else leave_unread(problem, self.skips(problem))
 
 
 class ProblemBatches(Sampler[list[int]]):

@@ -37,6 +37,8 @@ class ProblemRecord:
         scores, zscores: axis -> [K]; empty for policies without scores.
         levels: the level (nats per token) at each answer leaf, the bare question's last; empty
             without a gold answer; None if the weigher uses no leaves.
+        unread: teacher, number of tokens and validity (None if not judged) of each rationale that
+            was not read.
     """
 
     question_id: str
@@ -47,6 +49,7 @@ class ProblemRecord:
     scores: dict[str, list[float]]
     zscores: dict[str, list[float]]
     levels: list[float] | None
+    unread: list[tuple[str, int, float | None]]
 
     @property
     def has_loss(self) -> bool:
@@ -122,6 +125,10 @@ def records_of(
                 scores={axis: s[mine] for axis, s in scores.items()},
                 zscores={axis: z[mine] for axis, z in zscores.items()},
                 levels=None if levels is None else levels[_leaves_of(batch, p)].tolist(),
+                unread=[
+                    (r.teacher, len(r.ids), None if r.judgement is None else r.judgement.validity)
+                    for r in problem.unread
+                ],
             )
         )
     return records
@@ -142,12 +149,11 @@ def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> lis
     rows = []
     for record in records:
         axes = {**record.scores, **{f"z_{a}": z for a, z in record.zscores.items()}}
+        common = {"step": step, "epoch": epoch, "question_id": record.question_id}
         for k, teacher in enumerate(record.teachers):
             rows.append(
                 {
-                    "step": step,
-                    "epoch": epoch,
-                    "question_id": record.question_id,
+                    **common,
                     "teacher": teacher,
                     "tokens": record.tokens[k],
                     "weight": record.weight[k],
@@ -155,6 +161,9 @@ def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> lis
                     **{axis: score[k] for axis, score in axes.items()},
                 }
             )
+        for teacher, tokens, validity in record.unread:
+            row = {**common, "teacher": teacher, "tokens": tokens, "weight": 0.0}
+            rows.append(row if validity is None else {**row, "validity": validity})
     return rows
 
 

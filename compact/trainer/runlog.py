@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("teacher", pa.string()),
         ("tokens", pa.int32()),  # of the completion
         ("weight", pa.float32()),
-        ("nll", pa.float32()),  # mean over the completion, nats
+        ("nll", pa.float32()),  # mean over the completion, nats; null if it was not read
         ("adaptability", pa.float32()),  # scores of the axes; null where a policy has none
         ("consensus", pa.float32()),
         ("difficulty", pa.float32()),

@@ -22,7 +22,7 @@ from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
 from compact.validity.summary import describe
-from compact.weighting import Weigher, check_gold
+from compact.weighting import Skips, Weigher, check_gold
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,22 @@ def training_problems(
     return known
 
 
+def skips_of(weigher: Weigher, strategy: Strategy) -> Skips | None:
+    """Returns which rationales of a problem need not be read in training; None: all are read.
+
+    A strategy that changes rationales or weights, or adds to the loss, may read any of them.
+    """
+    hooks = ("rollout", "weigh", "loss_terms")
+    plain = all(getattr(type(strategy), hook) is getattr(Strategy, hook) for hook in hooks)
+    return weigher.skips if plain else None
+
+
 def encoded(
-    weigher: Weigher, processing_class: PreTrainedTokenizerBase, args: CompactConfig, dataset: Any
+    weigher: Weigher,
+    processing_class: PreTrainedTokenizerBase,
+    args: CompactConfig,
+    dataset: Any,
+    skips: Skips | None = None,
 ) -> ProblemDataset:
     """Returns the problems of `problems_of` as token ids."""
     options: dict[str, Any] = {"max_length": args.max_length, "leaf_budget": args.leaf_budget}
@@ -136,7 +150,8 @@ def encoded(
     options["options"] = weigher.needs.options
     problems = problems_of(weigher, dataset)
     judged = weigher.needs.judgements
-    return ProblemDataset(LazyProblems(problems, processing_class, judged=judged, **options))
+    lazily = LazyProblems(problems, processing_class, judged=judged, **options)
+    return ProblemDataset(lazily, skips)
 
 
 def each(encode: Callable[[Any], ProblemDataset], evals: Any) -> Any:
@@ -211,7 +226,9 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
     return layout
 
 
-def check_data(student: Student, weigher: Weigher, data: LazyProblems, args: CompactConfig) -> None:
+def check_data(
+    student: Student, weigher: Weigher, data: ProblemDataset, args: CompactConfig
+) -> None:
     """Checks that the student can read the problems, and logs what the weights rest on.
 
     Of data that are encoded when they are needed, a sample is checked.
@@ -219,15 +236,20 @@ def check_data(student: Student, weigher: Weigher, data: LazyProblems, args: Com
     Raises:
         ValueError: it has no embedding for a token or a position.
     """
-    check_ids(student, data.sample, leaves=weigher.needs.leaves)
-    tell_of_cuts(data.sample, args.max_length)
-    if weigher.needs.leaves:
-        log_data(data, args.leaf_budget)
+    sample = data.problems.sample
+    check_ids(student, sample, leaves=weigher.needs.leaves)
+    tell_of_cuts(sample, args.max_length)
+    log_data(data, args.leaf_budget if weigher.needs.leaves else None)
 
 
-def log_data(data: LazyProblems, budget: float) -> None:
-    """Logs what the weights rest on, and how many steps the leaf budget leaves out, if any."""
-    problems = data.sample
+def log_data(data: ProblemDataset, budget: float | None) -> None:
+    """Logs what the weights rest on, what is not read, and what the leaf budget leaves out.
+
+    Args:
+        data: the data.
+        budget: the leaf budget; None if there are no answer leaves.
+    """
+    problems = data.problems.sample
     if len(problems) < len(data):
         logger.info(
             "data: %d problems, encoded when they are needed; what follows is of a sample of %d",
@@ -238,8 +260,13 @@ def log_data(data: LazyProblems, budget: float) -> None:
     if any(judged):
         for sentence in describe([judgements for judgements in judged if judgements]):
             logger.info("weights: %s", sentence)
+    problems = [data.read(problem) for problem in problems]
     rationales = [r for p in problems for r in p.rationales]
+    unread = sum(len(p.unread) for p in problems)
+    if unread:
+        count = unread + len(rationales)
+        logger.info("weights: %d of %d rationales have weight 0 and are not read", unread, count)
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)
-    if asked < steps:
+    if budget is not None and asked < steps:
         logger.info("answer leaves: after %d of %d steps (leaf_budget %g)", asked, steps, budget)

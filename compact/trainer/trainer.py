@@ -171,7 +171,9 @@ class CompactTrainer(Trainer):
             model=student,
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of items
-            train_dataset=None if problems is None else encode(problems),
+            train_dataset=None
+            if problems is None
+            else encode(problems, setup.skips_of(self.weigher, self.strategy)),
             eval_dataset=evals,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -183,7 +185,7 @@ class CompactTrainer(Trainer):
         self.student = Student.of(self.model, processing_class)
         self._body_size = sum(p.numel() for p in self.student.body.parameters())
         if self.train_dataset is not None:
-            setup.check_data(self.student, self.weigher, self.train_dataset.problems, args)
+            setup.check_data(self.student, self.weigher, self.train_dataset, args)
         self.layout = setup.layout_for(self.student, self.weigher, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator

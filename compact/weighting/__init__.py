@@ -3,7 +3,7 @@
 import importlib
 
 from compact.weighting.gold import check_gold
-from compact.weighting.policies import POLICIES, register_policy
+from compact.weighting.policies import POLICIES, Skips, register_policy
 from compact.weighting.presets import PRESETS, Preset, register_preset
 from compact.weighting.token_weights import (
     TOKEN_WEIGHTS,
@@ -29,6 +29,7 @@ __all__ = [
     "TOKEN_WEIGHTS",
     "Preset",
     "PresetWeigher",
+    "Skips",
     "Weigher",
     "Weights",
     "check_gold",

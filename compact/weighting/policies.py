@@ -6,15 +6,17 @@ teacher has no rationale for it or no rationale is right. It then gives 0 to all
 problem, and the problem has no loss. A policy that reads more of the pass than its token statistics
 says so in an attribute of what it returns: `policy.needs = Needs(statistics=("rank",))`. One that
 reads the data alone says `Needs(student=False)`: its weights are known before the student runs, so
-a trained head is done in one sweep.
+a trained head is done in one sweep. If it gives weight 0, it should say to which rationales in an
+attribute `skips` (`Skips`): they are not read.
 
 A policy that learns during training is a `StatefulPolicy`, in a file of its own in this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
@@ -22,8 +24,8 @@ import torch
 from torch import Tensor
 
 from compact.metrics import get_metric
-from compact.metrics.answer import answer_share
-from compact.passes import Batch, Needs, Pass
+from compact.metrics.answer import answer_share, votes
+from compact.passes import Batch, EncodedProblem, Needs, Pass
 from compact.passes.segments import (
     segment_max,
     segment_mean,
@@ -66,6 +68,8 @@ class StatefulPolicy:
 
 
 Policy = Callable[[Pass, int], Tensor] | StatefulPolicy
+Skips = Callable[[EncodedProblem], Sequence[bool]]
+"""[K] whether a rationale of a problem gets weight 0 whatever the student says. Can be pickled."""
 POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
 register_policy = POLICIES.register
 SINGLE = "single"
@@ -99,13 +103,33 @@ class _ByData:
 
     Attributes:
         weigh: from a batch and the optimizer steps before it to weights [R].
+        skips: which rationales have weight 0; None if none has.
     """
 
     weigh: Callable[[Batch, int], Tensor]
+    skips: Skips | None = None
     needs: ClassVar[Needs] = Needs(student=False)
 
     def __call__(self, pass_: Pass, steps: int) -> Tensor:
         return self.weigh(pass_.batch, steps)
+
+
+def _of_others(problem: EncodedProblem, teachers: Collection[str]) -> list[bool]:
+    return [r.teacher not in teachers for r in problem.rationales]
+
+
+def _of_other_length(problem: EncodedProblem, of: Callable[..., int]) -> list[bool]:
+    lengths = [len(r.ids) for r in problem.rationales]
+    return [length != of(lengths) for length in lengths]
+
+
+def _outvoted(problem: EncodedProblem) -> list[bool]:
+    counts = votes(problem)
+    return [count < max(counts) for count in counts]
+
+
+def _states_another(problem: EncodedProblem) -> list[bool]:
+    return [not right for right in problem.right]
 
 
 @register_policy("uniform")
@@ -143,7 +167,7 @@ def single(teacher: str) -> Policy:
         mine = [float(name == teacher) for name in batch.teachers]
         return _share(put(mine, offsets), offsets)
 
-    return _ByData(policy)
+    return _ByData(policy, partial(_of_others, teachers=(teacher,)))
 
 
 @register_policy("answer-vote")
@@ -156,7 +180,7 @@ def answer_vote() -> Policy:
         best = segment_max(share, offsets)[batch.problem]
         return _share((share == best).float(), offsets)
 
-    return _ByData(policy)
+    return _ByData(policy, _outvoted)
 
 
 @register_policy("softmax-nll")
@@ -210,7 +234,7 @@ def rejection() -> Policy:
     def policy(batch: Batch, _: int) -> Tensor:
         return _share(_states_gold(batch), batch.problem_offsets)
 
-    return _ByData(policy)
+    return _ByData(policy, _states_another)
 
 
 @register_policy("oracle")
@@ -238,7 +262,7 @@ def oracle(teachers: Collection[str] = ()) -> Policy:
         right = [float(name in teachers) for name in batch.teachers]
         return _share(put(right, offsets), offsets)
 
-    return _ByData(policy)
+    return _ByData(policy, partial(_of_others, teachers=tuple(teachers)))
 
 
 @register_policy("persyn")
@@ -270,10 +294,12 @@ class _ByMetric:
     Attributes:
         metric: the metric's name.
         weigh: from scores [R] and the problems' offsets [P + 1] to weights [R].
+        skips: which rationales have weight 0, if that is known before the student runs.
     """
 
     metric: str
     weigh: Callable[[Tensor, Tensor], Tensor]
+    skips: Skips | None = None
 
     @property
     def needs(self) -> Needs:
@@ -288,13 +314,14 @@ class _ByMetric:
 @register_policy("longest")
 def longest() -> Policy:
     """All weight on the rationale with the most tokens; ties share it."""
-    return _ByMetric("length", _best)
+    return _ByMetric("length", _best, partial(_of_other_length, of=max))
 
 
 @register_policy("shortest")
 def shortest() -> Policy:
     """All weight on the rationale with the fewest tokens; ties share it."""
-    return _ByMetric("length", lambda score, offsets: _best(-score, offsets))
+    skips = partial(_of_other_length, of=min)
+    return _ByMetric("length", lambda score, offsets: _best(-score, offsets), skips)
 
 
 @register_policy("rsr-min")

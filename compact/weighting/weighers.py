@@ -1,13 +1,15 @@
 """Turns scores into one weight per rationale, with the presets of COMPACT or with policies.
 
-The z-score over the K rationales of a problem is z(S) = (S - mean) / sqrt(var + s0^2), where s0 =
-shrink x the running within-problem standard deviation. u = sum_s beta_s z_s, with a negative beta
-for difficulty. alpha = v softmax(u / tau) / sum, v the validity of the rationale (1 without a
-metric of that axis), mixed with the uniform weight by floor and warm-up before v is applied.
-Weights have no gradient, are >= 0 and sum to 1 over each problem; K = 1 gives 1. If the
-validities of a problem sum to less than `compact.validity.LEAST`, v counts as 1 and
-`Weights.usable` is False: all are known to be wrong, and who trains or filters leaves the problem
-out (`Weights.used`).
+The z-score over the rationales of a problem is z(S) = (S - mean) / sqrt(var + s0^2), where s0 =
+shrink x the running within-problem standard deviation. One with v = 0 has no say in mean and
+variance, and z = 0: the weights are the same whether it was read or not (`Weigher.skips`).
+
+u = sum_s beta_s z_s, with a negative beta for difficulty. alpha = v softmax(u / tau) / sum, v the
+validity of the rationale (1 without a metric of that axis), mixed with the uniform weight by floor
+and warm-up before v is applied. Weights have no gradient, are >= 0 and sum to 1 over each problem;
+K = 1 gives 1. If the validities of a problem sum to less than `compact.validity.LEAST`, v counts as
+1 and `Weights.usable` is False: all are known to be wrong, and who trains or filters leaves the
+problem out (`Weights.used`).
 
 Noise has z-scores as large as signal, so u alone does not show whether a difference is real. A
 preset limits what u can do by its temperature: with tau = 2.5 and the factors of `robust`, scores
@@ -16,15 +18,16 @@ that are pure noise leave at least 80% of the teachers in effect (1 / sum of squ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric
-from compact.passes import Batch, Needs, Pass
+from compact.passes import Batch, EncodedProblem, Needs, Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import unknown
@@ -36,6 +39,7 @@ from compact.weighting.policies import (
     POLICIES,
     SINGLE,
     Policy,
+    Skips,
     StatefulPolicy,
     split_teacher,
 )
@@ -75,6 +79,8 @@ class Weigher(Protocol):
         keep_tail: as in `encode_problem`, for every problem that it weighs.
         consistency: the consistency term to add to the loss, or None.
         teacher: the only teacher whose rationales it uses; None if it uses all.
+        skips: which rationales of a problem have weight 0 whatever the student says, so that they
+            need not be read; None if it gives no such weights.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Weigher(Protocol):
     keep_tail: bool
     consistency: ConsistencyTerm | None
     teacher: str | None
+    skips: Skips | None
 
     def __call__(self, pass_: Pass) -> Weights:
         """Returns the weights of a pass, checked; changes no state."""
@@ -112,6 +119,17 @@ class Weigher(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+
+
+def skip_wrong(problem: EncodedProblem) -> list[bool]:
+    """Returns [K] whether the texts show a rationale to be wrong; all False if it was not judged.
+
+    All are wrong in a problem that `compact.validity` leaves out.
+    """
+    found = [r.judgement.validity for r in problem.rationales if r.judgement is not None]
+    if len(found) < len(problem.rationales):
+        return [False] * len(problem.rationales)
+    return [v == 0.0 or sum(found) < LEAST for v in found]
 
 
 # Share of one optimizer step in the running statistics.
@@ -199,6 +217,7 @@ class PresetWeigher(_Checked):
         self.validity = None if name == "none" else get_metric(name, VALIDITY)
         signed = zip(COMPATIBILITY, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
+        self.skips: Skips | None = skip_wrong if name == "judged" else None
         # With a validity the weights mean something without gold answers too.
         self.gold_readers = tuple(
             m.name
@@ -213,7 +232,12 @@ class PresetWeigher(_Checked):
 
     def weights(self, pass_: Pass) -> Weights:
         """As in `Weigher`."""
-        return self._weigh(self._scores(pass_), pass_.batch.problem_offsets)
+        batch, idle = pass_.batch, list[bool]()
+        if self.skips is not None:
+            for problem in batch.problems:
+                skipped = self.skips(problem)
+                idle += [skip and not all(skipped) for skip in skipped]
+        return self._weigh(self._scores(pass_), batch.problem_offsets, batch.counts, idle)
 
     def check(self, weights: Weights, batch: Batch) -> None:
         """As in `Weigher`."""
@@ -262,9 +286,49 @@ class PresetWeigher(_Checked):
             ValueError: a validity is negative.
         """
         self._check_validity(scores)
-        return self._weigh(scores, offsets)
+        idle = list[bool]()
+        if VALIDITY in scores:
+            validity = scores[VALIDITY]
+            idle = ((validity == 0) & _usable(validity, offsets)).tolist()
+        return self._weigh(scores, offsets, offsets.diff().tolist(), idle)
 
-    def _weigh(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
+    def _weigh(
+        self,
+        scores: Mapping[str, Tensor],
+        offsets: Tensor,
+        counts: Sequence[int],
+        idle: Sequence[bool],
+    ) -> Weights:
+        """Returns the weights of scores [R].
+
+        Args:
+            scores: axis -> [R].
+            offsets: [P + 1] of the problems.
+            counts: [P] rationales of each problem.
+            idle: [R] rationales of validity 0 beside others of more; [] for none.
+        """
+        if not any(idle):
+            return self._weigh_all(scores, offsets)
+        kept = [i for i, skip in enumerate(idle) if not skip]
+        ends = list(accumulate(counts, initial=0))
+        fewer = accumulate((idle[a:b].count(False) for a, b in pairwise(ends)), initial=0)
+        index = put(kept, offsets, torch.int64)
+        found = self._weigh_all(
+            {axis: score[index] for axis, score in scores.items()},
+            put(list(fewer), offsets, offsets.dtype),
+        )
+
+        def of_all(values: Tensor) -> Tensor:
+            return values.new_zeros(len(idle)).index_copy(0, index, values)
+
+        return Weights(
+            of_all(found.weight),
+            dict(scores),
+            {axis: of_all(z) for axis, z in found.zscores.items()},
+            found.usable if found.usable is None else _usable(scores[VALIDITY], offsets),
+        )
+
+    def _weigh_all(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
         preset = self.preset
         count = next(iter(scores.values())).numel() if scores else int(offsets[-1])
         problem, sizes = segment_of(offsets, count), offsets.diff()
@@ -297,7 +361,7 @@ class PresetWeigher(_Checked):
             validity = scores[VALIDITY]
             product = weight * validity
             total = segment_sum(product, offsets)[problem]
-            usable = segment_sum(validity, offsets)[problem] >= LEAST
+            usable = _usable(validity, offsets)
             weight = torch.where(usable, product / total.clamp(min=_TINY), weight)
         return Weights(weight, dict(scores), z, usable)
 
@@ -306,6 +370,11 @@ class PresetWeigher(_Checked):
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Updates the running statistics with the scores of all problems of one optimizer step."""
+        if VALIDITY in scores:
+            validity = scores[VALIDITY]
+            kept = (validity > 0) & _usable(validity, offsets)
+            scores = {axis: score[kept] for axis, score in scores.items()}
+            offsets = torch.cat([kept.new_zeros(1).long(), kept.cumsum(0)])[offsets]
         several = offsets.diff() > 1
         if not bool(several.any()):
             return
@@ -348,6 +417,7 @@ class PolicyWeigher(_Checked):
     updates: int = 0
     needs: Needs = Needs()
     gold_readers: tuple[str, ...] = ()
+    skips: Skips | None = None
     keep_tail: bool = False
     consistency: ConsistencyTerm | None = None
     teacher: str | None = None
@@ -425,12 +495,20 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         raise ValueError(f"override of {name}: {error}") from None
     needs = getattr(weigh, "needs", Needs())
     readers = (policy,) if policy in NEED_GOLD or needs.gold else ()
-    return PolicyWeigher(name, weigh, needs=needs, teacher=teacher, gold_readers=readers)
+    skips = getattr(weigh, "skips", None)
+    return PolicyWeigher(
+        name, weigh, needs=needs, gold_readers=readers, skips=skips, teacher=teacher
+    )
 
 
 def weigher_names() -> list[str]:
     """Returns the values allowed for `preset`: presets, then policies."""
     return [*PRESETS, *(f"{SINGLE}:TEACHER" if p == SINGLE else p for p in POLICIES)]
+
+
+def _usable(validity: Tensor, offsets: Tensor) -> Tensor:
+    """Returns [R] whether the validities of a rationale's problem sum to `LEAST` or more."""
+    return (segment_sum(validity, offsets) >= LEAST)[segment_of(offsets, validity.numel())]
 
 
 def _shaped(metric: str, axis: str, score: Tensor, batch: Batch) -> Tensor:

@@ -89,7 +89,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def write(name: str, content: list[dict[str, object]]) -> None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
 
-    for name in ("train.jsonl", "rationales.jsonl"):
+    for name in ("train.jsonl", "rationales.jsonl", "held-out.jsonl"):
         write(name, rows)
     write("labelled.jsonl", labelled)
     for name in ("test.jsonl", "questions.jsonl", "old-task.jsonl"):

@@ -1,0 +1,120 @@
+"""Rationales whose weight is 0 whatever the student says are not read; nothing else changes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compact import read_scores
+from compact.config import CompactConfig
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import Pass
+from compact.strategies import Strategy, register_strategy
+from compact.trainer import CompactTrainer, setup
+from compact.weighting import Weights, make_weigher
+
+TEACHERS = ("good", "verbose", "wrong-step")
+ROWS = zoo.make_rows(TEACHERS, 6, seed=3)
+SKIPPING: dict[str, dict[str, Any]] = {
+    "robust": {"adaptability": "none"},  # epiphanies stand out among what was read
+    "rejection": {},
+    "answer-vote": {},
+    "oracle": {"teachers": ["good", "verbose"]},
+    "longest": {},
+    "shortest": {},
+}
+
+
+def trainer(folder: Path, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> CompactTrainer:
+    tokenizer = build_tokenizer()
+    args = CompactConfig(
+        output_dir=str(folder),
+        **{"preset": "robust", "max_steps": 3, "per_device_train_batch_size": 2} | settings,
+        learning_rate=1e-2,
+        max_length=600,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+    )
+    model = build_model(tokenizer, 0, hidden=32, layers=1)
+    return CompactTrainer(model, args, rows, processing_class=tokenizer)
+
+
+def logged(folder: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
+    rows = read_scores(folder).to_pylist()
+    return {(row["step"], row["question_id"], row["teacher"]): row for row in rows}
+
+
+@pytest.mark.parametrize("preset", SKIPPING)
+def test_what_is_not_read_changes_no_weight_and_no_training(
+    tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"preset": preset, "overrides": SKIPPING[preset]}
+    few = trainer(tmp_path / "few", **settings)
+    few.train()
+    monkeypatch.setattr(setup, "skips_of", lambda *_: None)
+    all_ = trainer(tmp_path / "all", **settings)
+    all_.train()
+    ours, theirs = logged(tmp_path / "few"), logged(tmp_path / "all")
+    assert ours.keys() == theirs.keys()
+    unread = {key for key, row in ours.items() if row["nll"] is None}
+    assert 0 < len(unread) < len(ours)
+    for key, row in theirs.items():
+        assert ours[key]["weight"] == pytest.approx(row["weight"], abs=1e-5)
+        assert ours[key]["tokens"] == row["tokens"]
+        assert key not in unread or row["weight"] == 0.0
+    for name, value in few.model.state_dict().items():
+        torch.testing.assert_close(value, all_.model.state_dict()[name], atol=2e-5, rtol=1e-4)
+
+
+def test_the_log_has_the_validity_of_what_is_not_read(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    wrong = [row for row in logged(tmp_path).values() if row["teacher"] == "wrong-step"]
+    assert wrong
+    assert all(row["validity"] == 0.0 and row["adaptability"] is None for row in wrong)
+
+
+def test_a_problem_without_a_right_rationale_keeps_the_shortest(tmp_path: Path) -> None:
+    first = ROWS[0]["question_id"]
+    rows = [r for r in ROWS if r["question_id"] != first or r["teacher"] == "wrong-step"]
+    rows.append({**rows[0], "teacher": "other", "completion": f"Well. {rows[0]['completion']}"})
+    run = trainer(tmp_path, rows, preset="rejection", max_steps=4)
+    (item,) = (
+        run.train_dataset[i]
+        for i in range(len(run.train_dataset))
+        if run.train_dataset[i].problem.question_id == first
+    )
+    assert [r.teacher for r in item.problem.rationales] == ["wrong-step"]
+    assert [r.teacher for r in item.problem.unread] == ["other"]
+    run.train()
+    mine = [row for (_, q, _), row in logged(tmp_path).items() if q == first]
+    assert mine and all(row["weight"] == 0.0 for row in mine)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_strategy_with_a_say_in_the_loss_reads_all(tmp_path: Path) -> None:
+    @register_strategy("looking")
+    class Looking(Strategy):
+        def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
+            return weights.weight
+
+    run = trainer(tmp_path, strategy="looking")
+    assert all(not run.train_dataset[i].problem.unread for i in range(len(run.train_dataset)))
+
+
+@pytest.mark.parametrize("preset", [*SKIPPING, "single:good"])
+def test_workers_of_the_loader_can_be_told(preset: str) -> None:
+    skips = make_weigher(preset, **SKIPPING.get(preset, {})).skips
+    assert skips is not None
+    assert pickle.loads(pickle.dumps(skips)) is not None
+
+
+@pytest.mark.parametrize("preset", ["uniform", "random", "paper", "released", "persyn", "rsr-min"])
+def test_weights_that_the_student_decides_skip_nothing(preset: str) -> None:
+    assert make_weigher(preset).skips is None
