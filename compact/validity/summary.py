@@ -25,7 +25,7 @@ def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
         none = sum(not any(r) for r in right)
         lines.append(
             f"{_of(mixed, len(gold))} problems with a gold answer have rationales that state it "
-            "and others that do not: these get (almost) no weight"
+            "and others that do not: these get no weight, or little if no answer could be read"
         )
         if none:
             lines.append(
