@@ -185,117 +185,158 @@ def _as_sum(mixed: re.Match[str]) -> str:
 
 def _chains(plain: str) -> list[list[list[_Term] | None]]:
     """Returns chains of expressions joined by "="; an expression that cannot be read is None."""
-    chains: list[list[list[_Term] | None]] = []
-    chain: list[list[_Term] | None] = []
-    terms: list[_Term] = []
-    words = 0  # words since the last number or sign
-    unknown = False
-    operated = False  # a word that computes something was the last
-
-    def close_side() -> None:
-        nonlocal terms, words, unknown, operated
-        chain.append(None if unknown or not terms else terms)
-        terms, words, unknown, operated = [], 0, False, False
-
-    def close_chain(unread: bool = False) -> None:
-        """Ends the chain; `unread`: what follows belongs to something that could not be read."""
-        nonlocal chain, unknown
-        close_side()
-        if len(chain) > 1:
-            chains.append(chain)
-        chain, unknown = [], unread
-
-    def is_open() -> bool:
-        return bool(terms) and terms[-1].text in _OPEN
-
-    def complete() -> bool:
-        return bool(terms) and terms[-1].text not in _OPEN
-
+    reader = _Reader(plain)
     for match in _TOKEN.finditer(plain):
+        reader.take(match)
+    reader.close_chain()
+    return reader.chains
+
+
+class _Reader:
+    """Reads a text token by token.
+
+    Attributes:
+        chains: the finished chains.
+        chain: the finished expressions of the chain that is read.
+        terms: the terms of the expression that is read.
+        words: words since the last number or sign.
+        unknown: whether the expression cannot be read.
+        operated: whether the last word was one that computes something.
+    """
+
+    def __init__(self, plain: str) -> None:
+        self.plain = plain
+        self.chains: list[list[list[_Term] | None]] = []
+        self.chain: list[list[_Term] | None] = []
+        self.terms: list[_Term] = []
+        self.words, self.unknown, self.operated = 0, False, False
+
+    def take(self, match: re.Match[str]) -> None:
+        """Reads the next token."""
         kind, text = match.lastgroup, match.group()
-        before = plain[match.start() - 1 : match.start()]
-        after = plain[match.end() : match.end() + 2].lstrip()[:1]
+        before = self.plain[match.start() - 1 : match.start()]
         if kind in ("number", "percent"):
-            if complete():  # two numbers with no sign in between
-                if words == 1 and terms[-1].unit in _FIRST:  # 1 hour 15 minutes
-                    unknown = True
-                last = plain[max(match.start() - 5, 0) : match.start()].rstrip(" $")[-3:]
-                linked = words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
-                close_chain(unread=operated or linked or words == 0)
-            elif words and not terms and chain:  # "= she has 5": words between "=" and the number
-                close_chain(unread=operated)
-            unknown = unknown or operated  # "half of 10"
-            unit = _UNITS.get(before)
-            number = match["number"]
-            terms.append(_Term(number, float(number), bool(match["percent"]), unit))
-            words, operated = 0, False
+            self._number(match, before)
         elif kind == "word" or (kind == "operation" and before == "/"):
-            unit = _UNITS.get(text, _UNITS.get(text.lower()))
-            counted = complete() and words == 0
-            if is_open() and before and before in "/-" and text not in ("x", "y", "n"):
-                terms.pop()  # "ounces/gallon": a unit, not a division
-            elif is_open() or (before.isdecimal() and len(text) < 4 and not unit):
-                unknown = True  # "4 + x", "2xy"
-            elif counted and unit:
-                terms[-1] = terms[-1]._replace(unit=unit)
-            elif len(text) == 1 and text not in "aAI" and (counted or after in set("+-*/^=(")):
-                unknown = True  # a variable
-            if text in ("is", "equals", "makes") and chain and len(terms) > 2:
-                unknown = True  # computed aloud: "= 4 + 5 is 9"
-            words += 1
-            operated = operated and text.lower() in _LINKS
-            if words > _MOST_UNIT_WORDS and terms:
-                close_chain()
+            self._word(match, text, before)
         elif kind == "and":
-            close_chain()
+            self.close_chain()
         elif kind == "operation":
-            unknown = unknown or is_open()
-            operated = True
-            words += 1
+            self.unknown = self.unknown or self._open()
+            self.operated = True
+            self.words += 1
         elif kind == "unknown":
-            if text == "?" and not terms and chain:  # "25 * 14 = ?"
-                close_chain()
-            if after == "(" and words and complete():  # another expression: "3 is sqrt(9)"
-                close_chain()
-            unknown = True
+            self._symbol(match, text)
         elif kind in ("times", "of"):
-            share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
-            if complete() and (kind == "times" or (share and not words)):
-                terms.append(_Term("*"))
-                words = 0
-            elif kind == "of":
-                words += 1
+            self._times(kind)
         elif kind == "sign" and text == "=":
-            unknown = unknown or operated or is_open()
-            close_side()
+            self.unknown = self.unknown or self.operated or self._open()
+            self._close_side()
         elif kind == "sign":
-            unknown = unknown or operated  # "5 squared + 3"
-            if text == "(" and complete():
-                if words:  # a remark in brackets
-                    close_chain(unread=operated)
-                else:
-                    terms.append(_Term("*"))
-            if text in "+*/^" and not complete():  # it goes with something that was not read
-                unknown = True
-                if not terms:
-                    continue
-            if text == "^" and words:  # 3 cm^2
-                unknown = True
-            if text == "-" and not terms and (words or plain[match.end() : match.end() + 1] == " "):
-                unknown = True
-            terms.append(_Term(text))
-            words, operated = 0, False
+            self._sign(match, text)
         elif kind == "skip":
-            words += 1
+            self.words += 1
         else:
-            following = plain[match.end() : match.end() + 1]
-            ends = _ends_clause(text, before, following)
-            beside = text == "\\" or (text in "√π" and (before == ")" or before.isdecimal()))
-            factor = complete() and not words and beside and following not in ("", " ")  # 4√2
-            unknown = unknown or factor or (not ends and (is_open() or text == ","))
-            close_chain(unread=not ends)
-    close_chain()
-    return chains
+            self._mark(match, text, before)
+
+    def close_chain(self, unread: bool = False) -> None:
+        """Ends the chain; `unread`: what follows belongs to something that could not be read."""
+        self._close_side()
+        if len(self.chain) > 1:
+            self.chains.append(self.chain)
+        self.chain, self.unknown = [], unread
+
+    def _close_side(self) -> None:
+        self.chain.append(None if self.unknown or not self.terms else self.terms)
+        self.terms, self.words, self.unknown, self.operated = [], 0, False, False
+
+    def _open(self) -> bool:
+        """Whether the expression so far must go on."""
+        return bool(self.terms) and self.terms[-1].text in _OPEN
+
+    def _complete(self) -> bool:
+        """Whether the expression so far may end."""
+        return bool(self.terms) and self.terms[-1].text not in _OPEN
+
+    def _after(self, match: re.Match[str]) -> str:
+        """The next character, but for one space."""
+        return self.plain[match.end() : match.end() + 2].lstrip()[:1]
+
+    def _number(self, match: re.Match[str], before: str) -> None:
+        if self._complete():  # two numbers with no sign in between
+            if self.words == 1 and self.terms[-1].unit in _FIRST:  # 1 hour 15 minutes
+                self.unknown = True
+            last = self.plain[max(match.start() - 5, 0) : match.start()].rstrip(" $")[-3:]
+            linked = self.words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
+            self.close_chain(unread=self.operated or linked or self.words == 0)
+        elif self.words and not self.terms and self.chain:  # "= she has 5": words after the "="
+            self.close_chain(unread=self.operated)
+        self.unknown = self.unknown or self.operated  # "half of 10"
+        number = match["number"]
+        self.terms.append(_Term(number, float(number), bool(match["percent"]), _UNITS.get(before)))
+        self.words, self.operated = 0, False
+
+    def _word(self, match: re.Match[str], text: str, before: str) -> None:
+        unit = _UNITS.get(text, _UNITS.get(text.lower()))
+        counted = self._complete() and self.words == 0
+        beside = counted or self._after(match) in set("+-*/^=(")
+        if self._open() and before and before in "/-" and text not in ("x", "y", "n"):
+            self.terms.pop()  # "ounces/gallon": a unit, not a division
+        elif self._open() or (before.isdecimal() and len(text) < 4 and not unit):
+            self.unknown = True  # "4 + x", "2xy"
+        elif counted and unit:
+            self.terms[-1] = self.terms[-1]._replace(unit=unit)
+        elif len(text) == 1 and text not in "aAI" and beside:
+            self.unknown = True  # a variable
+        if text in ("is", "equals", "makes") and self.chain and len(self.terms) > 2:
+            self.unknown = True  # computed aloud: "= 4 + 5 is 9"
+        self.words += 1
+        self.operated = self.operated and text.lower() in _LINKS
+        if self.words > _MOST_UNIT_WORDS and self.terms:
+            self.close_chain()
+
+    def _symbol(self, match: re.Match[str], text: str) -> None:
+        if text == "?" and not self.terms and self.chain:  # "25 * 14 = ?"
+            self.close_chain()
+        if self._after(match) == "(" and self.words and self._complete():
+            self.close_chain()  # another expression: "3 is sqrt(9)"
+        self.unknown = True
+
+    def _times(self, kind: str) -> None:
+        terms = self.terms
+        share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
+        if self._complete() and (kind == "times" or (share and not self.words)):
+            terms.append(_Term("*"))
+            self.words = 0
+        elif kind == "of":
+            self.words += 1
+
+    def _sign(self, match: re.Match[str], text: str) -> None:
+        self.unknown = self.unknown or self.operated  # "5 squared + 3"
+        if text == "(" and self._complete():
+            if self.words:  # a remark in brackets
+                self.close_chain(unread=self.operated)
+            else:
+                self.terms.append(_Term("*"))
+        if text in "+*/^" and not self._complete():  # it goes with something that was not read
+            self.unknown = True
+            if not self.terms:
+                return
+        if text == "^" and self.words:  # 3 cm^2
+            self.unknown = True
+        spaced = self.plain[match.end() : match.end() + 1] == " "
+        if text == "-" and not self.terms and (self.words or spaced):
+            self.unknown = True
+        self.terms.append(_Term(text))
+        self.words, self.operated = 0, False
+
+    def _mark(self, match: re.Match[str], text: str, before: str) -> None:
+        following = self.plain[match.end() : match.end() + 1]
+        ends = _ends_clause(text, before, following)
+        root = text == "\\" or (text in "√π" and (before == ")" or before.isdecimal()))
+        factor = self._complete() and not self.words and root and following not in ("", " ")  # 4√2
+        self.unknown = self.unknown or factor or (not ends and (self._open() or text == ","))
+        self.close_chain(unread=not ends)
 
 
 def _ends_clause(text: str, before: str, following: str) -> bool:
