@@ -5,7 +5,9 @@ does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal 
 token weights ("robust,token_weights=eaft"), and gold=false, to train without the gold answers.
 Every other arm trains on the same number of completion tokens, from the same student, on the same
 problems. An arm that does not read some rationales sees fewer tokens per problem, so it makes more
-passes over the problems. OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
+passes over the problems.
+
+OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
 `compact report OUT` shows them too. paired.csv, .md and .png compare the arms question by question
 (`compact.evaluation.paired`). A finished run is a row of OUT/runs.jsonl and is not repeated,
 so a killed comparison resumes with the next run.
