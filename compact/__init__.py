@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from compact.weighting import register_preset as register_preset
     from compact.weighting import register_token_weights as register_token_weights
 
+__version__ = "0.1.0"
+
 # Public name -> (module, its name there).
 _PUBLIC = {
     "CompactConfig": ("compact.config", "CompactConfig"),

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from compact import __version__
 from compact.registry import import_modules, require, unknown
 
 # Subcommand -> (module, what it does). A module is imported when its command is used.
@@ -116,6 +117,9 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"compact {__version__}")
+        return 0
     arguments, modules = _without_imports(arguments)
     if arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -187,6 +191,7 @@ def _overview() -> str:
             "example:",
             "  compact train --config recipes/svamp.yaml",
             "  compact COMMAND --help",
+            "  compact --version",
             "",
             "every command: --import MODULE registers your own metrics, policies, presets,",
             "strategies and answer domains (a module on the Python path or in this folder)",

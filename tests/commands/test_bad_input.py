@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+import compact
 from compact.commands.cli import COMMANDS, main, one_line
 from compact.data import load_problems
 from compact.lab import zoo
@@ -149,6 +151,13 @@ def test_help_fits_a_screen_and_shows_an_example(
     assert len(text.splitlines()) <= 50
     assert max(map(len, text.splitlines())) <= 100
     assert f"compact {command}" in text.partition("example")[2], text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of the package that is installed."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"compact {version('compact-distill')}\n"
+    assert version("compact-distill") == compact.__version__
 
 
 def test_environment(capsys: pytest.CaptureFixture[str]) -> None:
