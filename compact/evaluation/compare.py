@@ -70,8 +70,10 @@ from compact.settings import ComparisonConfig, RecipeConfig
 from compact.strategies import make_strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
+from compact.trainer.batches import ProblemDataset
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
+from compact.trainer.setup import encoded
 from compact.weighting import TOKEN_WEIGHTS, check_gold, make_weigher
 from compact.weighting.policies import split_teacher
 
@@ -409,9 +411,11 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         processing_class=processing_class,
         peft_config=task.peft_config(),
     )
-    config.max_steps = steps = _steps(
-        trainer, tokens or _tokens(problems, processing_class, config)
-    )
+    # An arm with a strategy takes the steps of the same arm without it.
+    weigher = trainer.weigher
+    read = encoded(weigher, processing_class, config, problems, weigher.skips)
+    tokens = tokens or _tokens(problems, processing_class, config)
+    config.max_steps = steps = _steps(read, config, tokens)
     config.logging_steps = max(steps // 20, 1)
     show_progress(trainer)
     memory = peak_mb(trainer.train, trainer.args.device)
@@ -471,13 +475,11 @@ def _as_tested(model: Any, config: CompactConfig) -> Any:
     return model.to(torch.bfloat16) if config.bf16 else model
 
 
-def _steps(trainer: CompactTrainer, tokens: int) -> int:
-    """Optimizer steps after which the trainer has read so many completion tokens."""
-    data, args = trainer.train_dataset, trainer.args
-    assert data is not None
+def _steps(data: ProblemDataset, config: CompactConfig, tokens: int) -> int:
+    """Optimizer steps after which training has read so many completion tokens of the data."""
     read = [sum(len(r.ids) for r in data[i].problem.rationales) for i in range(len(data))]
     mean = sum(read) / len(read)
-    batch, micros = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    batch, micros = config.per_device_train_batch_size, config.gradient_accumulation_steps
     return max(steps_for(tokens / mean, len(read), batch, micros), 1)
 
 
@@ -549,7 +551,8 @@ def compare(
         check_output(out / name, kind=_KIND)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
-    asked = {"task": task.name, **task.about, "tokens_asked": tokens}
+    # Comparisons begun when the tokens of all rationales counted do not go on.
+    asked = {"task": task.name, **task.about, "tokens_asked": tokens, "tokens_of": "what is read"}
     with ResumableRows(out / "runs.jsonl", asked, key="run", shape=_RUN) as finished:
         for seed in seeds:
             for arm in arms:

@@ -8,9 +8,9 @@ A metric is a function `(pass_: Pass) -> Tensor [R]`, higher meaning more of its
 in any module that is imported before training, and use its name as the metric of an axis in a
 preset. A metric reads the results of the one forward pass. It cannot run the student again: the
 student is locked while a metric scores. Adaptability and consensus raise a weight; difficulty
-lowers it. Validity, a probability, multiplies it; a problem is left out where the validities sum to
-less than `compact.validity.LEAST`. A metric of the axis "control" cannot be part of a preset: it is
-there so that every comparison of metrics shows what length, chance or a count of words would reach.
+lowers it; validity, >= 0, multiplies it. A metric of the axis "control" cannot be part of a preset:
+it is there so that every comparison of metrics shows what length, chance or a count of words would
+reach.
 
 In a problem without a gold answer, a metric that needs one gives every rationale the score 0. Equal
 scores have z-score 0, so the axis has no effect on the weights of that problem.

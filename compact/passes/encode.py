@@ -143,23 +143,26 @@ def encode_problem(
             f"{where}: the tokenizer reads the gold answer {gold!r} differently when a space "
             f"stands before the cue {cue!r}; give a longer cue"
         )
-    steps = choose_leaf_steps(
-        [len(r.steps) for r in rationales],
-        row=len(prompt_ids) + sum(len(r.ids) for r in rationales),
-        leaf=max(len(cue_ids), len(spaced_cue_ids)) + len(gold_ids) - 1,
-        budget=leaf_budget,
-    )
-    return replace(
+    encoded = replace(
         encoded,
-        rationales=tuple(
-            replace(r, leaf_steps=chosen)
-            for r, chosen in zip(encoded.rationales, steps, strict=True)
-        ),
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
         raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
     )
+    return _with_leaf_steps(encoded, leaf_budget)
+
+
+def _with_leaf_steps(problem: EncodedProblem, budget: float) -> EncodedProblem:
+    """Returns the problem with `leaf_steps` within the budget."""
+    steps = choose_leaf_steps(
+        [len(r.steps) for r in problem.rationales],
+        row=len(problem.prompt_ids) + sum(len(r.ids) for r in problem.rationales),
+        leaf=max(len(problem.cue_ids), len(problem.spaced_cue_ids)) + len(problem.gold_ids) - 1,
+        budget=budget,
+    )
+    chosen = zip(problem.rationales, steps, strict=True)
+    return replace(problem, rationales=tuple(replace(r, leaf_steps=own) for r, own in chosen))
 
 
 def encode_problems(
@@ -489,17 +492,33 @@ def _plain_text(content: Text, what: str) -> str:
     )
 
 
-def leave_unread(problem: EncodedProblem, skipped: Sequence[bool]) -> EncodedProblem:
+def leave_unread(
+    problem: EncodedProblem, skipped: Sequence[bool], leaf_budget: float
+) -> EncodedProblem:
     """Returns the problem with some of its rationales moved to `unread`.
 
     Args:
         problem: the problem.
         skipped: [K] whether a rationale is moved. If all are, the shortest stays, for a problem has
             at least one.
+        leaf_budget: as in `encode_problem`: leaves are chosen again for those that stay.
+
+    Raises:
+        ValueError: `skipped` has not one entry for each rationale.
     """
+    rationales = problem.rationales
+    if len(skipped) != len(rationales):
+        raise ValueError(
+            f"skips must return {len(rationales)} values, one for each rationale of question_id "
+            f"{problem.question_id!r}, got {len(skipped)}"
+        )
     if not any(skipped):
         return problem
-    kept = [r for r, skip in zip(problem.rationales, skipped, strict=True) if not skip]
-    kept = kept or [min(problem.rationales, key=lambda r: len(r.ids))]
-    unread = [r for r in problem.rationales if not any(r is one for one in kept)]
-    return replace(problem, rationales=tuple(kept), unread=tuple(unread))
+    kept = {k for k, skip in enumerate(skipped) if not skip}
+    kept = kept or {min(range(len(rationales)), key=lambda k: len(rationales[k].ids))}
+    few = replace(
+        problem,
+        rationales=tuple(r for k, r in enumerate(rationales) if k in kept),
+        unread=tuple(r for k, r in enumerate(rationales) if k not in kept),
+    )
+    return _with_leaf_steps(few, leaf_budget) if few.gold_ids else few

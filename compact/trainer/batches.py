@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from compact.passes import Batch, EncodedProblem
 from compact.passes.encode import leave_unread
 from compact.passes.lazily import LazyProblems
+from compact.settings import LEAF_BUDGET
 from compact.weighting import Skips
 
 
@@ -25,23 +26,43 @@ class Item(NamedTuple):
 class ProblemDataset(Dataset[Item]):
     """Encoded problems. Index -1 - i returns problem i as an item that is not counted.
 
+    Without the rationales that a weigher skips, and without the problems of which it skips all. (Of
+    data that are encoded when they are needed, such a problem keeps one rationale, of weight 0.)
+
     Attributes:
         problems: the problems, with all of their rationales.
-        skips: as in `Weigher`; the items do not have these rationales.
     """
 
-    def __init__(self, problems: LazyProblems, skips: Skips | None = None) -> None:
-        self.problems, self.skips = problems, skips
+    def __init__(
+        self,
+        problems: LazyProblems,
+        skips: Skips | None = None,
+        leaf_budget: float = LEAF_BUDGET,
+    ) -> None:
+        """Sets up the data.
+
+        Args:
+            problems: the problems.
+            skips: as in `Weigher`.
+            leaf_budget: as in `encode_problem`.
+        """
+        self.problems, self._skips, self._leaf_budget = problems, skips, leaf_budget
+        self._used: Sequence[int] = range(len(problems))
+        if skips is not None and len(problems.sample) == len(problems):
+            self._used = [i for i, p in enumerate(problems) if not all(skips(p))] or self._used
 
     def __len__(self) -> int:
-        return len(self.problems)
+        return len(self._used)
 
     def __getitem__(self, index: int) -> Item:
-        return Item(self.read(self.problems[index if index >= 0 else -1 - index]), index >= 0)
+        place = self._used[index if index >= 0 else -1 - index]
+        return Item(self.read(self.problems[place]), index >= 0)
 
     def read(self, problem: EncodedProblem) -> EncodedProblem:
         """Returns a problem without the rationales that are skipped."""
-        return problem if self.skips is None else leave_unread(problem, self.skips(problem))
+        if self._skips is None:
+            return problem
+        return leave_unread(problem, self._skips(problem), self._leaf_budget)
 
 
 class ProblemBatches(Sampler[list[int]]):

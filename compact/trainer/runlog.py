@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),  # of the completion
         ("weight", pa.float32()),
         ("nll", pa.float32()),  # mean over the completion, nats; null if it was not read
-        ("adaptability", pa.float32()),  # scores of the axes; null where a policy has none
+        ("adaptability", pa.float32()),  # scores of the axes; null if not read, or with a policy
         ("consensus", pa.float32()),
         ("difficulty", pa.float32()),
         ("z_adaptability", pa.float32()),

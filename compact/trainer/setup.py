@@ -151,7 +151,7 @@ def encoded(
     problems = problems_of(weigher, dataset)
     judged = weigher.needs.judgements
     lazily = LazyProblems(problems, processing_class, judged=judged, **options)
-    return ProblemDataset(lazily, skips)
+    return ProblemDataset(lazily, skips, args.leaf_budget)
 
 
 def each(encode: Callable[[Any], ProblemDataset], evals: Any) -> Any:
@@ -260,11 +260,13 @@ def log_data(data: ProblemDataset, budget: float | None) -> None:
     if any(judged):
         for sentence in describe([judgements for judgements in judged if judgements]):
             logger.info("weights: %s", sentence)
-    problems = [data.read(problem) for problem in problems]
+    count = sum(len(p.rationales) for p in problems)
+    if len(problems) == len(data.problems):
+        problems = [item.problem for item in map(data.__getitem__, range(len(data)))]
+    else:
+        problems = [data.read(problem) for problem in problems]
     rationales = [r for p in problems for r in p.rationales]
-    unread = sum(len(p.unread) for p in problems)
-    if unread:
-        count = unread + len(rationales)
+    if unread := count - len(rationales):
         logger.info("weights: %d of %d rationales have weight 0 and are not read", unread, count)
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)

@@ -163,17 +163,16 @@ class CompactTrainer(Trainer):
             student = setup.with_adapters(student, peft_config, args.seed)
 
         encode = functools.partial(setup.encoded, self.weigher, processing_class, args)
-        evals = setup.each(encode, eval_dataset)
+        evals, data = setup.each(encode, eval_dataset), None
         setup.fit_machine(args)
         if problems is not None:
             problems = self.strategy.prepare(problems, student, processing_class)
+            data = encode(problems, setup.skips_of(self.weigher, self.strategy))
         super().__init__(
             model=student,
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of items
-            train_dataset=None
-            if problems is None
-            else encode(problems, setup.skips_of(self.weigher, self.strategy)),
+            train_dataset=data,
             eval_dataset=evals,
             processing_class=processing_class,
             callbacks=callbacks,

@@ -167,7 +167,7 @@ def single(teacher: str) -> Policy:
         mine = [float(name == teacher) for name in batch.teachers]
         return _share(put(mine, offsets), offsets)
 
-    return _ByData(policy, partial(_of_others, teachers=(teacher,)))
+    return _ByData(policy)
 
 
 @register_policy("answer-vote")

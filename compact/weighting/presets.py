@@ -28,7 +28,8 @@ class Preset:
         eps: if > 0, it is added to the standard deviation, and s0 is not used.
         shrink: s0 in units of the running within-problem standard deviation.
         tau: temperature of the softmax.
-        floor: share of the weight that is divided equally among the K rationales.
+        floor: share of the weight that is divided equally among the rationales, but for those that
+            are `judged` to be wrong.
         warmup: problems over which the weights move from uniform to alpha.
         consistency: kind of the consistency term, "positions", "answer" or "none".
         consistency_weight: its factor lambda.

@@ -1,15 +1,16 @@
 """Turns scores into one weight per rationale, with the presets of COMPACT or with policies.
 
 The z-score over the rationales of a problem is z(S) = (S - mean) / sqrt(var + s0^2), where s0 =
-shrink x the running within-problem standard deviation. One with v = 0 has no say in mean and
-variance, and z = 0: the weights are the same whether it was read or not (`Weigher.skips`).
+shrink x the running within-problem standard deviation. A rationale that is `judged` to be wrong,
+with v = 0 beside others of more, has z = 0 and no say in mean, variance and the running spread: it
+need not be read (`Weigher.skips`).
 
 u = sum_s beta_s z_s, with a negative beta for difficulty. alpha = v softmax(u / tau) / sum, v the
 validity of the rationale (1 without a metric of that axis), mixed with the uniform weight by floor
 and warm-up before v is applied. Weights have no gradient, are >= 0 and sum to 1 over each problem;
-K = 1 gives 1. If the validities of a problem sum to less than `compact.validity.LEAST`, v counts as
-1 and `Weights.usable` is False: all are known to be wrong, and who trains or filters leaves the
-problem out (`Weights.used`).
+K = 1 gives 1. If every validity of a problem is 0, v counts as 1, and `Weights.usable` is False:
+who trains or filters leaves the problem out (`Weights.used`). With `judged`, this is so if they sum
+to less than `compact.validity.LEAST`.
 
 Noise has z-scores as large as signal, so u alone does not show whether a difference is real. A
 preset limits what u can do by its temperature: with tau = 2.5 and the factors of `robust`, scores
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric
+from compact.metrics.judged import judgements
 from compact.passes import Batch, EncodedProblem, Needs, Pass
 from compact.passes.segments import segment_mean, segment_of, segment_sum
 from compact.passes.transfer import put
@@ -54,8 +56,8 @@ class Weights(NamedTuple):
         weight: [R] float32, sums to 1 over each problem (all 0 if a policy skips it).
         scores: axis -> [R] the raw score; empty for policies.
         zscores: axis -> [R] the score standardised within its problem; empty for policies.
-        usable: [R] bool, False in a problem whose rationales are all known to be wrong; None if
-            every problem is usable.
+        usable: [R] bool, False in a problem that is left out, because nothing in it is likely to be
+            right; None if every problem is usable.
     """
 
     weight: Tensor
@@ -124,7 +126,7 @@ class Weigher(Protocol):
 def skip_wrong(problem: EncodedProblem) -> list[bool]:
     """Returns [K] whether the texts show a rationale to be wrong; all False if it was not judged.
 
-    All are wrong in a problem that `compact.validity` leaves out.
+    So do they of all in a problem that `compact.validity` leaves out.
     """
     found = [r.judgement.validity for r in problem.rationales if r.judgement is not None]
     if len(found) < len(problem.rationales):
@@ -197,7 +199,7 @@ class PresetWeigher(_Checked):
     Attributes:
         spread: axis -> running within-problem standard deviation of its score.
         updates: optimizer steps seen.
-        problems_seen: problems with two or more rationales seen.
+        problems_seen: problems seen with two or more rationales that are not known to be wrong.
     """
 
     name: str
@@ -217,7 +219,8 @@ class PresetWeigher(_Checked):
         self.validity = None if name == "none" else get_metric(name, VALIDITY)
         signed = zip(COMPATIBILITY, (1.0, 1.0, -1.0), self.preset.beta, strict=True)
         self._beta = {str(axis): sign * beta for axis, sign, beta in signed if axis in self.metrics}
-        self.skips: Skips | None = skip_wrong if name == "judged" else None
+        self._judged = name == "judged"
+        self.skips: Skips | None = skip_wrong if self._judged else None
         # With a validity the weights mean something without gold answers too.
         self.gold_readers = tuple(
             m.name
@@ -232,12 +235,11 @@ class PresetWeigher(_Checked):
 
     def weights(self, pass_: Pass) -> Weights:
         """As in `Weigher`."""
-        batch, idle = pass_.batch, list[bool]()
-        if self.skips is not None:
-            for problem in batch.problems:
-                skipped = self.skips(problem)
-                idle += [skip and not all(skipped) for skip in skipped]
-        return self._weigh(self._scores(pass_), batch.problem_offsets, batch.counts, idle)
+        counts, validity = pass_.batch.counts, list[float]()
+        if self._judged:  # known on the host, so that a GPU need not wait
+            validity = [judgement.validity for judgement in judgements(pass_)]
+        offsets = pass_.batch.problem_offsets
+        return self._weigh(self._scores(pass_), offsets, counts, _idle(validity, counts))
 
     def check(self, weights: Weights, batch: Batch) -> None:
         """As in `Weigher`."""
@@ -286,11 +288,10 @@ class PresetWeigher(_Checked):
             ValueError: a validity is negative.
         """
         self._check_validity(scores)
-        idle = list[bool]()
-        if VALIDITY in scores:
-            validity = scores[VALIDITY]
-            idle = ((validity == 0) & _usable(validity, offsets)).tolist()
-        return self._weigh(scores, offsets, offsets.diff().tolist(), idle)
+        counts, validity = offsets.diff().tolist(), list[float]()
+        if self._judged and VALIDITY in scores:
+            validity = scores[VALIDITY].tolist()
+        return self._weigh(scores, offsets, counts, _idle(validity, counts))
 
     def _weigh(
         self,
@@ -305,7 +306,7 @@ class PresetWeigher(_Checked):
             scores: axis -> [R].
             offsets: [P + 1] of the problems.
             counts: [P] rationales of each problem.
-            idle: [R] rationales of validity 0 beside others of more; [] for none.
+            idle: [R] what `_idle` returned.
         """
         if not any(idle):
             return self._weigh_all(scores, offsets)
@@ -325,7 +326,7 @@ class PresetWeigher(_Checked):
             of_all(found.weight),
             dict(scores),
             {axis: of_all(z) for axis, z in found.zscores.items()},
-            found.usable if found.usable is None else _usable(scores[VALIDITY], offsets),
+            self._usable(scores[VALIDITY], offsets),
         )
 
     def _weigh_all(self, scores: Mapping[str, Tensor], offsets: Tensor) -> Weights:
@@ -361,18 +362,23 @@ class PresetWeigher(_Checked):
             validity = scores[VALIDITY]
             product = weight * validity
             total = segment_sum(product, offsets)[problem]
-            usable = _usable(validity, offsets)
-            weight = torch.where(usable, product / total.clamp(min=_TINY), weight)
+            usable = self._usable(validity, offsets)
+            weight = torch.where(total > 0, product / total.clamp(min=_TINY), weight)
         return Weights(weight, dict(scores), z, usable)
+
+    def _usable(self, validity: Tensor, offsets: Tensor) -> Tensor:
+        """Returns [R] whether the problem of a rationale is used, by the validities in it."""
+        total = segment_sum(validity, offsets)[segment_of(offsets, validity.numel())]
+        return total >= LEAST if self._judged else total > 0
 
     def _prior(self, axis: str) -> float:
         return self.preset.shrink * self.spread.get(axis, 0.0)
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Updates the running statistics with the scores of all problems of one optimizer step."""
-        if VALIDITY in scores:
+        if self._judged and VALIDITY in scores:
             validity = scores[VALIDITY]
-            kept = (validity > 0) & _usable(validity, offsets)
+            kept = (validity > 0) & self._usable(validity, offsets)
             scores = {axis: score[kept] for axis, score in scores.items()}
             offsets = torch.cat([kept.new_zeros(1).long(), kept.cumsum(0)])[offsets]
         several = offsets.diff() > 1
@@ -506,9 +512,11 @@ def weigher_names() -> list[str]:
     return [*PRESETS, *(f"{SINGLE}:TEACHER" if p == SINGLE else p for p in POLICIES)]
 
 
-def _usable(validity: Tensor, offsets: Tensor) -> Tensor:
-    """Returns [R] whether the validities of a rationale's problem sum to `LEAST` or more."""
-    return (segment_sum(validity, offsets) >= LEAST)[segment_of(offsets, validity.numel())]
+def _idle(validity: Sequence[float], counts: Sequence[int]) -> list[bool]:
+    """Returns [R] whether a rationale has validity 0 beside others of more; [] without validity."""
+    ends = list(accumulate(counts, initial=0)) if validity else []
+    each = (validity[a:b] for a, b in pairwise(ends))
+    return [v == 0.0 and any(own) for own in each for v in own]
 
 
 def _shaped(metric: str, axis: str, score: Tensor, batch: Batch) -> Tensor:

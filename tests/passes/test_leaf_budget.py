@@ -80,7 +80,7 @@ def test_training_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCapt
     rows = rows_of(*TEACHERS)
     weighed = {"preset": "robust", "leaf_every": 2, "max_steps": 4}
     losses, _ = train(tmp_path / "few", rows, **weighed, leaf_budget=0.05)
-    assert "answer leaves: after 12 of" in caplog.text  # the last step of 4 x 3 rationales
+    assert "answer leaves: after 8 of" in caplog.text  # the last step of 4 x 2 that are read
     caplog.clear()
     train(tmp_path / "all", rows, **weighed, leaf_budget=100.0)
     assert "answer leaves" not in caplog.text

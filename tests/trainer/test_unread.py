@@ -14,7 +14,7 @@ from compact import read_scores
 from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
-from compact.passes import Pass
+from compact.passes import Pass, lazily
 from compact.strategies import Strategy, register_strategy
 from compact.trainer import CompactTrainer, setup
 from compact.weighting import Weights, make_weigher
@@ -80,21 +80,60 @@ def test_the_log_has_the_validity_of_what_is_not_read(tmp_path: Path) -> None:
     assert all(row["validity"] == 0.0 and row["adaptability"] is None for row in wrong)
 
 
-def test_a_problem_without_a_right_rationale_keeps_the_shortest(tmp_path: Path) -> None:
+def all_wrong() -> tuple[str, list[dict[str, Any]]]:
+    """A question of which every rationale is wrong, and the rows with it."""
     first = ROWS[0]["question_id"]
     rows = [r for r in ROWS if r["question_id"] != first or r["teacher"] == "wrong-step"]
-    rows.append({**rows[0], "teacher": "other", "completion": f"Well. {rows[0]['completion']}"})
-    run = trainer(tmp_path, rows, preset="rejection", max_steps=4)
-    (item,) = (
-        run.train_dataset[i]
-        for i in range(len(run.train_dataset))
-        if run.train_dataset[i].problem.question_id == first
-    )
-    assert [r.teacher for r in item.problem.rationales] == ["wrong-step"]
-    assert [r.teacher for r in item.problem.unread] == ["other"]
+    longer = {**rows[0], "teacher": "other", "completion": f"Well. {rows[0]['completion']}"}
+    return first, [*rows, longer]
+
+
+@pytest.mark.parametrize("preset", ["robust", "rejection"])
+def test_a_problem_without_a_right_rationale_is_left_out(tmp_path: Path, preset: str) -> None:
+    question, rows = all_wrong()
+    run = trainer(tmp_path, rows, preset=preset, max_steps=4)
+    assert len(run.train_dataset) == 5
     run.train()
-    mine = [row for (_, q, _), row in logged(tmp_path).items() if q == first]
+    assert question not in {q for _, q, _ in logged(tmp_path)}
+
+
+@pytest.mark.parametrize("preset", ["robust", "rejection"])
+def test_of_data_encoded_on_the_way_it_keeps_the_shortest_without_weight(
+    tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazily, "AT_ONCE", 3)
+    question, rows = all_wrong()
+    run = trainer(tmp_path, rows, preset=preset, max_steps=4)
+    problems = [run.train_dataset[i].problem for i in range(6)]
+    (problem,) = (p for p in problems if p.question_id == question)
+    assert [r.teacher for r in problem.rationales] == ["wrong-step"]
+    assert [r.teacher for r in problem.unread] == ["other"]
+    assert all(len(p.unread) == 1 for p in problems)
+    run.train()
+    mine = [row for (_, q, _), row in logged(tmp_path).items() if q == question]
     assert mine and all(row["weight"] == 0.0 for row in mine)
+
+
+def test_leaves_are_chosen_for_what_is_read(tmp_path: Path) -> None:
+    """As if the data did not have the others."""
+    rows = [
+        {**r, "completion": r["completion"] * 9} if r["teacher"] == "verbose" else r for r in ROWS
+    ]
+    without = [row for row in rows if row["teacher"] == "good"]
+    few, alone = (
+        trainer(tmp_path / str(n), some, preset="oracle", overrides={"teachers": ["good"]})
+        for n, some in enumerate((rows, without))
+    )
+    for i in range(len(alone.train_dataset)):
+        ours, theirs = (run.train_dataset[i].problem.rationales for run in (few, alone))
+        assert [r.leaf_steps for r in ours] == [r.leaf_steps for r in theirs]
+
+
+def test_skips_of_the_wrong_length_are_refused(tmp_path: Path) -> None:
+    data = trainer(tmp_path).train_dataset
+    data._skips = lambda problem: [True]
+    with pytest.raises(ValueError, match=r"skips must return 3 values, .* 'zoo.*', got 1"):
+        data[0]
 
 
 @pytest.mark.usefixtures("own_registries")
@@ -108,9 +147,9 @@ def test_a_strategy_with_a_say_in_the_loss_reads_all(tmp_path: Path) -> None:
     assert all(not run.train_dataset[i].problem.unread for i in range(len(run.train_dataset)))
 
 
-@pytest.mark.parametrize("preset", [*SKIPPING, "single:good"])
+@pytest.mark.parametrize("preset", SKIPPING)
 def test_workers_of_the_loader_can_be_told(preset: str) -> None:
-    skips = make_weigher(preset, **SKIPPING.get(preset, {})).skips
+    skips = make_weigher(preset, **SKIPPING[preset]).skips
     assert skips is not None
     assert pickle.loads(pickle.dumps(skips)) is not None
 

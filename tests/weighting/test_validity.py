@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compact import Pass, register_metric
 from compact.weighting import make_weigher
 
 OFFSETS = torch.tensor([0, 3])
@@ -84,3 +85,46 @@ def test_without_its_temperature_noise_would_concentrate_the_weights() -> None:
 def test_a_preset_needs_no_gold_if_it_has_a_validity() -> None:
     assert make_weigher("robust").gold_readers == ()
     assert make_weigher("robust", validity="none").gold_readers == ("gain",)
+
+
+def test_what_is_wrong_has_no_say_in_the_weights_of_the_others() -> None:
+    """With `judged`; z of the wrong one is 0."""
+    scores = {axis: torch.randn(4, generator=torch.manual_seed(i)) for i, axis in enumerate(AXES)}
+    few = {axis: values[[0, 1, 3]] for axis, values in scores.items()}
+    scores["validity"] = torch.tensor([1.0, 0.5, 0.0, 1.0])
+    few["validity"] = torch.tensor([1.0, 0.5, 1.0])
+    weigher = make_weigher("robust")
+    ours = weigher.weigh(scores, torch.tensor([0, 4]))
+    theirs = weigher.weigh(few, torch.tensor([0, 3]))
+    torch.testing.assert_close(ours.weight[[0, 1, 3]], theirs.weight)
+    assert ours.weight[2] == 0.0
+    assert all(z[2] == 0.0 for z in ours.zscores.values())
+    others = [make_weigher("robust"), make_weigher("robust")]
+    for other, (given, end) in zip(others, ((scores, 4), (few, 3)), strict=True):
+        other.update(given, torch.tensor([0, end]))
+    assert others[0].state_dict() == others[1].state_dict()
+
+
+def test_a_problem_that_is_left_out_keeps_the_order_of_its_rationales() -> None:
+    """What `compact metrics` ranks by; training uses none of it."""
+    scores = dict(AXES)
+    scores["validity"] = torch.tensor([1e-6, 5e-8, 0.0])
+    found = make_weigher("robust").weigh(scores, torch.tensor([0, 3]))
+    assert found.weight[0] > found.weight[1] > found.weight[2] == 0.0
+    assert found.used.tolist() == [0.0] * 3
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_the_scale_of_another_validity_does_not_matter() -> None:
+    @register_metric("tiny", axis="validity")
+    def tiny(pass_: Pass) -> torch.Tensor:
+        return pass_.stats.nll  # never called
+
+    scores = {axis: torch.randn(3, generator=torch.manual_seed(i)) for i, axis in enumerate(AXES)}
+    offsets = torch.tensor([0, 3])
+    weigher = make_weigher("robust", validity="tiny")
+    assert weigher.skips is None
+    small = weigher.weigh({**scores, "validity": torch.tensor([2e-9, 1e-9, 0.0])}, offsets)
+    large = weigher.weigh({**scores, "validity": torch.tensor([2.0, 1.0, 0.0])}, offsets)
+    torch.testing.assert_close(small.used, large.used)
+    assert float(small.used.sum()) == pytest.approx(1.0)
