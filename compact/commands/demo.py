@@ -75,10 +75,11 @@ def draw_weights(rows: list[dict[str, Any]], path: Path) -> None:
         means = [sum(w) / len(w) for w in by_step.values()]
         axes.plot(list(by_step), means, label=name, lw=2.5, color="tab:red" if misleads else None)
     axes.axhline(1 / len(TEACHERS), color="grey", ls=":", lw=1, label="uniform")
-    axes.set(xlabel="optimizer step of `make demo`", ylabel="mean weight", ylim=(0, 0.5))
+    axes.set(xlabel="optimizer step of `make demo`", ylabel="mean weight")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
-    axes.legend(ncols=3, frameon=False, loc="upper center")
+    axes.set_ylim(bottom=0)
+    figure.legend(ncols=len(TEACHERS) + 1, frameon=False, loc="outside upper center")
     figure.savefig(path, dpi=100)
 
 

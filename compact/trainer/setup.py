@@ -262,7 +262,7 @@ def log_data(data: ProblemDataset, budget: float | None) -> None:
             logger.info("weights: %s", sentence)
     count = sum(len(p.rationales) for p in problems)
     if len(problems) == len(data.problems):
-        problems = [item.problem for item in map(data.__getitem__, range(len(data)))]
+        problems = [data[i].problem for i in range(len(data))]  # without those that are left out
     else:
         problems = [data.read(problem) for problem in problems]
     rationales = [r for p in problems for r in p.rationales]
