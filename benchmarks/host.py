@@ -54,7 +54,8 @@ from compact.weighting import make_weigher
 SHAPES: tuple[dict[str, int | str], ...] = ({"P": 4, "K": 4},)
 DTYPES = ("float32",)
 STEPS, WARM = 14, 4  # steps of a run; the first ones are not counted
-TEACHERS = ("good", "verbose", "style-shifted", "wrong-step", "friendly", "filler")
+# All are right: what is wrong, `robust` would not read, and the other trainer would.
+TEACHERS = ("good", "verbose", "style-shifted", "honest", "friendly", "filler")
 
 
 class Watch(TrainerCallback):
