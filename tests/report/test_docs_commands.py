@@ -129,9 +129,9 @@ def test_commands_of_the_page_run(page: str, names: Path, tmp_path: Path) -> Non
             (tmp_path / made).unlink(missing_ok=True)  # the page makes it itself
     # A page that goes on with a run which another page trains.
     named = {run for line in lines for run in re.findall(r"--model (runs/\w+)", line)}
-    for run in sorted(named):
-        if not any(line.startswith("compact train") for line in lines):
-            lines.insert(0, f"compact train --config recipe.yaml --output_dir {run}")
+    if not any(line.startswith("compact train") for line in lines):
+        train = "compact train --config recipe.yaml --output_dir"
+        lines = [f"{train} {run}" for run in sorted(named)] + lines
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(lines)],
