@@ -411,9 +411,10 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         processing_class=processing_class,
         peft_config=task.peft_config(),
     )
-    # An arm with a strategy takes the steps of the same arm without it.
-    weigher = trainer.weigher
-    read = encoded(weigher, processing_class, config, problems, weigher.skips)
+    read, weigher = trainer.train_dataset, trainer.weigher
+    if arm.strategy is not None:  # it takes the steps of the same arm without it
+        read = encoded(weigher, processing_class, config, problems, weigher.skips)
+    assert read is not None
     tokens = tokens or _tokens(problems, processing_class, config)
     config.max_steps = steps = _steps(read, config, tokens)
     config.logging_steps = max(steps // 20, 1)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from compact.metrics import get_metric
-from compact.metrics.answer import answer_share, votes
+from compact.metrics.answer import votes
 from compact.passes import Batch, EncodedProblem, Needs, Pass
 from compact.passes.segments import (
     segment_max,
@@ -103,33 +103,60 @@ class _ByData:
 
     Attributes:
         weigh: from a batch and the optimizer steps before it to weights [R].
-        skips: which rationales have weight 0; None if none has.
     """
 
     weigh: Callable[[Batch, int], Tensor]
-    skips: Skips | None = None
     needs: ClassVar[Needs] = Needs(student=False)
 
     def __call__(self, pass_: Pass, steps: int) -> Tensor:
         return self.weigh(pass_.batch, steps)
 
 
-def _of_others(problem: EncodedProblem, teachers: Collection[str]) -> list[bool]:
-    return [r.teacher not in teachers for r in problem.rationales]
+Choice = Callable[[EncodedProblem], Sequence[bool]]
 
 
-def _of_other_length(problem: EncodedProblem, of: Callable[..., int]) -> list[bool]:
+@dataclass(frozen=True)
+class _Even:
+    """Even weights over the rationales that the data choose; the others are not read.
+
+    Attributes:
+        chosen: [K] whether a rationale of a problem has weight. Can be pickled.
+    """
+
+    chosen: Choice
+    needs: ClassVar[Needs] = Needs(student=False)
+
+    def __call__(self, pass_: Pass, steps: int) -> Tensor:
+        batch = pass_.batch
+        mass = [float(chosen) for problem in batch.problems for chosen in self.chosen(problem)]
+        return _share(put(mass, batch.problem_offsets), batch.problem_offsets)
+
+    @property
+    def skips(self) -> Skips:
+        """Which rationales are not chosen."""
+        return partial(_not, self.chosen)
+
+
+def _not(chosen: Choice, problem: EncodedProblem) -> list[bool]:
+    return [not one for one in chosen(problem)]
+
+
+def _of_teachers(problem: EncodedProblem, teachers: Collection[str]) -> list[bool]:
+    return [r.teacher in teachers for r in problem.rationales]
+
+
+def _of_length(problem: EncodedProblem, which: Callable[[list[int]], int]) -> list[bool]:
     lengths = [len(r.ids) for r in problem.rationales]
-    return [length != of(lengths) for length in lengths]
+    return [length == which(lengths) for length in lengths]
 
 
-def _outvoted(problem: EncodedProblem) -> list[bool]:
+def _of_most_votes(problem: EncodedProblem) -> list[bool]:
     counts = votes(problem)
-    return [count < max(counts) for count in counts]
+    return [count == max(counts) for count in counts]
 
 
-def _states_another(problem: EncodedProblem) -> list[bool]:
-    return [not right for right in problem.right]
+def _right(problem: EncodedProblem) -> Sequence[bool]:
+    return problem.right
 
 
 @register_policy("uniform")
@@ -161,26 +188,13 @@ def random(seed: int = 0) -> Policy:
 @register_policy(SINGLE)
 def single(teacher: str) -> Policy:
     """Weights 1 for the rationale of one teacher: distillation from that teacher only."""
-
-    def policy(batch: Batch, _: int) -> Tensor:
-        offsets = batch.problem_offsets
-        mine = [float(name == teacher) for name in batch.teachers]
-        return _share(put(mine, offsets), offsets)
-
-    return _ByData(policy)
+    return _Even(partial(_of_teachers, teachers=(teacher,)))
 
 
 @register_policy("answer-vote")
 def answer_vote() -> Policy:
     """Equal weights for the rationales whose final answer has the most votes (ties included)."""
-
-    def policy(batch: Batch, _: int) -> Tensor:
-        offsets = batch.problem_offsets
-        share = answer_share(batch)
-        best = segment_max(share, offsets)[batch.problem]
-        return _share((share == best).float(), offsets)
-
-    return _ByData(policy, _outvoted)
+    return _Even(_of_most_votes)
 
 
 @register_policy("softmax-nll")
@@ -230,11 +244,7 @@ def rejection() -> Policy:
     They are compared in the problem's answer domain. A problem where none is right is skipped. Most
     projects that train on rationales do this, under the name of rejection sampling.
     """
-
-    def policy(batch: Batch, _: int) -> Tensor:
-        return _share(_states_gold(batch), batch.problem_offsets)
-
-    return _ByData(policy, _states_another)
+    return _Even(_right)
 
 
 @register_policy("oracle")
@@ -256,13 +266,7 @@ def oracle(teachers: Collection[str] = ()) -> Policy:
             f"got {teachers or 'none'!r}; to keep rationales that state the gold answer, use "
             "rejection"
         )
-
-    def policy(batch: Batch, _: int) -> Tensor:
-        offsets = batch.problem_offsets
-        right = [float(name in teachers) for name in batch.teachers]
-        return _share(put(right, offsets), offsets)
-
-    return _ByData(policy, partial(_of_others, teachers=tuple(teachers)))
+    return _Even(partial(_of_teachers, teachers=tuple(teachers)))
 
 
 @register_policy("persyn")
@@ -294,12 +298,10 @@ class _ByMetric:
     Attributes:
         metric: the metric's name.
         weigh: from scores [R] and the problems' offsets [P + 1] to weights [R].
-        skips: which rationales have weight 0, if that is known before the student runs.
     """
 
     metric: str
     weigh: Callable[[Tensor, Tensor], Tensor]
-    skips: Skips | None = None
 
     @property
     def needs(self) -> Needs:
@@ -314,14 +316,13 @@ class _ByMetric:
 @register_policy("longest")
 def longest() -> Policy:
     """All weight on the rationale with the most tokens; ties share it."""
-    return _ByMetric("length", _best, partial(_of_other_length, of=max))
+    return _Even(partial(_of_length, which=max))
 
 
 @register_policy("shortest")
 def shortest() -> Policy:
     """All weight on the rationale with the fewest tokens; ties share it."""
-    skips = partial(_of_other_length, of=min)
-    return _ByMetric("length", lambda score, offsets: _best(-score, offsets), skips)
+    return _Even(partial(_of_length, which=min))
 
 
 @register_policy("rsr-min")
