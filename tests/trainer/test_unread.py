@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from compact import read_scores
-from compact.config import CompactConfig
 from compact.lab import zoo
-from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import Pass, lazily
 from compact.strategies import Strategy, register_strategy
 from compact.trainer import CompactTrainer, setup
 from compact.weighting import Weights, make_weigher
+from helpers.trajectories import trainer_of
 
 TEACHERS = ("good", "verbose", "wrong-step")
 ROWS = zoo.make_rows(TEACHERS, 6, seed=3)
@@ -32,18 +31,9 @@ SKIPPING: dict[str, dict[str, Any]] = {
 
 
 def trainer(folder: Path, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> CompactTrainer:
-    tokenizer = build_tokenizer()
-    args = CompactConfig(
-        output_dir=str(folder),
-        **{"preset": "robust", "max_steps": 3, "per_device_train_batch_size": 2} | settings,
-        learning_rate=1e-2,
-        max_length=600,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-    )
-    model = build_model(tokenizer, 0, hidden=32, layers=1)
-    return CompactTrainer(model, args, rows, processing_class=tokenizer)
+    own = {"preset": "robust", "max_steps": 3, "max_length": 600, "learning_rate": 1e-2}
+    own |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    return trainer_of(folder, rows, **own | settings)
 
 
 def logged(folder: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
