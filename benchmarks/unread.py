@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("data", help="rationales as JSON lines")
     parse.add_argument("--preset", default="robust")
-    parse.add_argument("--problems", type=int, default=48, help="of the data, drawn at random")
+    parse.add_argument("--problems", type=int, default=48, help="of the data, at even distances")
     parse.add_argument("--batch", type=int, default=2, help="problems of a step")
     parse.add_argument("--bf16", action="store_true")
     options = parse.parse_args(argv)

@@ -495,13 +495,13 @@ def _plain_text(content: Text, what: str) -> str:
 def leave_unread(
     problem: EncodedProblem, skipped: Sequence[bool], leaf_budget: float
 ) -> EncodedProblem:
-    """Returns the problem with some of its rationales moved to `unread`.
+    """Returns the problem as training reads it: what it skips is in `unread`, not in `rationales`.
 
     Args:
         problem: the problem.
-        skipped: [K] whether a rationale is moved. If all are, the shortest stays, for a problem has
-            at least one.
-        leaf_budget: as in `encode_problem`: leaves are chosen again for those that stay.
+        skipped: [K] whether training skips a rationale. If it skips all, the shortest is read, for
+            a problem has at least one.
+        leaf_budget: as in `encode_problem`; leaves are chosen again, for what is read.
 
     Raises:
         ValueError: `skipped` has not one entry for each rationale.

@@ -124,9 +124,9 @@ class Weigher(Protocol):
 
 
 def skip_wrong(problem: EncodedProblem) -> list[bool]:
-    """Returns [K] whether the texts show a rationale to be wrong; all False if it was not judged.
+    """Returns [K] whether a rationale is known to be wrong; all False if they were not judged.
 
-    So do they of all in a problem that `compact.validity` leaves out.
+    In a problem that is left out (`compact.validity.LEAST`), all count as wrong.
     """
     found = [r.judgement.validity for r in problem.rationales if r.judgement is not None]
     if len(found) < len(problem.rationales):
