@@ -8,7 +8,7 @@ JOBS   ?= 2
 CUDA   ?= OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate docs lint format native wheel fuzz clean
+.PHONY: help demo test test-slow cuda-checks gpu kill study bench bench-gate deepspeed docs lint format native wheel fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -47,6 +47,12 @@ test: native  ## all tests that CI runs
 
 test-slow: native  ## the slow tests
 	$(PY) -m pytest -m "slow and not cuda and not nvcc"
+
+# Beside the environment, since transformers imports DeepSpeed wherever it finds it.
+deepspeed: native  ## install DeepSpeed into build/, and train with ZeRO-2 and ZeRO-3 on two CPU processes
+	test -d build/deepspeed || DS_BUILD_OPS=0 $(PY) -m pip install -q --no-build-isolation --no-deps \
+	  --target build/deepspeed deepspeed==0.19.8 hjson msgpack ninja py-cpuinfo einops
+	PYTHONPATH=build/deepspeed DS_ACCELERATOR=cpu $(PY) -m pytest -k deepspeed tests/invariant tests/commands
 
 cuda-checks: native  ## five checks of the CUDA kernels that need no GPU (4 minutes)
 	PY=$(PY) JOBS=$(JOBS) tools/cuda_checks.sh

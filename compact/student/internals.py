@@ -16,6 +16,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers.integrations import deepspeed
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
@@ -109,6 +111,20 @@ def let_cpu_ranks_shard() -> None:
     state = PartialState()
     if state.distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def current_deepspeed_config() -> Any:
+    """Returns the object that makes transformers use DeepSpeed; None without DeepSpeed."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    return None if reference is None else reference()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2, or DeepSpeed by ZeRO-3, shares out parameters of the module.
+
+    DeepSpeed has no public way to ask; it numbers the modules that it hooks.
+    """
+    return isinstance(module, FSDPModule) or "ds_id" in module.__dict__
 
 
 def has_bf16_products() -> bool:

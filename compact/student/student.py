@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compact.student.internals import is_checkpointed, version_of
+from compact.student.internals import is_checkpointed, is_sharded, version_of
 from compact_ops import TokenStats, linear_token_stats
 
 
@@ -131,7 +131,7 @@ class Student:
         weight, device = self.weight, hidden.device.type
         if (dtype := autocast_dtype(device)) is None:
             return hidden, weight
-        if weight.requires_grad or isinstance(self.head, FSDPModule):
+        if weight.requires_grad or is_sharded(self.head):
             return hidden.to(dtype), weight.to(dtype)
         state = (dtype, weight.data_ptr(), version_of(weight))
         if self._cast.get("state") != state:

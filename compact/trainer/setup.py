@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
@@ -34,18 +33,6 @@ def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
     """Returns a setting that `CompactConfig` has checked to be a mapping; {} for None."""
     assert not isinstance(setting, str)
     return setting or {}
-
-
-def refuse_zero3() -> None:
-    """Raises ValueError if DeepSpeed runs with ZeRO-3."""
-    if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
-        raise ValueError("zero_stage must be 1 or 2, got 3: ZeRO-3 shards the LM head; use fsdp2")
-
-
-def refuse_fsdp1(trainer: Any) -> None:
-    """Raises ValueError if the trainer's parameters are sharded by the first version of FSDP."""
-    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise ValueError("fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head")
 
 
 def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:

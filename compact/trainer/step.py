@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from compact.strategies import Strategy
@@ -199,12 +198,6 @@ class ClosedStep:
 
     records: list[ProblemRecord]
     not_finite: str | None
-
-
-def keep_head_gathered(head: nn.Module, *, until: bool) -> None:
-    """Keeps an FSDP head gathered from the first micro-batch of a step until the last."""
-    if isinstance(head, FSDPModule):
-        head.set_reshard_after_backward(until, recurse=False)
 
 
 def copy_gradients(model: nn.Module) -> Gradients:

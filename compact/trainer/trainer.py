@@ -70,13 +70,13 @@ from compact.trainer.saving import (
     write_run_file,
     write_state,
 )
+from compact.trainer.sharding import check_sharding, check_whole, loaded_whole
 from compact.trainer.step import (
     LeftOutSteps,
     Micro,
     OpenStep,
     StrategySteps,
     copy_gradients,
-    keep_head_gathered,
     restore_gradients,
     scale_gradients,
 )
@@ -139,7 +139,6 @@ class CompactTrainer(Trainer):
         if not isinstance(args, CompactConfig):
             raise TypeError(f"args must be a CompactConfig, got {type(args).__name__}")
         processing_class = tokenizer_of(others, processing_class)
-        setup.refuse_zero3()
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_strategy(self.weigher, self.strategy, args)
@@ -152,10 +151,12 @@ class CompactTrainer(Trainer):
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             options = setup.mapping(args.model_init_kwargs)
-            student, own = load_student(model, is_trainable=True, **options)
+            with loaded_whole():
+                student, own = load_student(model, is_trainable=True, **options)
             processing_class = processing_class if processing_class is not None else own
         else:
             student = model
+            check_whole(model)
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
             raise ValueError("processing_class must be given if model is not a name, got None")
@@ -178,7 +179,7 @@ class CompactTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        setup.refuse_fsdp1(self)
+        check_sharding(self)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
@@ -261,7 +262,6 @@ class CompactTrainer(Trainer):
         """
         skip = self.args.on_nonfinite == "skip" and self._alone
         before = copy_gradients(self.model) if skip else None
-        keep_head_gathered(self.student.head, until=self.accelerator.sync_gradients)
         done = len(self._step.micros)
         try:
             batch: Any = inputs  # transformers: a dict of tensors

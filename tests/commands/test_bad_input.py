@@ -63,7 +63,10 @@ def data(tmp_path: Path) -> Path:
         ({"resume_from_checkpoint": "no/such"}, ["no/such", "manifest.json"]),
         ({"output_dir": "/dev/null/run"}, ["/dev/null/run", "Not a directory"]),
         ({"num_processes": "0"}, ["--num_processes", "at least 1"]),
-        ({"accelerate_config": "fsdp7"}, ["ddp", "fsdp2", "deepspeed-zero2", "fsdp7"]),
+        (
+            {"accelerate_config": "fsdp7"},
+            ["ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "fsdp7"],
+        ),
     ],
 )
 def test_train(

@@ -64,16 +64,20 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def test_fsdp2_by_name_trains_the_same_student(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["fsdp2", "deepspeed-zero3"])
+def test_sharded_by_name_trains_the_same_student(kind: str, recipe: Path, tmp_path: Path) -> None:
     """Two sharded ranks of two micro-batches, and one process of four: the same saved student."""
+    if kind != "fsdp2":
+        pytest.importorskip("deepspeed", reason="`make deepspeed` runs this")
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(["train", "--config", str(recipe), "--output_dir", str(one)]) == 0
     argv = ["train", "--config", str(recipe), "--output_dir", str(two), "--num_processes", "2"]
-    argv += ["--accelerate_config", "fsdp2", "--gradient_accumulation_steps", "2"]
+    argv += ["--accelerate_config", kind, "--gradient_accumulation_steps", "2"]
     done = start(*argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"student, log and scores: {two}" in done.stdout
-    assert (two / "checkpoint-2" / "pytorch_model_fsdp.bin").exists()  # it was FSDP that ran
+    file = {"fsdp2": "pytorch_model_fsdp.bin"}.get(kind, "zero_to_fp32.py")
+    assert (two / "checkpoint-2" / file).exists()  # it was this that ran
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     expected, found = (load_file(run / "model.safetensors") for run in (one, two))
     assert expected.keys() == found.keys()

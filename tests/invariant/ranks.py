@@ -34,6 +34,10 @@ FSDP2 = {  # what accelerate makes of recipes/accelerate/fsdp2.yaml
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
+DEEPSPEED = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+}
 BAD = 5  # the problem that has no finite loss where `poison` is asked for
 
 
@@ -70,11 +74,11 @@ def start(folder: Path, *, resume: bool = False, **settings: Any) -> CompactTrai
 
 def outcome(trainer: CompactTrainer) -> dict[str, Any]:
     """What must not depend on the number of ranks; every rank calls it."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # DeepSpeed: on rank 0
     log = trainer.state.log_history
     scores = read_scores(trainer.args.output_dir).drop_columns(["epoch"])
     return {
-        "parameters": {name: tensor.clone() for name, tensor in state.items()},
+        "parameters": {name: tensor.clone() for name, tensor in (state or {}).items()},
         "losses": [entry["loss"] for entry in log if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in log if "grad_norm" in entry],
         "evals": [
@@ -123,8 +127,24 @@ def resumed(run: Path) -> dict[str, Any]:
     return outcome(start(run, resume=True, **SAVING))
 
 
+def with_deepspeed(out: Path) -> None:
+    """Runs ZeRO-2 and ZeRO-3, and keeps what rank 0 saw."""
+    results: dict[str, Any] = {}
+    os.environ |= DEEPSPEED
+    for stage in ("2", "3"):
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = stage
+        AcceleratorState._reset_state()
+        run = out / stage
+        results[stage] = outcome(start(run, **SAVING))
+        results[f"{stage} resumed"] = resumed(run)
+        results[f"{stage} released"] = outcome(start(out / f"{stage}-released", **RELEASED))
+    if PartialState().is_main_process:
+        torch.save(results, out / "results.pt")
+    PartialState().destroy_process_group()
+
+
 def main(out: Path) -> None:
-    """Runs everything and keeps what rank 0 saw."""
+    """Runs everything but DeepSpeed, and keeps what rank 0 saw."""
     results: dict[str, Any] = {"ddp": outcome(start(out / "ddp", **SAVING))}
     results["ddp resumed"] = resumed(out / "ddp")
 
@@ -161,4 +181,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"main": main, "deepspeed": with_deepspeed}[sys.argv[2]](Path(sys.argv[1]))

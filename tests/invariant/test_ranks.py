@@ -14,10 +14,11 @@ import torch
 from compact.trainer import NonFiniteError
 
 
-def run_ranks(out: Path) -> dict[str, Any]:
-    """Runs ranks.py on two processes through accelerate; what rank 0 kept."""
+def run_ranks(out: Path, what: str = "main") -> dict[str, Any]:
+    """Runs a function of ranks.py on two processes through accelerate; what rank 0 kept."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", str(Path(__file__).with_name("ranks.py")), str(out)]
+    command += ["--num_processes", "2", str(Path(__file__).with_name("ranks.py"))]
+    command += [str(out), what]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300
     )
@@ -87,6 +88,21 @@ def test_two_ranks(tmp_path: Path) -> None:
         for n, p in skipped["parameters"].items()
     ]
     assert all(moved)
+
+
+def test_two_ranks_of_deepspeed(tmp_path: Path) -> None:
+    """ZeRO-2 and ZeRO-3 on two ranks against one process; `make deepspeed` installs DeepSpeed."""
+    pytest.importorskip("deepspeed", reason="`make deepspeed` runs this")
+    from ranks import RELEASED, SAVING, outcome, start
+
+    found = run_ranks(tmp_path, "deepspeed")
+    alone = {"gradient_accumulation_steps": 4, "save_strategy": "no"}
+    one = outcome(start(tmp_path / "one", **SAVING | alone))
+    released = outcome(start(tmp_path / "one-released", **RELEASED | alone))
+    for stage in "23":
+        assert_same_run(one, found[stage])
+        assert_same_bits(found[stage], found[f"{stage} resumed"])
+        assert_same_run(released, found[f"{stage} released"])
 
 
 def test_one_process_names_the_problem_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

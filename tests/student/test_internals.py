@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from compact.config import CompactConfig
 from compact.student import internals
@@ -173,6 +176,24 @@ def test_let_cpu_ranks_shard(
     assert PartialState().distributed_type == before, "PartialState no longer uses _shared_state"
     internals.let_cpu_ranks_shard()
     assert PartialState().distributed_type == after
+
+
+def test_current_deepspeed_config() -> None:
+    assert internals.current_deepspeed_config() is None
+    config = Mock()
+    set_hf_deepspeed_config(config)
+    try:
+        assert internals.current_deepspeed_config() is config
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def test_is_sharded() -> None:
+    """ZeRO-3 is tried out by `make deepspeed`, FSDP2 by test_ranks.py."""
+    module: Any = nn.Linear(2, 2)
+    assert not internals.is_sharded(module)
+    module.ds_id = 0
+    assert internals.is_sharded(module)
 
 
 def test_has_bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
 from compact.student import autocast_dtype
-from compact.student.internals import has_hooks, is_checkpointed, is_compiled, version_of
+from compact.student.internals import (
+    has_hooks,
+    is_checkpointed,
+    is_compiled,
+    is_sharded,
+    version_of,
+)
 
 Activation = Callable[[Tensor], Tensor]
 _CASTS: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
@@ -47,10 +52,10 @@ class _Adapted(NamedTuple):
 def lean(body: nn.Module) -> Iterator[None]:
     """Within the context, plain LoRA layers and norms of `body` use memory-saving forwards.
 
-    A body stays unchanged under autocast on a GPU, and if it is compiled or sharded by FSDP. It
-    also stays unchanged with gradient checkpointing: there a layer runs again after the context
-    has ended, and both runs must save the same tensors. Under autocast on a CPU, products have the
-    same dtype as without the context; a frozen weight is cast once, not in each forward.
+    A body stays unchanged under autocast on a GPU, and if it is compiled or sharded. It also stays
+    unchanged with gradient checkpointing: there a layer runs again after the context has ended, and
+    both runs must save the same tensors. Under autocast on a CPU, products have the same dtype as
+    without the context; a frozen weight is cast once, not in each forward.
     """
     changed: list[nn.Module] = []
     outputs = NormOutputs()
@@ -70,9 +75,7 @@ def lean(body: nn.Module) -> Iterator[None]:
 def _may_change(modules: Sequence[nn.Module]) -> bool:
     if torch.is_autocast_enabled("cuda"):
         return False
-    return not any(
-        is_checkpointed(m) or isinstance(m, FSDPModule) or is_compiled(m) for m in modules
-    )
+    return not any(is_checkpointed(m) or is_sharded(m) or is_compiled(m) for m in modules)
 
 
 def _replacements(

@@ -1,0 +1,99 @@
+"""What FSDP2 and ZeRO-3 need: checks, whole students, a gathered head. See also test_ranks.py."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from compact.config import CompactConfig
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.trainer import CompactTrainer
+from compact.trainer.sharding import check_sharding, gather_head, loaded_whole
+
+
+def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
+    """Stands for a trainer whose accelerator shards parameters in some way."""
+    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=others.get("fsdp2", False))
+    zero = {"stage3_gather_16bit_weights_on_model_save": others.get("saves", False)}
+    accelerator.state = SimpleNamespace(
+        deepspeed_plugin=SimpleNamespace(
+            zero_stage=others.get("stage", 2), deepspeed_config={"zero_optimization": zero}
+        )
+    )
+    return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=kind == DistributedType.FSDP)
+
+
+def test_fsdp1_is_refused() -> None:
+    check_sharding(trainer_with(DistributedType.FSDP, fsdp2=True))
+    with pytest.raises(ValueError, match="fsdp_version must be 2, got 1"):
+        check_sharding(trainer_with(DistributedType.FSDP))
+
+
+def test_zero3_that_cannot_save_is_refused() -> None:
+    check_sharding(trainer_with(DistributedType.DEEPSPEED))
+    check_sharding(trainer_with(DistributedType.DEEPSPEED, stage=3, saves=True))
+    with pytest.raises(ValueError, match="zero3_save_16bit_model must be true .* got false"):
+        check_sharding(trainer_with(DistributedType.DEEPSPEED, stage=3))
+
+
+def test_a_student_is_loaded_whole_under_zero3() -> None:
+    config = Mock(is_zero3=lambda: True)
+    set_hf_deepspeed_config(config)
+    try:
+        with pytest.raises(OSError), loaded_whole():
+            assert not is_deepspeed_zero3_enabled()
+            raise OSError
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()
+    with loaded_whole():
+        pass
+    assert not is_deepspeed_zero3_enabled()
+
+
+def test_a_student_in_parts_is_refused(tmp_path: Any) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0, hidden=32, layers=1)
+    next(model.parameters()).ds_id = 0  # type: ignore[attr-defined]
+    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="model must hold whole parameters, but ZeRO-3"):
+        CompactTrainer(model, args, processing_class=tokenizer)
+
+
+def test_what_zero3_took_away_is_gathered_once_and_kept() -> None:
+    """A stand-in for DeepSpeed's parameters: gathered if missing, and marked as in use."""
+    gathered: list[list[str]] = []
+    head: Any = nn.Linear(2, 3)
+    head.ds_id = 7
+    for name, parameter in head.named_parameters():
+        parameter.ds_id, parameter.label = 0, name
+        parameter.ds_status = SimpleNamespace(name="NOT_AVAILABLE")
+        parameter.ds_active_sub_modules = set()
+
+        def all_gather(missing: list[Any]) -> None:
+            gathered.append([parameter.label for parameter in missing])
+            for parameter in missing:
+                parameter.ds_status = SimpleNamespace(name="AVAILABLE")
+
+        parameter.all_gather = all_gather
+    for until in (False, True):
+        gather_head(head, until=until)
+        assert all(p.ds_active_sub_modules == {7} for p in head.parameters())
+    assert gathered == [["weight", "bias"]]
+
+
+def test_a_plain_head_is_left_alone() -> None:
+    head = nn.Linear(2, 3)
+    before = {name: dict(vars(p)) for name, p in head.named_parameters()}
+    gather_head(head, until=True)
+    assert {name: dict(vars(p)) for name, p in head.named_parameters()} == before
