@@ -14,7 +14,7 @@ from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
 from compact.passes.transfer import put
 from compact.passes.types import Batch, Block, EncodedProblem, OptionLeaves, Pass
-from compact.student import Student, learned_positions
+from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats
 
 
@@ -29,7 +29,7 @@ def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: b
     Raises:
         ValueError: it has not; the message names the problem.
     """
-    rows, limit = student.weight.shape[0], learned_positions(student.model)
+    rows, limit = student.weight.shape[0], student.learned_positions
     for problem in problems:
         parts = (problem.prompt_ids, problem.gold_ids, *(r.ids for r in problem.rationales))
         largest = max((max(ids, default=0) for ids in parts), default=0)

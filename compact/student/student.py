@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -154,6 +155,11 @@ class Student:
             logit_scale=self.logit_scale,
             **options,
         )
+
+    @cached_property
+    def learned_positions(self) -> int | None:
+        """The positions that the model has learned a table for; None without a table."""
+        return learned_positions(self.model)
 
     @property
     def trains_head(self) -> bool:
