@@ -22,6 +22,7 @@ from compact.sft_names import check_fields, takes_trl_names
 # A step count of `*_steps` below 1 is a share of all steps.
 _RANGES = {
     "max_length": (2, ANY),
+    "max_rationales_per_problem": (1, ANY),
     "max_row_length": (2, ANY),
     "leaf_every": (1, ANY),
     "per_device_train_batch_size": (1, ANY),
@@ -98,6 +99,11 @@ class CompactConfig(TrainingArguments):
         "none",
         "what each token's loss is multiplied by, besides the rationale's weight: none, dft, eaft, "
         "cll, or a registered name",
+    )
+    max_rationales_per_problem: int | None = option(
+        None,
+        "most rationales of a problem that are read: the most valid ones if the preset judges "
+        "them, equals by chance",
     )
     max_length: int = option(2560, "longest prompt plus completion, in tokens")
     strategy: str | None = option(

@@ -1,11 +1,11 @@
 """Trains on the same rationales with several weightings, at equal tokens, over seeds.
 
 An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5"). So
-does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps,
-token weights ("robust,token_weights=eaft"), and gold=false, to train without the gold answers.
-Every other arm trains on the same number of completion tokens, from the same student, on the same
-problems. An arm that does not read some rationales sees fewer tokens per problem, so it makes more
-passes over the problems.
+does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps, a
+setting of the trainer in `OF_TRAINER` ("robust,token_weights=eaft"), and gold=false, to train
+without the gold answers. Every other arm trains on the same number of completion tokens, from the
+same student, on the same problems. An arm that does not read some rationales sees fewer tokens per
+problem, so it makes more passes over the problems.
 
 OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
 `compact report OUT` shows them too. paired.csv, .md and .png compare the arms question by question
@@ -73,7 +73,7 @@ from compact.trainer import CompactTrainer
 from compact.trainer.batches import ProblemDataset
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
-from compact.trainer.setup import encoded
+from compact.trainer.setup import encoded, skips_of
 from compact.weighting import TOKEN_WEIGHTS, check_gold, make_weigher
 from compact.weighting.policies import split_teacher
 
@@ -99,6 +99,8 @@ _RUN = {
 _Test = list[Problem] | list[PreferencePair]
 _Start = tuple[Any, Any, list[Problem], dict[str, _Test]]
 
+OF_TRAINER = ("token_weights", "max_rationales_per_problem")
+"""Settings of the trainer that an arm may change."""
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 
 
@@ -112,7 +114,7 @@ class Arm:
         overrides: changed settings of the preset or policy.
         strategy: name of the strategy, None for plain training.
         options: arguments of the strategy.
-        token_weights: name of the token weights; None: the recipe's.
+        settings: settings of the trainer that differ from the recipe's, of `OF_TRAINER`.
         gold: whether training sees the gold answers.
     """
 
@@ -121,7 +123,7 @@ class Arm:
     overrides: dict[str, Any]
     strategy: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    token_weights: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     gold: bool = True
 
     @property
@@ -186,16 +188,18 @@ def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
     if preset == "oracle" and right_teachers:
         overrides.setdefault("teachers", sorted(right_teachers))
     strategy, options = overrides.pop("strategy", None), overrides.pop("strategy_options", {})
-    token_weights, gold = overrides.pop("token_weights", None), overrides.pop("gold", True)
+    settings = {name: overrides.pop(name) for name in OF_TRAINER if name in overrides}
+    gold = overrides.pop("gold", True)
     if not isinstance(options, dict):
         raise ValueError(f"--arms: strategy_options of {preset} must be a mapping, got {options!r}")
     if not isinstance(gold, bool):
         raise ValueError(f"--arms: gold of {preset} must be true or false, got {gold!r}")
-    if token_weights is not None:
-        TOKEN_WEIGHTS.get_or_raise(token_weights)
-    make_weigher(preset, **overrides)
-    make_strategy(strategy, options)
-    return Arm(text, preset, overrides, strategy, options, token_weights, gold)
+    weigher = make_weigher(preset, **overrides)
+    made = make_strategy(strategy, options)
+    config = CompactConfig(strategy=strategy, **settings)
+    TOKEN_WEIGHTS.get_or_raise(config.token_weights)
+    skips_of(weigher, made, config)
+    return Arm(text, preset, overrides, strategy, options, settings, gold)
 
 
 def zoo_task(
@@ -397,12 +401,12 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         overrides=overrides,
         strategy=arm.strategy,
         strategy_options=arm.options or None,
-        token_weights=arm.token_weights or task.config.token_weights,
         seed=seed,
         save_strategy="no",
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **arm.settings,
     )
     trainer = CompactTrainer(
         model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -21,7 +22,7 @@ from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer.batches import ProblemDataset
 from compact.validity.summary import describe
-from compact.weighting import Skips, Weigher, check_gold
+from compact.weighting import Skips, Weigher, check_gold, skip_beyond
 
 logger = logging.getLogger(__name__)
 
@@ -114,14 +115,24 @@ def training_problems(
     return known
 
 
-def skips_of(weigher: Weigher, strategy: Strategy) -> Skips | None:
-    """Returns which rationales of a problem need not be read in training; None: all are read.
+def skips_of(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> Skips | None:
+    """Returns which rationales of a problem are not read in training; None: all are read.
 
-    A strategy that changes rationales or weights, or adds to the loss, may read any of them.
+    Raises:
+        ValueError: `max_rationales_per_problem` is set, and the strategy may read any rationale: it
+            changes rationales or weights, or adds to the loss.
     """
     hooks = ("rollout", "weigh", "loss_terms")
     plain = all(getattr(type(strategy), hook) is getattr(Strategy, hook) for hook in hooks)
-    return weigher.skips if plain else None
+    most = args.max_rationales_per_problem
+    if most is None:
+        return weigher.skips if plain else None
+    if not plain:
+        raise ValueError(
+            f"max_rationales_per_problem must be None with strategy {args.strategy}, which may "
+            f"read any rationale, got {most}"
+        )
+    return partial(skip_beyond, most, args.seed, weigher.skips)
 
 
 def encoded(
@@ -254,7 +265,7 @@ def log_data(data: ProblemDataset, budget: float | None) -> None:
         problems = [data.read(problem) for problem in problems]
     rationales = [r for p in problems for r in p.rationales]
     if unread := count - len(rationales):
-        logger.info("weights: %d of %d rationales have weight 0 and are not read", unread, count)
+        logger.info("weights: %d of %d rationales are not read and have weight 0", unread, count)
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)
     if budget is not None and asked < steps:

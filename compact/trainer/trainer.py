@@ -168,7 +168,7 @@ class CompactTrainer(Trainer):
         setup.fit_machine(args)
         if problems is not None:
             problems = self.strategy.prepare(problems, student, processing_class)
-            data = encode(problems, setup.skips_of(self.weigher, self.strategy))
+            data = encode(problems, setup.skips_of(self.weigher, self.strategy, args))
         super().__init__(
             model=student,
             args=args,

@@ -16,6 +16,7 @@ from compact.weighting.weighers import (
     Weigher,
     Weights,
     make_weigher,
+    skip_beyond,
     weigher_names,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "register_policy",
     "register_preset",
     "register_token_weights",
+    "skip_beyond",
     "weigh_tokens",
     "weigher_names",
 ]

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
+from random import Random
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -132,6 +133,30 @@ def skip_wrong(problem: EncodedProblem) -> list[bool]:
     if len(found) < len(problem.rationales):
         return [False] * len(problem.rationales)
     return [v == 0.0 or sum(found) < LEAST for v in found]
+
+
+def skip_beyond(most: int, seed: int, skips: Skips | None, problem: EncodedProblem) -> list[bool]:
+    """Returns [K] whether a rationale is not read if at most `most` of a problem are.
+
+    Kept are the most valid ones where they are judged. Equals are drawn by (seed, question,
+    teacher), so that a run that is resumed, or has other ranks, keeps the same.
+
+    Args:
+        most: N, at least 1.
+        seed: of the draw.
+        skips: which are not read in any case; None: none.
+        problem: the problem.
+    """
+    skipped = [False] * len(problem.rationales) if skips is None else list(skips(problem))
+
+    def order(k: int) -> tuple[float, float]:
+        rationale = problem.rationales[k]
+        validity = 1.0 if rationale.judgement is None else rationale.judgement.validity
+        return -validity, Random(f"{seed}/{problem.question_id}/{rationale.teacher}").random()
+
+    for k in sorted((k for k, skip in enumerate(skipped) if not skip), key=order)[most:]:
+        skipped[k] = True
+    return skipped
 
 
 # Share of one optimizer step in the running statistics.

@@ -219,9 +219,12 @@ def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
     assert found["right_weight"] == 0.0
 
 
-def test_arms_may_set_token_weights_and_drop_the_gold_answers():
-    arm = compare.parse_arm("robust,token_weights=eaft,gold=false,tau=2")
-    assert (arm.token_weights, arm.gold, arm.overrides) == ("eaft", False, {"tau": 2})
+def test_arms_may_change_the_trainer_and_drop_the_gold_answers():
+    arm = compare.parse_arm(
+        "robust,token_weights=eaft,gold=false,tau=2,max_rationales_per_problem=3"
+    )
+    settings = {"token_weights": "eaft", "max_rationales_per_problem": 3}
+    assert (arm.settings, arm.gold, arm.overrides) == (settings, False, {"tau": 2})
     problems = load_problems(zoo.make_rows(("good",), 1, seed=1))
     assert arm.seen(problems)[0].answer is None
     assert compare.parse_arm("robust").seen(problems) == problems
@@ -229,6 +232,10 @@ def test_arms_may_set_token_weights_and_drop_the_gold_answers():
         compare.parse_arm("robust,gold=no way")
     with pytest.raises(ValueError, match="eaft"):
         compare.parse_arm("robust,token_weights=eat")
+    with pytest.raises(ValueError, match="max_rationales_per_problem must be at least 1, got 0"):
+        compare.parse_arm("robust,max_rationales_per_problem=0")
+    with pytest.raises(ValueError, match="max_rationales_per_problem must be None with strategy"):
+        compare.parse_arm("uniform,strategy=crsd,max_rationales_per_problem=2")
 
 
 def test_a_study_in_miniature(tiny, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from compact.lab import zoo
 from compact.passes import Pass, lazily
 from compact.strategies import Strategy, register_strategy
 from compact.trainer import CompactTrainer, setup
-from compact.weighting import Weights, make_weigher
+from compact.weighting import Weights, make_weigher, skip_beyond
 from helpers.trajectories import trainer_of
 
 TEACHERS = ("good", "verbose", "wrong-step")
@@ -117,6 +118,58 @@ def test_leaves_are_chosen_for_what_is_read(tmp_path: Path) -> None:
     for i in range(len(alone.train_dataset)):
         ours, theirs = (run.train_dataset[i].problem.rationales for run in (few, alone))
         assert [r.leaf_steps for r in ours] == [r.leaf_steps for r in theirs]
+
+
+@pytest.mark.parametrize("preset", ["robust", "rejection", "uniform"])
+def test_at_most_so_many_of_a_problem_are_read(tmp_path: Path, preset: str) -> None:
+    """Right ones if the preset tells them from wrong ones; the rest is logged without weight."""
+    run = trainer(tmp_path, preset=preset, max_rationales_per_problem=1, max_steps=6)
+    run.train()
+    read: dict[str, set[str]] = {}
+    for (_, question, teacher), row in logged(tmp_path).items():
+        assert (row["weight"] == 1.0) is (row["nll"] is not None)
+        assert row["weight"] in (0.0, 1.0)
+        if row["weight"]:
+            read.setdefault(question, set()).add(teacher)
+    assert all(len(teachers) == 1 for teachers in read.values())  # the same in each epoch
+    found = set().union(*read.values())
+    assert found == ({*TEACHERS} if preset == "uniform" else {"good", "verbose"})
+
+
+def test_which_are_kept() -> None:
+    """The most valid ones; equals by the seed, whatever the order of the teachers."""
+
+    def problem(validity: dict[str, float | None]) -> Any:
+        return SimpleNamespace(
+            question_id="q",
+            rationales=[
+                SimpleNamespace(
+                    teacher=t, judgement=v if v is None else SimpleNamespace(validity=v)
+                )
+                for t, v in validity.items()
+            ],
+        )
+
+    def kept(most: int, seed: int, validity: dict[str, float | None], skips: Any = None) -> str:
+        skipped = skip_beyond(most, seed, skips, problem(validity))
+        return "".join(sorted(t for t, skip in zip(validity, skipped, strict=True) if not skip))
+
+    graded = {"a": 0.2, "b": 0.9, "c": 0.5}
+    assert [kept(most, 0, graded) for most in (1, 2, 3, 4)] == ["b", "bc", "abc", "abc"]
+    assert kept(2, 0, graded, lambda _: [False, True, False]) == "ac"
+    assert kept(1, 0, graded, lambda _: [True] * 3) == ""
+    for equal in ({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": None, "b": None, "c": None}):
+        draws = [kept(1, seed, equal) for seed in range(30)]
+        assert draws == [kept(1, seed, dict(reversed(equal.items()))) for seed in range(30)]
+        assert set(draws) == {"a", "b", "c"}
+
+
+def test_a_strategy_that_may_read_any_rationale_refuses_it(tmp_path: Path) -> None:
+    message = "max_rationales_per_problem must be None with strategy crsd, .* got 2"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, strategy="crsd", max_rationales_per_problem=2)
+    with pytest.raises(ValueError, match="max_rationales_per_problem must be at least 1, got 0"):
+        trainer(tmp_path, max_rationales_per_problem=0)
 
 
 def test_skips_of_the_wrong_length_are_refused(tmp_path: Path) -> None:
