@@ -146,7 +146,7 @@ def targets() -> dict[str, Target]:
     from compact.data import load_problems, load_questions
     from compact.data.importers import gold_answers, import_files
     from compact.data.labelled import load_labelled
-    from compact.evaluation.compare import parse_arm
+    from compact.evaluation.arms import parse_arm
     from compact.evaluation.forgetting import read_texts
     from compact.evaluation.keep import kept_by
     from compact.files import parse_json, parse_yaml, read_json

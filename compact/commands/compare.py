@@ -8,15 +8,8 @@ from pathlib import Path
 
 from compact.commands.recipe import read_comparison
 from compact.evaluation.arm_tables import as_markdown
-from compact.evaluation.compare import (
-    DEFAULT_ARMS,
-    Arm,
-    compare,
-    file_task,
-    parse_arm,
-    with_retained,
-    zoo_task,
-)
+from compact.evaluation.arms import DEFAULT_ARMS, Arm, parse_arm
+from compact.evaluation.compare import compare, file_task, with_retained, zoo_task
 from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
 

@@ -2,10 +2,10 @@
 
 An arm is a preset or policy; settings to change follow its name after commas ("robust,tau=0.5"). So
 does a strategy ("uniform,strategy=mot,strategy_options={rounds: 2}"), at equal optimizer steps, a
-setting of the trainer in `OF_TRAINER` ("robust,token_weights=eaft"), and gold=false, to train
-without the gold answers. Every other arm trains on the same number of completion tokens, from the
-same student, on the same problems. An arm that does not read some rationales sees fewer tokens per
-problem, so it makes more passes over the problems.
+setting of the trainer ("robust,token_weights=eaft"), and gold=false, to train without the gold
+answers. Every other arm trains on the same number of completion tokens, from the same student, on
+the same problems. An arm that does not read some rationales sees fewer tokens per problem, so it
+makes more passes over the problems.
 
 OUT holds one folder per run (an arm with a seed), and compare.md, .csv, .json and .png;
 `compact report OUT` shows them too. paired.csv, .md and .png compare the arms question by question
@@ -18,12 +18,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,6 +44,7 @@ from compact.data import (
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
+from compact.evaluation.arms import Arm
 from compact.evaluation.evaluate import evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb, release
@@ -67,15 +67,14 @@ from compact.lab.zoo_student import load_zoo_student
 from compact.passes.encode import encode_problem
 from compact.resumable import ResumableRows
 from compact.settings import ComparisonConfig, RecipeConfig
-from compact.strategies import make_strategy
+from compact.strategies import Strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.batches import ProblemDataset
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
 from compact.trainer.setup import encoded, skips_of
-from compact.weighting import TOKEN_WEIGHTS, check_gold, make_weigher
-from compact.weighting.policies import split_teacher
+from compact.weighting import check_gold, make_weigher
 
 logger = logging.getLogger(__name__)
 
@@ -98,42 +97,6 @@ _RUN = {
 
 _Test = list[Problem] | list[PreferencePair]
 _Start = tuple[Any, Any, list[Problem], dict[str, _Test]]
-
-OF_TRAINER = ("token_weights", "max_rationales_per_problem")
-"""Settings of the trainer that an arm may change."""
-DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One weighting in the comparison.
-
-    Attributes:
-        name: the arm as the user wrote it.
-        preset: name of the preset or policy.
-        overrides: changed settings of the preset or policy.
-        strategy: name of the strategy, None for plain training.
-        options: arguments of the strategy.
-        settings: settings of the trainer that differ from the recipe's, of `OF_TRAINER`.
-        gold: whether training sees the gold answers.
-    """
-
-    name: str
-    preset: str
-    overrides: dict[str, Any]
-    strategy: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    gold: bool = True
-
-    @property
-    def teacher(self) -> str | None:
-        """The only teacher that the arm trains on; None where it uses all."""
-        return split_teacher(self.preset)[1]
-
-    def seen(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Returns the problems as the arm trains on them."""
-        return [p if self.gold else replace(p, answer=None) for p in problems]
 
 
 @dataclass(frozen=True)
@@ -160,46 +123,6 @@ class Task:
     about: dict[str, Any]
     max_new_tokens: int
     retained: Sequence[Text] | None = None
-
-
-def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:
-    """Reads "NAME" or "NAME,key=value,...".
-
-    Args:
-        text: the arm as the user wrote it.
-        right_teachers: teachers that are known to be right, for the arm "oracle".
-
-    Raises:
-        ValueError: the text does not have this form, or a name or setting is unknown.
-    """
-    # A comma only separates settings when "key=" follows it, so beta=[0, 1, 0] is one value.
-    preset, *pairs = re.split(r",(?=\s*\w+=)", text)
-    if "," in preset and split_teacher(preset)[1] is None:
-        raise ValueError(f"--arms: expected NAME,key=value,..., got {text!r}")
-    overrides = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        try:
-            overrides[key.strip()] = parse_yaml(value, "--arms")
-        except ValueError:
-            raise ValueError(
-                f"--arms: {key.strip()} of {preset} must be a YAML value, got {value!r}"
-            ) from None
-    if preset == "oracle" and right_teachers:
-        overrides.setdefault("teachers", sorted(right_teachers))
-    strategy, options = overrides.pop("strategy", None), overrides.pop("strategy_options", {})
-    settings = {name: overrides.pop(name) for name in OF_TRAINER if name in overrides}
-    gold = overrides.pop("gold", True)
-    if not isinstance(options, dict):
-        raise ValueError(f"--arms: strategy_options of {preset} must be a mapping, got {options!r}")
-    if not isinstance(gold, bool):
-        raise ValueError(f"--arms: gold of {preset} must be true or false, got {gold!r}")
-    weigher = make_weigher(preset, **overrides)
-    made = make_strategy(strategy, options)
-    config = CompactConfig(strategy=strategy, **settings)
-    TOKEN_WEIGHTS.get_or_raise(config.token_weights)
-    skips_of(weigher, made, config)
-    return Arm(text, preset, overrides, strategy, options, settings, gold)
 
 
 def zoo_task(
@@ -394,19 +317,15 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     overrides = dict(arm.overrides)
     if arm.preset == "random":
         overrides.setdefault("seed", seed)
-    config = replace(
+    config = arm.configured(
         task.config,
         output_dir=str(folder),
-        preset=arm.preset,
         overrides=overrides,
-        strategy=arm.strategy,
-        strategy_options=arm.options or None,
         seed=seed,
         save_strategy="no",
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **arm.settings,
     )
     trainer = CompactTrainer(
         model,
@@ -417,7 +336,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     )
     read, weigher = trainer.train_dataset, trainer.weigher
     if arm.strategy is not None:  # it takes the steps of the same arm without it
-        read = encoded(weigher, processing_class, config, problems, weigher.skips)
+        skips = skips_of(weigher, Strategy(), config)
+        read = encoded(weigher, processing_class, config, problems, skips)
     assert read is not None
     tokens = tokens or _tokens(problems, processing_class, config)
     config.max_steps = steps = _steps(read, config, tokens)
@@ -549,11 +469,13 @@ def compare(
         A summary of each arm, see `summarise`.
 
     Raises:
-        ValueError: `out` holds runs with other settings.
+        ValueError: `out` holds runs with other settings, or the trainer would refuse an arm.
     """
     names = [f"compare.{suffix}" for suffix in ("json", "md", "csv", "png")]
     for name in (*names, "paired.md", "paired.csv", "paired.png"):
         check_output(out / name, kind=_KIND)
+    for arm in arms:
+        arm.check(task.config)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
     # Comparisons begun when the tokens of all rationales counted do not go on.

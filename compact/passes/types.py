@@ -106,8 +106,8 @@ class EncodedProblem:
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
         raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
         options: the answers that can be chosen; None if the problem was encoded without them.
-        unread: other rationales, which have weight 0 whatever the student says of them. They are
-            part of no pass.
+        unread: other rationales, which training does not read: they have weight 0 and are part of
+            no pass.
     """
 
     question_id: str

@@ -53,7 +53,8 @@ class Strategy:
     Attributes:
         needs: what the method needs: "gold", "rollouts", "white-box teacher", "writer",
             "K x compute".
-        needs_whole_model: it reads or writes parameters, or generates; refused with FSDP.
+        needs_whole_model: it reads or writes parameters, or generates; refused with FSDP and with
+            DeepSpeed.
         nll_factor: factor on the weighted negative log-likelihood of the rationales.
     """
 

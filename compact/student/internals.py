@@ -113,10 +113,22 @@ def let_cpu_ranks_shard() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def current_deepspeed_config() -> Any:
-    """Returns the object that makes transformers use DeepSpeed; None without DeepSpeed."""
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Within the context, `from_pretrained` loads every weight in each process.
+
+    Under ZeRO-3 transformers would share the weights out while it reads them. A student is small
+    enough to be loaded whole, and is checked and given adapters before it is shared out. There is a
+    public way to set and to unset DeepSpeed's configuration, but none to read it.
+    """
     reference = deepspeed._hf_deepspeed_config_weak_ref
-    return None if reference is None else reference()
+    own = None if reference is None else reference()
+    deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if own is not None:
+            deepspeed.set_hf_deepspeed_config(own)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from transformers import (
 from compact.files import read_json
 from compact.registry import require
 from compact.student.gguf_header import check_gguf
+from compact.student.internals import loading_whole
 from compact.student.names import ADAPTER_FILE, base_name, holds_adapter
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def load_student(
     with _gguf_parsed_once() if where else nullcontext():
         processing_class = _tokenizer(name_or_path, source, adapter, where | hub)
         kwargs.setdefault("dtype", torch.float32)
-        with _readable(name_or_path, "model"):
+        with _readable(name_or_path, "model"), loading_whole():
             found: Any = AutoModelForCausalLM.from_pretrained(
                 source, **where, **kwargs, output_loading_info=True
             )

@@ -26,7 +26,7 @@ class Item(NamedTuple):
 class ProblemDataset(Dataset[Item]):
     """Encoded problems. Index -1 - i returns problem i as an item that is not counted.
 
-    Without the rationales that a weigher skips, and without the problems of which it skips all. (Of
+    Without the rationales that are skipped, and without the problems of which all are. (Of
     data that are encoded when they are needed, such a problem keeps one rationale, of weight 0.)
 
     Attributes:
@@ -43,7 +43,7 @@ class ProblemDataset(Dataset[Item]):
 
         Args:
             problems: the problems.
-            skips: as in `Weigher`.
+            skips: which rationales of a problem are not read; None: all are read.
             leaf_budget: as in `encode_problem`.
         """
         self.problems, self._skips, self._leaf_budget = problems, skips, leaf_budget

@@ -42,6 +42,7 @@ _SHOWN = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "max_rationales_per_problem",
     "max_length",
     "seed",
 )

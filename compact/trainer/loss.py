@@ -28,7 +28,6 @@ from compact.student import Student
 from compact.trainer.batches import Collate, Item, MicroBatch
 from compact.trainer.outcome import Outcome
 from compact.trainer.records import not_finite_in, with_kept_levels
-from compact.trainer.sharding import gather_head
 from compact.trainer.step import OpenStep
 from compact.weighting import Weigher, Weights, weigh_tokens
 from compact_ops.linear_token_stats import plan_head_grad
@@ -84,7 +83,6 @@ class MicroBatchLoss:
             NonFiniteError: a token statistic or a level is not finite, and there is only one
                 process.
         """
-        gather_head(self.student.head, until=self.accelerator.sync_gradients)
         training = self.student.model.training
         alone = self.accelerator.num_processes == 1
         own = [item.problem for item in items]

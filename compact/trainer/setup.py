@@ -39,10 +39,11 @@ def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
 def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
     """Raises ValueError if weigher, strategy and settings do not go together."""
     strategy.check(weigher, args)
-    sharded = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}") == "true"]
+    sharded = "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+    sharded = "DEEPSPEED" if args.deepspeed_plugin is not None else sharded
     if sharded and strategy.needs_whole_model:
         raise ValueError(
-            f"strategy must not be {args.strategy} with {sharded[0]}, because it reads whole "
+            f"strategy must not be {args.strategy} with {sharded}, because it reads whole "
             "parameters on each process; use one process or ddp"
         )
     if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:

@@ -7,16 +7,12 @@ last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-
-from compact.student.internals import current_deepspeed_config
 
 
 def check_sharding(trainer: Any) -> None:
@@ -29,31 +25,20 @@ def check_sharding(trainer: Any) -> None:
     accelerator = trainer.accelerator
     if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head")
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+    if not uses_deepspeed(accelerator):
         return
     plugin = accelerator.state.deepspeed_plugin
     zero = plugin.deepspeed_config["zero_optimization"]
     if plugin.zero_stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise ValueError(
-            "zero3_save_16bit_model must be true with zero_stage 3, so that the student can be "
-            "saved, got false"
+            "zero3_save_16bit_model (stage3_gather_16bit_weights_on_model_save in a file of "
+            "DeepSpeed) must be true with ZeRO-3, so that the student can be saved, got false"
         )
 
 
-@contextmanager
-def loaded_whole() -> Iterator[None]:
-    """Within the context, `from_pretrained` loads every weight in each process.
-
-    Under ZeRO-3 transformers would share the weights out while it reads them. A student is small
-    enough to be loaded whole, and is checked and given adapters before it is shared out.
-    """
-    own = current_deepspeed_config()
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if own is not None:
-            set_hf_deepspeed_config(own)  # type: ignore[no-untyped-call]
+def uses_deepspeed(accelerator: Any) -> bool:
+    """Whether DeepSpeed trains the student."""
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def check_whole(model: nn.Module) -> None:
@@ -68,6 +53,9 @@ def check_whole(model: nn.Module) -> None:
 def gather_head(head: nn.Module, *, until: bool) -> None:
     """Gathers the parameters of the LM head, if they are sharded, in every process.
 
+    Called before the forward: ZeRO-3 starts to gather what it expects next when that begins, and
+    what is on its way has no values yet.
+
     Args:
         head: the LM head. With FSDP2 its unit is gathered when its last norm is called.
         until: whether this is the last micro-batch of a step, after which they may be given up.
@@ -75,10 +63,32 @@ def gather_head(head: nn.Module, *, until: bool) -> None:
     """
     if isinstance(head, FSDPModule):
         head.set_reshard_after_backward(until, recurse=False)
-    sharded: list[Any] = [p for p in head.parameters() if hasattr(p, "ds_id")]
+    sharded = _of_zero3(head)
     missing = [p for p in sharded if p.ds_status.name == "NOT_AVAILABLE"]
     if missing:
         missing[0].all_gather(missing)
     for parameter in sharded:
-        # The modules that are using it, by id. This one is never done with it.
+        # The modules that are using it, by id. This one is done with it when the step is taken.
         parameter.ds_active_sub_modules.add(head.ds_id)
+
+
+def give_up_head(head: nn.Module) -> None:
+    """Lets ZeRO-3 give up the head after an evaluation, which takes no step."""
+    for parameter in _of_zero3(head):
+        parameter.ds_active_sub_modules.discard(head.ds_id)
+
+
+def bad_norm(accelerator: Any) -> str | None:
+    """Returns a message if DeepSpeed met gradients that are not finite.
+
+    DeepSpeed takes the gradients away in the backward, so only their norm can be asked for. With
+    fp16 such a norm is part of finding the loss scale.
+    """
+    if not uses_deepspeed(accelerator) or accelerator.mixed_precision == "fp16":
+        return None
+    norm = accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+    return None if norm is None or math.isfinite(norm) else f"the norm of the gradients is {norm}"
+
+
+def _of_zero3(head: nn.Module) -> list[Any]:
+    return [p for p in head.parameters() if hasattr(p, "ds_id")]

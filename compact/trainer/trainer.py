@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
@@ -38,7 +37,7 @@ from compact.registry import unknown
 from compact.sft_names import tokenizer_of
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student, named_students
-from compact.trainer import setup
+from compact.trainer import setup, sharding
 from compact.trainer.batches import Item, ProblemBatches, ProblemDataset, ProblemLoader
 from compact.trainer.card import refresh_card, write_card
 from compact.trainer.checkpoints import (
@@ -70,7 +69,6 @@ from compact.trainer.saving import (
     write_run_file,
     write_state,
 )
-from compact.trainer.sharding import check_sharding, check_whole, loaded_whole
 from compact.trainer.step import (
     LeftOutSteps,
     Micro,
@@ -142,6 +140,7 @@ class CompactTrainer(Trainer):
         self.weigher: Weigher = make_weigher(args.preset, **setup.mapping(args.overrides))
         self.strategy: Strategy = make_strategy(args.strategy, setup.mapping(args.strategy_options))
         setup.check_strategy(self.weigher, self.strategy, args)
+        skips = setup.skips_of(self.weigher, self.strategy, args)
         setup.tell_of_weight_decay(args)
         TOKEN_WEIGHTS.get_or_raise(args.token_weights)
         problems: Sequence[Problem] | None = None
@@ -151,12 +150,11 @@ class CompactTrainer(Trainer):
         if isinstance(model, str | Path):
             self._student_name = base_name(str(model))
             options = setup.mapping(args.model_init_kwargs)
-            with loaded_whole():
-                student, own = load_student(model, is_trainable=True, **options)
+            student, own = load_student(model, is_trainable=True, **options)
             processing_class = processing_class if processing_class is not None else own
         else:
             student = model
-            check_whole(model)
+            sharding.check_whole(model)
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
             raise ValueError("processing_class must be given if model is not a name, got None")
@@ -168,7 +166,7 @@ class CompactTrainer(Trainer):
         setup.fit_machine(args)
         if problems is not None:
             problems = self.strategy.prepare(problems, student, processing_class)
-            data = encode(problems, setup.skips_of(self.weigher, self.strategy, args))
+            data = encode(problems, skips)
         super().__init__(
             model=student,
             args=args,
@@ -179,7 +177,7 @@ class CompactTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        check_sharding(self)
+        sharding.check_sharding(self)
         # compute_loss divides by the problems of the step, so transformers must not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
@@ -228,6 +226,7 @@ class CompactTrainer(Trainer):
             NonFiniteError: with `return_outputs`, the loss is not finite, and there is only one
                 process. Otherwise this is found at the end of the step.
         """
+        sharding.gather_head(self.student.head, until=self.accelerator.sync_gradients)
         with routed(self.model, self._forward):
             loss, outcome = model(Work(inputs))
         count = num_items_in_batch
@@ -303,8 +302,8 @@ class CompactTrainer(Trainer):
         """
         check = None if self._alone else self._gradient_check()
         closed = self._step.close(check, alone=self._alone)
-        if closed.not_finite is not None:
-            return self._drop_step(closed.not_finite)
+        if found := closed.not_finite or sharding.bad_norm(self.accelerator):
+            return self._drop_step(found)
         records = closed.records
         correction = self._renormalise(expected, sum(r.has_loss for r in records))
         if not records:
@@ -322,8 +321,7 @@ class CompactTrainer(Trainer):
 
     def _drop_step(self, found: str) -> Tensor:
         """Skips a step that was not finite on one of several ranks, or raises NonFiniteError."""
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.args.on_nonfinite == "stop" or deepspeed:
+        if self.args.on_nonfinite == "stop" or sharding.uses_deepspeed(self.accelerator):
             raise NonFiniteError(found)
         if self.is_world_process_zero():
             logger.warning("step %d is left out: %s", self.state.global_step + 1, found)
@@ -335,7 +333,7 @@ class CompactTrainer(Trainer):
         loss = self._step.take_loss()
         if effective == expected:
             return torch.zeros_like(loss)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if sharding.uses_deepspeed(self.accelerator):
             raise ValueError(
                 f"step {self.state.global_step + 1}: {expected - effective} of {expected} problems "
                 "have no loss; with DeepSpeed every problem needs one"
@@ -435,6 +433,7 @@ class CompactTrainer(Trainer):
                 loss, records = self.compute_loss(model, items, return_outputs=True)
             if self._step.not_finite is None:
                 sums.add(float(loss), records, items)
+        sharding.give_up_head(self.student.head)
         found, self._step = self._step.not_finite, training
         count = len(dataloader.dataset)
         means = sums.means(count, found, alone=self._alone)

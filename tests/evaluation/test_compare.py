@@ -14,6 +14,7 @@ from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import load_problems
 from compact.evaluation import arm_tables, compare, score
+from compact.evaluation.arms import Arm, parse_arm
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.student import Student
@@ -45,8 +46,8 @@ def test_every_word_of_the_zoo_has_a_token(tiny):
 
 
 def test_compare_writes_tables_and_never_repeats_a_run(task, tmp_path, monkeypatch):
-    arms = [compare.parse_arm(text) for text in ("uniform", "single:honest")]
-    arms.append(compare.parse_arm("oracle", compare.zoo.RIGHT))
+    arms = [parse_arm(text) for text in ("uniform", "single:honest")]
+    arms.append(parse_arm("oracle", compare.zoo.RIGHT))
     summary = compare.compare(task, arms, [0, 1], tmp_path)
     by_name = {arm["name"]: arm for arm in summary}
     assert by_name["uniform"]["right_weight"] == pytest.approx(1 / 3, abs=1e-5)
@@ -75,7 +76,7 @@ def test_compare_measures_what_a_student_forgets_and_what_a_run_costs(task, tmp_
         peft_config=lambda: adapter if lora else None,
         config=replace(task.config, learning_rate=0.1),
     )
-    (arm,) = compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    (arm,) = compare.compare(task, [parse_arm("uniform")], [0], tmp_path)
     assert arm["kl"] > 1e-6
     assert arm["student_perplexity"] != arm["base_perplexity"]
     tokenizer = task.start(0)[1]
@@ -98,7 +99,7 @@ def test_compare_measures_what_a_student_forgets_and_what_a_run_costs(task, tmp_
 
 
 def test_arms_without_retained_texts_have_no_column_of_them(task, tmp_path):
-    compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    compare.compare(task, [parse_arm("uniform")], [0], tmp_path)
     table = (tmp_path / "compare.md").read_text()
     assert "seconds" in table
     assert "KL" not in table
@@ -106,7 +107,7 @@ def test_arms_without_retained_texts_have_no_column_of_them(task, tmp_path):
 
 def test_rows_of_runs_without_costs_are_read(task, tmp_path):
     """Runs of an earlier version have neither memory nor drift."""
-    arms = [compare.parse_arm("uniform")]
+    arms = [parse_arm("uniform")]
     compare.compare(task, arms, [0], tmp_path)
     file = tmp_path / "runs.jsonl"
     row = json.loads(file.read_text())
@@ -164,8 +165,8 @@ def test_a_number_of_drift_that_is_not_finite_is_left_out(task, tmp_path):
 
 
 def test_arms_of_like_names_are_runs_of_their_own(task, tmp_path):
-    arms = [compare.parse_arm(f"random,seed={seed}") for seed in (1, 2)]
-    arms += [compare.Arm(name, "uniform", {}) for name in ("甲", "乙")]
+    arms = [parse_arm(f"random,seed={seed}") for seed in (1, 2)]
+    arms += [Arm(name, "uniform", {}) for name in ("甲", "乙")]
     summary = compare.compare(task, arms, [0], tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 4
     assert summary[0]["weights"] != summary[1]["weights"]
@@ -206,36 +207,59 @@ def test_a_run_is_tested_merged_and_in_the_format_it_trained_in(task, tmp_path, 
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     config = replace(task.config, bf16=bf16, use_cpu=True)
     task = replace(task, peft_config=lambda: lora, config=config)
-    compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+    compare.compare(task, [parse_arm("uniform")], [0], tmp_path)
     assert not isinstance(tested[0], peft.PeftModel)
     assert tested[0].dtype == (torch.bfloat16 if bf16 else torch.float32)
 
 
 def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
     """Where no rationale is right, `oracle` has nothing to train on."""
-    arm = compare.parse_arm("oracle,teachers=[nobody]", compare.zoo.RIGHT)
+    arm = parse_arm("oracle,teachers=[nobody]", compare.zoo.RIGHT)
     assert arm.overrides == {"teachers": ["nobody"]}
     (found,) = compare.compare(task, [arm], [0], tmp_path)
     assert found["right_weight"] == 0.0
 
 
 def test_arms_may_change_the_trainer_and_drop_the_gold_answers():
-    arm = compare.parse_arm(
-        "robust,token_weights=eaft,gold=false,tau=2,max_rationales_per_problem=3"
-    )
+    arm = parse_arm("robust,token_weights=eaft,gold=false,tau=2,max_rationales_per_problem=3")
     settings = {"token_weights": "eaft", "max_rationales_per_problem": 3}
     assert (arm.settings, arm.gold, arm.overrides) == (settings, False, {"tau": 2})
     problems = load_problems(zoo.make_rows(("good",), 1, seed=1))
     assert arm.seen(problems)[0].answer is None
-    assert compare.parse_arm("robust").seen(problems) == problems
+    assert parse_arm("robust").seen(problems) == problems
     with pytest.raises(ValueError, match="gold of robust must be true or false, got 'no way'"):
-        compare.parse_arm("robust,gold=no way")
+        parse_arm("robust,gold=no way")
     with pytest.raises(ValueError, match="eaft"):
-        compare.parse_arm("robust,token_weights=eat")
-    with pytest.raises(ValueError, match="max_rationales_per_problem must be at least 1, got 0"):
-        compare.parse_arm("robust,max_rationales_per_problem=0")
-    with pytest.raises(ValueError, match="max_rationales_per_problem must be None with strategy"):
-        compare.parse_arm("uniform,strategy=crsd,max_rationales_per_problem=2")
+        parse_arm("robust,token_weights=eat")
+    name = "max_rationales_per_problem"
+    for value in ("1.5", "true", "two"):
+        with pytest.raises(ValueError, match=f"--arms: {name} of robust must be .* got"):
+            parse_arm(f"robust,{name}={value}")
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("robust,max_rationales_per_problem=0", "must be at least 1, got 0"),
+        ("uniform,strategy=crsd,max_rationales_per_problem=2", "must be None with strategy crsd"),
+    ],
+)
+def test_arms_that_the_trainer_refuses_are_refused_at_once(task, tmp_path, arm, message):
+    with pytest.raises(ValueError, match=f"max_rationales_per_problem {message}"):
+        compare.compare(task, [parse_arm("uniform"), parse_arm(arm)], [0], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_may_limit_rationales_of_every_arm(task, tmp_path):
+    """A strategy that reads what it is given takes the steps of the same arm without it."""
+    limited = replace(task, config=replace(task.config, max_rationales_per_problem=1))
+    with pytest.raises(ValueError, match="must be None with strategy crsd"):
+        compare.compare(limited, [parse_arm("uniform,strategy=crsd")], [0], tmp_path)
+    arms = [parse_arm("uniform"), parse_arm("uniform,strategy=aqg")]
+    compare.compare(limited, arms, [0], tmp_path)
+    rows = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    steps = [row["steps"] for row in rows if "steps" in row]
+    assert len(steps) == 2 and steps[0] == steps[1]
 
 
 def test_a_study_in_miniature(tiny, tmp_path, monkeypatch, capsys):
@@ -311,19 +335,19 @@ max_new_tokens: 4
 
 
 def test_arm_settings_are_read_and_checked():
-    arm = compare.parse_arm("robust,tau=0.5,consensus=answer")
+    arm = parse_arm("robust,tau=0.5,consensus=answer")
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
-    arm = compare.parse_arm("robust,beta=[0, 1, 0],validity=none")
+    arm = parse_arm("robust,beta=[0, 1, 0],validity=none")
     assert arm.overrides == {"beta": [0, 1, 0], "validity": "none"}
-    assert compare.parse_arm("single:a, b").teacher == "a, b"
+    assert parse_arm("single:a, b").teacher == "a, b"
     with pytest.raises(ValueError, match="override of oracle: teachers must .* use rejection"):
-        compare.parse_arm("oracle")
+        parse_arm("oracle")
     with pytest.raises(ValueError, match="NAME,key=value"):
-        compare.parse_arm("robust,tau")
+        parse_arm("robust,tau")
     with pytest.raises(ValueError, match="tau of robust must be a YAML value, got '\\['"):
-        compare.parse_arm("robust,tau=[")
+        parse_arm("robust,tau=[")
     with pytest.raises(ValueError, match="tua"):
-        compare.parse_arm("robust,tua=1")
+        parse_arm("robust,tua=1")
 
 
 def test_interval_is_students():

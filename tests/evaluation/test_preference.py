@@ -11,6 +11,7 @@ from compact.commands.cli import main
 from compact.commands.recipe import read_settings
 from compact.data import PreferencePair, load_questions, load_test
 from compact.evaluation import compare, preference
+from compact.evaluation.arms import parse_arm
 from compact.evaluation.preference import evaluate_pairs
 from compact.lab import zoo
 from compact.passes.encode import encode_prompt
@@ -159,7 +160,7 @@ def test_pairs_that_cannot_be_read_are_refused_before_training(saved, data, tmp_
     given = (str(tmp_path / "train.jsonl"), [str(data)], recipe, *settings)
     task = compare.file_task(*given, model=None, limit=None)
     with pytest.raises(ValueError, match="pairs.jsonl:1.*chat template"):
-        compare.compare(task, [compare.parse_arm("uniform")], [0], tmp_path)
+        compare.compare(task, [parse_arm("uniform")], [0], tmp_path)
 
 
 def test_a_comparison_is_tested_on_pairs(saved, data, tmp_path, capsys):

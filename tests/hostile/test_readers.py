@@ -13,7 +13,7 @@ import pytest
 from compact.commands.recipe import read_settings
 from compact.data import load_problems, load_questions
 from compact.data.importers import import_files
-from compact.evaluation.compare import parse_arm
+from compact.evaluation.arms import parse_arm
 from compact.evaluation.forgetting import read_texts
 from compact.files import MAX_DEPTH, check_shape, parse_json, parse_yaml
 from compact.graphs.step_graphs import load_graph

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object
+from peft import LoraConfig
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -27,6 +28,7 @@ SAVING = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_step
 # Its `attention` reads projections of a layer, whose weights FSDP2 splits.
 RELEASED = {"preset": "released", "overrides": None, "leaf_every": 1, "num_train_epochs": 1}
 RELEASED |= {"gradient_accumulation_steps": 2}
+LORA = SAVING | {"lora": True}
 FSDP2 = {  # what accelerate makes of recipes/accelerate/fsdp2.yaml
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -34,14 +36,21 @@ FSDP2 = {  # what accelerate makes of recipes/accelerate/fsdp2.yaml
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
-DEEPSPEED = {
-    "ACCELERATE_USE_DEEPSPEED": "true",
-    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+DEEPSPEED = {  # as a user's zero3.json; without a threshold, ZeRO-3 shares out small tensors too
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
 }
 BAD = 5  # the problem that has no finite loss where `poison` is asked for
 
 
-def start(folder: Path, *, resume: bool = False, **settings: Any) -> CompactTrainer:
+def start(
+    folder: Path, *, resume: bool = False, lora: bool = False, **settings: Any
+) -> CompactTrainer:
     """Trains two epochs of two steps with everything that is carried from step to step."""
     values: dict[str, Any] = {
         "output_dir": str(folder),
@@ -67,6 +76,7 @@ def start(folder: Path, *, resume: bool = False, **settings: Any) -> CompactTrai
         train_dataset=rows,
         eval_dataset=rows[: 3 * len(TEACHERS)],
         processing_class=tokenizer,
+        peft_config=LoraConfig(target_modules="all-linear", r=4) if lora else None,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -106,6 +116,19 @@ def poison(question_id: str) -> None:
     compact.trainer.loss.run_pass = poisoned
 
 
+def blow_up() -> None:
+    """Makes every gradient infinite, although every loss is finite."""
+    run_pass = compact.trainer.loss.run_pass
+
+    def endless(*args: Any, **settings: Any) -> Any:
+        found = run_pass(*args, **settings)
+        if found[0].nll.requires_grad:
+            found[0].nll.register_hook(lambda gradient: gradient * torch.inf)
+        return found
+
+    compact.trainer.loss.run_pass = endless
+
+
 def count_gathers() -> list[list[str]]:
     """Returns a list that receives the parameters of every all-gather of FSDP2."""
     gather, seen = _fsdp_param_group.foreach_all_gather, []
@@ -118,26 +141,34 @@ def count_gathers() -> list[list[str]]:
     return seen
 
 
-def resumed(run: Path) -> dict[str, Any]:
+def resumed(run: Path, **settings: Any) -> dict[str, Any]:
     """Goes on from step 2 of a run whose later checkpoints are taken away."""
     if PartialState().is_main_process:
         for step in (3, 4):
             shutil.rmtree(run / f"checkpoint-{step}")
     PartialState().wait_for_everyone()
-    return outcome(start(run, resume=True, **SAVING))
+    return outcome(start(run, resume=True, **settings or SAVING))
 
 
 def with_deepspeed(out: Path) -> None:
     """Runs ZeRO-2 and ZeRO-3, and keeps what rank 0 saw."""
     results: dict[str, Any] = {}
-    os.environ |= DEEPSPEED
-    for stage in ("2", "3"):
-        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = stage
+    for stage in (2, 3):
         AcceleratorState._reset_state()
-        run = out / stage
-        results[stage] = outcome(start(run, **SAVING))
-        results[f"{stage} resumed"] = resumed(run)
-        results[f"{stage} released"] = outcome(start(out / f"{stage}-released", **RELEASED))
+        zero = DEEPSPEED["zero_optimization"] | {"stage": stage}
+        own = {"deepspeed": DEEPSPEED | {"zero_optimization": zero}}
+        for name, settings in {"": SAVING, " lora": LORA, " released": RELEASED}.items():
+            run = out / f"{stage}{name}"
+            trainer = start(run, **own | settings)
+            assert trainer.accelerator.state.deepspeed_plugin.zero_stage == stage
+            results[f"{stage}{name}"] = outcome(trainer)
+            if settings is not RELEASED:
+                results[f"{stage}{name} resumed"] = resumed(run, **own | settings)
+    blow_up()
+    try:
+        start(out / "endless", **own, max_steps=1)
+    except NonFiniteError as error:
+        results["endless"] = gather_object([str(error)])
     if PartialState().is_main_process:
         torch.save(results, out / "results.pt")
     PartialState().destroy_process_group()

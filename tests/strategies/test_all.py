@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from compact.evaluation.compare import compare, parse_arm, zoo_task
+from compact.evaluation.arms import parse_arm
+from compact.evaluation.compare import compare, zoo_task
 from compact.lab.zoo import RIGHT
 from compact.report.page import render
 from compact.report.run import read_run

@@ -21,7 +21,11 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from compact.config import CompactConfig
 from compact.student import internals
@@ -178,14 +182,20 @@ def test_let_cpu_ranks_shard(
     assert PartialState().distributed_type == after
 
 
-def test_current_deepspeed_config() -> None:
-    assert internals.current_deepspeed_config() is None
-    config = Mock()
-    set_hf_deepspeed_config(config)
+def test_loading_whole() -> None:
+    set_hf_deepspeed_config(config := Mock(is_zero3=lambda: True))
     try:
-        assert internals.current_deepspeed_config() is config
+        assert is_deepspeed_zero3_enabled()
+        with pytest.raises(OSError), internals.loading_whole():
+            assert not is_deepspeed_zero3_enabled()
+            raise OSError
+        assert is_deepspeed_zero3_enabled()
+        assert config.is_zero3()
     finally:
         unset_hf_deepspeed_config()
+    with internals.loading_whole():
+        pass
+    assert not is_deepspeed_zero3_enabled()
 
 
 def test_is_sharded() -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
 
 from compact.config import CompactConfig
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.trainer import CompactTrainer
-from compact.trainer.sharding import check_sharding, gather_head, loaded_whole
+from compact.trainer.setup import check_strategy
+from compact.trainer.sharding import bad_norm, check_sharding, gather_head, give_up_head
 
 
 def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
@@ -42,23 +37,10 @@ def test_fsdp1_is_refused() -> None:
 def test_zero3_that_cannot_save_is_refused() -> None:
     check_sharding(trainer_with(DistributedType.DEEPSPEED))
     check_sharding(trainer_with(DistributedType.DEEPSPEED, stage=3, saves=True))
-    with pytest.raises(ValueError, match="zero3_save_16bit_model must be true .* got false"):
+    with pytest.raises(
+        ValueError, match="zero3_save_16bit_model .* must be true with ZeRO-3, .* got false"
+    ):
         check_sharding(trainer_with(DistributedType.DEEPSPEED, stage=3))
-
-
-def test_a_student_is_loaded_whole_under_zero3() -> None:
-    config = Mock(is_zero3=lambda: True)
-    set_hf_deepspeed_config(config)
-    try:
-        with pytest.raises(OSError), loaded_whole():
-            assert not is_deepspeed_zero3_enabled()
-            raise OSError
-        assert is_deepspeed_zero3_enabled()
-    finally:
-        unset_hf_deepspeed_config()
-    with loaded_whole():
-        pass
-    assert not is_deepspeed_zero3_enabled()
 
 
 def test_a_student_in_parts_is_refused(tmp_path: Any) -> None:
@@ -89,6 +71,8 @@ def test_what_zero3_took_away_is_gathered_once_and_kept() -> None:
     for until in (False, True):
         gather_head(head, until=until)
         assert all(p.ds_active_sub_modules == {7} for p in head.parameters())
+    give_up_head(head)
+    assert all(p.ds_active_sub_modules == set() for p in head.parameters())
     assert gathered == [["weight", "bias"]]
 
 
@@ -97,3 +81,35 @@ def test_a_plain_head_is_left_alone() -> None:
     before = {name: dict(vars(p)) for name, p in head.named_parameters()}
     gather_head(head, until=True)
     assert {name: dict(vars(p)) for name, p in head.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "norm", "message"),
+    [
+        (DistributedType.DEEPSPEED, "no", 1.0, None),
+        (DistributedType.DEEPSPEED, "no", None, None),  # before the first step
+        (DistributedType.DEEPSPEED, "bf16", float("inf"), "the norm of the gradients is inf"),
+        (DistributedType.DEEPSPEED, "fp16", float("inf"), None),
+        (DistributedType.MULTI_GPU, "no", float("inf"), None),
+    ],
+)
+def test_norms_of_deepspeed(
+    kind: DistributedType, precision: str, norm: float | None, message: str | None
+) -> None:
+    engine = SimpleNamespace(get_global_grad_norm=lambda: norm)
+    accelerator = SimpleNamespace(
+        distributed_type=kind, mixed_precision=precision, deepspeed_engine_wrapped=engine
+    )
+    assert bad_norm(accelerator) == message
+
+
+@pytest.mark.parametrize("name", ["mot", "adaswitch"])
+def test_a_strategy_for_whole_models_is_refused_with_deepspeed(
+    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However DeepSpeed was asked for: the setting `deepspeed`, or accelerate."""
+    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", strategy=name)
+    args.deepspeed_plugin = SimpleNamespace()
+    strategy = SimpleNamespace(needs_whole_model=True, check=lambda *_: None)
+    with pytest.raises(ValueError, match=f"strategy must not be {name} with DEEPSPEED"):
+        check_strategy(None, strategy, args)  # type: ignore[arg-type]
