@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from compact.evaluation.forgetting import Text, encode_text, outputs_of_both
 
@@ -43,7 +44,8 @@ def hidden_similarity(
     measured = sum(len(ids) > start for ids, start in sequences)
     most = math.ceil(POSITIONS / max(measured, 1))
     states: tuple[list[Tensor], list[Tensor]] = ([], [])
-    given = (student, base, processing_class, texts, max_length)
+    shown = tqdm(texts, unit="text", desc="layers")
+    given = (student, base, processing_class, shown, max_length)
     for ids, start, *outputs in outputs_of_both(*given, output_hidden_states=True):
         count = min(most, ids.shape[1] - start)
         at = torch.linspace(start, ids.shape[1] - 1, count).round().long()
