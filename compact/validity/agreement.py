@@ -7,9 +7,9 @@ rationales of the data). Without numbers in both it is the cosine alone. Source:
 wrong number hardly changes words or hidden states, but it changes the set of numbers; where there
 are no numbers, words are all there is.
 
-A short text shares fewer words with the others, so it agrees less, right or wrong. (The share of the
-smaller set of numbers in place of the Jaccard index does not help: AUC .936 -> .902 on asdiv, .964 ->
-.930 on svamp12, .886 -> .871 on mrben_math; part 1 of 2.)
+A short text shares fewer words with the others, so it agrees less, right or wrong. (The share of
+the smaller set of numbers in place of the Jaccard index does not help: AUC .936 -> .902 on asdiv,
+.964 -> .930 on svamp12, .886 -> .871 on mrben_math; part 1 of 2.)
 """
 
 from __future__ import annotations
