@@ -115,11 +115,11 @@ def let_cpu_ranks_shard() -> None:
 
 @contextmanager
 def loading_whole() -> Iterator[None]:
-    """Within the context, `from_pretrained` loads every weight in each process.
+    """Within the context, every process loads the whole model, also under ZeRO-3.
 
-    Under ZeRO-3 transformers would share the weights out while it reads them. A student is small
-    enough to be loaded whole, and is checked and given adapters before it is shared out. There is a
-    public way to set and to unset DeepSpeed's configuration, but none to read it.
+    Otherwise `from_pretrained` would leave each process with a part of it. But a student is checked
+    and given adapters while it is whole, and is small enough for that. Public functions set and
+    unset DeepSpeed's configuration; only reading it needs a private name.
     """
     reference = deepspeed._hf_deepspeed_config_weak_ref
     own = None if reference is None else reference()

@@ -26,8 +26,8 @@ class Item(NamedTuple):
 class ProblemDataset(Dataset[Item]):
     """Encoded problems. Index -1 - i returns problem i as an item that is not counted.
 
-    Without the rationales that are skipped, and without the problems of which all are. (Of
-    data that are encoded when they are needed, such a problem keeps one rationale, of weight 0.)
+    Skipped rationales are not in it, nor are problems of which every rationale is skipped. (In data
+    that are encoded when they are needed, such a problem keeps one rationale, of weight 0.)
 
     Attributes:
         problems: the problems, with all of their rationales.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from compact.passes.packing import Layout
 from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
+from compact.trainer import sharding
 from compact.trainer.batches import ProblemDataset
 from compact.validity.summary import describe
 from compact.weighting import Skips, Weigher, check_gold, skip_beyond
@@ -39,8 +39,7 @@ def mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
 def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> None:
     """Raises ValueError if weigher, strategy and settings do not go together."""
     strategy.check(weigher, args)
-    sharded = "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
-    sharded = "DEEPSPEED" if args.deepspeed_plugin is not None else sharded
+    sharded = sharding.asked_for(args)
     if sharded and strategy.needs_whole_model:
         raise ValueError(
             f"strategy must not be {args.strategy} with {sharded}, because it reads whole "
@@ -193,7 +192,7 @@ def fit_machine(args: CompactConfig) -> None:
             "bf16: this CPU has no instructions for it; matrix products take tens of times as "
             "long as in float32"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if sharding.asked_for(args) == "FSDP":
         let_cpu_ranks_shard()
 
 

@@ -8,6 +8,7 @@ last.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -15,12 +16,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 
+def asked_for(args: Any) -> str | None:
+    """Returns "DEEPSPEED" or "FSDP" if the settings or accelerate ask for it, else None."""
+    if args.deepspeed_plugin is not None:  # for the setting `deepspeed` and for accelerate
+        return "DEEPSPEED"
+    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
+
+
 def check_sharding(trainer: Any) -> None:
     """Checks the settings of FSDP or DeepSpeed before the first step.
 
     Raises:
-        ValueError: the parameters are sharded by the first version of FSDP, or by ZeRO-3 so that
-            the student cannot be saved.
+        ValueError: FSDP is of version 1, or ZeRO-3 is set up so that it cannot save the student.
     """
     accelerator = trainer.accelerator
     if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:

@@ -136,15 +136,16 @@ def skip_wrong(problem: EncodedProblem) -> list[bool]:
 
 
 def skip_beyond(most: int, seed: int, skips: Skips | None, problem: EncodedProblem) -> list[bool]:
-    """Returns [K] whether a rationale is not read if at most `most` of a problem are.
+    """Returns [K] whether a rationale is skipped, where training reads at most `most` of a problem.
 
-    Kept are the most valid ones where they are judged. Equals are drawn by (seed, question,
-    teacher), so that a run that is resumed, or has other ranks, keeps the same.
+    If the rationales are judged, it reads the most valid ones. It draws among those that are
+    equally valid, or not judged. The draw depends on seed, question and teacher only, so a resumed
+    run, or one with other ranks, reads the same.
 
     Args:
-        most: N, at least 1.
+        most: at least 1.
         seed: of the draw.
-        skips: which are not read in any case; None: none.
+        skips: which rationales are skipped in any case; None: none.
         problem: the problem.
     """
     skipped = [False] * len(problem.rationales) if skips is None else list(skips(problem))

@@ -45,6 +45,7 @@ DEEPSPEED = {  # as a user's zero3.json; without a threshold, ZeRO-3 shares out 
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
 }
+OF_DEEPSPEED = {"": SAVING, " lora": LORA, " released": RELEASED}  # name -> settings of a run
 BAD = 5  # the problem that has no finite loss where `poison` is asked for
 
 
@@ -157,7 +158,7 @@ def with_deepspeed(out: Path) -> None:
         AcceleratorState._reset_state()
         zero = DEEPSPEED["zero_optimization"] | {"stage": stage}
         own = {"deepspeed": DEEPSPEED | {"zero_optimization": zero}}
-        for name, settings in {"": SAVING, " lora": LORA, " released": RELEASED}.items():
+        for name, settings in OF_DEEPSPEED.items():
             run = out / f"{stage}{name}"
             trainer = start(run, **own | settings)
             assert trainer.accelerator.state.deepspeed_plugin.zero_stage == stage

@@ -15,7 +15,12 @@ from compact.trainer import NonFiniteError
 
 
 def run_ranks(out: Path, what: str = "main") -> dict[str, Any]:
-    """Runs a function of ranks.py on two processes through accelerate; what rank 0 kept."""
+    """Starts ranks.py on two processes and returns the results that rank 0 saved.
+
+    Args:
+        out: folder of the runs and results.
+        what: "main", or "deepspeed" for what needs DeepSpeed.
+    """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", "2", str(Path(__file__).with_name("ranks.py"))]
     command += [str(out), what]
@@ -93,11 +98,11 @@ def test_two_ranks(tmp_path: Path) -> None:
 def test_two_ranks_of_deepspeed(tmp_path: Path) -> None:
     """ZeRO-2 and ZeRO-3 on two ranks against one process; `make deepspeed` installs DeepSpeed."""
     pytest.importorskip("deepspeed", reason="`make deepspeed` runs this")
-    from ranks import LORA, RELEASED, SAVING, outcome, start
+    from ranks import OF_DEEPSPEED, RELEASED, outcome, start
 
     found = run_ranks(tmp_path, "deepspeed")
     alone = {"gradient_accumulation_steps": 4, "save_strategy": "no"}
-    for name, settings in {"": SAVING, " lora": LORA, " released": RELEASED}.items():
+    for name, settings in OF_DEEPSPEED.items():
         one = outcome(start(tmp_path / f"one{name}", **settings | alone))
         for stage in "23":
             assert_same_run(one, found[f"{stage}{name}"])

@@ -11,9 +11,11 @@ from torch import nn
 
 from compact.config import CompactConfig
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.strategies import make_strategy
 from compact.trainer import CompactTrainer
 from compact.trainer.setup import check_strategy
 from compact.trainer.sharding import bad_norm, check_sharding, gather_head, give_up_head
+from compact.weighting import make_weigher
 
 
 def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
@@ -103,13 +105,12 @@ def test_norms_of_deepspeed(
     assert bad_norm(accelerator) == message
 
 
-@pytest.mark.parametrize("name", ["mot", "adaswitch"])
-def test_a_strategy_for_whole_models_is_refused_with_deepspeed(
-    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However DeepSpeed was asked for: the setting `deepspeed`, or accelerate."""
-    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", strategy=name)
+@pytest.mark.parametrize("name", ["mot", "fragment-ema"])
+def test_a_strategy_for_whole_models_is_refused_with_deepspeed(name: str, tmp_path: Any) -> None:
+    """transformers sets `deepspeed_plugin` for the setting `deepspeed` and for accelerate."""
+    own = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
+    args = CompactConfig(**own, preset="uniform", strategy=name)
+    check_strategy(make_weigher("uniform"), make_strategy(name), args)
     args.deepspeed_plugin = SimpleNamespace()
-    strategy = SimpleNamespace(needs_whole_model=True, check=lambda *_: None)
     with pytest.raises(ValueError, match=f"strategy must not be {name} with DEEPSPEED"):
-        check_strategy(None, strategy, args)  # type: ignore[arg-type]
+        check_strategy(make_weigher("uniform"), make_strategy(name), args)
