@@ -156,6 +156,21 @@ def test_agreement_is_with_those_that_count() -> None:
     assert alone[0].agreement == 1.0
 
 
+def test_a_short_text_agrees_as_much_as_a_long_one() -> None:
+    """Where answers are numbers, words are not compared."""
+    wordy = ("Ann has 4 red and 14 blue beads, 4 + 14 = 18 in all", "she takes out 2: 18 - 2 = 16")
+    short = ("4 + 14 = 18", "18 - 2 = 16")
+    terse, *long = judge([case((short, "16"), (wordy, "16"), (GOOD, "16"))])[0]
+    assert terse.agreement == 1.0 == long[0].agreement
+    alike, near, far = judge(
+        [
+            case((("a dog barks",), "yes"), (("a dog barks loud",), "yes"), (("no idea",), "yes")),
+            case((("cats sleep",), "no"), (("fish swim",), "no")),
+        ]
+    )[0]
+    assert alike.agreement > far.agreement < near.agreement
+
+
 def test_one_rationale_and_none() -> None:
     assert judge([]) == []
     (found,) = judge([case((WRONG, None), gold=None)])
