@@ -19,10 +19,12 @@ that are pure noise leave at least 80% of the teachers in effect (1 / sum of squ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
 from random import Random
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -178,22 +180,18 @@ def zscores(
         prior_std: s0 of each kind, in the score's units.
     """
     problem = segment_of(offsets, len(scores))
+    sizes = offsets.diff().reshape(-1, *[1] * (scores.dim() - 1))
     centred = scores - segment_mean(scores, offsets)[problem]
-    var = within_variance(scores, offsets, ddof)[problem]
+    var = segment_mean(centred.square(), offsets) * sizes / (sizes - ddof).clamp(min=1)
+    var = var[problem]
     scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
     # With equal scores the scale is 0 and the differences are rounding errors: return 0.
     return torch.where(scale > 0, centred / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
 
 
-def within_variance(scores: Tensor, offsets: Tensor, ddof: int = 0) -> Tensor:
-    """Returns the variances [P, ...] of scores [R, ...] within each problem.
-
-    A problem with at most `ddof` rationales has the variance 0.
-    """
-    sizes = offsets.diff().reshape(-1, *[1] * (scores.dim() - 1))
-    centred = scores - segment_mean(scores, offsets)[segment_of(offsets, len(scores))]
-    mean_square = segment_mean(centred.square(), offsets)
-    return mean_square * sizes / (sizes - ddof).clamp(min=1)
+def _variance(values: Sequence[float]) -> float:
+    middle = fmean(values)
+    return fmean((value - middle) ** 2 for value in values)
 
 
 class _Checked:
@@ -402,23 +400,28 @@ class PresetWeigher(_Checked):
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Updates the running statistics with the scores of all problems of one optimizer step."""
-        if self._judged and VALIDITY in scores:
-            validity = scores[VALIDITY]
-            kept = (validity > 0) & self._usable(validity, offsets)
-            scores = {axis: score[kept] for axis, score in scores.items()}
-            offsets = torch.cat([kept.new_zeros(1).long(), kept.cumsum(0)])[offsets]
-        several = offsets.diff() > 1
-        if not bool(several.any()):
+        values = {axis: scores[axis].tolist() for axis in self._beta}
+        validity = scores[VALIDITY].tolist() if self._judged and VALIDITY in scores else None
+        variances: dict[str, list[float]] = {axis: [] for axis in values}
+        seen = 0
+        for first, end in pairwise(offsets.tolist()):
+            kept: Sequence[int] = range(first, end)
+            if validity is not None:
+                known_wrong = sum(validity[first:end]) < LEAST
+                kept = [k for k in kept if validity[k] > 0 and not known_wrong]
+            if len(kept) < 2:
+                continue
+            seen += 1
+            for axis, score in values.items():
+                variances[axis].append(_variance([score[k] for k in kept]))
+        if not seen:
             return
         self.updates += 1
-        self.problems_seen += int(several.sum())
+        self.problems_seen += seen
         # A plain mean over the first 1 / _MOMENTUM steps, then an exponential moving average.
         share = max(_MOMENTUM, 1.0 / self.updates)
-        if not self._beta:
-            return
-        stacked = torch.stack([scores[axis].double() for axis in self._beta], dim=1)
-        stds = within_variance(stacked, offsets)[several].mean(dim=0).sqrt().tolist()
-        for axis, std in zip(self._beta, stds, strict=True):
+        for axis, found in variances.items():
+            std = math.sqrt(fmean(found))
             self.spread[axis] = (1.0 - share) * self.spread.get(axis, 0.0) + share * std
 
     def take_log(self) -> dict[str, float]:
