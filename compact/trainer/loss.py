@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from compact.config import CompactConfig
@@ -28,6 +28,7 @@ from compact.student import Student
 from compact.trainer.batches import Collate, Item, MicroBatch
 from compact.trainer.outcome import Outcome
 from compact.trainer.records import not_finite_in, with_kept_levels
+from compact.trainer.sharding import asked_for
 from compact.trainer.step import OpenStep
 from compact.weighting import Weigher, Weights, weigh_tokens
 from compact_ops.linear_token_stats import plan_head_grad
@@ -199,13 +200,8 @@ class MicroBatchLoss:
         leaves = self.weigher.needs.leaves
         own = training and type(self.strategy).rollout is not Strategy.rollout
         kept = training and leaves and self.args.leaf_every > 1
-        asks_others = leaves and self._sharded
+        asks_others = leaves and asked_for(self.args) is not None
         return Collate(None if own or kept or asks_others else self.build, leaves)
-
-    @property
-    def _sharded(self) -> bool:
-        kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        return self.accelerator.distributed_type in kinds
 
     def _not_finite(self, pass_: Pass) -> str | None:
         return not_finite_in(pass_.batch, pass_.stats.nll, pass_.leaf_logp, pass_.option_logp)
@@ -227,7 +223,7 @@ class MicroBatchLoss:
         run leaves if one rank has to.
         """
         due = any(k is None and p.gold_ids for p, k in zip(problems, kept, strict=True))
-        if self._sharded:
+        if asked_for(self.args) is not None:
             due = any(gather_object([due]))
         return due
 
