@@ -37,8 +37,9 @@ def pairwise_symmetric_kl(
     Args:
         hidden: [N, H] hidden states.
         weight: [V, H] the head.
-        left: [P] int32 or int64, rows of `hidden`.
-        right: [P] int32 or int64, rows of `hidden`.
+        left: [P] int32 or int64, rows of `hidden`; on its device or on the CPU. They are grouped on
+            the CPU, so the host waits for a GPU if they are there.
+        right: [P], like `left`.
         bias: [V] or None.
         softcap: c of c * tanh(x / c), or None.
         logit_scale: multiplies hidden @ weight.T.
@@ -54,13 +55,16 @@ def pairwise_symmetric_kl(
     _check.head(_OP, hidden, weight, bias, softcap, logit_scale)
     _check.tensor(_OP, "left", left, _check.INTS, ["P"])
     _check.tensor(_OP, "right", right, _check.INTS, ["P"], P=left.shape[0])
-    _check.same_device(_OP, hidden=hidden, weight=weight, left=left, right=right, bias=bias)
+    _check.same_device(_OP, hidden=hidden, weight=weight, bias=bias)
+    for name, index in (("left", left), ("right", right)):
+        if index.device.type != "cpu":
+            _check.same_device(_OP, **{"hidden": hidden, name: index})
     if backend() == "reference":
         return reference.pairwise_symmetric_kl(
             hidden, weight, left, right, bias=bias, softcap=softcap, logit_scale=logit_scale
         )
     kl_left, kl_right, _, _ = torch.ops.compact.pairwise_symmetric_kl(
-        hidden, weight, left.long(), right.long(), bias, softcap or 0.0, logit_scale
+        hidden, weight, left.long().cpu(), right.long().cpu(), bias, softcap or 0.0, logit_scale
     )
     both: Tensor = kl_left + kl_right
     return both

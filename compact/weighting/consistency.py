@@ -93,12 +93,11 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
         first += len(places)
     if not left:
         return live_hidden.new_zeros((), dtype=torch.float32)
-    tables = [torch.cat(part) for part in (left, right, factors)]
-    rows, others, factor = send(tables, live_hidden.device)
+    (factor,) = send([torch.cat(factors)], live_hidden.device)
     divergence = pairwise_symmetric_kl(
         *student.head_inputs(live_hidden.flatten(0, 1)),
-        rows,
-        others,
+        torch.cat(left),
+        torch.cat(right),
         bias=student.bias,
         softcap=student.softcap,
         logit_scale=student.logit_scale,

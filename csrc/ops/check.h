@@ -2,12 +2,14 @@
 // found. The Python functions check the same first; these are for callers of torch.ops.compact.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 namespace compact {
 
@@ -38,6 +40,22 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t,
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+// Checks an int64 index vector: its length, and that every entry is in [0, high) or equal to
+// `also`. Returns it as contiguous.
+inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
+                            int64_t high, std::optional<int64_t> also = std::nullopt) {
+  check_dim(op, name, index, 1);
+  check_size(op, name, index, 0, length);
+  check_dtype(op, name, index, {ScalarType::Long});
+  Tensor flat = torch::stable::contiguous(index);
+  const auto* entries = static_cast<const int64_t*>(flat.data_ptr());
+  for (int64_t i = 0; i < length; ++i) {
+    STD_TORCH_CHECK((entries[i] >= 0 && entries[i] < high) || entries[i] == also, op, ": ", name,
+                    "[", i, "] must be in [0, ", high, "), got ", entries[i]);
+  }
+  return flat;
 }
 
 }  // namespace compact

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <vector>
 
 #include "kernels/cpu/linear_token_stats.h"
 #include "ops/ceil_div.h"
@@ -69,6 +70,14 @@ inline Tensor strided(const void* data, ScalarType type, int64_t rows, int64_t c
   return torch::stable::from_blob(const_cast<void*>(data), {rows, columns},
                                   {row_stride, column_stride},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), type);
+}
+
+// The rows of a matrix in the compute type, [rows.size(), width].
+template <class T>
+Tensor gather_rows(const Tensor& source, const std::vector<int64_t>& rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  return gather_rows<T>(
+      source, torch::stable::flatten(strided(rows.data(), ScalarType::Long, count, 1, 1, 1)));
 }
 
 template <class T>
@@ -261,22 +270,6 @@ inline void check_head(const char* op, const Tensor& hidden, const Tensor& weigh
   check_size(op, "weight", weight, 1, hidden.size(1));
   STD_TORCH_CHECK(weight.size(0) > 0, op, ": weight must have at least one row");
   if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
-}
-
-// Checks an int64 index vector: its length, and that every entry is in [0, high) or equal to
-// `also`. Returns it as contiguous.
-inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,
-                            int64_t high, std::optional<int64_t> also = std::nullopt) {
-  check_dim(op, name, index, 1);
-  check_size(op, name, index, 0, length);
-  check_dtype(op, name, index, {ScalarType::Long});
-  Tensor flat = torch::stable::contiguous(index);
-  const auto* entries = data<const int64_t>(flat);
-  for (int64_t i = 0; i < length; ++i) {
-    STD_TORCH_CHECK((entries[i] >= 0 && entries[i] < high) || entries[i] == also, op, ": ", name,
-                    "[", i, "] must be in [0, ", high, "), got ", entries[i]);
-  }
-  return flat;
 }
 
 }  // namespace compact

@@ -15,6 +15,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "kernels/cuda/simt.cuh"
 #include "ops/ceil_div.h"
@@ -189,6 +190,20 @@ inline Tensor index_vector(const char* op, const char* name, const Tensor& t, in
   check_size(op, name, t, 0, length);
   check_dtype(op, name, t, {ScalarType::Long});
   return torch::stable::contiguous(t);
+}
+
+// An int64 vector of the host on the device of `like`; the host does not wait for the copy.
+inline Tensor sent(const std::vector<int64_t>& values, const Tensor& like) {
+#if defined(__CUDACC__)
+  constexpr bool kPinned = true;
+#else
+  constexpr bool kPinned = false;
+#endif
+  const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
+  const Tensor buffer = torch::stable::empty({static_cast<int64_t>(values.size())},
+                                             ScalarType::Long, std::nullopt, host, kPinned);
+  std::copy(values.begin(), values.end(), data<int64_t>(buffer));
+  return torch::stable::to(buffer, like.device(), /*non_blocking=*/true);
 }
 
 // out = a @ b.

@@ -2,10 +2,9 @@
 // if it is in many pairs.
 #pragma once
 
+#include <cstdint>
 #include <numeric>
 #include <vector>
-
-#include "ops/head.h"
 
 namespace compact {
 
@@ -63,12 +62,51 @@ inline std::vector<PairTile> tile_pairs(const int64_t* left, const int64_t* righ
   return tiles;
 }
 
-// The hidden states of a tile's rows in the compute type, [rows, H].
-template <class T>
-Tensor tile_hidden(const Tensor& hidden, const PairTile& tile) {
-  const auto count = static_cast<int64_t>(tile.rows.size());
-  const Tensor column = strided(tile.rows.data(), ScalarType::Long, count, 1, 1, 1);
-  return gather_rows<T>(hidden, torch::stable::flatten(column));
+// The tiles one after the other, for kernels with one thread block per pair or row.
+struct PairPlan {
+  // The rows of all tiles; the other tables have places in it.
+  std::vector<int64_t> rows;
+  // Of each pair: the places of its rows, and its position in the caller's list.
+  std::vector<int64_t> left, right, index;
+  // Of each row r, at ends[r] : ends[r + 1], its pairs: the place of the other row, and twice the
+  // position in the caller's list, plus 1 where r is the right row.
+  std::vector<int64_t> ends, other, side;
+  // Rows and pairs before each tile; at the end, all of them.
+  std::vector<int64_t> tile_rows, tile_pairs;
+};
+
+inline PairPlan plan_pairs(const int64_t* left, const int64_t* right, int64_t count,
+                           int64_t num_rows, int64_t tile_rows) {
+  PairPlan plan;
+  for (const PairTile& tile : tile_pairs(left, right, count, num_rows, tile_rows)) {
+    const auto first = static_cast<int64_t>(plan.rows.size());
+    plan.tile_rows.push_back(first);
+    plan.tile_pairs.push_back(static_cast<int64_t>(plan.left.size()));
+    plan.rows.insert(plan.rows.end(), tile.rows.begin(), tile.rows.end());
+    for (const Pair& pair : tile.pairs) {
+      plan.left.push_back(first + pair.left);
+      plan.right.push_back(first + pair.right);
+      plan.index.push_back(pair.index);
+    }
+  }
+  const size_t rows = plan.rows.size(), pairs = plan.left.size();
+  plan.tile_rows.push_back(static_cast<int64_t>(rows));
+  plan.tile_pairs.push_back(static_cast<int64_t>(pairs));
+  plan.ends.assign(rows + 1, 0);
+  for (size_t k = 0; k < pairs; ++k) ++plan.ends[plan.left[k] + 1], ++plan.ends[plan.right[k] + 1];
+  std::partial_sum(plan.ends.begin(), plan.ends.end(), plan.ends.begin());
+  plan.other.resize(2 * pairs);
+  plan.side.resize(2 * pairs);
+  std::vector<int64_t> next = plan.ends;
+  const auto add = [&](int64_t row, int64_t other, int64_t side) {
+    plan.other[next[row]] = other;
+    plan.side[next[row]++] = side;
+  };
+  for (size_t k = 0; k < pairs; ++k) {
+    add(plan.left[k], plan.right[k], 2 * plan.index[k]);
+    add(plan.right[k], plan.left[k], 2 * plan.index[k] + 1);
+  }
+  return plan;
 }
 
 }  // namespace compact

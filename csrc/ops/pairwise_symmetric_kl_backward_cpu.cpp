@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/cpu/pairwise_symmetric_kl.h"
+#include "ops/head.h"
 #include "ops/pairs.h"
 
 namespace compact {
@@ -104,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& grad, const Tensor& hidden,
   for (const PairTile& tile : tile_pairs(data<const int64_t>(left), data<const int64_t>(right),
                                          left.size(0), num_rows, tile_rows<T>())) {
     const auto rows = static_cast<int64_t>(tile.rows.size());
-    const Tensor read = tile_hidden<T>(hidden, tile);
+    const Tensor read = gather_rows<T>(hidden, tile.rows);
     const Grid grid(rows, vocabulary, rows, kTasks);
     auto partial = scratch<T>(need_hidden ? grid.slices * rows * width : 0);
     run_tasks(grid.slices, [&](int64_t s) {

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "kernels/cpu/pairwise_symmetric_kl.h"
+#include "ops/head.h"
 #include "ops/pairs.h"
 
 namespace compact {
@@ -96,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(const Tensor& hidden, const Tenso
   for (const PairTile& tile : tile_pairs(data<const int64_t>(left), data<const int64_t>(right),
                                          count, hidden.size(0), tile_rows<T>())) {
     const auto rows = static_cast<int64_t>(tile.rows.size());
-    const Tensor read = tile_hidden<T>(hidden, tile);
+    const Tensor read = gather_rows<T>(hidden, tile.rows);
     const Grid grid(rows, head.vocabulary, rows, kTasks);
     std::vector<Slice<T>> slices(grid.slices);
     run_tasks(grid.slices, [&](int64_t s) {

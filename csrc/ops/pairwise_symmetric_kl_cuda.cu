@@ -1,8 +1,12 @@
-// Symmetric Kullback-Leibler divergence of pairs of hidden rows and its gradients. The divergence
-// and the gradients of hidden rows are computed by blocks of pairs, the gradients of the head by
-// blocks of the vocabulary.
+// Symmetric Kullback-Leibler divergence of pairs of hidden rows and its gradients. The pairs come
+// as tables of the host, so that rows can be grouped: a row's logits are computed once for all of
+// its pairs. The divergence and the gradients of hidden rows are computed by tiles of rows, the
+// gradients of the head by blocks of the vocabulary.
+#include <utility>
+
 #include "kernels/cuda/pairwise_symmetric_kl.cuh"
 #include "ops/head.cuh"
+#include "ops/pairs.h"
 
 namespace compact::cuda {
 namespace {
@@ -16,46 +20,98 @@ struct PairTensors {
   OptionalTensor upstream;
 };
 
-// Runs one of the two kernels on a block of logits: the left rows of `pairs` pairs, then their
-// right rows, for the vocabulary entries from `first` on.
-template <template <typename> class Kernel>
-void run_pairs(const char* op, const HeadTensors& head, const Tensor& logits, int64_t begin,
-               int64_t first, const PairTensors& tensors, double out_scale) {
-  for_dtype(op, "hidden", logits, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using A = simt::accumulate_t<T>;
-    const int64_t pairs = logits.size(0) / 2;
-    Pairs<T> args{};
-    args.cols = logits.size(1);
-    args.left = data<T>(logits);
-    args.right = args.left + pairs * args.cols;
-    args.head = head.on_device<A>(first);
-    args.kl_left = data<A>(tensors.kl_left) + begin;
-    args.kl_right = data<A>(tensors.kl_right) + begin;
-    args.lse_left = data<A>(tensors.lse_left) + begin;
-    args.lse_right = data<A>(tensors.lse_right) + begin;
-    if (tensors.upstream) args.upstream = data<A>(tensors.upstream) + begin;
-    args.out_scale = static_cast<A>(out_scale);
-    launch(op, logits, Kernel<T>::kernel, pairs, threads_for(args.cols, 4, kPairThreads), args);
-  });
-}
-template <typename T>
-struct StatsKernel {
-  static constexpr auto kernel = &pair_stats_kernel<T>;
-};
-template <typename T>
-struct GradientKernel {
-  static constexpr auto kernel = &pair_gradient_kernel<T>;
+// A plan of pairs, and its tables on the device.
+struct DevicePlan {
+  PairPlan host;
+  Tensor rows, left, right, index, ends, other, side;
+
+  DevicePlan(const char* op, const Tensor& hidden, const Tensor& left_, const Tensor& right_,
+             int64_t tile_rows) {
+    const int64_t count = left_.size(0);
+    STD_TORCH_CHECK(left_.device().is_cpu() && right_.device().is_cpu(), op,
+                    ": left and right must be on the CPU");
+    const Tensor ls = checked_index(op, "left", left_, count, hidden.size(0));
+    const Tensor rs = checked_index(op, "right", right_, count, hidden.size(0));
+    host = plan_pairs(data<const int64_t>(ls), data<const int64_t>(rs), count, hidden.size(0),
+                      tile_rows);
+    std::vector<int64_t> all;
+    for (const auto* table :
+         {&host.rows, &host.left, &host.right, &host.index, &host.ends, &host.other, &host.side}) {
+      all.insert(all.end(), table->begin(), table->end());
+    }
+    const Tensor there = sent(all, hidden);
+    int64_t first = 0;
+    const auto part = [&](const std::vector<int64_t>& table) {
+      const auto size = static_cast<int64_t>(table.size());
+      return slice(there, std::exchange(first, first + size), size);
+    };
+    rows = part(host.rows), left = part(host.left), right = part(host.right);
+    index = part(host.index), ends = part(host.ends), other = part(host.other);
+    side = part(host.side);
+  }
+
+  int64_t num_rows() const { return static_cast<int64_t>(host.rows.size()); }
+  int64_t tiles() const { return static_cast<int64_t>(host.tile_rows.size()) - 1; }
+  // Rows before tile t, and those in it.
+  int64_t first_row(int64_t t) const { return host.tile_rows[t]; }
+  int64_t rows_of(int64_t t) const { return host.tile_rows[t + 1] - host.tile_rows[t]; }
+  // The hidden states of rows first .. first + count [count, H].
+  Tensor read(const HeadTensors& head, int64_t first, int64_t count) const {
+    return take_rows(head.hidden, rows, first, count);
+  }
 };
 
-// The hidden rows of pairs begin .. begin + count: left ones, then right ones [2 count, H].
-Tensor read_pairs(const HeadTensors& head, const Tensor& left, const Tensor& right, int64_t begin,
-                  int64_t count) {
-  Tensor both = torch::stable::new_empty(head.hidden, {2 * count, head.width()});
-  Tensor first = slice(both, 0, count), second = slice(both, count, count);
-  torch::stable::copy_(first, take_rows(head.hidden, left, begin, count));
-  torch::stable::copy_(second, take_rows(head.hidden, right, begin, count));
-  return both;
+// The arguments of both kernels for a block of logits: the rows of the plan from `row` on, and the
+// vocabulary entries from `first` on.
+template <typename T>
+Pairs<T> arguments(const HeadTensors& head, const DevicePlan& plan, const Tensor& logits,
+                   int64_t row, int64_t first, const PairTensors& tensors) {
+  using A = simt::accumulate_t<T>;
+  Pairs<T> args{};
+  args.logits = data<const T>(logits);
+  args.cols = logits.size(1);
+  args.first_row = row;
+  args.head = head.on_device<A>(first);
+  args.kl_left = data<A>(tensors.kl_left);
+  args.kl_right = data<A>(tensors.kl_right);
+  args.lse_left = data<A>(tensors.lse_left);
+  args.lse_right = data<A>(tensors.lse_right);
+  args.ends = data<const int64_t>(plan.ends);
+  args.other = data<const int64_t>(plan.other);
+  args.side = data<const int64_t>(plan.side);
+  return args;
+}
+
+// The statistics of the pairs of tile t, from the logits of its rows.
+void run_stats(const HeadTensors& head, const DevicePlan& plan, const Tensor& logits, int64_t t,
+               const PairTensors& out) {
+  for_dtype(kOp, "hidden", logits, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Pairs<T> args = arguments<T>(head, plan, logits, plan.first_row(t), 0, out);
+    const int64_t begin = plan.host.tile_pairs[t], end = plan.host.tile_pairs[t + 1];
+    args.left = data<const int64_t>(plan.left) + begin;
+    args.right = data<const int64_t>(plan.right) + begin;
+    args.index = data<const int64_t>(plan.index) + begin;
+    launch(kOp, logits, &pair_stats_kernel<T>, end - begin, threads_for(args.cols, 4, kPairThreads),
+           args);
+  });
+}
+
+// The gradient of the logits of the rows from `row` on, for the vocabulary from `first` on.
+Tensor gradient_of(const HeadTensors& head, const DevicePlan& plan, const Tensor& logits,
+                   int64_t row, int64_t first, const PairTensors& known) {
+  const Tensor out = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+  for_dtype(kBackward, "hidden", logits, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = simt::accumulate_t<T>;
+    Pairs<T> args = arguments<T>(head, plan, logits, row, first, known);
+    args.upstream = data<const A>(*known.upstream);
+    args.out_scale = static_cast<A>(head.scale);
+    args.out = data<T>(out);
+    launch(kBackward, logits, &pair_gradient_kernel<T>, logits.size(0),
+           threads_for(args.cols, 4, kPairThreads), args);
+  });
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, Tensor weight,
@@ -65,19 +121,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, 
                                                                  double logit_scale) {
   const DeviceGuard guard(hidden);
   const HeadTensors head(kOp, hidden, weight, bias, softcap, logit_scale);
-  const int64_t count = left.size(0);
-  left = index_vector(kOp, "left", left, count);
-  right = index_vector(kOp, "right", right, count);
+  const int64_t count = left.size(0), vocabulary = head.vocabulary();
+  const DevicePlan plan(kOp, hidden, left, right,
+                        rows_of_block(2 * count, vocabulary, vocabulary, head.hidden));
   const auto result = [&] { return new_empty(hidden, {count}, compute_type(hidden)); };
   const PairTensors out{result(), result(), result(), result(), std::nullopt};
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-  const int64_t vocabulary = head.vocabulary();
-  const int64_t step = rows_of_block(count, 2 * vocabulary, vocabulary, head.hidden);
-  for (int64_t begin = 0; begin < count; begin += step) {
-    const int64_t pairs = std::min(step, count - begin);
-    const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, vocabulary});
-    multiply(logits, read_pairs(head, left, right, begin, pairs), to_logits);
-    run_pairs<StatsKernel>(kOp, head, logits, begin, 0, out, 1.0);
+  for (int64_t t = 0; t < plan.tiles(); ++t) {
+    const Tensor logits = torch::stable::new_empty(head.hidden, {plan.rows_of(t), vocabulary});
+    multiply(logits, plan.read(head, plan.first_row(t), plan.rows_of(t)), to_logits);
+    run_stats(head, plan, logits, t, out);
   }
   return {out.kl_left, out.kl_right, out.lse_left, out.lse_right};
 }
@@ -93,47 +146,43 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
   const ScalarType compute = compute_type(hidden);
   const int64_t count = left.size(0), vocabulary = head.vocabulary();
   check_size(kBackward, "grad", grad, 0, count);
-  left = index_vector(kBackward, "left", left, count);
-  right = index_vector(kBackward, "right", right, count);
+  // Logits and their gradient are there at the same time.
+  const DevicePlan plan(kBackward, hidden, left, right,
+                        rows_of_block(2 * count, 2 * vocabulary, head.width(), head.hidden));
   const PairTensors known{contiguous_as(kl_left, compute), contiguous_as(kl_right, compute),
                           contiguous_as(lse_left, compute), contiguous_as(lse_right, compute),
                           contiguous_as(grad, compute)};
 
   Tensor d_hidden = new_empty(hidden, {0, head.width()}, compute);
   if (need_hidden) {
-    // Gradients of all left rows, then of all right rows; then rows that pairs share are added up.
-    Tensor of_pairs = new_empty(hidden, {2 * count, head.width()}, compute);
+    Tensor of_rows = new_empty(hidden, {plan.num_rows(), head.width()}, compute);
     const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-    const int64_t step = rows_of_block(count, 2 * vocabulary, head.width(), head.hidden);
-    for (int64_t begin = 0; begin < count; begin += step) {
-      const int64_t pairs = std::min(step, count - begin);
-      const Tensor logits = torch::stable::new_empty(head.hidden, {2 * pairs, vocabulary});
-      multiply(logits, read_pairs(head, left, right, begin, pairs), to_logits);
-      run_pairs<GradientKernel>(kBackward, head, logits, begin, 0, known, logit_scale);
-      multiply_to(slice(of_pairs, begin, pairs), slice(logits, 0, pairs), head.weight);
-      multiply_to(slice(of_pairs, count + begin, pairs), slice(logits, pairs, pairs), head.weight);
+    for (int64_t t = 0; t < plan.tiles(); ++t) {
+      const int64_t first = plan.first_row(t), rows = plan.rows_of(t);
+      const Tensor logits = torch::stable::new_empty(head.hidden, {rows, vocabulary});
+      multiply(logits, plan.read(head, first, rows), to_logits);
+      multiply_to(slice(of_rows, first, rows), gradient_of(head, plan, logits, first, 0, known),
+                  head.weight);
     }
-    Tensor both = new_empty(left, {2 * count}, ScalarType::Long);
-    Tensor first = slice(both, 0, count), second = slice(both, count, count);
-    torch::stable::copy_(first, left);
-    torch::stable::copy_(second, right);
     d_hidden =
-        accumulate_rows(kBackward, of_pairs, both, std::nullopt, std::nullopt, hidden.size(0));
+        accumulate_rows(kBackward, of_rows, plan.rows, std::nullopt, std::nullopt, hidden.size(0));
   }
 
   const Tensor d_weight = new_empty(hidden, {need_weight ? vocabulary : 0, head.width()}, compute);
   const Tensor d_bias = new_empty(hidden, {need_bias ? vocabulary : 0}, compute);
   if (need_weight || need_bias) {
-    const Tensor read = read_pairs(head, left, right, 0, count);
-    const int64_t step = rows_of_block(vocabulary, 2 * count, head.width(), head.hidden);
+    const int64_t rows = plan.num_rows();
+    const Tensor read = plan.read(head, 0, rows);
+    const int64_t step = rows_of_block(vocabulary, 2 * rows, head.width(), head.hidden);
     for (int64_t begin = 0; begin < vocabulary; begin += step) {
       const int64_t size = std::min(step, vocabulary - begin);
-      const Tensor logits = torch::stable::new_empty(head.hidden, {2 * count, size});
+      const Tensor logits = torch::stable::new_empty(head.hidden, {rows, size});
       multiply(logits, read, torch::stable::transpose(slice(head.weight, begin, size), 0, 1));
-      run_pairs<GradientKernel>(kBackward, head, logits, 0, begin, known, logit_scale);
+      const Tensor gradient = gradient_of(head, plan, logits, 0, begin, known);
       if (need_weight)
-        multiply_to(slice(d_weight, begin, size), torch::stable::transpose(logits, 0, 1), read);
-      if (need_bias) sum_columns(kBackward, slice(d_bias, begin, size), logits, 1.0 / logit_scale);
+        multiply_to(slice(d_weight, begin, size), torch::stable::transpose(gradient, 0, 1), read);
+      if (need_bias)
+        sum_columns(kBackward, slice(d_bias, begin, size), gradient, 1.0 / logit_scale);
     }
   }
   return {d_hidden, d_weight, d_bias};

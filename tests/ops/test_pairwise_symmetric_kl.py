@@ -70,6 +70,11 @@ def test_tokens_that_both_exclude() -> None:
     [
         ({"left": torch.zeros(4).long()}, ValueError, r"right must have shape \[P\] = \[4\]"),
         ({"left": torch.zeros(5)}, TypeError, "left must have dtype int64 or int32"),
+        (
+            {"left": torch.zeros(5, dtype=torch.int64, device="meta")},
+            ValueError,
+            "left must be on cpu",
+        ),
         ({"hidden": torch.zeros(6)}, ValueError, "hidden must have shape"),
         ({"weight": torch.zeros(30, 7)}, ValueError, r"weight must have shape \[V, H\]"),
         ({"weight": torch.zeros(0, 8)}, ValueError, "weight must have at least one row"),

@@ -145,7 +145,15 @@ FAULTS = (
     Fault("KL(q || p) with the sign of KL(p || q)", "pairwise_symmetric_kl.cuh",
           "weighted(exp_of(log_q), -delta);", "weighted(exp_of(log_q), delta);"),
     Fault("pair gradient without p - q", "pairwise_symmetric_kl.cuh",
-          "weighted(p, delta - kl_left) + (p - q)", "weighted(p, delta - kl_left)"),
+          "log_p - log_q - kl) + (p - q)", "log_p - log_q - kl)"),
+    Fault("a row's second pair dropped", "pairwise_symmetric_kl.cuh",
+          "e < end; ++e)", "e < end && e < begin + 1; ++e)"),
+    Fault("right row of a pair taken for the left one", "pairwise_symmetric_kl.cuh",
+          "args.side[e] % 2 == 1", "false"),
+    Fault("rows of a tile not offset", "pairwise_symmetric_kl.cuh",
+          "(of_plan - first_row) * cols", "of_plan * cols"),
+    Fault("statistics of a pair in the order of the tiles", "pairwise_symmetric_kl.cuh",
+          "pair = args.index[simt::block()]", "pair = simt::block()"),
     Fault("two merges share one array", "pairwise_symmetric_kl.cuh",
           "block_merge(q, largest_q, sum_q, moment_q)", "block_merge(q, largest_p, sum_p, moment_p)"),
     Fault("a row's second item dropped", "accumulate_weighted.cuh",
@@ -254,7 +262,7 @@ def run(fault: Fault) -> str | None:
     path.write_text(text.replace(fault.right, fault.wrong))
     program = folder / "simt_kernels"
     subprocess.run(
-        [*COMPILE, "-include", str(BUILD / "standard.h"), f"-I{folder}", f"-I{SIMT}",
+        [*COMPILE, "-include", str(BUILD / "standard.h"), f"-I{folder}", f"-I{ROOT / 'csrc'}", f"-I{SIMT}",
          str(SIMT / "simt_kernels.cpp"), str(BUILD / "simt_host.o"), "-o", str(program)],
         check=True,
     )  # fmt: skip

@@ -16,6 +16,7 @@
 #include "kernels/cuda/pairwise_symmetric_kl.cuh"
 #include "kernels/cuda/problem_weights.cuh"
 #include "kernels/cuda/row_stats.cuh"
+#include "ops/pairs.h"
 
 using namespace compact::cuda;
 using simt::accumulate_t;

@@ -157,19 +157,30 @@ void full_size_pairs(uint64_t) {
     z.push_back(fill(left + p * cols, cols, p));
     z.push_back(fill(right + p * cols, cols, p + 77));
   }
-  const Pairs<bfloat16> args{left,
-                             right,
-                             cols,
-                             {nullptr, 1.f, 0.f},
-                             kl_left.data(),
-                             kl_right.data(),
-                             lse_left.data(),
-                             lse_right.data(),
-                             up.data(),
-                             1.f};
+  Sparse<bfloat16> gradient(2 * kRows * cols);
+  std::vector<int64_t> places(2 * kRows), ends(2 * kRows + 1), other(2 * kRows), side(2 * kRows);
+  std::iota(places.begin(), places.end(), 0);
+  std::iota(ends.begin(), ends.end(), 0);
+  for (int64_t r = 0; r < 2 * kRows; ++r) {
+    other[r] = (r + kRows) % (2 * kRows);
+    side[r] = 2 * (r % kRows) + r / kRows;
+  }
+  Pairs<bfloat16> args{};
+  args.logits = logits.get();
+  args.cols = cols;
+  args.head = {nullptr, 1.f, 0.f};
+  args.kl_left = kl_left.data(), args.kl_right = kl_right.data();
+  args.lse_left = lse_left.data(), args.lse_right = lse_right.data();
+  args.left = places.data(), args.right = places.data() + kRows, args.index = places.data();
+  args.ends = ends.data(), args.other = other.data(), args.side = side.data();
+  args.upstream = up.data();
+  args.out_scale = 1.f;
+  args.out = gradient.get();
   const int threads = threads_mode ? 64 : 512;
   play(kRows, threads, kChosen, 0, [&] { pair_stats_kernel(args); });
-  play(kRows, threads, kChosen, 0, [&] { pair_gradient_kernel(args); });
+  std::vector<int64_t> chosen = kChosen;
+  for (int64_t r : kChosen) chosen.push_back(kRows + r);
+  play(2 * kRows, threads, chosen, 0, [&] { pair_gradient_kernel(args); });
   for (size_t i = 0; i < kChosen.size(); ++i) {
     const int64_t n = kChosen[i];
     const double a = log_sum(z[2 * i]), b = log_sum(z[2 * i + 1]);
@@ -187,10 +198,10 @@ void full_size_pairs(uint64_t) {
     near("kl_right", n, kl_right[n], kb, 1e-4, 1e-2);
     for (int64_t v = 0; v < cols; ++v) {
       const auto [p, q, d] = at(v);
-      near("left gradient", v, simt::to_float(left[n * cols + v]), 2 * (p * (d - ka) + p - q),
+      near("left gradient", v, simt::to_float(gradient[n * cols + v]), 2 * (p * (d - ka) + p - q),
            kUlp<bfloat16>, 1e-5);
-      near("right gradient", v, simt::to_float(right[n * cols + v]), 2 * (q * (-d - kb) + q - p),
-           kUlp<bfloat16>, 1e-5);
+      near("right gradient", v, simt::to_float(gradient[(kRows + n) * cols + v]),
+           2 * (q * (-d - kb) + q - p), kUlp<bfloat16>, 1e-5);
     }
   }
 }

@@ -268,62 +268,83 @@ void head_gradient(uint64_t seed) {
 void pairs(uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<double> normal(0, 2);
+  // Row 0 is in two pairs, row 4 in one with itself, row 3 in none; rows 0 and 1 are equal.
+  const std::vector<int64_t> lefts{0, 4, 2}, rights{1, 4, 0};
+  const int64_t n = 3, rows = 5;
+  const compact::PairPlan plan = compact::plan_pairs(lefts.data(), rights.data(), n, rows, 3);
+  if (plan.tile_rows != std::vector<int64_t>{0, 3, 4}) fail("tiles", 0, plan.tile_rows.size(), 3);
   for (int64_t cols : {1, 5, 130, 2051})
     for (bool excluded : {false, true}) {
-      const int64_t n = 3;
       const HeadCase head{true, 0.9, excluded ? 0 : 6.0};
-      std::vector<float> left(n * cols), right(n * cols), bias(cols), up{1.f, -2.f, .5f};
+      std::vector<float> logits(rows * cols), bias(cols), up{1.f, -2.f, .5f};
       for (auto& b : bias) b = static_cast<float>(normal(random));
-      for (int64_t i = 0; i < n * cols; ++i) {
-        left[i] = static_cast<float>(normal(random));
-        right[i] = i < cols ? left[i] : static_cast<float>(normal(random));
-        if (excluded && cols > 1 && i % 4 == 1) left[i] = right[i] = -INFINITY;
+      for (int64_t i = 0; i < rows * cols; ++i) {
+        logits[i] = static_cast<float>(normal(random));
+        if (i / cols == 1) logits[i] = logits[i - cols];
+        if (excluded && cols > 1 && i % cols % 4 == 1) logits[i] = -INFINITY;
       }
-      std::vector<double> kl(2 * n), l(2 * n), want(2 * n * cols);
-      for (int64_t p = 0; p < n; ++p) {
-        std::vector<double> a(cols), b(cols);
-        for (int64_t v = 0; v < cols; ++v) {
-          a[v] = head.z(left[p * cols + v], bias[v]);
-          b[v] = head.z(right[p * cols + v], bias[v]);
-        }
-        const double la = lse_of(a), lb = lse_of(b);
-        double ka = 0, kb = 0;
-        for (int64_t v = 0; v < cols; ++v) {
-          if (a[v] == -kInf) continue;
-          ka += std::exp(a[v] - la) * (a[v] - la - b[v] + lb);
-          kb += std::exp(b[v] - lb) * (b[v] - lb - a[v] + la);
-        }
-        kl[p] = ka, kl[n + p] = kb, l[p] = la, l[n + p] = lb;
-        for (int64_t v = 0; v < cols; ++v) {
-          const double x = std::exp(a[v] - la), y = std::exp(b[v] - lb), d = a[v] - la - b[v] + lb;
-          const bool none = a[v] == -kInf;
-          want[p * cols + v] = none ? 0 : up[p] * .9 * head.slope(a[v]) * (x * (d - ka) + x - y);
-          want[(n + p) * cols + v] =
-              none ? 0 : up[p] * .9 * head.slope(b[v]) * (y * (-d - kb) + y - x);
-        }
+      std::vector<double> z(rows * cols), lse, kl_left(n), kl_right(n), want(rows * cols);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t v = 0; v < cols; ++v) z[r * cols + v] = head.z(logits[r * cols + v], bias[v]);
+        lse.push_back(lse_of({z.begin() + r * cols, z.begin() + (r + 1) * cols}));
       }
-      std::vector<float> kl_left(n), kl_right(n), lse_left(n), lse_right(n);
-      Pairs<float> args{left.data(),
-                        right.data(),
-                        cols,
-                        {bias.data(), 0.9f, static_cast<float>(head.softcap)},
-                        kl_left.data(),
-                        kl_right.data(),
-                        lse_left.data(),
-                        lse_right.data(),
-                        up.data(),
-                        0.9f};
-      simt::host::run(n, 96, 0, [&] { pair_stats_kernel(args); });
-      for (int64_t p = 0; p < n; ++p) {
-        near("kl_left", p, kl_left[p], kl[p], 1e-4, 1e-2);
-        near("kl_right", p, kl_right[p], kl[n + p], 1e-4, 1e-2);
-        near("lse_left", p, lse_left[p], l[p], 4e-6, 1);
-        near("lse_right", p, lse_right[p], l[n + p], 4e-6, 1);
+      // KL(p || q) of rows a and b, and its part of the gradient of the logits of a.
+      const auto one_way = [&](int64_t a, int64_t b, double upstream) {
+        const auto log_p = [&](int64_t v) { return z[a * cols + v] - lse[a]; };
+        const auto log_q = [&](int64_t v) { return z[b * cols + v] - lse[b]; };
+        double kl = 0;
+        for (int64_t v = 0; v < cols; ++v)
+          if (z[a * cols + v] != -kInf) kl += std::exp(log_p(v)) * (log_p(v) - log_q(v));
+        for (int64_t v = 0; v < cols; ++v) {
+          if (z[a * cols + v] == -kInf) continue;
+          const double x = std::exp(log_p(v)), y = std::exp(log_q(v));
+          want[a * cols + v] += upstream * .9 * head.slope(z[a * cols + v]) *
+                                (x * (log_p(v) - log_q(v) - kl) + x - y);
+        }
+        return kl;
+      };
+      for (int64_t k = 0; k < n; ++k) {
+        kl_left[k] = one_way(lefts[k], rights[k], up[k]);
+        kl_right[k] = one_way(rights[k], lefts[k], up[k]);
       }
-      simt::host::run(n, 96, 0, [&] { pair_gradient_kernel(args); });
-      for (int64_t i = 0; i < n * cols; ++i) {
-        near("left gradient", i, left[i], want[i], 1e-4, 1e-2);
-        near("right gradient", i, right[i], want[n * cols + i], 1e-4, 1e-2);
+      std::vector<float> found_left(n), found_right(n), lse_left(n), lse_right(n);
+      Pairs<float> args{};
+      args.cols = cols;
+      args.head = {bias.data(), 0.9f, static_cast<float>(head.softcap)};
+      args.kl_left = found_left.data(), args.kl_right = found_right.data();
+      args.lse_left = lse_left.data(), args.lse_right = lse_right.data();
+      args.ends = plan.ends.data(), args.other = plan.other.data(), args.side = plan.side.data();
+      args.upstream = up.data();
+      args.out_scale = 0.9f;
+      for (bool gradient : {false, true})
+        for (size_t t = 0; t + 1 < plan.tile_rows.size(); ++t) {
+          const int64_t first = plan.tile_rows[t], count = plan.tile_rows[t + 1] - first;
+          std::vector<float> block(count * cols);
+          for (int64_t i = 0; i < count * cols; ++i)
+            block[i] = logits[plan.rows[first + i / cols] * cols + i % cols];
+          Buffer<float> out(count * cols, 0);
+          args.logits = block.data();
+          args.first_row = first;
+          args.out = out.get();
+          const int64_t begin = plan.tile_pairs[t];
+          args.left = plan.left.data() + begin, args.right = plan.right.data() + begin;
+          args.index = plan.index.data() + begin;
+          if (!gradient) {
+            simt::host::run(plan.tile_pairs[t + 1] - begin, 96, 0,
+                            [&] { pair_stats_kernel(args); });
+            continue;
+          }
+          simt::host::run(count, 96, 0, [&] { pair_gradient_kernel(args); });
+          for (int64_t i = 0; i < count * cols; ++i)
+            near("gradient", i, out[i], want[plan.rows[first + i / cols] * cols + i % cols], 1e-4,
+                 1e-2);
+          out.check("past the gradient");
+        }
+      for (int64_t k = 0; k < n; ++k) {
+        near("kl_left", k, found_left[k], kl_left[k], 1e-4, 1e-2);
+        near("kl_right", k, found_right[k], kl_right[k], 1e-4, 1e-2);
+        near("lse_left", k, lse_left[k], lse[lefts[k]], 4e-6, 1);
+        near("lse_right", k, lse_right[k], lse[rights[k]], 4e-6, 1);
       }
     }
 }

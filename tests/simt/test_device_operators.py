@@ -227,20 +227,32 @@ def test_row_stats_at_every_size(impl, rows, cols, shift, dtype, ignored):
     close(mine, exact, dtype)
 
 
+FOUR = torch.combinations(torch.arange(4)).T  # all pairs of four rows
+
+
 @pytest.mark.parametrize("full", [False, True])
-def test_pairwise_symmetric_kl(impl, full):
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ([0, 1, 1, 5], [2, 3, 4, 5]),
+        # More rows than a tile has, each in three pairs, in another order than the rows'.
+        [(torch.arange(36).flip(0)[::4, None] - rows).flatten().tolist() for rows in FOUR],
+        ([], []),
+    ],
+)
+def test_pairwise_symmetric_kl(impl, left, right, full):
     ops, to = impl
-    hidden, weight, bias, _, _, softcap, scale = case(torch.float32, 11, 9, 700, full)
-    left, right = torch.tensor([0, 1, 1, 5]), torch.tensor([2, 3, 4, 5])
+    left, right = (torch.tensor(rows, dtype=torch.int64) for rows in (left, right))
+    hidden, weight, bias, _, _, softcap, scale = case(torch.float32, 36, 9, 700, full)
     h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
     b64 = bias.double().requires_grad_() if full else None
     want = reference.pairwise_symmetric_kl(
         h64, w64, left, right, bias=b64, softcap=softcap, logit_scale=scale
     )
-    up = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    up = torch.linspace(-2.0, 3.0, len(left))
     leaves = [h64, w64] + ([b64] if full else [])
     grads = torch.autograd.grad((want * up.double()).sum(), leaves)
-    args = [to(hidden), to(weight), to(left), to(right), to(bias)]
+    args = [to(hidden), to(weight), left, right, to(bias)]
     known = ops.pairwise_symmetric_kl(*args, softcap or 0.0, scale)
     close(known[0] + known[1], want.detach(), torch.float32)
     got = ops.pairwise_symmetric_kl_backward(

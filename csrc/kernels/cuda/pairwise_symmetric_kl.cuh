@@ -1,5 +1,5 @@
-// Kullback-Leibler divergence of pairs of rows of logits, in both directions, and its gradient. One
-// thread block per pair.
+// Kullback-Leibler divergence of pairs of rows of logits, in both directions: one thread block per
+// pair. Its gradient: one thread block per row, which adds up over the row's pairs.
 //
 // With log p = z_p - lse_p, log q = z_q - lse_q and delta = log p - log q,
 //   KL(p || q) = sum p delta,   KL(q || p) = -sum q delta,
@@ -15,18 +15,27 @@ namespace compact::cuda {
 
 inline constexpr int kPairThreads = 512;
 
+// Pairs of rows of a block of logits.
 template <typename T>
 struct Pairs {
   using A = simt::accumulate_t<T>;
 
-  T* left;  // [pairs, cols] raw logits; the gradient after pair_gradient_kernel
-  T* right;
+  const T* logits;  // raw, [rows of the block, cols]
   int64_t cols;
+  int64_t first_row;  // of the block among all rows of the plan (ops/pairs.h)
   Head<A> head;
-  // [pairs]: results of the first kernel, arguments of the second.
+  // [all pairs of the call]: results of the first kernel, arguments of the second.
   A *kl_left, *kl_right, *lse_left, *lse_right;
-  const A* upstream;  // [pairs], of the second
+  // Of the first kernel: rows of each pair of the block, and the pair's number in the call.
+  const int64_t *left, *right, *index;
+  // Of the second: ends[r] : ends[r + 1] are the pairs of row r, each with its other row and twice
+  // its number in the call, plus 1 where r is its right row. All of the plan.
+  const int64_t *ends, *other, *side;
+  const A* upstream;  // [all pairs]
   A out_scale;
+  T* out;  // [rows of the block, cols], the gradient
+
+  SIMT_DEVICE const T* row(int64_t of_plan) const { return logits + (of_plan - first_row) * cols; }
 };
 
 // x y, or 0 if x is 0, for any y.
@@ -48,9 +57,8 @@ pair_stats_kernel(Pairs<T> args) {
   SIMT_SHARED(A, shared_left, simt::kWarp);
   SIMT_SHARED(A, shared_right, simt::kWarp);
 
-  const int64_t pair = simt::block();
-  const T* left = args.left + pair * args.cols;
-  const T* right = args.right + pair * args.cols;
+  const T* left = args.row(args.left[simt::block()]);
+  const T* right = args.row(args.right[simt::block()]);
   Online<A> p, q;
   for (int64_t v = simt::thread(); v < args.cols; v += simt::threads()) {
     const A zp[1] = {args.head.finish_one(simt::to_float(left[v]), v)};
@@ -74,6 +82,7 @@ pair_stats_kernel(Pairs<T> args) {
   kl_left = block_sum(kl_left, shared_left);
   kl_right = block_sum(kl_right, shared_right);
   if (simt::thread() == 0) {
+    const int64_t pair = args.index[simt::block()];
     args.kl_left[pair] = kl_left;
     args.kl_right[pair] = kl_right;
     args.lse_left[pair] = p.log_sum_exp();
@@ -85,23 +94,26 @@ template <typename T>
 SIMT_KERNEL(kPairThreads)
 pair_gradient_kernel(Pairs<T> args) {
   using A = simt::accumulate_t<T>;
-  const int64_t pair = simt::block();
-  T* left = args.left + pair * args.cols;
-  T* right = args.right + pair * args.cols;
-  const A kl_left = args.kl_left[pair], kl_right = args.kl_right[pair];
-  const A lse_left = args.lse_left[pair], lse_right = args.lse_right[pair];
-  const A upstream = args.upstream[pair] * args.out_scale;
+  const int64_t r = args.first_row + simt::block();
+  const int64_t begin = args.ends[r], end = args.ends[r + 1];
+  const T* mine = args.row(r);
+  T* out = args.out + simt::block() * args.cols;
   for (int64_t v = simt::thread(); v < args.cols; v += simt::threads()) {
-    const A zp[1] = {args.head.finish_one(simt::to_float(left[v]), v)};
-    const A zq[1] = {args.head.finish_one(simt::to_float(right[v]), v)};
-    const A log_p = zp[0] - lse_left, log_q = zq[0] - lse_right;
-    const A p = exp_of(log_p), q = exp_of(log_q), delta = log_p - log_q;
-    A gp[1] = {weighted(p, delta - kl_left) + (p - q)};
-    A gq[1] = {weighted(q, -delta - kl_right) + (q - p)};
-    args.head.through_softcap(zp, gp);
-    args.head.through_softcap(zq, gq);
-    left[v] = simt::narrow<T>(upstream * gp[0]);
-    right[v] = simt::narrow<T>(upstream * gq[0]);
+    const A z[1] = {args.head.finish_one(simt::to_float(mine[v]), v)};
+    A gradient[1] = {A(0)};
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t pair = args.side[e] / 2;
+      const bool right = args.side[e] % 2 == 1;
+      const A kl = right ? args.kl_right[pair] : args.kl_left[pair];
+      const A own_lse = right ? args.lse_right[pair] : args.lse_left[pair];
+      const A other_lse = right ? args.lse_left[pair] : args.lse_right[pair];
+      const A other = args.head.finish_one(simt::to_float(args.row(args.other[e])[v]), v);
+      const A log_p = z[0] - own_lse, log_q = other - other_lse;
+      const A p = exp_of(log_p), q = exp_of(log_q);
+      gradient[0] += args.upstream[pair] * (weighted(p, log_p - log_q - kl) + (p - q));
+    }
+    args.head.through_softcap(z, gradient);
+    out[v] = simt::narrow<T>(args.out_scale * gradient[0]);
   }
 }
 
