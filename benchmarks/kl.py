@@ -88,7 +88,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
 
     rtol = 1e-4 if args.dtype != torch.bfloat16 else 3e-2
     naive = functools.partial(dense, hidden, weight, left, right, t)
-    ours = functools.partial(pairwise_symmetric_kl, hidden, weight, left, right)
+    ours = functools.partial(pairwise_symmetric_kl, hidden, weight, left.cpu(), right.cpu())
     return {
         "compact": Provider(with_grad(ours), expected, rtol),
         "torch": Provider(with_grad(naive), expected, rtol),

@@ -31,8 +31,8 @@ def pairwise_symmetric_kl(
     """Returns KL(p || q) + KL(q || p) of p = softmax(z[left[i]]) and q = softmax(z[right[i]]).
 
     This is the consistency term of the method (docs/method.md). z is as in linear_token_stats. The
-    logits of a row are computed once for all its pairs, one block of the vocabulary at a time, and
-    once more in the backward. No [P, V] tensor is stored.
+    logits of a row are computed once for all its pairs, and again in the backward. No [P, V] tensor
+    is stored.
 
     Args:
         hidden: [N, H] hidden states.
@@ -57,14 +57,16 @@ def pairwise_symmetric_kl(
     _check.tensor(_OP, "right", right, _check.INTS, ["P"], P=left.shape[0])
     _check.same_device(_OP, hidden=hidden, weight=weight, bias=bias)
     for name, index in (("left", left), ("right", right)):
-        if index.device.type != "cpu":
-            _check.same_device(_OP, **{"hidden": hidden, name: index})
+        if index.device.type not in ("cpu", hidden.device.type):
+            allowed = " or ".join(dict.fromkeys((str(hidden.device), "cpu")))
+            raise ValueError(f"{_OP}: {name} must be on {allowed}, got {index.device}")
     if backend() == "reference":
         return reference.pairwise_symmetric_kl(
             hidden, weight, left, right, bias=bias, softcap=softcap, logit_scale=logit_scale
         )
+    left, right = (t.cpu() if t.is_cuda else t for t in (left.long(), right.long()))
     kl_left, kl_right, _, _ = torch.ops.compact.pairwise_symmetric_kl(
-        hidden, weight, left.long().cpu(), right.long().cpu(), bias, softcap or 0.0, logit_scale
+        hidden, weight, left, right, bias, softcap or 0.0, logit_scale
     )
     both: Tensor = kl_left + kl_right
     return both

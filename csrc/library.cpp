@@ -65,7 +65,7 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "-> Tensor");
 
   // KL(p || q) and KL(q || p) of the softmaxes of hidden rows left[i] and right[i], without storing
-  // their logits. The backward uses the two log-sum-exps [P].
+  // their logits. The backward uses the two log-sum-exps [P]. left and right are on the CPU.
   m.def(
       "pairwise_symmetric_kl(Tensor hidden, Tensor weight, Tensor left, Tensor right, Tensor? "
       "bias, "

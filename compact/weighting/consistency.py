@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from compact.passes import Pass
-from compact.passes.transfer import send
+from compact.passes.transfer import Arriving, send
 from compact_ops import pairwise_symmetric_kl
 
 SKIP = 1e-4
@@ -65,32 +65,31 @@ def consistency_loss(live_hidden: Tensor, pass_: Pass, weights: Tensor, kind: st
     if kind not in ("positions", "answer"):
         raise ValueError(f"consistency kind must be positions or answer, got {kind!r}")
     batch, student = pass_.batch.on_host, pass_.student
+    arriving = Arriving({"alpha": weights.detach()})
     offsets = batch.token_offsets.tolist()
-    alpha = weights.detach().tolist()
     # Whether rows differ over their shared prompt, so that its positions must be computed.
     noisy = kind == "positions" and batch.layout == "padded" and _drops(student.body)
-    left, right, factors = [], [], []
-    first = 0
-    for problem in batch.problems:
-        prompt = len(problem.prompt_ids)
-        places = []
+    places = []
+    for problem, first in zip(batch.problems, batch.problem_offsets.tolist(), strict=False):
         for r, rationale in enumerate(problem.rationales, first):
             if kind == "answer":
                 places.append(batch.rows[offsets[r] + rationale.marker : offsets[r + 1]])
                 continue
             own = batch.token_rows[offsets[r] : offsets[r + 1]]
-            shared = torch.arange(-prompt if noisy else 0, 0) + own[0]
+            shared = torch.arange(-len(problem.prompt_ids) if noisy else 0, 0) + own[0]
             places.append(torch.cat([shared, own]))
-        alike = prompt if kind == "positions" and not noisy else 0
-        for i, j in combinations(range(len(places)), 2):
-            both = alpha[first + i] * alpha[first + j]
+    alpha = arriving.get()["alpha"].tolist()
+    left, right, factors = [], [], []
+    for problem, first in zip(batch.problems, batch.problem_offsets.tolist(), strict=False):
+        alike = len(problem.prompt_ids) if kind == "positions" and not noisy else 0
+        for i, j in combinations(range(first, first + len(problem.rationales)), 2):
+            both = alpha[i] * alpha[j]
             count = min(len(places[i]), len(places[j]))
             if count == 0 or both < SKIP:
                 continue
             left.append(places[i][:count])
             right.append(places[j][:count])
             factors.append(torch.full((count,), both / (alike + count)))
-        first += len(places)
     if not left:
         return live_hidden.new_zeros((), dtype=torch.float32)
     (factor,) = send([torch.cat(factors)], live_hidden.device)

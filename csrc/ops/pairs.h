@@ -1,7 +1,8 @@
-// Groups pairs of rows into tiles. A row is in one tile only, so its logits are computed once, even
-// if it is in many pairs.
+// Groups pairs of rows into tiles, so that the logits of a row are computed once for all of its
+// pairs in a tile.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -13,14 +14,14 @@ struct Pair {
   int64_t left, right;  // positions in the tile's rows
 };
 
-// A tile has whole connected components of the graph of pairs, so a row is in exactly one tile.
 struct PairTile {
   std::vector<int64_t> rows;  // rows of the hidden states
   std::vector<Pair> pairs;
 };
 
-// Puts components, in order of their first pair, into tiles of up to `tile_rows` rows. A larger
-// component is a tile of its own.
+// The pairs of each connected component of their graph follow each other, components in the order
+// of their first pair. A tile has at most `tile_rows` rows (at least those of one pair). A
+// component that fits into a tile is in one tile only; of a larger one, a row may be in several.
 inline std::vector<PairTile> tile_pairs(const int64_t* left, const int64_t* right, int64_t count,
                                         int64_t num_rows, int64_t tile_rows) {
   std::vector<int64_t> parent(num_rows);
@@ -30,46 +31,69 @@ inline std::vector<PairTile> tile_pairs(const int64_t* left, const int64_t* righ
     return row;
   };
   for (int64_t i = 0; i < count; ++i) parent[root(right[i])] = root(left[i]);
-  std::vector<std::vector<int64_t>> members(num_rows);
-  std::vector<int64_t> order;
+  // The component of each pair, and how many pairs and rows each component has.
+  std::vector<int64_t> number(num_rows, -1), component(count), pairs, rows;
+  std::vector<bool> seen(num_rows);
   for (int64_t i = 0; i < count; ++i) {
-    std::vector<int64_t>& pairs = members[root(left[i])];
-    if (pairs.empty()) order.push_back(root(left[i]));
-    pairs.push_back(i);
+    int64_t& mine = number[root(left[i])];
+    if (mine < 0) {
+      mine = static_cast<int64_t>(pairs.size());
+      pairs.push_back(0);
+      rows.push_back(0);
+    }
+    component[i] = mine;
+    ++pairs[mine];
+    for (int64_t row : {left[i], right[i]}) {
+      rows[mine] += !seen[row];
+      seen[row] = true;
+    }
   }
+  std::vector<int64_t> order(count), next(pairs.size());
+  std::exclusive_scan(pairs.begin(), pairs.end(), next.begin(), int64_t{0});
+  for (int64_t i = 0; i < count; ++i) order[next[component[i]]++] = i;
+
   std::vector<PairTile> tiles;
-  std::vector<int64_t> slot(num_rows, -1), rows;
-  for (int64_t component : order) {
-    rows.clear();
-    for (int64_t i : members[component]) {
-      for (int64_t row : {left[i], right[i]}) {
-        if (slot[row] >= 0) continue;
-        slot[row] = static_cast<int64_t>(rows.size());
-        rows.push_back(row);
-      }
+  std::vector<int64_t> slot(num_rows, -1);  // the row's position in the last tile
+  const auto make_room = [&](int64_t more) {
+    if (!tiles.empty()) {
+      const auto& held = tiles.back().rows;
+      if (held.empty() || static_cast<int64_t>(held.size()) + more <= tile_rows) return;
+      for (int64_t row : held) slot[row] = -1;
     }
-    const auto size = static_cast<int64_t>(rows.size());
-    if (tiles.empty() || static_cast<int64_t>(tiles.back().rows.size()) + size > tile_rows) {
-      tiles.emplace_back();
-    }
+    tiles.emplace_back();
+  };
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t i = order[k];
+    if (k == 0 || component[i] != component[order[k - 1]]) make_room(rows[component[i]]);
+    const int64_t both[] = {left[i], right[i]};
+    make_room((slot[both[0]] < 0) + (both[1] != both[0] && slot[both[1]] < 0));
     PairTile& tile = tiles.back();
-    const auto first = static_cast<int64_t>(tile.rows.size());
-    tile.rows.insert(tile.rows.end(), rows.begin(), rows.end());
-    for (int64_t i : members[component]) {
-      tile.pairs.push_back({i, first + slot[left[i]], first + slot[right[i]]});
+    for (int64_t row : both) {
+      if (slot[row] >= 0) continue;
+      slot[row] = static_cast<int64_t>(tile.rows.size());
+      tile.rows.push_back(row);
     }
+    tile.pairs.push_back({i, slot[both[0]], slot[both[1]]});
   }
   return tiles;
 }
 
-// The tiles one after the other, for kernels with one thread block per pair or row.
+// How many rows the pairs have.
+inline int64_t rows_in_pairs(const int64_t* left, const int64_t* right, int64_t count,
+                             int64_t num_rows) {
+  std::vector<bool> seen(num_rows);
+  for (int64_t i = 0; i < count; ++i) seen[left[i]] = seen[right[i]] = true;
+  return std::count(seen.begin(), seen.end(), true);
+}
+
+// The tiles one after the other, for kernels with one thread block per pair or row. A slot is a
+// position in `rows`, an index a position in the caller's list of pairs.
 struct PairPlan {
-  // The rows of all tiles; the other tables have places in it.
-  std::vector<int64_t> rows;
-  // Of each pair: the places of its rows, and its position in the caller's list.
+  std::vector<int64_t> rows;  // of the hidden states, of all tiles
+  // Of each pair: the slots of its rows, and its index.
   std::vector<int64_t> left, right, index;
-  // Of each row r, at ends[r] : ends[r + 1], its pairs: the place of the other row, and twice the
-  // position in the caller's list, plus 1 where r is the right row.
+  // Of slot r, at ends[r] : ends[r + 1], its pairs: the slot of the other row, and 2 index, plus 1
+  // where r is the right row.
   std::vector<int64_t> ends, other, side;
   // Rows and pairs before each tile; at the end, all of them.
   std::vector<int64_t> tile_rows, tile_pairs;
@@ -98,9 +122,9 @@ inline PairPlan plan_pairs(const int64_t* left, const int64_t* right, int64_t co
   plan.other.resize(2 * pairs);
   plan.side.resize(2 * pairs);
   std::vector<int64_t> next = plan.ends;
-  const auto add = [&](int64_t row, int64_t other, int64_t side) {
-    plan.other[next[row]] = other;
-    plan.side[next[row]++] = side;
+  const auto add = [&](int64_t slot, int64_t other, int64_t side) {
+    plan.other[next[slot]] = other;
+    plan.side[next[slot]++] = side;
   };
   for (size_t k = 0; k < pairs; ++k) {
     add(plan.left[k], plan.right[k], 2 * plan.index[k]);

@@ -1,7 +1,7 @@
-// Symmetric Kullback-Leibler divergence of pairs of hidden rows and its gradients. The pairs come
-// as tables of the host, so that rows can be grouped: a row's logits are computed once for all of
-// its pairs. The divergence and the gradients of hidden rows are computed by tiles of rows, the
-// gradients of the head by blocks of the vocabulary.
+// Symmetric Kullback-Leibler divergence of pairs of hidden rows and its gradients. The indices of
+// the pairs are CPU tensors, so that rows can be grouped: a row's logits are computed once for all
+// of its pairs in a tile. The divergence and the gradients of hidden rows are computed by tiles of
+// rows, the gradients of the head by blocks of the vocabulary.
 #include <utility>
 
 #include "kernels/cuda/pairwise_symmetric_kl.cuh"
@@ -25,15 +25,20 @@ struct DevicePlan {
   PairPlan host;
   Tensor rows, left, right, index, ends, other, side;
 
-  DevicePlan(const char* op, const Tensor& hidden, const Tensor& left_, const Tensor& right_,
-             int64_t tile_rows) {
+  // A tile has memory for `blocks` matrices [its rows, V] in the head's dtype, which are multiplied
+  // with matrices of `columns` columns.
+  DevicePlan(const char* op, const HeadTensors& head, const Tensor& left_, const Tensor& right_,
+             int64_t blocks, int64_t columns) {
+    const Tensor& hidden = head.hidden;
     const int64_t count = left_.size(0);
     STD_TORCH_CHECK(left_.device().is_cpu() && right_.device().is_cpu(), op,
                     ": left and right must be on the CPU");
     const Tensor ls = checked_index(op, "left", left_, count, hidden.size(0));
     const Tensor rs = checked_index(op, "right", right_, count, hidden.size(0));
-    host = plan_pairs(data<const int64_t>(ls), data<const int64_t>(rs), count, hidden.size(0),
-                      tile_rows);
+    const auto *from = data<const int64_t>(ls), *to = data<const int64_t>(rs);
+    const int64_t most = rows_of_block(rows_in_pairs(from, to, count, hidden.size(0)),
+                                       blocks * head.vocabulary(), columns, hidden);
+    host = plan_pairs(from, to, count, hidden.size(0), most);
     std::vector<int64_t> all;
     for (const auto* table :
          {&host.rows, &host.left, &host.right, &host.index, &host.ends, &host.other, &host.side}) {
@@ -55,6 +60,11 @@ struct DevicePlan {
   // Rows before tile t, and those in it.
   int64_t first_row(int64_t t) const { return host.tile_rows[t]; }
   int64_t rows_of(int64_t t) const { return host.tile_rows[t + 1] - host.tile_rows[t]; }
+  int64_t largest_tile() const {
+    int64_t most = 0;
+    for (int64_t t = 0; t < tiles(); ++t) most = std::max(most, rows_of(t));
+    return most;
+  }
   // The hidden states of rows first .. first + count [count, H].
   Tensor read(const HeadTensors& head, int64_t first, int64_t count) const {
     return take_rows(head.hidden, rows, first, count);
@@ -70,7 +80,7 @@ Pairs<T> arguments(const HeadTensors& head, const DevicePlan& plan, const Tensor
   Pairs<T> args{};
   args.logits = data<const T>(logits);
   args.cols = logits.size(1);
-  args.first_row = row;
+  args.first_slot = row;
   args.head = head.on_device<A>(first);
   args.kl_left = data<A>(tensors.kl_left);
   args.kl_right = data<A>(tensors.kl_right);
@@ -97,10 +107,9 @@ void run_stats(const HeadTensors& head, const DevicePlan& plan, const Tensor& lo
   });
 }
 
-// The gradient of the logits of the rows from `row` on, for the vocabulary from `first` on.
-Tensor gradient_of(const HeadTensors& head, const DevicePlan& plan, const Tensor& logits,
-                   int64_t row, int64_t first, const PairTensors& known) {
-  const Tensor out = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+// out = the gradient of the logits of the rows from `row` on, for the vocabulary from `first` on.
+void run_gradient(const HeadTensors& head, const DevicePlan& plan, const Tensor& out,
+                  const Tensor& logits, int64_t row, int64_t first, const PairTensors& known) {
   for_dtype(kBackward, "hidden", logits, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = simt::accumulate_t<T>;
@@ -111,7 +120,6 @@ Tensor gradient_of(const HeadTensors& head, const DevicePlan& plan, const Tensor
     launch(kBackward, logits, &pair_gradient_kernel<T>, logits.size(0),
            threads_for(args.cols, 4, kPairThreads), args);
   });
-  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, Tensor weight,
@@ -122,13 +130,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_symmetric_kl(Tensor hidden, 
   const DeviceGuard guard(hidden);
   const HeadTensors head(kOp, hidden, weight, bias, softcap, logit_scale);
   const int64_t count = left.size(0), vocabulary = head.vocabulary();
-  const DevicePlan plan(kOp, hidden, left, right,
-                        rows_of_block(2 * count, vocabulary, vocabulary, head.hidden));
+  const DevicePlan plan(kOp, head, left, right, 1, vocabulary);
   const auto result = [&] { return new_empty(hidden, {count}, compute_type(hidden)); };
   const PairTensors out{result(), result(), result(), result(), std::nullopt};
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
+  const Tensor block = torch::stable::new_empty(head.hidden, {plan.largest_tile(), vocabulary});
   for (int64_t t = 0; t < plan.tiles(); ++t) {
-    const Tensor logits = torch::stable::new_empty(head.hidden, {plan.rows_of(t), vocabulary});
+    const Tensor logits = slice(block, 0, plan.rows_of(t));
     multiply(logits, plan.read(head, plan.first_row(t), plan.rows_of(t)), to_logits);
     run_stats(head, plan, logits, t, out);
   }
@@ -145,24 +153,27 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
                   ": logit_scale must not be 0 where the bias needs a gradient");
   const ScalarType compute = compute_type(hidden);
   const int64_t count = left.size(0), vocabulary = head.vocabulary();
-  check_size(kBackward, "grad", grad, 0, count);
+  for (const Tensor* per_pair : {&grad, &kl_left, &kl_right, &lse_left, &lse_right}) {
+    check_size(kBackward, "a vector over the pairs", *per_pair, 0, count);
+  }
   // Logits and their gradient are there at the same time.
-  const DevicePlan plan(kBackward, hidden, left, right,
-                        rows_of_block(2 * count, 2 * vocabulary, head.width(), head.hidden));
+  const DevicePlan plan(kBackward, head, left, right, 2, head.width());
   const PairTensors known{contiguous_as(kl_left, compute), contiguous_as(kl_right, compute),
                           contiguous_as(lse_left, compute), contiguous_as(lse_right, compute),
                           contiguous_as(grad, compute)};
 
   Tensor d_hidden = new_empty(hidden, {0, head.width()}, compute);
   if (need_hidden) {
-    Tensor of_rows = new_empty(hidden, {plan.num_rows(), head.width()}, compute);
+    const Tensor of_rows = new_empty(hidden, {plan.num_rows(), head.width()}, compute);
     const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
+    const Tensor block =
+        torch::stable::new_empty(head.hidden, {2 * plan.largest_tile(), vocabulary});
     for (int64_t t = 0; t < plan.tiles(); ++t) {
       const int64_t first = plan.first_row(t), rows = plan.rows_of(t);
-      const Tensor logits = torch::stable::new_empty(head.hidden, {rows, vocabulary});
+      const Tensor logits = slice(block, 0, rows), gradient = slice(block, rows, rows);
       multiply(logits, plan.read(head, first, rows), to_logits);
-      multiply_to(slice(of_rows, first, rows), gradient_of(head, plan, logits, first, 0, known),
-                  head.weight);
+      run_gradient(head, plan, gradient, logits, first, 0, known);
+      multiply_to(slice(of_rows, first, rows), gradient, head.weight);
     }
     d_hidden =
         accumulate_rows(kBackward, of_rows, plan.rows, std::nullopt, std::nullopt, hidden.size(0));
@@ -178,7 +189,8 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
       const int64_t size = std::min(step, vocabulary - begin);
       const Tensor logits = torch::stable::new_empty(head.hidden, {rows, size});
       multiply(logits, read, torch::stable::transpose(slice(head.weight, begin, size), 0, 1));
-      const Tensor gradient = gradient_of(head, plan, logits, 0, begin, known);
+      const Tensor gradient = torch::stable::new_empty(head.hidden, {rows, size});
+      run_gradient(head, plan, gradient, logits, 0, begin, known);
       if (need_weight)
         multiply_to(slice(d_weight, begin, size), torch::stable::transpose(gradient, 0, 1), read);
       if (need_bias)

@@ -29,8 +29,8 @@ _WAITS = {
 }
 _COPIES = {aten._to_copy, aten.copy_}
 _INDEXING = {aten.index, aten.index_put, aten.index_put_}
-# They group their pairs of rows on the host.
-_READ_ON_THE_HOST = ("pairwise_symmetric_kl", "pairwise_symmetric_kl_backward")
+# Arguments that an operator reads on the host: indices of pairs.
+_OF_HOST = {"pairwise_symmetric_kl": (2, 3), "pairwise_symmetric_kl_backward": (3, 4)}
 
 
 class DeviceTensor(Tensor):
@@ -118,12 +118,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             elif not target:
                 _SEEN.flying = True
     else:
-        mixed = [x for x in given if not on_device(x) and x.dim()] if wrappers else []
+        of_host = [args[i] for i in _OF_HOST.get(name.__name__, ())]
+        if any(map(on_device, of_host)):
+            raise RuntimeError(f"{name}: expected the indices to be on the CPU")
+        others = [x for x in given if not on_device(x) and not any(x is own for own in of_host)]
+        mixed = [x for x in others if x.dim()] if wrappers else []
         if name in _INDEXING:
             indices = [i for i in args[1] if i is not None]
             if wrappers and (mixed or any(i.dtype in (torch.bool, torch.uint8) for i in indices)):
                 _SEEN.wait(str(name))
-        elif mixed and name.__name__ not in _READ_ON_THE_HOST:
+        elif mixed:
             raise RuntimeError(f"{name}: expected all tensors to be on the same device")
         elif wrappers and (name in _WAITS or _counts_repeats(func, kwargs)):
             _SEEN.wait(str(name))

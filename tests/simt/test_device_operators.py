@@ -237,6 +237,7 @@ FOUR = torch.combinations(torch.arange(4)).T  # all pairs of four rows
         ([0, 1, 1, 5], [2, 3, 4, 5]),
         # More rows than a tile has, each in three pairs, in another order than the rows'.
         [(torch.arange(36).flip(0)[::4, None] - rows).flatten().tolist() for rows in FOUR],
+        ([0] * 35, list(range(1, 36))),  # one component, larger than a tile
         ([], []),
     ],
 )

@@ -22,20 +22,19 @@ struct Pairs {
 
   const T* logits;  // raw, [rows of the block, cols]
   int64_t cols;
-  int64_t first_row;  // of the block among all rows of the plan (ops/pairs.h)
+  int64_t first_slot;  // of the block's rows in the plan (ops/pairs.h)
   Head<A> head;
   // [all pairs of the call]: results of the first kernel, arguments of the second.
   A *kl_left, *kl_right, *lse_left, *lse_right;
-  // Of the first kernel: rows of each pair of the block, and the pair's number in the call.
+  // Of the first kernel, for each pair of the block: the slots of its rows, and its index.
   const int64_t *left, *right, *index;
-  // Of the second: ends[r] : ends[r + 1] are the pairs of row r, each with its other row and twice
-  // its number in the call, plus 1 where r is its right row. All of the plan.
+  // Of the second kernel, as in PairPlan.
   const int64_t *ends, *other, *side;
   const A* upstream;  // [all pairs]
   A out_scale;
   T* out;  // [rows of the block, cols], the gradient
 
-  SIMT_DEVICE const T* row(int64_t of_plan) const { return logits + (of_plan - first_row) * cols; }
+  SIMT_DEVICE const T* row(int64_t slot) const { return logits + (slot - first_slot) * cols; }
 };
 
 // x y, or 0 if x is 0, for any y.
@@ -94,23 +93,27 @@ template <typename T>
 SIMT_KERNEL(kPairThreads)
 pair_gradient_kernel(Pairs<T> args) {
   using A = simt::accumulate_t<T>;
-  const int64_t r = args.first_row + simt::block();
+  const int64_t r = args.first_slot + simt::block();
   const int64_t begin = args.ends[r], end = args.ends[r + 1];
   const T* mine = args.row(r);
   T* out = args.out + simt::block() * args.cols;
+  const auto is_right = [&](int64_t e) { return (args.side[e] & 1) != 0; };
+  // Every slot is in a pair, and all of its pairs know its log-sum-exp.
+  const A own_lse = (is_right(begin) ? args.lse_right : args.lse_left)[args.side[begin] >> 1];
   for (int64_t v = simt::thread(); v < args.cols; v += simt::threads()) {
     const A z[1] = {args.head.finish_one(simt::to_float(mine[v]), v)};
+    const A log_p = z[0] - own_lse, p = exp_of(log_p);
     A gradient[1] = {A(0)};
     for (int64_t e = begin; e < end; ++e) {
-      const int64_t pair = args.side[e] / 2;
-      const bool right = args.side[e] % 2 == 1;
+      const int64_t pair = args.side[e] >> 1;
+      const bool right = is_right(e);
+      const A upstream = args.upstream[pair];
+      if (upstream == A(0)) continue;  // a divergence that is not finite may be left out so
       const A kl = right ? args.kl_right[pair] : args.kl_left[pair];
-      const A own_lse = right ? args.lse_right[pair] : args.lse_left[pair];
       const A other_lse = right ? args.lse_left[pair] : args.lse_right[pair];
       const A other = args.head.finish_one(simt::to_float(args.row(args.other[e])[v]), v);
-      const A log_p = z[0] - own_lse, log_q = other - other_lse;
-      const A p = exp_of(log_p), q = exp_of(log_q);
-      gradient[0] += args.upstream[pair] * (weighted(p, log_p - log_q - kl) + (p - q));
+      const A log_q = other - other_lse;
+      gradient[0] += upstream * (weighted(p, log_p - log_q - kl) + (p - exp_of(log_q)));
     }
     args.head.through_softcap(z, gradient);
     out[v] = simt::narrow<T>(args.out_scale * gradient[0]);
