@@ -51,7 +51,6 @@ class Gains(NamedTuple):
         gain: [A] Delta I_i, nats.
         epiphany: [A] bool, whether the step is an epiphany.
         start: [R] I_0 of each rationale's problem; 0 without a gold answer.
-        owner, place: [A] the rationale of each step, and the step's place in it.
     """
 
     offsets: Tensor
@@ -59,8 +58,6 @@ class Gains(NamedTuple):
     gain: Tensor
     epiphany: Tensor
     start: Tensor
-    owner: Tensor
-    place: Tensor
 
 
 def step_gains(pass_: Pass) -> Gains:
@@ -84,7 +81,7 @@ def step_gains(pass_: Pass) -> Gains:
     widest = int(host.leaf_offsets[host.problem_offsets].diff().max())
     limits = _epiphany_limits(padded(gain, step_offsets, widest, torch.nan))
     epiphany = gain > limits[segment_of(step_offsets, steps)]
-    gains = Gains(offsets, level, gain, epiphany, start, owner, place)
+    gains = Gains(offsets, level, gain, epiphany, start)
     pass_.cache["step_gains"] = gains
     return gains
 
@@ -125,10 +122,9 @@ def gain(pass_: Pass) -> Tensor:
     start = gains.start.clamp(max=UNDERSTOOD)
     risen = final_level(pass_).clamp(max=UNDERSTOOD) - start
     level = gains.level.clamp(max=UNDERSTOOD)
-    owner, place = gains.owner, gains.place
+    owner, place = places(gains.offsets, level.numel())
     widest = int(pass_.batch.on_host.leaf_offsets.diff().max())
-    ahead = level.new_full((len(start), widest), torch.inf)
-    ahead[owner, place] = level - start[owner]
+    ahead = padded(level - start[owner], gains.offsets, widest, torch.inf)
     kept = _kept(ahead)[owner, place] if widest else level
     jumps = segment_sum(torch.where(gains.epiphany, kept, 0.0), gains.offsets)
     return RHO * risen + (1.0 - RHO) * jumps

@@ -134,7 +134,13 @@ def skip_wrong(problem: EncodedProblem) -> list[bool]:
     found = [r.judgement.validity for r in problem.rationales if r.judgement is not None]
     if len(found) < len(problem.rationales):
         return [False] * len(problem.rationales)
-    return [v == 0.0 or sum(found) < LEAST for v in found]
+    return _known_wrong(found)
+
+
+def _known_wrong(validity: Sequence[float]) -> list[bool]:
+    """Returns [K] whether each rationale of a problem is known to be wrong."""
+    left_out = sum(validity) < LEAST
+    return [left_out or v == 0.0 for v in validity]
 
 
 def skip_beyond(most: int, seed: int, skips: Skips | None, problem: EncodedProblem) -> list[bool]:
@@ -407,8 +413,8 @@ class PresetWeigher(_Checked):
         for first, end in pairwise(offsets.tolist()):
             kept: Sequence[int] = range(first, end)
             if validity is not None:
-                known_wrong = sum(validity[first:end]) < LEAST
-                kept = [k for k in kept if validity[k] > 0 and not known_wrong]
+                wrong = _known_wrong(validity[first:end])
+                kept = [k for k, is_wrong in zip(kept, wrong, strict=True) if not is_wrong]
             if len(kept) < 2:
                 continue
             seen += 1
