@@ -73,6 +73,9 @@ inline int64_t processors(const Tensor& on) {
 // vocabulary of 152k in bfloat16 fit.
 inline constexpr int64_t kBlockBytes = int64_t{640} << 20;
 
+// Whether host memory that is sent to the device must be pinned, so that the host need not wait.
+inline constexpr bool kPinned = true;
+
 template <typename Args>
 void launch(const char* op, const Tensor& on, void (*kernel)(Args), int64_t blocks, int64_t threads,
             const Args& args, int64_t dynamic_bytes = 0) {
@@ -102,6 +105,7 @@ inline int64_t processors(const Tensor&) { return 3; }
 // several blocks.
 inline int64_t shared_bytes(const Tensor&) { return 1 << 10; }
 inline constexpr int64_t kBlockBytes = 32 << 10;
+inline constexpr bool kPinned = false;
 
 template <typename Args>
 void launch(const char*, const Tensor&, void (*kernel)(Args), int64_t blocks, int64_t threads,
@@ -194,11 +198,6 @@ inline Tensor index_vector(const char* op, const char* name, const Tensor& t, in
 
 // An int64 vector of the host on the device of `like`; the host does not wait for the copy.
 inline Tensor sent(const std::vector<int64_t>& values, const Tensor& like) {
-#if defined(__CUDACC__)
-  constexpr bool kPinned = true;
-#else
-  constexpr bool kPinned = false;
-#endif
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
   const Tensor buffer = torch::stable::empty({static_cast<int64_t>(values.size())},
                                              ScalarType::Long, std::nullopt, host, kPinned);
