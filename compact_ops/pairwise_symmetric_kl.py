@@ -37,8 +37,8 @@ def pairwise_symmetric_kl(
     Args:
         hidden: [N, H] hidden states.
         weight: [V, H] the head.
-        left: [P] int32 or int64, rows of `hidden`; on its device or on the CPU. They are grouped on
-            the CPU, so the host waits for a GPU if they are there.
+        left: [P] int32 or int64, rows of `hidden`; on its device or on the CPU. From a GPU they are
+            copied to the CPU first, and the host waits for that.
         right: [P], like `left`.
         bias: [V] or None.
         softcap: c of c * tanh(x / c), or None.

@@ -19,9 +19,10 @@ struct PairTile {
   std::vector<Pair> pairs;
 };
 
-// The pairs of each connected component of their graph follow each other, components in the order
-// of their first pair. A tile has at most `tile_rows` rows (at least those of one pair). A
-// component that fits into a tile is in one tile only; of a larger one, a row may be in several.
+// Divides the pairs into tiles of at most `tile_rows` rows (or the two of one pair). Pairs that
+// share rows, directly or through other pairs, are a component. The components keep the order of
+// their first pairs. A component that fits into a tile is in one tile only, so its rows are too. A
+// larger one is cut, and some of its rows are in several tiles.
 inline std::vector<PairTile> tile_pairs(const int64_t* left, const int64_t* right, int64_t count,
                                         int64_t num_rows, int64_t tile_rows) {
   std::vector<int64_t> parent(num_rows);

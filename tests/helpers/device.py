@@ -29,7 +29,7 @@ _WAITS = {
 }
 _COPIES = {aten._to_copy, aten.copy_}
 _INDEXING = {aten.index, aten.index_put, aten.index_put_}
-# Arguments that an operator reads on the host: indices of pairs.
+# Arguments that must be on the CPU, by their position: the indices of pairs.
 _OF_HOST = {"pairwise_symmetric_kl": (2, 3), "pairwise_symmetric_kl_backward": (3, 4)}
 
 

@@ -108,7 +108,7 @@ pair_gradient_kernel(Pairs<T> args) {
       const int64_t pair = args.side[e] >> 1;
       const bool right = is_right(e);
       const A upstream = args.upstream[pair];
-      if (upstream == A(0)) continue;  // a divergence that is not finite may be left out so
+      if (upstream == A(0)) continue;  // leaves the pair out, even if its divergence is not finite
       const A kl = right ? args.kl_right[pair] : args.kl_left[pair];
       const A other_lse = right ? args.lse_left[pair] : args.lse_right[pair];
       const A other = args.head.finish_one(simt::to_float(args.row(args.other[e])[v]), v);
