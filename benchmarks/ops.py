@@ -11,7 +11,7 @@ from torch import Tensor
 
 import compact_ops
 from benchmarks.harness import Args, Outputs, Provider, Skipped
-from compact_ops import reference
+from compact_ops import ProblemWeights, reference
 
 SHAPES = (
     {"op": "row_stats_", "R": 256, "V": 49152, "H": 576},
@@ -97,8 +97,8 @@ def weights(rows: int, vocabulary: int, width: int, args: Args, g: torch.Generat
     beta, prior = torch.ones(3, device=args.device), torch.full((3,), 0.1, device=args.device)
     offsets[-1] = rows
 
-    def call(function: Callable[..., Tensor], *floats: Tensor) -> Outputs:
-        return {"out": function(floats[0], offsets, *floats[1:])}
+    def call(function: Callable[..., ProblemWeights], *floats: Tensor) -> Outputs:
+        return function(floats[0], offsets, *floats[1:])._asdict()
 
     double = (scores.double(), beta.double(), prior.double())
     return (

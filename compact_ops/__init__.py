@@ -15,11 +15,12 @@ from compact_ops.pairwise_symmetric_kl import pairwise_symmetric_kl
 from compact_ops.problem_weights import problem_weights
 from compact_ops.row_stats_ import row_stats_
 from compact_ops.tree_attention import tree_attention
-from compact_ops.types import GoldAnswers, TokenStats
+from compact_ops.types import GoldAnswers, ProblemWeights, TokenStats
 
 __all__ = [
     "STATISTICS",
     "GoldAnswers",
+    "ProblemWeights",
     "TokenStats",
     "TreeTables",
     "about_backend",

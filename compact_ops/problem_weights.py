@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compact_ops import _check, reference
 from compact_ops._library import backend, register_fake
+from compact_ops.types import ProblemWeights
 
 _OP = "problem_weights"
 
@@ -21,7 +22,7 @@ def problem_weights(
     ddof: int = 0,
     eps: float = 0.0,
     floor: float = 0.0,
-) -> Tensor:
+) -> ProblemWeights:
     """Turns the scores of every problem's rationales into weights that sum to 1 per problem.
 
     For each problem, z = (s - mean) / sqrt(var + prior_std^2), or (s - mean) / (std + eps) if
@@ -41,7 +42,7 @@ def problem_weights(
         floor: share of the uniform weights in the result, in [0, 1].
 
     Returns:
-        [R] float32 (float64 for float64 `scores`).
+        The weights and the z-scores.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -63,10 +64,10 @@ def problem_weights(
         return reference.problem_weights(
             scores, offsets, beta, prior_std, tau=tau, ddof=ddof, eps=eps, floor=floor
         )
-    out: Tensor = torch.ops.compact.problem_weights(
+    out = torch.ops.compact.problem_weights(
         scores, offsets.long(), beta.detach(), prior_std.detach(), tau, ddof, eps, floor
     )
-    return out
+    return ProblemWeights(*out)
 
 
 def _fake(
@@ -78,8 +79,9 @@ def _fake(
     ddof: int,
     eps: float,
     floor: float,
-) -> Tensor:
-    return scores.new_empty((scores.shape[1],), dtype=_check.compute_dtype(scores))
+) -> tuple[Tensor, Tensor]:
+    dtype = _check.compute_dtype(scores)
+    return scores.new_empty((scores.shape[1],), dtype=dtype), torch.empty_like(scores, dtype=dtype)
 
 
 register_fake("compact::problem_weights", _fake)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from compact_ops.types import GoldAnswers, TokenStats
+from compact_ops.types import GoldAnswers, ProblemWeights, TokenStats
 
 
 def _logits(
@@ -172,23 +172,25 @@ def problem_weights(
     ddof: int = 0,
     eps: float = 0.0,
     floor: float = 0.0,
-) -> Tensor:
+) -> ProblemWeights:
     """See compact_ops.problem_weights."""
-    parts = []
+    parts, standard = [scores.new_empty(0)], [scores.new_empty(len(scores), 0)]
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         s = scores[:, begin:end]
         k = end - begin
         if k == 1:
-            parts.append(torch.ones_like(s[0]))
+            parts.append(s.new_ones(1))
+            standard.append(torch.zeros_like(s))
             continue
         centred = s - s.mean(dim=1, keepdim=True)
         var = centred.square().sum(dim=1, keepdim=True) / max(k - ddof, 1)
         denominator = var.sqrt() + eps if eps > 0 else (var + prior_std[:, None].square()).sqrt()
         # If all scores are equal, z is 0, also when the denominator is 0.
-        z = torch.where(denominator > 0, centred / denominator, 0)
+        z = torch.where(denominator == 0, 0, centred / denominator)
         alpha = torch.softmax((beta[:, None] * z).sum(dim=0) / tau, dim=0)
         parts.append((1 - floor) * alpha + floor / k)
-    return torch.cat(parts) if parts else scores.new_empty(0)
+        standard.append(z)
+    return ProblemWeights(torch.cat(parts), torch.cat(standard, dim=1))
 
 
 def row_stats_(

@@ -23,6 +23,19 @@ class GoldAnswers(NamedTuple):
     problem: Tensor
 
 
+class ProblemWeights(NamedTuple):
+    """The weights of R rationales, and the z-scores that they come from.
+
+    Attributes:
+        weight: [R] float32 (float64 for float64 scores), sums to 1 over each problem.
+        zscores: [S, R] in the same dtype: S scores, standardised within each problem; 0 in a
+            problem with one rationale.
+    """
+
+    weight: Tensor
+    zscores: Tensor
+
+
 class TokenStats(NamedTuple):
     """Per-token statistics of the LM head, in float32 (float64 for float64 input) and in nats.
 

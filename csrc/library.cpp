@@ -80,10 +80,10 @@ STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
       "bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)");
 
   // Per problem: z-scores of S scores over its rationales, u = sum of beta z, softmax(u / tau),
-  // mixed with uniform weights: (1 - floor) softmax + floor / K.
+  // mixed with uniform weights: (1 - floor) softmax + floor / K. zscores is [S, R].
   m.def(
       "problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_std, float tau, "
-      "int ddof, float eps, float floor) -> Tensor");
+      "int ddof, float eps, float floor) -> (Tensor weight, Tensor zscores)");
 
   // Statistics of rows of raw logits; each row becomes weight[r] * d nll / d raw (weight = None:
   // 1).

@@ -33,7 +33,7 @@ from torch import Tensor
 from compact.metrics import COMPATIBILITY, VALIDITY, Metric, get_metric
 from compact.metrics.judged import judgements
 from compact.passes import Batch, EncodedProblem, Needs, Pass
-from compact.passes.segments import segment_mean, segment_of, segment_sum
+from compact.passes.segments import segment_of, segment_sum
 from compact.passes.transfer import put
 from compact.registry import unknown
 from compact.settings import DEFAULT_PRESET
@@ -171,28 +171,6 @@ def skip_beyond(most: int, seed: int, skips: Skips | None, problem: EncodedProbl
 # Share of one optimizer step in the running statistics.
 _MOMENTUM = 0.05
 _TINY = torch.finfo(torch.float32).tiny
-
-
-def zscores(
-    scores: Tensor, offsets: Tensor, *, ddof: int, eps: float, prior_std: float | Tensor
-) -> Tensor:
-    """Returns the z-scores [R, ...] within each problem; 0 in a problem with one rationale.
-
-    Args:
-        scores: [R, ...] float, one or several kinds of score.
-        offsets: [P + 1] offsets of each problem's rationales.
-        ddof: degrees of freedom subtracted from K in the variance.
-        eps: if > 0, z = (s - mean) / (std + eps), else z = (s - mean) / sqrt(var + prior_std^2).
-        prior_std: s0 of each kind, in the score's units.
-    """
-    problem = segment_of(offsets, len(scores))
-    sizes = offsets.diff().reshape(-1, *[1] * (scores.dim() - 1))
-    centred = scores - segment_mean(scores, offsets)[problem]
-    var = segment_mean(centred.square(), offsets) * sizes / (sizes - ddof).clamp(min=1)
-    var = var[problem]
-    scale = var.sqrt() + eps if eps > 0 else (var + prior_std**2).sqrt()
-    # With equal scores the scale is 0 and the differences are rounding errors: return 0.
-    return torch.where(scale > 0, centred / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
 
 
 def _variance(values: Sequence[float]) -> float:
@@ -369,19 +347,17 @@ class PresetWeigher(_Checked):
             stacked = torch.stack([scores[axis] for axis in axes])
             constants = [*(self._beta[a] for a in axes), *(self._prior(a) for a in axes)]
             beta, prior = put(constants, stacked, stacked.dtype).chunk(2)
-            ddof, eps = preset.ddof, preset.eps
-            weight = problem_weights(
+            weight, each = problem_weights(
                 stacked,
                 offsets,
                 beta,
                 prior,
                 tau=preset.tau,
-                ddof=ddof,
-                eps=eps,
+                ddof=preset.ddof,
+                eps=preset.eps,
                 floor=preset.floor,
             )
-            each = zscores(stacked.T, offsets, ddof=ddof, eps=eps, prior_std=prior)
-            z = dict(zip(axes, each.unbind(dim=1), strict=True))
+            z = dict(zip(axes, each.unbind(), strict=True))
         else:
             weight = 1.0 / sizes[problem].float()
         if self.problems_seen < preset.warmup:

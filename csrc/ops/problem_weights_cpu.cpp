@@ -2,6 +2,7 @@
 // few numbers per problem, so these are plain float64 loops.
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "ops/head.h"
@@ -11,8 +12,9 @@ namespace {
 
 constexpr const char* kOp = "problem_weights";
 
-Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_std, double tau,
-                       int64_t ddof, double eps, double floor) {
+std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor beta,
+                                           Tensor prior_std, double tau, int64_t ddof, double eps,
+                                           double floor) {
   check_dim(kOp, "scores", scores, 2);
   check_dim(kOp, "offsets", offsets, 1);
   const int64_t kinds = scores.size(0), rationales = scores.size(1);
@@ -26,6 +28,7 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
   const Tensor values = in_compute_type<double>(scores), betas = in_compute_type<double>(beta),
                priors = in_compute_type<double>(prior_std);
   Tensor out = torch::stable::new_empty(values, {rationales});
+  Tensor standard = torch::stable::new_zeros(values, {kinds, rationales});
   auto* alpha = data<double>(out);
   std::vector<double> utility;
   for (int64_t p = 0; p < problems; ++p) {
@@ -39,6 +42,7 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
     utility.assign(count, 0.0);
     for (int64_t s = 0; s < kinds; ++s) {
       const double* score = data<const double>(values) + s * rationales + begin;
+      double* z = data<double>(standard) + s * rationales + begin;
       double mean = 0.0, squares = 0.0;
       for (int64_t k = 0; k < count; ++k) mean += score[k];
       mean /= static_cast<double>(count);
@@ -51,7 +55,10 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
       // that a NaN reaches the weights, where the caller can see it.
       if (scale == 0.0) continue;
       const double weight = data<const double>(betas)[s];
-      for (int64_t k = 0; k < count; ++k) utility[k] += weight * (score[k] - mean) / scale;
+      for (int64_t k = 0; k < count; ++k) {
+        z[k] = (score[k] - mean) / scale;
+        utility[k] += weight * z[k];
+      }
     }
     const double best = *std::max_element(utility.begin(), utility.end());
     double sum = 0.0;
@@ -61,8 +68,8 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
                          floor / static_cast<double>(count);
     }
   }
-  return torch::stable::to(out,
-                           computes_in_double(scores) ? ScalarType::Double : ScalarType::Float);
+  const auto wanted = computes_in_double(scores) ? ScalarType::Double : ScalarType::Float;
+  return {torch::stable::to(out, wanted), torch::stable::to(standard, wanted)};
 }
 
 }  // namespace

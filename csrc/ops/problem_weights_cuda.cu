@@ -5,8 +5,9 @@
 namespace compact::cuda {
 namespace {
 
-Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_std, double tau,
-                       int64_t ddof, double eps, double floor) {
+std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor beta,
+                                           Tensor prior_std, double tau, int64_t ddof, double eps,
+                                           double floor) {
   const char* op = "problem_weights";
   check_dim(op, "scores", scores, 2);
   check_size(op, "beta", beta, 0, scores.size(0));
@@ -16,7 +17,8 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
   const Tensor read = contiguous_as(scores, compute), factors = contiguous_as(beta, compute),
                priors = contiguous_as(prior_std, compute),
                bounds = index_vector(op, "offsets", offsets, offsets.size(0));
-  const Tensor out = new_empty(scores, {scores.size(1)}, compute);
+  const Tensor out = new_empty(scores, {scores.size(1)}, compute),
+               zscores = new_empty(scores, {scores.size(0), scores.size(1)}, compute);
   for_dtype(op, "scores", read, [&](auto tag) {
     using A = simt::accumulate_t<typename decltype(tag)::type>;
     ProblemWeights<A> args{};
@@ -31,10 +33,11 @@ Tensor problem_weights(Tensor scores, Tensor offsets, Tensor beta, Tensor prior_
     args.eps = static_cast<A>(eps);
     args.floor = static_cast<A>(floor);
     args.out = data<A>(out);
+    args.zscores = data<A>(zscores);
     launch(op, scores, &problem_weights_kernel<A>, std::max<int64_t>(bounds.size(0) - 1, 0),
            simt::kWarp, args);
   });
-  return out;
+  return {out, zscores};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact_ops import problem_weights
+from compact_ops import problem_weights, reference
 from compact_ops.testing import check
 
 
@@ -37,7 +37,7 @@ def test_any_problems(
 ) -> None:
     """No problem, one rationale, both denominators, every share of the floor."""
     inputs = _inputs(sizes, seed, tau=tau, ddof=ddof, eps=eps, floor=floor)
-    found = check("problem_weights", inputs)["out"]
+    found = check("problem_weights", inputs)["weight"]
     for begin, end in zip(inputs["offsets"][:-1], inputs["offsets"][1:], strict=True):
         assert float(found[begin:end].sum()) == pytest.approx(1, abs=1e-6)
         assert float(found[begin:end].min()) >= floor / int(end - begin) - 1e-7
@@ -47,17 +47,28 @@ def test_known_cases() -> None:
     """One rationale weighs 1; equal scores share; the better score weighs more by exp(z / tau)."""
     offsets, one = torch.tensor([0, 1, 4, 6]), torch.ones(1, dtype=torch.float64)
     scores = torch.tensor([[7.0, 2.0, 2.0, 2.0, 0.0, 1.0]], dtype=torch.float64)
-    found = problem_weights(scores, offsets, one, 0 * one, tau=0.5)
+    found, z = problem_weights(scores, offsets, one, 0 * one, tau=0.5)
     assert float(found[0]) == 1
     torch.testing.assert_close(found[1:4], torch.full((3,), 1 / 3, dtype=torch.float64))
     assert float(found[5] / found[4]) == pytest.approx(torch.e ** (2 / 0.5))
+    assert z.tolist() == [[0, 0, 0, 0, -1, 1]]
+
+
+def test_a_score_that_is_nan_is_seen() -> None:
+    """It makes the weights and z-scores of its problem NaN, and no others."""
+    inputs = _inputs([2, 3], 0)
+    inputs["scores"][1, 3] = torch.nan
+    for found in (problem_weights(**inputs), reference.problem_weights(**inputs)):
+        assert found.weight.isnan().tolist() == [False] * 2 + [True] * 3
+        assert found.zscores.isnan().nonzero().tolist() == [[1, 2], [1, 3], [1, 4]]
 
 
 def test_ranking_survives_units() -> None:
     """Without a prior, a score in other units gives the same weights."""
     inputs = _inputs([4, 3], 5) | {"prior_std": torch.zeros(3, dtype=torch.float64)}
     scaled = inputs | {"scores": inputs["scores"] * 1000 + 7}
-    torch.testing.assert_close(problem_weights(**scaled), problem_weights(**inputs))
+    for ours, theirs in zip(problem_weights(**scaled), problem_weights(**inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(

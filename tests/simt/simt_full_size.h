@@ -262,19 +262,21 @@ void full_size_filtered(uint64_t) {
 
 void full_size_problem(uint64_t) {
   const int64_t rationales = 1200000000, count = 3, k = 4, begin = rationales - k;
-  Sparse<float> scores(count * rationales), out(rationales);
+  Sparse<float> scores(count * rationales), out(rationales), zscores(count * rationales);
   const std::vector<int64_t> offsets{0, 3, begin, rationales};
   const std::vector<float> beta{1.f, 1.f, 1.f}, prior{0.f, 0.f, 0.f};
   // Only the third score tells the rationales apart: z = +-1 without ddof.
   for (int64_t i = 0; i < k; ++i) scores[2 * rationales + begin + i] = static_cast<float>(i % 2);
   const ProblemWeights<float> args{
-      scores.get(), offsets.data(), beta.data(), prior.data(), count, rationales, 1.f, 0, 0.f,
-      0.f,          out.get()};
+      scores.get(), offsets.data(), beta.data(),  prior.data(), count, rationales, 1.f, 0, 0.f,
+      0.f,          out.get(),      zscores.get()};
   play(3, 32, {0, 2}, 0, [&] { problem_weights_kernel(args); });
   for (int64_t i = 0; i < 3; ++i) near("weight", i, out[i], 1.0 / 3, 1e-6, 1);
-  for (int64_t i = 0; i < k; ++i)
+  for (int64_t i = 0; i < k; ++i) {
     near("weight", begin + i, out[begin + i],
          (i % 2 ? 1 : std::exp(-2.0)) / (2 + 2 * std::exp(-2.0)), 1e-6, 1);
+    near("z-score", i, zscores[2 * rationales + begin + i], i % 2 ? 1 : -1, 1e-6, 1);
+  }
 }
 
 }  // namespace

@@ -404,12 +404,14 @@ void problem(uint64_t seed) {
     for (int64_t i = 77; i < 81; ++i) scores[s * total + i] = 2.f;
   for (double eps : {0.0, 1e-4})
     for (int64_t ddof : {0, 1}) {
-      Buffer<float> out(total, 0);
-      ProblemWeights<float> args{
-          scores.data(), offsets.data(),          beta.data(), prior.data(), count, total, 0.7f,
-          ddof,          static_cast<float>(eps), 0.1f,        out.get()};
+      Buffer<float> out(total, 0), zscores(count * total, 0);
+      ProblemWeights<float> args{scores.data(), offsets.data(), beta.data(),
+                                 prior.data(),  count,          total,
+                                 0.7f,          ddof,           static_cast<float>(eps),
+                                 0.1f,          out.get(),      zscores.get()};
       simt::host::run(6, 32, 0, [&] { problem_weights_kernel(args); });
       out.check("surroundings");
+      zscores.check("surroundings");
       for (size_t p = 0; p + 1 < offsets.size(); ++p) {
         const int64_t b = offsets[p], k = offsets[p + 1] - b;
         std::vector<double> u(k);
@@ -420,8 +422,11 @@ void problem(uint64_t seed) {
           var /= std::max<int64_t>(k - ddof, 1);
           const double d =
               eps > 0 ? std::sqrt(var) + eps : std::sqrt(var + 1.0 * prior[s] * prior[s]);
-          for (int64_t i = 0; i < k; ++i)
-            u[i] += d > 0 ? beta[s] * (scores[s * total + b + i] - mean) / d / .7 : 0;
+          for (int64_t i = 0; i < k; ++i) {
+            const double z = d > 0 ? (scores[s * total + b + i] - mean) / d : 0;
+            near("z-score", s * total + b + i, zscores[s * total + b + i], z, 2e-5, 1);
+            u[i] += beta[s] * z / .7;
+          }
         }
         const double l = k ? lse_of(u) : 0;
         for (int64_t i = 0; i < k; ++i)

@@ -19,7 +19,8 @@ struct ProblemWeights {
   A tau;
   int64_t ddof;
   A eps, floor;
-  A* out;  // [rationales]
+  A* out;      // [rationales]
+  A* zscores;  // [num_scores, rationales]
 };
 
 template <typename A>
@@ -31,6 +32,8 @@ problem_weights_kernel(ProblemWeights<A> args) {
   const int64_t count = end - begin;
   if (count == 1) {
     if (simt::thread() == 0) args.out[begin] = A(1);
+    for (int64_t s = simt::thread(); s < args.num_scores; s += simt::kWarp)
+      args.zscores[s * args.rationales + begin] = A(0);
     return;
   }
   const A k = static_cast<A>(count);
@@ -38,6 +41,7 @@ problem_weights_kernel(ProblemWeights<A> args) {
   for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) args.out[i] = A(0);
   for (int64_t s = 0; s < args.num_scores; ++s) {
     const A* score = args.scores + s * args.rationales;
+    A* z = args.zscores + s * args.rationales;
     A sum = 0;
     for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) sum += score[i];
     const A mean = simt::warp_sum(sum) / k;
@@ -51,9 +55,11 @@ problem_weights_kernel(ProblemWeights<A> args) {
     const A prior = args.prior_std[s];
     const A spread = args.eps > A(0) ? simt::sqrt(var) + args.eps : simt::sqrt(var + prior * prior);
     // The comparison is written so that a NaN spread stays NaN.
-    const A factor = spread <= A(0) ? A(0) : args.beta[s] / spread;
-    for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp)
-      args.out[i] += factor * (score[i] - mean);
+    const A factor = spread <= A(0) ? A(0) : A(1) / spread;
+    for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) {
+      z[i] = factor * (score[i] - mean);
+      args.out[i] += args.beta[s] * z[i];
+    }
   }
   A largest = -simt::infinity<A>();
   for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) {
