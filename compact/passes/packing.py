@@ -40,9 +40,10 @@ class _Row:
 
     def add(self, ids: Sequence[int], start: int, node: int = 0) -> int:
         """Appends tokens at positions start, start + 1, ...; returns the column of the first."""
+        first = len(self.ids)
         self.runs.append((start, len(ids), node))
-        self.ids.extend(ids)
-        return len(self.ids) - len(ids)
+        self.ids += ids
+        return first
 
 
 @dataclass
@@ -64,9 +65,9 @@ class _Tree:
         self, block: _Row, ids: Sequence[int], start: int, parent: int = -1
     ) -> tuple[int, int]:
         """Adds tokens that see the nodes above; returns their node and the column of the first."""
+        node = len(self.parents)
         self.parents.append(parent)
         self.sizes.append(len(ids))
-        node = len(self.parents) - 1
         return node, block.add(ids, start, node)
 
     def numbered(self) -> tuple[list[int], list[int]]:
@@ -530,30 +531,29 @@ def _stack(
         pad_token_id: fills them up.
         numbers: for a tree, what `_Tree.numbered` returned for each row; None for padded rows.
     """
-    length = max(len(row.ids) for row in rows)
-    shape = len(rows), length
-    ids = np.full(shape, pad_token_id)
+    lengths = np.array([len(row.ids) for row in rows])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(inside.shape, pad_token_id)
+    ids[inside] = [token for row in rows for token in row.ids]
+    runs = [run for row in rows for run in row.runs]
+    starts, counts, _ = np.array(runs, dtype=np.int64).reshape(-1, 3).T
     # Positions continue over the padding, as in a model called without position ids: the `released`
     # scores read padding too. They end at the largest one of a token, because in a tree a row is
     # longer than its rationales, and a table of learned positions may have no entry beyond them.
-    runs = [np.array(row.runs, dtype=np.int64).reshape(-1, 3).T for row in rows]
-    last = max(int((starts + counts).max(initial=1)) for starts, counts, _ in runs) - 1
-    positions = np.minimum(np.arange(length), last)[None].repeat(len(rows), axis=0)
-    mask = np.zeros(shape, dtype=np.int64)
-    seen_from, seen_to = np.zeros((2, *shape), dtype=np.int64)
-    for b, (row, (starts, counts, nodes)) in enumerate(zip(rows, runs, strict=True)):
-        n = len(row.ids)
-        ids[b, :n] = row.ids
-        positions[b, :n] = _ranges(starts, counts)
-        mask[b, :n] = 1
-        if numbers is not None:
-            firsts, ends = (np.array(each, dtype=np.int64) for each in numbers[b])
-            # Padding sees itself: attention without any key would give NaN.
-            seen_from[b], seen_to[b] = (after := ends.max(initial=0)), after + 1
-            seen_from[b, :n] = _ranges(firsts[nodes], counts)
-            seen_to[b, :n] = ends[nodes].repeat(counts)
-    tree = (None, None) if numbers is None else (_tensor(seen_from), _tensor(seen_to))
-    return Block(_tensor(ids), _tensor(positions), _tensor(mask), *tree)
+    last = (starts + counts).max(initial=1) - 1
+    positions = np.minimum(np.arange(lengths.max()), last)[None].repeat(len(rows), axis=0)
+    positions[inside] = _ranges(starts, counts)
+    block = _tensor(ids), _tensor(positions), _tensor(inside.astype(np.int64))
+    if numbers is None:
+        return Block(*block, None, None)
+    # Padding sees itself: attention without any key would give NaN.
+    after = np.array([max(ends, default=0) for _, ends in numbers])[:, None]
+    seen_from, seen_to = (np.broadcast_to(each, ids.shape).copy() for each in (after, after + 1))
+    each_row = zip(rows, numbers, strict=True)
+    of_run = [(f[node], e[node]) for row, (f, e) in each_row for *_, node in row.runs]
+    firsts, ends = np.array(of_run, dtype=np.int64).reshape(-1, 2).T
+    seen_from[inside], seen_to[inside] = _ranges(firsts, counts), ends.repeat(counts)
+    return Block(*block, _tensor(seen_from), _tensor(seen_to))
 
 
 def _ranges(firsts: IntArray, counts: IntArray) -> IntArray:
@@ -565,9 +565,8 @@ def _ranges(firsts: IntArray, counts: IntArray) -> IntArray:
 
 def _tensor(values: Sequence[int] | Sequence[Sequence[int]] | IntArray) -> Tensor:
     array = np.asarray(values, dtype=np.int64)  # torch takes three times as long for a list
-    found = torch.empty(array.shape, dtype=torch.int64)
-    found.numpy()[...] = array  # copied, because an empty array of numpy has a stride of 0
-    return found
+    # An empty array of numpy has a stride of 0.
+    return torch.from_numpy(array) if array.size else torch.empty(array.shape, dtype=torch.int64)
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:
