@@ -187,6 +187,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_child(module: nn.Module, name: str) -> bool:
+    """Whether the module has a child of this name; hasattr is slow where it is missing."""
+    return name in module._modules
+
+
 def is_checkpointed(module: nn.Module) -> bool:
     """Whether gradient checkpointing is on in the module: it runs a second time in the backward."""
     name = "gradient_checkpointing"  # getattr of a module is slow where the name is missing

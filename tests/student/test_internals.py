@@ -287,6 +287,15 @@ def test_has_hooks(register: str) -> None:
     assert not internals.has_hooks(module)
 
 
+def test_has_child() -> None:
+    """A child is seen by its name; a parameter is none."""
+    module = torch.nn.Module()
+    module.gate_proj = torch.nn.Linear(2, 2)
+    assert internals.has_child(module, "gate_proj")
+    assert not internals.has_child(module, "up_proj")
+    assert not internals.has_child(module.gate_proj, "weight")
+
+
 def test_is_checkpointed() -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     assert not any(internals.is_checkpointed(m) for m in model.modules())

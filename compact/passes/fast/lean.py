@@ -25,6 +25,7 @@ from compact.passes.fast.norms import NormOutputs, epsilon, norm, takes_one
 from compact.passes.fast.products import product
 from compact.student import autocast_dtype
 from compact.student.internals import (
+    has_child,
     has_hooks,
     is_checkpointed,
     is_compiled,
@@ -33,6 +34,7 @@ from compact.student.internals import (
 )
 
 Activation = Callable[[Tensor], Tensor]
+_WITH_GATE = "up_proj", "down_proj", "act_fn"
 _CASTS: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
 """Frozen weights under autocast: their version, and what they are in its dtype."""
 
@@ -86,7 +88,7 @@ def _replacements(
     for module in modules:
         if module in inside:
             continue
-        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        if has_child(module, "gate_proj") and all(map(partial(hasattr, module), _WITH_GATE)):
             gate, up, down = (
                 _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
             )
