@@ -28,11 +28,12 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import Pass
-from compact.passes.segments import padded, places, segment_of, segment_sum
+from compact.passes.segments import padded, places, segment_sum
 
 RHO = 0.5
 LEAST_EPIPHANY = 0.1
@@ -51,6 +52,7 @@ class Gains(NamedTuple):
         gain: [A] Delta I_i, nats.
         epiphany: [A] bool, whether the step is an epiphany.
         start: [R] I_0 of each rationale's problem; 0 without a gold answer.
+        places: [A] the rationale of each step, and [A] its place in it.
     """
 
     offsets: Tensor
@@ -58,6 +60,7 @@ class Gains(NamedTuple):
     gain: Tensor
     epiphany: Tensor
     start: Tensor
+    places: tuple[Tensor, Tensor]
 
 
 def step_gains(pass_: Pass) -> Gains:
@@ -74,39 +77,50 @@ def step_gains(pass_: Pass) -> Gains:
     offsets = batch.leaf_offsets
     steps = int(host.leaf_offsets[-1])
     level = pass_.leaf_logp[:steps]
-    start = _where_known(pass_.leaf_logp, batch.question_leaf, 0.0)[batch.problem]
+    start = _or_zero(pass_.leaf_logp, batch.question_leaf)[batch.problem]
     owner, place = places(offsets, steps)
-    gain = level - torch.where(place == 0, start[owner], torch.roll(level, 1))
+    gain = level - torch.where(place == 0, start[owner], level.roll(1))
     step_offsets = offsets[batch.problem_offsets]  # a problem's steps are contiguous
+    of_problem = places(step_offsets, steps)
     widest = int(host.leaf_offsets[host.problem_offsets].diff().max())
-    limits = _epiphany_limits(padded(gain, step_offsets, widest, torch.nan))
-    epiphany = gain > limits[segment_of(step_offsets, steps)]
-    gains = Gains(offsets, level, gain, epiphany, start)
+    shape = len(batch.problems), widest
+    limits = _epiphany_limits(padded(gain, of_problem, shape, torch.nan), step_offsets.diff())
+    epiphany = gain > limits[of_problem[0]]
+    gains = Gains(offsets, level, gain, epiphany, start, (owner, place))
     pass_.cache["step_gains"] = gains
     return gains
 
 
-def _where_known(values: Tensor, index: Tensor, other: Tensor | float) -> Tensor:
-    """Returns values[index], but `other` where the index is negative."""
-    if not values.numel():
-        return torch.zeros_like(index, dtype=values.dtype) + other
-    return torch.where(index >= 0, values[index.clamp(min=0)], other)
+def _or_zero(values: Tensor, index: Tensor) -> Tensor:
+    """Returns values[index], and 0 where the index is -1."""
+    return F.pad(values, (0, 1))[index]
 
 
-def _epiphany_limits(gain: Tensor) -> Tensor:
-    """Returns [P] max(0.1, median + 3 MAD) of the gains [P, S] of each problem; NaN is no gain."""
+def _epiphany_limits(gain: Tensor, count: Tensor) -> Tensor:
+    """Returns [P] max(0.1, median + 3 MAD) of the gains [P, S] of each problem.
+
+    A problem has `count` [P] gains; NaN follows them.
+    """
     if not gain.shape[1]:
         return gain.new_full((len(gain),), LEAST_EPIPHANY)
-    middle = gain.nanquantile(0.5, dim=1)
-    spread = (gain - middle[:, None]).abs().nanquantile(0.5, dim=1)
-    return (middle + MADS * spread).clamp(min=LEAST_EPIPHANY)
+    # A NaN is sorted behind all numbers. The median of an even count is the mean of two.
+    last = count.clamp(min=1) - 1
+    middles = torch.stack([last, last + 1], dim=1) // 2
+
+    def median(values: Tensor) -> Tensor:
+        """Returns [P, 1]."""
+        return values.sort(dim=1).values.gather(1, middles).mean(dim=1, keepdim=True)
+
+    middle = median(gain)
+    spread = median((gain - middle).abs())
+    return (middle + MADS * spread).clamp(min=LEAST_EPIPHANY).flatten()
 
 
 def final_level(pass_: Pass) -> Tensor:
     """Returns [R] I_n, the level after each rationale's last step."""
     gains = step_gains(pass_)
-    last = torch.where(gains.offsets.diff() > 0, gains.offsets[1:] - 1, -1)
-    return _where_known(gains.level, last, gains.start)
+    ends = gains.offsets[1:]
+    return torch.where(ends > gains.offsets[:-1], _or_zero(gains.level, ends - 1), gains.start)
 
 
 @register(
@@ -122,10 +136,9 @@ def gain(pass_: Pass) -> Tensor:
     start = gains.start.clamp(max=UNDERSTOOD)
     risen = final_level(pass_).clamp(max=UNDERSTOOD) - start
     level = gains.level.clamp(max=UNDERSTOOD)
-    owner, place = places(gains.offsets, level.numel())
-    widest = int(pass_.batch.on_host.leaf_offsets.diff().max())
-    ahead = padded(level - start[owner], gains.offsets, widest, torch.inf)
-    kept = _kept(ahead)[owner, place] if widest else level
+    shape = len(start), int(pass_.batch.on_host.leaf_offsets.diff().max())
+    ahead = padded(level - start[gains.places[0]], gains.places, shape, torch.inf)
+    kept = _kept(ahead)[gains.places] if level.numel() else level
     jumps = segment_sum(torch.where(gains.epiphany, kept, 0.0), gains.offsets)
     return RHO * risen + (1.0 - RHO) * jumps
 

@@ -42,10 +42,11 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(values, "max", offsets=offsets, axis=0, unsafe=True)
 
 
-def padded(values: Tensor, offsets: Tensor, width: int, fill: float) -> Tensor:
-    """Returns [n, width]: the values [offsets[-1]] of each segment, then `fill`."""
-    out = values.new_full((offsets.numel() - 1, width), fill)
-    return out.index_put_(places(offsets, values.numel()), values)
+def padded(
+    values: Tensor, at: tuple[Tensor, Tensor], shape: tuple[int, int], fill: float
+) -> Tensor:
+    """Returns [n, width] = `shape`: the values of each segment, then `fill`; `at` from `places`."""
+    return values.new_full(shape, fill).index_put_(at, values)
 
 
 def places(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def test_sums_have_the_bits_of_adding_one_by_one(
 
 def test_padded_segments() -> None:
     values = torch.arange(8.0)
-    wide = padded(values, OFFSETS, 4, -1.0)
+    wide = padded(values, places(OFFSETS, 8), (len(OFFSETS) - 1, 4), -1.0)
     assert wide.tolist() == [[0, 1, 2, -1], [-1] * 4, [3, 4, 5, 6], [7, -1, -1, -1]]
     assert torch.equal(wide[places(OFFSETS, 8)], values)
     assert segment_max(values, torch.tensor([0, 3, 8])).tolist() == [2, 7]
