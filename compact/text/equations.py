@@ -124,12 +124,14 @@ class _Term(NamedTuple):
         value: the number as written, not divided by 100 for "%"; 0 for a sign.
         percent: whether "%" follows the number.
         unit: dimension and unit, as in `_UNITS`; None for anything else.
+        maybe: whether this is the product of "5 (3 + 2)", which may be 5 and a remark.
     """
 
     text: str
     value: float = 0.0
     percent: bool = False
     unit: tuple[str, str] | None = None
+    maybe: bool = False
 
 
 @lru_cache(maxsize=65536)
@@ -155,13 +157,24 @@ def equations(text: str) -> tuple[Equation, ...]:
     found: list[Equation] = []
     for chain in _chains(_plain(text)):
         for i, (left, right) in enumerate(zip(chain[:-1], chain[1:], strict=True)):
-            equation = _equation(left, right)
-            if equation is not None and not equation.holds and i + 2 < len(chain):
-                ran_on = _equation(left, right[:1] if right else None)
+            equation, remark = _equation(left, right), _remark(right)
+            if equation is None or equation.holds or not right:
+                pass
+            elif i and _remark(left):  # the left side of this equation may be wrong
+                continue
+            elif remark:  # "= 5 (3 red + 2 blue)"
+                equation = _equation(left, right[:remark])
+            elif i + 2 < len(chain):
+                ran_on = _equation(left, right[:1])
                 equation = ran_on if ran_on is not None and ran_on.holds else equation
             if equation is not None:
                 found.append(equation)
     return tuple(found)
+
+
+def _remark(terms: Sequence[_Term] | None) -> int:
+    """Returns where what may be a remark begins in an expression; 0 without one."""
+    return next((i for i, term in enumerate(terms or ()) if term.maybe), 0)
 
 
 def _plain(text: str) -> str:
@@ -317,7 +330,8 @@ class _Reader:
             if self.words:  # a remark in brackets
                 self.close_chain(unread=self.operated)
             else:
-                self.terms.append(_Term("*"))
+                apart = self.plain[match.start() - 1 : match.start()] == " "
+                self.terms.append(_Term("*", maybe=apart))
         if text in "+*/^" and not self._complete():  # it goes with something that was not read
             self.unknown = True
             if not self.terms:
@@ -373,7 +387,7 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
             # 2/5 is no rounded value: 1/2 + 1/3 = 2/5 does not hold.
             exact = decimals == 0 and len(results) > 1
             holds = holds or _close(computed, said, None if exact else decimals)
-    if not holds and (_mixes_units([*left, *right]) or _mixes_percent(left)):
+    if not holds and (_mixes_units(left, right) or _mixes_percent(left)):
         return None
     names = tuple(_name(t) for t in operands)
     result = _name(results[0]) if len(results) == 1 else _normal_form(right)
@@ -383,11 +397,18 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
     return Equation(f"{_normal_form(left)}={result}", names, result, holds, made)
 
 
-def _mixes_units(terms: Sequence[_Term]) -> bool:
-    """Whether one unit is turned into another: "1 hour + 30 minutes = 90 minutes"."""
-    signs = {t.text for t in terms if t.text in _MARKS}
-    units = {t.unit for t in terms if t.unit is not None}
-    return not signs <= set("*()") and len(units) > len({dimension for dimension, _ in units})
+def _mixes_units(left: Sequence[_Term], right: Sequence[_Term]) -> bool:
+    """Whether one unit is turned into another: "1 hour + 30 minutes = 90 minutes".
+
+    A product may have a factor that turns them: "3 feet * 12 inches = 36 inches". Its result is
+    in one of their units.
+    """
+    signs = {t.text for t in (*left, *right) if t.text in _MARKS}
+    before, after = ({t.unit for t in side if t.unit is not None} for side in (left, right))
+    if signs <= set("*()"):
+        return bool({dimension for dimension, _ in before} & {kind for kind, _ in after - before})
+    units = before | after
+    return len(units) > len({dimension for dimension, _ in units})
 
 
 def _mixes_percent(terms: Sequence[_Term]) -> bool:
