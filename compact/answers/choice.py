@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from compact.answers.base import Alternative, Domain, register_domain
+from compact.answers.number import free_numbers, same_number
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
+from compact.text.numbers import parse_number
 from compact.text.steps import concludes
 
 LETTERS = "ABCDEFGHIJ"
@@ -23,9 +25,9 @@ _LABELS = tuple(
         r"(?<![\w(])([{}])\)",
         r"(?<![\w(.])([{}])[.:](?=\s)",
     )
-    for letters in ("A-J", "a-j")
+    for letters in ("A-Z", "a-z")
 )
-_GOLD = re.compile(r"\W*(?:(?:option|choice)\W+)?([A-Ja-j])\W*", re.IGNORECASE)
+_GOLD = re.compile(r"\W*(?:(?:option|choice)\W+)?([A-Za-z])\W*", re.IGNORECASE)
 
 
 class Mention(NamedTuple):
@@ -38,29 +40,54 @@ class Mention(NamedTuple):
 
 # A letter in brackets or after "option" is a label anywhere in a sentence.
 _LABEL = re.compile(
-    r"\(([A-Ja-j])\)|(?<![\w'(/-])([A-Ja-j])\)|\b(?i:option|choice)s?:?\s\(?([A-J])\b\)?"
+    r"\(([A-Za-z])\)|(?<![\w'(/-])([A-Za-z])\)|\b(?i:option|choice)s?:?\s\(?([A-Z])\b\)?"
 )
 # So is a capital alone, except the words "A" and "I" and letters of names ("vitamin C", "A.J.").
-_CAPITAL = re.compile(r"(?<![\w'./-])([A-J])(?![\w'/-]|\.\w)")
+_CAPITAL = re.compile(r"(?<![\w'./-])([A-Z])(?![\w'/-]|\.\w)")
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
 # "(E), not (C)": what is denied inside a sentence.
 _DENIED = re.compile(
     r"\b(?:not|rather than|instead of|over)\W+(?:(?:option|choice)\W+)?$", re.IGNORECASE
 )
-_A_WORD = re.compile(r"\s+[a-z]")
+_WORD = {
+    "A": re.compile(
+        r"\s+(?!(?:is|was|because|since|as|and|or|which|that|would|with|but|makes|fits)\b)[a-z]"
+    ),
+    "I": re.compile(r"\s+(?!(?:is|because|since)\b)[a-z]"),
+}
+"""What follows "A" and "I" where they are words and no labels: "A dog", "I think"."""
 # At the start of an answer a letter alone is a label: "B", "B.", "b", "C: 55%".
 _IN_FRONT = re.compile(
-    r"[^\w(]*(?:\(([A-Ja-j])\)|(?:(?i:option|choice)\W{1,3})?"
-    r"(?:([A-J])(?![\w'/-]|\.\w)|([a-j])(?=[).:]|\W*$)))\)?"
+    r"[^\w(]*(?:\(([A-Za-z])\)|(?:(?i:option|choice)\W{1,3})?"
+    r"(?:([A-Z])(?![\w'/-]|\.\w)|([a-z])(?=[).:]|\W*$)))\)?"
 )
 # "so B is the correct answer", "which makes the field the best choice"
 _CHOSEN = re.compile(
     r"\b(?:correct|right|best|final|likely|plausible|suitable|appropriate|accurate|logical)\s+"
-    r"(?:answer|option|choice)\b|\b(?:option|choice|answer)\s+\(?[A-J]\)?\s+is\s+(?:the\s+)?"
+    r"(?:answer|option|choice)\b|\b(?:option|choice|answer)\s+\(?[A-Z]\)?\s+is\s+(?:the\s+)?"
     r"(?:correct|right|best|true)\b",
     re.IGNORECASE,
 )
+# The text of an option is not a part of a longer word, number or expression.
+_BEFORE = r"(?<![\w./+^-])(?<!\d,)"
+_BEHIND = r"(?![\w^]|[.,/-]\w|\s?[*/+=]\s?[\w(])"
 _OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
+
+
+def _is_word(letter: str, rest: str) -> bool:
+    """Whether a capital alone is the word "A" or "I", by what follows it."""
+    return letter in _WORD and bool(_WORD[letter].match(rest))
+
+
+def _places(option: str, sentence: str) -> Iterator[tuple[int, int]]:
+    """Yields where the text of an option stands whole in a sentence; a number, by its value."""
+    if parse_number(option) is not None:
+        for found in free_numbers(sentence):
+            if same_number(found.group(), option):
+                yield found.span()
+    elif option:
+        for found in re.finditer(rf"{_BEFORE}{re.escape(option)}{_BEHIND}", sentence):
+            yield found.span()
 
 
 def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
@@ -201,7 +228,7 @@ class Choice(Domain):
 
     def stated(self, sentence: str) -> str | None:
         """Returns the first option, "" if the sentence joins it to another one or denies it."""
-        if _NOT.match(sentence):
+        if _NOT.match(sentence) and not self._text_in_front(sentence):
             return ""
         mention = self._stated(sentence)
         return mention.letter if mention else None
@@ -211,8 +238,7 @@ class Choice(Domain):
         front = self._in_front(sentence)
         if front:
             return self.stated(sentence)
-        texts = self._texts(sentence)
-        return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
+        return self._text_in_front(sentence)
 
     def final(self, sentence: str) -> str | None:
         """Returns the last option of a sentence; "not (C)" counts only if there is no other.
@@ -236,15 +262,19 @@ class Choice(Domain):
         letter = (found[1] or found[2] or found[3]).upper()
         if letter not in self.letters:
             return None
-        # "A dog", "I think"
-        if letter in "AI" and found[2] and _A_WORD.match(sentence, found.end()):
+        if found[2] and _is_word(letter, sentence[found.end() :]):
             return None
         return Mention(found.start(), found.end(), letter)
+
+    def _text_in_front(self, sentence: str) -> str | None:
+        """Returns the option whose whole text is at the start of a sentence."""
+        texts = self._texts(sentence)
+        return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
 
     def _labels(self, sentence: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
         for found in pattern.finditer(sentence):
             letter = next(group for group in found.groups() if group).upper()
-            word = pattern is _CAPITAL and letter in "AI" and _A_WORD.match(sentence, found.end())
+            word = pattern is _CAPITAL and _is_word(letter, sentence[found.end() :])
             if letter in self.letters and not word:
                 yield Mention(found.start(), found.end(), letter)
 
@@ -253,14 +283,10 @@ class Choice(Domain):
         plain = " ".join(sentence.lower().split())
         found: list[Mention] = []
         for letter, option in sorted(self.options, key=lambda pair: -len(pair[1])):
-            start = plain.find(option) if option else -1
-            while start >= 0:
-                end = start + len(option)
-                whole = not (plain[start - 1 : start].isalnum() or plain[end : end + 1].isalnum())
-                if whole and not any(m.start <= start and end <= m.end for m in found):
+            for start, end in _places(option, plain):
+                if not any(m.start <= start and end <= m.end for m in found):
                     found.append(Mention(start, end, letter))
                     break
-                start = plain.find(option, end)
         return sorted(found)
 
     def _stated(self, sentence: str) -> Mention | None:

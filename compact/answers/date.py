@@ -25,13 +25,13 @@ _DATE = re.compile(
     rf"|{_MONTH.format('name')}\s{{0,3}}{_DAY.format('day3')}(?:,?\s{{0,3}}(?P<year3>\d{{4}}))?"
     rf"|{_DAY.format('day4')}\s(?:of\s)?{_MONTH.format('name4')}"
     r"(?:,?\s{0,3}(?P<year4>\d{4}))?"
-    r"|(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?::[0-5]\d)?(?:\s?(?P<half>[ap])\.?m\b)?"
+    r"|(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?::(?P<seconds>[0-5]\d))?(?:\s?(?P<half>[ap])\.?m\b)?"
     r"|(?P<hour2>1[0-2]|0?[1-9])\s?(?P<half2>[ap])\.?m\b"
     r")(?![\w/:])",
     re.IGNORECASE,
 )
 _DAY_FIRST = re.compile(r"\bDD\s?[-/.]\s?MM\s?[-/.]\s?YY", re.IGNORECASE)
-_TIME = re.compile(r"(\d\d):(\d\d)(?: ([ap]m))?")
+_TIME = re.compile(r"(\d\d:\d\d(?::\d\d)?)(?: ([ap]m))?")
 
 
 @register_domain("date")
@@ -85,7 +85,9 @@ class Date(Domain):
     def _form(self, found: re.Match[str]) -> str | None:
         if found["hour"] or found["hour2"]:
             half = found["half"] or found["half2"]
-            return _time(int(found["hour"] or found["hour2"]), int(found["minute"] or 0), half)
+            return _time(
+                int(found["hour"] or found["hour2"]), found["minute"], found["seconds"], half
+            )
         name = found["name"] or found["name4"]
         year = found["year"] or found["year2"] or found["year3"] or found["year4"]
         if found["first"]:
@@ -132,10 +134,7 @@ class Date(Domain):
             return True
         left, right = _TIME.fullmatch(x), _TIME.fullmatch(y)
         return bool(
-            left
-            and right
-            and left.group(1, 2) == right.group(1, 2)
-            and (left[3] is None or right[3] is None)
+            left and right and left[1] == right[1] and (left[2] is None or right[2] is None)
         )
 
 
@@ -143,11 +142,15 @@ def _is_day(month: int, day: int) -> bool:
     return 1 <= month <= 12 and 1 <= day <= 31
 
 
-def _time(hour: int, minute: int, half: str | None) -> str | None:
-    """Returns "03:30 pm"; for hours 13 to 23 and 0, am or pm follows from the hour."""
+def _time(hour: int, minute: str | None, seconds: str | None, half: str | None) -> str | None:
+    """Returns "03:30 pm", with seconds if there are any but 00 ("03:30:15 pm").
+
+    For hours 13 to 23 and 0, am or pm follows from the hour.
+    """
     if hour > 23 or (half and not 1 <= hour <= 12):
         return None
     if half is None and (hour > 12 or hour == 0):
         half = "p" if hour else "a"
     hour = hour % 12 or 12
-    return f"{hour:02}:{minute:02}" + (f" {half.lower()}m" if half else "")
+    exact = f":{seconds}" if int(seconds or 0) else ""
+    return f"{hour:02}:{minute or '00'}{exact}" + (f" {half.lower()}m" if half else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compact.answers import number
 from compact.answers.base import Domain, register_domain
-from compact.answers.number import bare_number, same_number
+from compact.answers.number import SEVERAL_EQUATIONS, bare_number, same_number
 from compact.answers.pool import checked_apart
 from compact.answers.reading import (
     LONGEST_ANSWER,
@@ -143,6 +143,8 @@ def _stated(part: Part) -> str:
     if part.boxed:
         return part.text
     line = next((s for s in part.text.split("\n") if re.search(r"[\w\\]", s)), "")
+    if SEVERAL_EQUATIONS.search(line):
+        return next(sentences(line), line)
     formula = _FORMULA.search(part.text if line.strip() in ("\\[", "$$") else line)
     if formula:
         expression = formula.group()

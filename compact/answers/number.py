@@ -27,6 +27,10 @@ _GOES_ON = re.compile(
 _COMES_FROM = re.compile(r"(?:[\d)}]\s?[-+*/×÷x–]|[*^×√÷]|sqrt|\b[a-z]\s?[-+/])\s?[({]?$|[\w)}]\($")
 # "2, -1" and "3 or 4" are several answers, not one.
 _SEVERAL = re.compile(r"\W*[-−]?\d[\d./]*(?:,?\s+(?:(?:and|or)\s+)?[-−]?\d[\d.,/]*)+\W*")
+_REMARK = re.compile(r"\([^()]*=[^()]*\)")  # "48 (= 6 * 8)", "4 (n = 1 is excluded)"
+# An expression that is the answer; "9 * 2" only says how it was computed.
+_EXPRESSION = re.compile(r"\d.*[a-zA-Z\\√π]|[a-zA-Z\\√π].*\d")
+SEVERAL_EQUATIONS = re.compile(r"=[^=]*(?:[,;](?!\d{3}\b)|\b(?:and|or)\b)[^=]*=")  # "x = 3, y = 5"
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
 _OPENING = re.compile(r"\W*(?:\w+\W+)?(?:\W*(?:=|≈)\W*)?")
 # If the answer is a number, a time on the full hour counts as a number: "2:00 pm" is 2.
@@ -71,12 +75,13 @@ def stated_number(sentence: str, *, last: bool) -> str | None:
     """
     if _SEVERAL.fullmatch(sentence) and parse_number(sentence.strip(" .")) is None:
         return None
-    equals = [found.end() for found in _EQUALS.finditer(sentence)]
-    tail = sentence[equals[-1] :] if equals else ""
-    if re.search(r"\d", tail):
-        found = next(free_numbers(tail), None)
-    else:
-        numbers = list(free_numbers(sentence))
+    said = _REMARK.sub(" ", sentence)
+    said = said if re.search(r"\d", said) else sentence
+    equals = [found.end() for found in _EQUALS.finditer(said)]
+    tail = said[equals[-1] :] if equals else ""
+    found = next(free_numbers(tail), None)
+    if found is None and not _EXPRESSION.search(tail):
+        numbers = list(free_numbers(said))
         found = numbers[-1 if last else 0] if numbers else None
     return _form(found.group()) if found else None
 
@@ -89,7 +94,7 @@ def _form(text: str) -> str | None:
 def bare_number(answer: str) -> str | None:
     """Returns the normal form of a text with exactly one number or number in words, else None."""
     text = unwrap(answer[:LONGEST_ANSWER]).strip()
-    if _NOT.match(text):
+    if _NOT.match(text) or SEVERAL_EQUATIONS.search(text):
         return None
     number = _form(text.strip(" ,:;!?()[]{}\"'").rstrip("."))
     if number is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple, Protocol
 
+from compact.text.numbers import without_scales
 from compact.text.steps import ABBREVIATION, find_markers
 
 _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_ANSWER_END = re.compile(r"</answer>", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|<>\n]{0,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|<\|")
 _WORD = re.compile(r"[^\W_]")
 MOST_MARKERS = 5
@@ -20,6 +23,12 @@ LONGEST_ANSWER = 2000
 _FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}|(\d)(\d))")
 _POWER_OF_TEN = re.compile(
     r"(?<=\d)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?(?:\^|\*\*)\s?\{?\s?([-+−]?)(\d{1,12})\s?\}?"
+)
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+# "negative 5", and "minus 5" where nothing stands before that it could be taken from
+_NEGATIVE = re.compile(
+    r"\bnegative\s(?=\d)|(?:(?<![\w)]\s)(?<![\w)])|(?<=\b(?:is|be)\s))minus\s(?=\d)",
+    re.IGNORECASE,
 )
 _WRAP = re.compile(
     r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|emph|operatorname)"
@@ -71,6 +80,7 @@ def parts(text: str) -> Iterator[Part]:
         boxed = text.endswith("boxed", marker.start, marker.end)
         inside = braced(text, marker.end) if boxed else None
         rest = inside if inside is not None else text[marker.end : marker.end + LONGEST_ANSWER]
+        rest = _ANSWER_END.split(rest, maxsplit=1)[0]
         if _WORD.search(rest):
             yield Part(rest, marker.direct, boxed)
 
@@ -171,13 +181,22 @@ def unwrap(text: str) -> str:
     A LaTeX fraction becomes a/b, a power of ten becomes an exponent, and currency signs are
     removed, so that numbers can be read directly. Other mathematics keeps its commands.
     """
+    text = _VULGAR.sub(_as_plain_ratio, text.replace("{,}", ","))
+    text = without_scales(_NEGATIVE.sub("-", text))
     if "\\" in text or "^" in text or "×" in text or "·" in text:
-        text = text.replace("{,}", ",").replace("\\%", "%").replace("\\!", "")
+        text = text.replace("\\%", "%").replace("\\!", "")
         text = _POWER_OF_TEN.sub(r"e\1\2", _DEGREES.sub("°", text)).replace("e−", "e-")
         for _ in range(3):  # a box around text around a fraction
             text = _WRAP.sub(r"\1", _FRACTION.sub(_as_ratio, text))
     text = _EMPHASIS.sub("", _DROPPED.sub("", _CURRENCY.sub("", _SPACE.sub(" ", text))))
     return text.replace("\\{", "{").replace("\\}", "}")
+
+
+def _as_plain_ratio(found: re.Match[str]) -> str:
+    """Returns a fraction of one character as a/b: "1½" becomes "1 1/2"."""
+    before = found.string[found.start() - 1 : found.start()] if found.start() else ""
+    ratio = unicodedata.normalize("NFKC", found.group()).replace("⁄", "/")
+    return f" {ratio}" if before.isdigit() else ratio
 
 
 def _as_ratio(found: re.Match[str]) -> str:

@@ -29,11 +29,16 @@ _MOST_WORDS = 2
 
 
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
+_BETWEEN = re.compile(r"(?<=\d)\s*,\s*(?=[-−–]?\d)")
 
 
 def _text(answer: str) -> str:
-    """Returns plain text without articles and without the brackets around names in a prompt."""
-    return _ARTICLE.sub("", plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer)))
+    """Returns plain text without articles and without the brackets around names in a prompt.
+
+    Numbers of a list have one space between them: "3,5" becomes "3, 5".
+    """
+    text = plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer))
+    return _BETWEEN.sub(", ", _ARTICLE.sub("", text))
 
 
 def _cores(text: str) -> list[str]:

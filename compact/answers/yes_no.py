@@ -12,8 +12,10 @@ from compact.text.steps import concludes
 _WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
 # At the start, or after an option label: "Yes, it is", "B) False".
 _IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
-# Inside a sentence "no" is a word like any other ("there is no evidence"), so it does not count.
-_INSIDE = re.compile(r"\b(?P<negated>not\s+)?(?P<word>yes|true|false)\b", re.IGNORECASE)
+# Inside a sentence "no" is a word like any other ("there is no evidence"), unless it ends a clause.
+_INSIDE = re.compile(
+    r"\b(?P<negated>not\s+)?(?P<word>yes|true|false|(?<!or )no(?=,|\W*$))\b", re.IGNORECASE
+)
 
 _PAIRS = {"yes": ("yes", "no"), "true": ("true", "false")}
 _PAIRS |= {"no": _PAIRS["yes"], "false": _PAIRS["true"]}

@@ -11,14 +11,14 @@ _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 # (1 1/2), an exponent (1.5e-3). Parts of a date (05/01/2020), of a time or ratio (3:30), and of a
 # version or section number (1.2.3) are not numbers. Scripts without spaces may stand before one.
 NUMBER = re.compile(
-    r"(?<![A-Za-z\u00c0-\u024f\d_.])(?<!\d[:/])[-−]?"
+    r"(?<![A-Za-z\u00c0-\u024f\d_.])(?<!\d[:/])[-−–]?"
     r"(?:\d{1,6}[ ]\d{1,6}/\d{1,6}"
     rf"|{_WHOLE}?(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)"
     r"(?<=\d)(?!\d)(?![:/.]\d)"
 )
 
 _PARTS = re.compile(
-    rf"(?P<sign>[-+−]?)(?:(?P<whole>{_WHOLE}) +(?=\d+/\d))?"
+    rf"(?P<sign>[-+−–]?)(?:(?P<whole>{_WHOLE}) +(?=\d+/\d))?"
     rf"(?P<top>{_WHOLE}?(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{{1,4}}))?"
     r"(?:/(?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
 )
@@ -50,7 +50,7 @@ def parse_number(text: str) -> Fraction | None:
         value /= bottom
     if found["whole"]:
         value += int(found["whole"].replace(",", ""))
-    return -value if found["sign"] in ("-", "−") else value
+    return -value if found["sign"] in ("-", "−", "–") else value
 
 
 def format_number(number: Fraction) -> str:
@@ -78,7 +78,8 @@ _SMALL = [
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {word: i for i, word in enumerate(_SMALL)}
 _VALUES |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SCALES = {"hundred": 100, "thousand": 1000}
+_SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 _WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
 
 NUMBER_WORDS = re.compile(
@@ -106,6 +107,31 @@ def parse_number_words(text: str) -> Fraction | None:
         else:
             return None
     return Fraction(total + part)
+
+
+_SHORT_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
+_SCALED = re.compile(
+    rf"(?P<number>{NUMBER.pattern})(?:(?P<words>(?:[ ](?:{'|'.join(_SCALES)}))+)\b"
+    r"| ?(?P<letter>[kKmMB])\b)"
+)
+_IS_SCALED = re.compile(rf"(?<=\d)(?: (?:{'|'.join(_SCALES)})| ?[kKmMB])\b")
+
+
+def without_scales(text: str) -> str:
+    """Writes "5 million" and "$120k" in digits; a letter counts after a sum of money only."""
+    if not _IS_SCALED.search(text):
+        return text
+
+    def in_digits(found: re.Match[str]) -> str:
+        number = parse_number(found["number"])
+        money = found.string[: found.start()].endswith(("$", "€", "£", "¥"))
+        if number is None or not (found["words"] or money):
+            return found.group()
+        for word in (found["words"] or "").split():
+            number *= _SCALES[word]
+        return format_number(number * _SHORT_SCALES.get((found["letter"] or "").lower(), 1))
+
+    return _SCALED.sub(in_digits, text)
 
 
 _NAMED = {"dozen": 12, "half": 2, "quarter": 4, "once": 1, "twice": 2, "double": 2, "triple": 3}

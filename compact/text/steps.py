@@ -31,7 +31,7 @@ _MARKER = re.compile(
     # "The answer is 7", "So the most likely answer is: **7", "The answer is $\boxed{7}$"
     r"(?P<direct>(?:\b(?:so|therefore|thus|hence|finally|consequently),?\s+)?"
     rf"(?:\bthe\s+)?\b{_NOUN}{_TOPIC}\s+{_VERB}(?:{_SIGNS}{{1,20}}boxed\b)?"
-    r"|theansweris"
+    r"|theansweris|<answer>"
     # "\boxed{7}"
     r"|\\boxed\b"
     # "#### 7", but not "#### 2. Add them" or "#### Step 2", which are headings

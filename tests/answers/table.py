@@ -14,6 +14,10 @@ NERVE = (
     "(d) nerve (e) 6th pharyngeal arch"
 )
 SHARE = "How much is left?\nA. 45%\nB. 50%\nC. 55%\nD. 60%\nE. 7\nF. 8\nG. 9\nH. 10\nI. 11\nJ. 12"
+PETS = "Which?\n(A) cat\n(B) dog\n(C) bird"
+PROOF = "Does it follow?\n(A) yes\n(B) guilty\n(C) Not enough information"
+SIZES = "How many?\n(A) 15\n(B) 5\n(C) 25\n(D) 1,200\n(E) x"
+MANY = "\n".join(f"({letter}) thing {letter.lower()}" for letter in "ABCDEFGHIJKLMNOPQR")
 MOOD = "How did she look?\nA) glad\nB) vitamin\nC) solemn"
 
 CHOICES: list[Group] = [
@@ -149,6 +153,55 @@ CHOICES: list[Group] = [
     ),
     ("(A)", "", [("The answer is (A).", "A", True), ("So it is B.", "B", False)]),
     (None, LEAVES, [("The answer is B) field.", "B", False)]),
+    (
+        "A",
+        PETS,
+        [
+            ("The answer is A because it meows.", "A", True),
+            ("The correct answer is A since B barks.", "A", True),
+            ("A is the correct answer.", "A", True),
+            ("So A is correct.", "A", True),
+            ("Answer: A is right, B is a dog.", "A", True),
+            ("The correct answer is **A** because it meows.", "A", True),
+            ("The answer is A dog.", "B", False),
+        ],
+    ),
+    (
+        "C",
+        PROOF,
+        [
+            ("The answer is not enough information.", "C", True),
+            ("Not enough information.", "C", True),
+            ("The answer is not guilty.", None, False),
+        ],
+    ),
+    (
+        "5",
+        SIZES,
+        [
+            ("The answer is 5.", "B", True),
+            ("So 5 is right.", "B", True),
+            ("The answer is 5.7", "5.7", False),
+            ("The answer is -5", "-5", False),
+            ("The answer is 5,000", "5,000", False),
+            ("The answer is 0.5", "0.5", False),
+            ("The answer is 1/5", "1/5", False),
+            ("The answer is 1200", "D", False),
+            ("The answer is x + 1", "x + 1", False),
+            ("The answer is x.", "E", False),
+        ],
+    ),
+    (
+        "(M)",
+        MANY,
+        [
+            ("(M) thing m", "M", True),
+            ("The answer is (M) thing m, not (B).", "M", True),
+            ("The answer is M.", "M", True),
+            ("thing m", "M", True),
+            ("The answer is (B).", "B", False),
+        ],
+    ),
 ]
 
 YES_NO: list[Group] = [
@@ -201,6 +254,18 @@ YES_NO: list[Group] = [
             ("<think>yes, true</think>No.", "no", True),
         ],
     ),
+    (
+        "no",
+        "",
+        [
+            ("The answer is definitely no.", "no", True),
+            ("The answer is that no, they cannot.", "no", True),
+            ("I would say no.", "no", True),
+            ("So, no, he could not.", "no", True),
+            ("The answer is that there is no evidence, but yes.", "yes", False),
+            ("<answer>No</answer>", "no", True),
+        ],
+    ),
 ]
 
 DATES: list[Group] = [
@@ -249,6 +314,15 @@ DATES: list[Group] = [
             ("The answer is 3:30.", "03:30", True),
             ("The answer is 3:30 am.", "03:30 am", False),
             ("She left at 1:00 pm and came at 3:30 pm.", "03:30 pm", True),
+        ],
+    ),
+    (
+        "1:05:30",
+        "",
+        [
+            ("The answer is 01:05:30.", "01:05:30", True),
+            ("The answer is 1:05:45.", "01:05:45", False),
+            ("The answer is 1:05.", "01:05", False),
         ],
     ),
 ]

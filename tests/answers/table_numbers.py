@@ -156,6 +156,51 @@ NUMBERS: list[Group] = [
     ("1/3", "", [("The answer is 0.3333333.", "0.3333333", True), ("0.33", "0.33", False)]),
     ("16 square feet", "", [("The answer is 16.", "16", True)]),
     ("x = 5", "", [("The answer is 5.", "5", True)]),
+    (
+        "5 million",
+        "",
+        [
+            ("The answer is 5,000,000.", "5000000", True),
+            ("The answer is $5 million.", "5000000", True),
+            ("The answer is 5 billion.", "5000000000", False),
+        ],
+    ),
+    (
+        "120000",
+        "",
+        [
+            ("The answer is $120k.", "120000", True),
+            ("The answer is 120 thousand dollars.", "120000", True),
+            ("The answer is 120k.", "120", False),
+        ],
+    ),
+    (
+        "10{,}080",
+        "",
+        [(r"\boxed{10{,}080}", "10080", True), ("The answer is $10{,}080$.", "10080", True)],
+    ),
+    (
+        "-4",
+        "",
+        [
+            ("The answer is –4.", "-4", True),
+            ("The answer is negative 4.", "-4", True),
+            ("The answer is minus 4.", "-4", True),
+            ("The answer is 10 minus 4.", "10", False),
+        ],
+    ),
+    (
+        "1.5",
+        "",
+        [
+            ("The answer is 1½.", "1.5", True),
+            ("The answer is ½.", "0.5", False),
+            ("So <answer> 1.5 </answer> after 5 days.", "1.5", True),
+            ("The answer is 1.5 (= 3 / 2).", "1.5", True),
+            ("The answer is n = 1.5 (n=1 is excluded).", "1.5", True),
+            ("The answer is 1.5 = 3 * 0.5", "1.5", True),
+        ],
+    ),
 ]
 
 MATH: list[Group] = [
@@ -221,6 +266,18 @@ MATH: list[Group] = [
     ),
     ("2x+3", "", [(r"Hence $y = 2x + 3$", "2x + 3", True), ("The answer is 3.", "3", False)]),
     (r"\frac{\pi}{2}", "", [(r"\boxed{\dfrac{\pi}{2}}", r"\frac{\pi}{2}", True)]),
+    (
+        "x = 3, y = 5",
+        "",
+        [
+            ("The answer is x = 3, y = 5.", "x = 3, y = 5", True),
+            ("The answer is $x=3$ and $y=5$.", "x=3 and y=5", True),
+            (r"\boxed{y = 5, x = 3}", "y = 5, x = 3", True),
+            ("The answer is x = 99, y = 5.", "x = 99, y = 5", False),
+            (r"\boxed{5}", "5", False),
+        ],
+    ),
+    ("<", "", [("<answer>x^2 + 1</answer>", "x^2 + 1", False)]),
 ]
 
 PUZZLE = "Zoey is a sage, Ava is a fool, and Owen is a sage."
@@ -278,4 +335,6 @@ TEXTS: list[Group] = [
     ("J. K. Rowling", "", [("The answer is J. K. Rowling.", "j. k. rowling", True)]),
     ("Dr. Smith", "", [("The answer is Dr. Smith. He knew.", "dr. smith", True)]),
     ("red, green, blue", "", [("The answer is red, green, blue.", "red, green, blue", True)]),
+    ("3,5,-7", "", [(r"\boxed{3, 5, -7}", "3, 5, -7", True)]),
+    ("Paris", "", [("<think>Rome?</think>\n<answer>\nParis\n</answer>", "paris", True)]),
 ]
