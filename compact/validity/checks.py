@@ -104,13 +104,9 @@ def evidence(outcomes: Outcomes, rates: Mapping[str, float]) -> dict[str, float]
 
 def _surprise(count: int, mean: float) -> float:
     """Returns -log P(X >= count) of a Poisson variable X."""
-    if count == 0:
+    if count <= mean - 40.0 * math.sqrt(mean) or count == 0:  # the probability is 1
         return 0.0
-    term = math.exp(-mean)
-    below = 0.0
-    for i in range(count):
-        below += term
-        term *= mean / (i + 1)
+    term = math.exp(count * math.log(max(mean, 1e-300)) - mean - math.lgamma(count + 1))
     # The series of the upper tail is exact where 1 - below would cancel.
     tail, i = 0.0, count
     while term > 1e-17 * tail:

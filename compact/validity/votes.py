@@ -54,8 +54,7 @@ def answer_probabilities(
     if case.gold is not None:
         return [float(r.answer == case.gold) for r in case.rationales]
     total = _totals(case, votes, weight)
-    scale = _partition(total.values())
-    return [math.exp(total[_vote(r, k)]) / scale for k, r in enumerate(case.rationales)]
+    return [_share(total[_vote(r, k)], total.values()) for k, r in enumerate(case.rationales)]
 
 
 def vote_of_wrong(
@@ -140,7 +139,7 @@ def _by_others(
             continue
         own = total[rationale.answer] - vote * weight.get(rationale.teacher, 1.0)
         left = {**total, rationale.answer: own}
-        likely.append(math.exp(own) / _partition(left.values()))
+        likely.append(_share(own, left.values()))
     return likely
 
 
@@ -160,9 +159,11 @@ def _vote(rationale: Solution, k: int) -> str | int:
     return k if rationale.answer is None else rationale.answer
 
 
-def _partition(totals: Iterable[float]) -> float:
-    """Returns the sum of exp(totals), with exp(0) for "none of these"."""
-    return 1.0 + sum(math.exp(value) for value in totals)
+def _share(own: float, totals: Iterable[float]) -> float:
+    """Returns exp(own) over the sum of exp(totals), with exp(0) for "none of these"."""
+    every = [0.0, *totals]
+    most = max(every)
+    return math.exp(own - most) / sum(math.exp(value - most) for value in every)
 
 
 def _shrunk(seen: Mapping[str, Sequence[float]], mean: float) -> dict[str, float]:

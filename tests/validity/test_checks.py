@@ -108,6 +108,12 @@ def test_evidence_is_the_tail_of_a_poisson_variable(count: int, mean: float) -> 
     assert found == pytest.approx(min(-math.log(min(sum(terms), 1.0)), MOST), rel=1e-6, abs=1e-6)
 
 
+def test_no_more_failures_than_expected_are_no_evidence() -> None:
+    rates = {"arithmetic": 0.05, "numbers": 0.8}
+    assert evidence(of(100, 1000, "numbers"), rates)["numbers"] == 0.0
+    assert evidence(of(1000, 1000, "numbers"), rates)["numbers"] == MOST
+
+
 def test_base_rates_start_from_a_prior_and_follow_the_data() -> None:
     assert base_rates([])["arithmetic"] == pytest.approx(0.01)
     rates = base_rates([(of(500, 1000), 1.0)])

@@ -49,6 +49,14 @@ def test_equal_weights_are_the_formula() -> None:
     assert found == pytest.approx(wanted)
 
 
+def test_any_number_of_rationales() -> None:
+    """The sum of a thousand votes is beyond the range of exp."""
+    answers: dict[str, str | None] = {f"t{k}": "1" if k % 3 else "2" for k in range(1000)}
+    found = answer_probabilities(case(answers), dict.fromkeys(answers, 4.0))
+    assert found[1] == pytest.approx(1.0) and found[0] == pytest.approx(0.0)
+    assert all(map(math.isfinite, learn_weights([case(answers)]).values()))
+
+
 def test_a_gold_answer_decides() -> None:
     assert answer_probabilities(case({"a": "1", "b": "2", "c": None}, "2"), {}) == [0.0, 1.0, 0.0]
 
