@@ -153,21 +153,30 @@ class OpenStep:
 
         Raises:
             NonFiniteError: a result or gradient is not finite, and this is the only process.
-            ValueError: a score or weight is not finite.
+            ValueError: a score or weight is not finite; raised on every rank.
         """
         # The last check waits for all that the device has to do; then nothing else waits.
         found = [check.found() for check in (gradients, self.micros[-1].gradients) if check]
         read: list[list[ProblemRecord]] = []
+        broken: str | None = None
         for micro in self.micros:
             try:
                 read.append(micro.records())
             except NonFiniteError as error:
                 self.meet_not_finite(str(error), alone=alone)
                 read.append([])
+            except ValueError as error:  # of a score: the other ranks must not wait for this one
+                if alone:
+                    raise
+                broken = broken or str(error)
+                read.append([])
         bad_gradient = found[0] if gradients is not None else None
-        ranks: list[Any] = [(read, self.not_finite, bad_gradient)]
+        ranks: list[Any] = [(read, self.not_finite, bad_gradient, broken)]
         if not alone:
             ranks = gather_object(ranks)
+        for *_, error_of_rank in ranks:
+            if error_of_rank is not None:
+                raise ValueError(error_of_rank)
         self.micros, self.not_finite = [], None
         # In data order: by micro-batch, then by rank.
         micros = zip(*(rank[0] for rank in ranks), strict=True)

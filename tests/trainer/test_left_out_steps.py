@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
-from compact.trainer.step import LeftOutSteps
+from compact.trainer import step
+from compact.trainer.step import LeftOutSteps, Micro, OpenStep
 
 
 @pytest.mark.parametrize("with_scaler", [True, False])
@@ -34,3 +37,20 @@ def test_a_step_that_is_left_out(with_scaler: bool) -> None:
         assert torch.equal(before, model.weight) == left_out
         assert optimizer.scaler is scaler
         assert scaler is None or scaler.get_scale() == 65536.0
+
+
+def test_a_score_that_is_not_finite_ends_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank that found it takes part in the exchange, in which the others wait."""
+
+    class Broken(Micro):
+        def records(self) -> list[Any]:
+            raise ValueError("validity score mine must be finite")
+
+    asked = []
+    monkeypatch.setattr(step, "gather_object", lambda found: (asked.append(found), found)[1])
+    with pytest.raises(ValueError, match="score mine must be finite"):
+        OpenStep([Broken()]).close(None, alone=False)
+    assert len(asked) == 1
+    with pytest.raises(ValueError, match="score mine must be finite"):
+        OpenStep([Broken()]).close(None, alone=True)
+    assert len(asked) == 1
