@@ -44,6 +44,7 @@ _READ_BY_NAME = re.compile(
     r"|chat_template\.jinja|run\.json|(?:trainer|compact)_state\.json|manifest\.json"
     r"|.*\.(?:safetensors|bin|gguf|pt|pth|py)|.*\.index\.json"
 )
+_UNFINISHED = ".writing"
 _STREAMS = ("/dev/stdout", "/dev/stderr")
 _END = 1 << 20  # bytes
 
@@ -398,8 +399,13 @@ def replace_whole(path: Path, content: str | bytes) -> None:
         _replace(path, content, durable=True)
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is what a killed process was writing, in place of another."""
+    return name.endswith(_UNFINISHED)
+
+
 def _replace(path: Path, content: bytes, *, durable: bool) -> None:
-    beside = path.with_name(f".{secrets.token_hex(8)}.writing")
+    beside = path.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         with beside.open("xb") as file:
             file.write(content)

@@ -63,7 +63,7 @@ def load_labelled(
             if problem.answer is not None:
                 stated = problem.domain.extract(text_of(rationale.completion))
                 states = problem.domain.matches(stated, problem.answer)
-            right = row.get("right", states)
+            right = row.get("right") if with_label else states
             if right is None:
                 raise ValueError(
                     f"{where}: expected the field right, or an answer that tells whether the "

@@ -45,7 +45,7 @@ from compact.data.rows import content_of_rows
 from compact.evaluation import paired
 from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
 from compact.evaluation.arms import Arm
-from compact.evaluation.evaluate import evaluate
+from compact.evaluation.evaluate import check_questions, evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
 from compact.evaluation.memory import peak_mb, release
 from compact.evaluation.paired import DEVELOPMENT
@@ -57,6 +57,7 @@ from compact.files import (
     check_output,
     content_of,
     content_of_student,
+    is_unfinished,
     parse_yaml,
     read_text,
     write_whole,
@@ -216,7 +217,13 @@ def file_task(
         raise ValueError(
             f"--development must be less than the {len(problems)} problems, got {development}"
         )
-    held = set(Random(0).sample(range(len(problems)), development))
+    known = [i for i, problem in enumerate(problems) if problem.answer is not None]
+    if development > len(known):
+        raise ValueError(
+            f"--development must be at most {len(known)}, the problems with a gold answer, "
+            f"got {development}"
+        )
+    held = set(Random(0).sample(known, development))
     questions: dict[str, _Test] = {
         name: load_test(test)[:limit] for name, test in zip(_test_names(tests), tests, strict=True)
     }
@@ -300,7 +307,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         `text_drift` returns; None for a number that is not finite). The seconds are those of
         loading, training and tests.
     """
-    foreign = sorted({path.name for path in folder.glob("*")} - _OF_AN_ARM)
+    names = (path.name for path in folder.glob("*"))
+    foreign = sorted(name for name in names if name not in _OF_AN_ARM and not is_unfinished(name))
     if foreign:
         raise ValueError(
             f"{folder}: expected an unfinished run of this comparison, found {foreign[0]}; choose "
@@ -312,6 +320,8 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
     for test in tests.values():  # what cannot be encoded is refused before hours of training
         if isinstance(test[0], PreferencePair):
             encode_pairs(test, processing_class)
+        else:
+            check_questions(test, processing_class)
     known_right = task.right(problems)  # with the gold answers, also for an arm without them
     problems = arm.seen(problems)
     overrides = dict(arm.overrides)

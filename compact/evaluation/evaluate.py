@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,6 +79,29 @@ class _Within:
             self.bar.set_postfix_str(f"token {tokens} of at most {self.most}")
 
 
+def check_questions(
+    problems: Sequence[Problem], processing_class: Any
+) -> dict[str, tuple[int, ...]]:
+    """Returns question_id -> token ids of the prompt, of questions that can be judged.
+
+    Raises:
+        ValueError: no problems, a question_id occurs twice or has no gold answer, or a prompt
+            cannot be encoded.
+    """
+    if not problems:
+        raise ValueError("evaluate: problems must hold at least one problem, got none")
+    found: dict[str, tuple[int, ...]] = {}
+    for problem in problems:
+        if problem.question_id in found:
+            raise ValueError(f"evaluate: question_id {problem.question_id!r} occurs twice")
+        if problem.answer is None:
+            raise ValueError(
+                f"evaluate: question_id {problem.question_id!r} must have a gold answer, got none"
+            )
+        found[problem.question_id] = tuple(encode_prompt(problem.prompt, processing_class))
+    return found
+
+
 def evaluate(
     model: Any,
     processing_class: Any,
@@ -112,31 +134,19 @@ def evaluate(
         items, correct, accuracy, ci_low, ci_high (95%), unparsed, unjudged, mean_tokens, seconds.
 
     Raises:
-        ValueError: no problems, a question_id occurs twice or has no gold answer, or `out` belongs
-            to another run.
+        ValueError: as in `check_questions`, or `out` belongs to another run.
     """
-    if not problems:
-        raise ValueError("evaluate: problems must hold at least one problem, got none")
-    ids = [p.question_id for p in problems]
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise ValueError(f"evaluate: question_id {twice!r} occurs twice")
-    golds = {p.question_id: p.answer for p in problems if p.answer is not None}
-    if len(golds) < len(ids):
-        without = next(i for i in ids if i not in golds)
-        raise ValueError(f"evaluate: question_id {without!r} must have a gold answer, got none")
     start = time.monotonic()
+    prompts = check_questions(problems, processing_class)
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
     rows = rows_at(out, settings, key="question_id", shape=ITEM)
     done = rows.done
-    todo = [
-        (encode_prompt(p.prompt, processing_class), p)
-        for p in problems
-        if p.question_id not in done
-    ]
+    todo = [(prompts[p.question_id], p) for p in problems if p.question_id not in done]
     # Longest first: prompts in a batch have similar length, and if memory is too small, the first
     # batch shows it.
     todo.sort(key=lambda pair: -len(pair[0]))
+    ids = list(prompts)
+    golds = {p.question_id: p.answer for p in problems if p.answer is not None}
     training = model.training
     model.eval()
     own_judge = judge is None
@@ -154,8 +164,8 @@ def evaluate(
             for first in range(0, len(todo), batch_size):
                 part = todo[first : first + batch_size]
                 watch = _Within(bar, max_new_tokens) if progress else None
-                prompts = [ids for ids, _ in part]
-                answers = generate(model, processing_class, prompts, max_new_tokens, watch=watch)
+                asked = [ids for ids, _ in part]
+                answers = generate(model, processing_class, asked, max_new_tokens, watch=watch)
                 texts = [processing_class.decode(x, skip_special_tokens=True) for x in answers]
                 verdicts = judge.judge(
                     [

@@ -9,7 +9,9 @@ MS_q, MS_s, MS_e are the mean squares of questions, seeds and the rest (two-way 
 without replication); a negative component of variance counts as 0. The degrees of freedom are
 Satterthwaite's (Biometrics Bulletin 2, 1946), at least 1. With one seed only the questions vary:
 Var = MS_q / Q with Q - 1 degrees of freedom. So an interval is about other questions of the same
-kind and about other seeds.
+kind and about other seeds. If all values are equal, the interval has the share of other values that
+would show none in Q questions with a probability of 5% (the "rule of three"), and p is that of the
+sign test.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Effect(NamedTuple):
 def effect(values: NDArray[np.float64]) -> Effect:
     """Returns the mean of `values` [S, Q] and what is known about it.
 
-    Where nothing can be known (one question and one seed), the interval is infinite and p is 1.
+    Where nothing can be known (one question and one seed), the interval is infinite and p is 1. If
+    all values are equal, nothing is known about what is detectable: it is infinite.
     """
     seeds, questions = values.shape
     mean = float(values.mean())
@@ -73,8 +76,10 @@ def effect(values: NDArray[np.float64]) -> Effect:
     sources.append((-ms_e, (questions - 1) * (seeds - 1)))
     variance = sum(ms for ms, df in sources if df)
     spread = sum(ms * ms / df for ms, df in sources if df)
-    if variance <= 0.0:  # all values are equal
-        return Effect(mean, mean, mean, float(mean == 0.0), 0.0)
+    if variance <= 0.0:  # all values are equal, but one more might have been another
+        count = questions if questions > 1 else seeds
+        half, sign = 1.0 - 0.05 ** (1.0 / count), 1.0 if mean == 0.0 else 2.0 * 0.5**count
+        return Effect(mean, mean - half, mean + half, min(sign, 1.0), math.inf)
     df = max(variance**2 / spread, 1.0)
     error = math.sqrt(variance / (seeds * questions))
     half = t_quantile(0.975, df) * error

@@ -199,7 +199,13 @@ def answer_vote() -> Policy:
 
 @register_policy("softmax-nll")
 def softmax_nll(tau: float = 1.0) -> Policy:
-    """Weights softmax_k(-NLL_k / tau), NLL_k the mean nll over the rationale's tokens."""
+    """Weights softmax_k(-NLL_k / tau), NLL_k the mean nll over the rationale's tokens.
+
+    Raises:
+        ValueError: `tau` is not above 0.
+    """
+    if not tau > 0:
+        raise ValueError(f"tau must be > 0, got {tau!r}")
 
     def policy(pass_: Pass, _: int) -> Tensor:
         return segment_softmax(-_mean_nll(pass_) / tau, pass_.batch.counts)

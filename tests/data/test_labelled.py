@@ -29,7 +29,7 @@ def test_labels_of_the_data(tmp_path: Path) -> None:
 
 
 def test_without_labels_the_gold_answer_decides(tmp_path: Path) -> None:
-    rows = {"teacher": "a"}, {"teacher": "b", "completion": "The answer is 5."}
+    rows = {"teacher": "a", "right": None}, {"teacher": "b", "completion": "The answer is 5."}
     _, labels = load_labelled(write(tmp_path / "x.jsonl", *rows))
     assert [label.right for label in labels.values()] == [True, False]
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compact.commands.cli import main
-from compact.commands.recipe import read_settings
+from compact.commands.recipe import RecipeConfig, read_settings
+from compact.config import CompactConfig
 from compact.data import load_problems
 from compact.evaluation import arm_tables, compare, score
 from compact.evaluation.arms import Arm, parse_arm
@@ -332,6 +333,55 @@ max_new_tokens: 4
     text = both.read_text()
     assert text.count(table) == 2 and [x for x in text.splitlines() if x in lines] == lines
     assert "(../out/study.png)" in text and "(../out/other.png)" in text
+
+
+def test_questions_that_cannot_be_judged_are_refused_before_training(task, tmp_path, monkeypatch):
+    """A test question without a gold answer; a development set larger than the answers."""
+    monkeypatch.setattr(compare, "CompactTrainer", None)  # nothing is trained
+    model, tokenizer, problems, tests = task.start(0)
+    unknown = [replace(problems[0], answer=None)]
+    asked = replace(task, start=lambda seed: (model, tokenizer, problems, {"test": unknown}))
+    with pytest.raises(ValueError, match="must have a gold answer, got none"):
+        compare.run_arm(asked, parse_arm("uniform"), 0, tmp_path / "run", None)
+
+
+def test_development_questions_have_answers(tmp_path):
+    """They are drawn from the problems with a gold answer."""
+    rows = zoo.make_rows(("good",), 4, seed=1)
+    data = tmp_path / "train.jsonl"
+    rows = [
+        rows[0] | {"answer": None},
+        *rows[1:],
+        rows[0] | {"question_id": "more", "answer": None},
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps(rows[1]) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: m\n")
+    read = {"model": "m", "limit": None, "arms": ()}
+    config = CompactConfig(str(tmp_path), use_cpu=True)
+
+    def held(development):
+        settings = (recipe, RecipeConfig(), config)
+        task = compare.file_task(str(data), [str(test)], *settings, development=development, **read)
+        return task.about["development"]
+
+    assert held(3) == 3
+    with pytest.raises(ValueError, match="--development must be at most 3, .* got 4"):
+        held(4)
+
+
+def test_what_a_killed_process_was_writing_is_no_foreign_file(task, tmp_path):
+    """The run is started again."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".0123456789abcdef.writing").write_text("{")
+    found = compare.run_arm(task, parse_arm("uniform"), 0, folder, None)
+    assert found["steps"] > 0
+    (folder / "other").write_text("")
+    with pytest.raises(ValueError, match="found other; choose another --out"):
+        compare.run_arm(task, parse_arm("uniform"), 0, folder, None)
 
 
 def test_arm_settings_are_read_and_checked():

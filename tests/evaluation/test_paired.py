@@ -48,9 +48,13 @@ def test_two_seeds_by_hand():
     assert found.high - found.mean == pytest.approx(12.7062 / 6, rel=1e-4)
 
 
-def test_equal_answers_give_no_effect_and_one_value_no_interval():
-    assert paired.effect(np.zeros((3, 4))) == (0.0, 0.0, 0.0, 1.0, 0.0)
-    assert paired.effect(np.ones((3, 4))).p == 0.0
+def test_equal_answers_leave_room_for_others_and_one_value_for_all():
+    found = paired.effect(np.zeros((3, 4)))
+    assert found.p == 1.0 and found.detectable == math.inf
+    # Of 4 questions, none is another with a probability of 5% if .53 of all are.
+    assert (1.0 - found.high) ** 4 == pytest.approx(0.05) and found.low == -found.high
+    assert paired.effect(np.ones((3, 4))).p == 0.125  # four heads or four tails in a row
+    assert paired.effect(np.ones((3, 50))).low > 0.94
     assert paired.effect(np.ones((1, 1)))[1:] == (-math.inf, math.inf, 1.0, math.inf)
 
 

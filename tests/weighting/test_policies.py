@@ -63,6 +63,11 @@ def test_policies_that_read_the_loss(finished: Pass) -> None:
     )
 
 
+def test_a_temperature_of_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="override of softmax-nll: tau must be > 0, got 0"):
+        make_weigher("softmax-nll", tau=0)
+
+
 def test_policies_that_read_the_answer(finished: Pass) -> None:
     """The most common answer, the right answer, or who wrote it."""
     found = finished
