@@ -51,6 +51,27 @@ def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tu
     return tuple(processing_class(text, add_special_tokens=False)["input_ids"])
 
 
+def encode_question(
+    problem: Problem, processing_class: PreTrainedTokenizerBase, max_length: int
+) -> tuple[int, ...]:
+    """Token ids of the prompt of a problem.
+
+    Raises:
+        ValueError: as in `encode_prompt`, or it leaves no room for a rationale within `max_length`.
+    """
+    where = f"question_id {problem.question_id!r}"
+    try:
+        prompt_ids = encode_prompt(problem.prompt, processing_class)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len(prompt_ids) >= max_length:
+        raise ValueError(
+            f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a "
+            f"rationale within max_length = {max_length}"
+        )
+    return prompt_ids
+
+
 def encode_problem(
     problem: Problem,
     processing_class: PreTrainedTokenizerBase,
@@ -98,16 +119,8 @@ def encode_problem(
         raise ValueError(f"{where}: expected at least one rationale, got none")
     if not cue.strip():
         raise ValueError(f"cue must hold text (it predicts the first answer token), got {cue!r}")
-    try:
-        prompt_ids = encode_prompt(problem.prompt, processing_class)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    prompt_ids = encode_question(problem, processing_class, max_length)
     room = max_length - len(prompt_ids)
-    if room < 1:
-        raise ValueError(
-            f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a "
-            f"rationale within max_length = {max_length}"
-        )
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"

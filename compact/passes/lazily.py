@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tqdm import tqdm
 
-from compact.passes.encode import encode_problem, with_judgements
+from compact.data import Problem, text_of
+from compact.passes.encode import encode_problem, encode_question, with_judgements
 from compact.passes.types import EncodedProblem
 from compact.validity import Judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compact.data import Problem
-
+_TEMPLATE = 100  # most tokens of a chat template
 AT_ONCE = 1000
 """Most problems that are encoded at the start, and the size of the sample of larger data."""
 
@@ -52,8 +52,8 @@ class LazyProblems(Sequence[EncodedProblem]):
             settings: other arguments of `encode_problem`.
 
         Raises:
-            ValueError, TypeError: as in `encode_problem`, for a problem of the sample. For another
-                one they are raised when it is asked for.
+            ValueError, TypeError: as in `encode_problem`, for a problem of the sample; of any other
+                one, if its prompt is too long. Other errors are raised when it is asked for.
         """
         self._problems, self._processing_class = problems, processing_class
         self._settings = settings
@@ -70,6 +70,12 @@ class LazyProblems(Sequence[EncodedProblem]):
                 for problem, judgements in zip(encoded, self._judge.judged, strict=True)
             ]
         self._known = dict(zip(chosen, encoded, strict=True))
+        # A token has at least one byte, so only long texts can be prompts of too many tokens.
+        most = settings["max_length"]
+        for i, problem in enumerate(problems):
+            size = len(text_of(problem.prompt).encode()) + _TEMPLATE
+            if i not in self._known and size >= most:
+                encode_question(problem, processing_class, most)
 
     @property
     def sample(self) -> list[EncodedProblem]:

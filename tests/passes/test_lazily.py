@@ -52,8 +52,8 @@ def test_what_was_learned_from_judges_alike_one_by_one() -> None:
     assert [judge(case) for case in cases] == judge.judged
 
 
-def test_an_error_names_its_problem_when_it_is_asked_for(at_once: int) -> None:
+def test_a_prompt_that_is_too_long_is_refused_at_the_start(at_once: int) -> None:
+    """In any row, not when it comes; the message names its problem."""
     long = [*PROBLEMS[:10], replace(PROBLEMS[10], prompt="much " * 600)]
-    found = LazyProblems(long, TOKENIZER, max_length=512)
-    with pytest.raises(ValueError, match="leaves no room"):
-        found[10]
+    with pytest.raises(ValueError, match=f"{PROBLEMS[10].question_id}.* leaves no room"):
+        LazyProblems(long, TOKENIZER, max_length=512)
