@@ -30,8 +30,8 @@ def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
         if none:
             lines.append(
                 f"{_of(none, len(gold))} have no rationale that states the gold answer: they are "
-                "skipped, unless the answer of one could not be read. Is the gold answer written "
-                "as teachers write it? (answer_type in docs/data-format.md)"
+                "skipped, unless no answer at all could be read. Is the gold answer written as "
+                "teachers write it? (answer_type in docs/data-format.md)"
             )
     unsound = sum(0.0 < sum(j.validity for j in judgements) < LEAST for judgements in problems)
     if unsound:

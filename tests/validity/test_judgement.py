@@ -177,6 +177,16 @@ def test_one_rationale_and_none() -> None:
     assert found[0].basis == "nothing" and found[0].validity > 0
 
 
+@pytest.mark.parametrize(("answers", "kept"), [((None, None), True), (("18", None), False)])
+def test_without_a_right_answer_a_problem_is_kept_only_if_no_answer_was_read(
+    answers: tuple[str | None, ...], kept: bool
+) -> None:
+    found = judge([case(*((GOOD, answer) for answer in answers))])
+    assert (sum(j.validity for j in found[0]) >= LEAST) == kept
+    assert len({j.validity for j in found[0]}) == 1
+    assert "1 of 1 have no rationale that states the gold answer" in "\n".join(describe(found))
+
+
 def test_what_is_known_is_described() -> None:
     lines = describe(
         judge(
@@ -192,6 +202,7 @@ def test_what_is_known_is_described() -> None:
     text = "\n".join(lines)
     assert "1 of 5 problems have one rationale, of weight 1 or 0" in text
     assert "1 of 2 problems with a gold answer have rationales that state it and others" in text
-    assert "1 of 2 have no rationale that states the gold answer: they are skipped" in text
+    assert "1 of 2 have no rationale that states the gold answer: they are skipped, unless" in text
+    assert "unless no answer at all could be read" in text
     assert "1 of 2 of these have no two equal answers" in text
     assert "hold an equation that is wrong" in text
