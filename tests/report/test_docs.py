@@ -271,15 +271,16 @@ def test_the_method_lists_every_policy():
 
 def test_the_metrics_page_lists_every_metric_and_token_weight():
     text, token_weights = (ROOT / "docs/metrics.md").read_text().split("## Token weights")
-    better = {}
+    told = {}
     for row in re.findall(r"^\| `.*", text, re.MULTILINE):
         cells = [cell.strip() for cell in row.replace("\\|", "").split("|")]
-        names, _, direction, axis = cells[1:5]
-        better |= {name: (direction, axis) for name in re.findall(r"`([\w-]+)`", names)}
-    assert set(better) == set(METRICS)
+        names, _, direction, axis, needs = cells[1:6]
+        gold = "gold answers" in needs
+        told |= {name: (direction, axis, gold) for name in re.findall(r"`([\w-]+)`", names)}
+    assert set(told) == set(METRICS)
     for name, metric in METRICS.items():
         direction = "" if name == "random" else metric.direction
-        assert better[name] == (direction, metric.axis), name
+        assert told[name] == (direction, metric.axis, metric.needs.gold), name
     named = re.findall(r"^\| `(\w+)`", token_weights, re.MULTILINE)
     assert named == list(TOKEN_WEIGHTS)
 
