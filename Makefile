@@ -74,7 +74,7 @@ STUDY_ARMS   = uniform oracle answer-vote softmax-nll robust mgda pcgrad mind \
   "uniform,strategy=adaswitch,strategy_options={teachers: $(ZOO_TEACHER), max_new_tokens: 110}" \
   "uniform,strategy=answer-confidence,strategy_options={teachers: $(ZOO_TEACHER)}" \
   "uniform,strategy=feature-contrast,strategy_options={teachers: $(ZOO_TEACHER)}"
-study: native  ## every strategy and policy on zoo B at equal tokens (over an hour; STUDY_FLAGS, STUDY_OUT)
+study: native  ## strategies and the main weightings on zoo B at equal tokens (over an hour; STUDY_FLAGS, STUDY_OUT)
 	$(PY) -c 'from compact.lab.zoo_student import load_zoo_student as load; load("late")'
 	$(PY) -m compact compare zoo-b --arms $(STUDY_ARMS) $(STUDY_FLAGS) --out $(STUDY_OUT)
 

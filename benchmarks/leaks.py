@@ -81,7 +81,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Scores the zoo of both data sets and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT / "shared/data", metavar="DIR")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", metavar="DIR")
     parser.add_argument("--questions", type=int, default=60, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
