@@ -133,7 +133,8 @@ HOST = """## What a step costs besides body and head
 Taking the batch, collating, scores, weights, clipping, the optimizer, records and log lines take
 {ours} of CPU time a step with answer leaves. transformers' Trainer takes {theirs} for the same
 rationales: the ratio is **{ratio}**, and {low:.2f} to {high:.2f} over all runs of that commit
-(P = {P}, K = {K}, one micro-batch, a tiny student; {one.machine}; commit {one.commit}, {day}).
+(P = {P} problems in the only micro-batch, K = {K}, a tiny student; {one.machine};
+commit {one.commit}, {day}).
 
 """
 
@@ -260,11 +261,13 @@ The measured figures themselves, time and peak memory above the model's own:
 Ratios to plain SFT: **measured** (computed). The columns of operations are counted, the same on any
 machine. The computed times are this CPU's: rates fitted on {w.student.name}, carried over to the
 larger students. Students up to 0.5B were measured with random weights of the published sizes, which
-cost the same. On a GPU, which has more operations to a byte than a CPU, nothing has been measured.
+cost the same. On a GPU nothing has been measured ([why](trainer.md#on-a-gpu)).
 
 {students}
 
 ## What else changes it
+
+P problems in a micro-batch; in all other rows and tables P = {w.problems}.
 
 {rest}
 
@@ -343,11 +346,11 @@ def rates_table(results: Results) -> str:
         "| | 1 / s_body | s_logit | kept | b |",
         "|---|--:|--:|--:|--:|",
     ]
-    for name in PROVIDERS:
+    for name, title in zip(PROVIDERS, ("plain SFT", "no leaves", "leaves"), strict=True):
         r = results.rates[name]
         speed = f"{1 / r.body / 1e9:.0f} GFLOP/s" if r.body else "-"
         lines.append(
-            f"| {name} | {speed} | {r.head * 1e9:.1f} ns | {r.kept:.2f} | {r.logit:.1f} bytes |"
+            f"| {title} | {speed} | {r.head * 1e9:.1f} ns | {r.kept:.2f} | {r.logit:.1f} bytes |"
         )
     product = 1 / results.rates["sft"].product / 1e9
     return "\n".join(

@@ -167,7 +167,7 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
     assert text.index("| 1,024 | 2 s, 50 MB |") < text.index("| 2,048 | 4 s, 100 MB |")
     assert "| **0.75** | **0.25** | **0.60** | **0.60** |" in text
     assert "14.0 ms of CPU time" in text and "takes 10.0 ms" in text and "**1.40**" in text
-    assert "(P = 4, K = 4" in text
+    assert "(P = 4 problems in the only micro-batch, K = 4" in text
 
 
 def test_without_measurements_there_is_one_line(tmp_path, monkeypatch, capsys):
