@@ -189,7 +189,7 @@ def _overview() -> str:
             *lines,
             "",
             "example:",
-            "  compact train --config recipes/svamp.yaml",
+            "  compact train --config recipe.yaml",
             "  compact COMMAND --help",
             "  compact --version",
             "",

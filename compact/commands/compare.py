@@ -16,9 +16,9 @@ from compact.lab.zoo_student import CACHE, STAGES
 SEEDS = (0, 1, 2)
 EPILOG = """example:
   compact compare zoo-b --arms uniform answer-vote robust oracle --seeds 0 1 2 3 4 --out runs/zoo-b
-  compact compare train.jsonl --config recipes/svamp.yaml --test test.jsonl \\
-      --arms single:gpt-4o uniform robust,tau=0.5 --out runs/svamp-arms
-  compact compare --config recipes/studies/natural_errors.yaml --out runs/study
+  compact compare train.jsonl --config recipe.yaml --test test.jsonl \\
+      --arms single:gpt-4o uniform robust,tau=0.5 --out runs/arms
+  compact compare --config study.yaml --out runs/study   # with data, tests, arms and seeds in it
 """
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         metavar="DATA",
         nargs="?",
-        help="rationales, JSON lines; or zoo-a, zoo-b [data of the recipe]",
+        help="rationales; or zoo-a, zoo-b: generated teachers, some wrong [data of the recipe]",
     )
     arms = " ".join(DEFAULT_ARMS)
     parser.add_argument(

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="DATA",
         help="rationales with a field right, or with gold answers, JSON lines; zoo-a, zoo-b, "
-        "zoo-c: made here; none: list names",
+        "zoo-c: generated teachers, of which it is known who is right; none: list names",
     )
     parser.add_argument(
         "--model",

@@ -31,8 +31,8 @@ EPILOG = """keys of a recipe, also as --key value (overrides the recipe):
   every field of CompactConfig, including those of transformers.TrainingArguments.
 
 example:
-  compact train --config recipes/svamp.yaml --learning_rate 2e-4
-  compact train --config recipes/svamp.yaml --num_processes 2 --accelerate_config fsdp2
+  compact train --config recipe.yaml --learning_rate 2e-4
+  compact train --config recipe.yaml --num_processes 2 --accelerate_config fsdp2
 """
 
 
