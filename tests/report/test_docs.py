@@ -257,9 +257,14 @@ def test_commands_of_the_guides_exist():
     assert {"train", "evaluate", "report", "import", "score", "compare"} <= named <= COMMANDS.keys()
 
 
-def test_the_quickstart_lists_every_command():
+def test_the_quickstart_names_commands_with_their_guides(capsys):
     text = (ROOT / "docs/quickstart.md").read_text()
-    assert set(re.findall(r"^\| `compact (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
+    rows = re.findall(r"^\| `compact (\w+)` (.*)", text, re.MULTILINE)
+    assert len(rows) > 5 and all("](" in what for _, what in rows)
+    assert {name for name, _ in rows} <= set(COMMANDS)
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert set(COMMANDS) <= set(listed)
 
 
 def test_the_method_lists_every_policy():

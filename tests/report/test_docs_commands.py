@@ -30,6 +30,8 @@ NOT_RUN = {
     "hf upload": "needs an account of the hub",
     "python -m benchmarks.leaks": "needs the data of the benchmarks",
     "compact collect": "asks paid teachers; tests/teachers asks served ones",
+    "compact import gemini=SVAMP": "reads files of another repository",
+    "compact train --config recipes/svamp.yaml --data svamp.jsonl": "trains on those files",
     "compact train --config recipe.yaml --data rationales.jsonl --output_dir runs/mine --strategy": (  # noqa: E501
         "asks a paid teacher; tests/strategies/test_writers.py asks a served one"
     ),
