@@ -94,7 +94,7 @@ def test_the_loop_of_the_operators_guide_gives_the_gradient_of_full_logits():
     exec(block, names)
     weight, found = names["weight"], embedding.weight.grad.clone()
     assert weight.shape == (12,) and not weight.requires_grad and weight.std() > 0
-    assert torch.allclose(names["alpha"].view(2, 2).sum(1), torch.ones(2))
+    assert torch.allclose(names["found"].weight.view(2, 2).sum(1), torch.ones(2))
     embedding.weight.grad = None
     logits = lm_head(embedding(names["input_ids"]).flatten(0, 1))[rows]
     (weight * torch.nn.functional.cross_entropy(logits, target, reduction="none")).sum().backward()
