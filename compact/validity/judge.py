@@ -184,7 +184,8 @@ def _judgements(
         ]
         if share < 1.0:
             findings.append(Finding("copy", None, f"{round(1 / share)} rationales have this text"))
-        validity = scale * share * (lower + (likely[k] - lower) * kept[k] / best)
+        # kept / best is 1 for the best one: ties between answers stay exact.
+        validity = scale * share * (lower + (likely[k] - lower) * (kept[k] / best))
         judgements.append(Judgement(validity, agreed[k], basis, tuple(findings)))
     return tuple(judgements)
 

@@ -135,6 +135,15 @@ def test_copies_share_the_weight_of_one() -> None:
     assert found[0].findings[0].text == "2 rationales have this text"
 
 
+def test_rounding_breaks_no_tie_between_answers() -> None:
+    """Whatever speaks against a lone text, its answer has as much of a vote as any other."""
+    steps = [tuple(f"{n} + {n} = {2 * n + (m < n)}" for m in range(4)) for n in range(1, 5)]
+    for size in range(2, 5):
+        answers = [(steps[k], str(k)) for k in range(size)]
+        (found,) = judge([case(*answers, gold=None)])
+        assert len({j.validity for j in found}) == 1
+
+
 @pytest.mark.parametrize("gold", ["16", None])
 def test_the_order_of_rationales_and_problems_does_not_matter(gold: str | None) -> None:
     first = case((GOOD, "16"), (FALSE, "16"), (WRONG, "18"), (GOOD, None), gold=gold)
