@@ -77,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--route", type=int, metavar="N", help="ask all teachers the first N questions only"
     )
     group.add_argument("--student", metavar="MODEL", help="who scores their rationales")
-    group.add_argument(
-        "--preset", default=ROUTED_BY, help=f"preset or policy that weighs them [{ROUTED_BY}]"
-    )
+    group.add_argument("--preset", help=f"preset or policy that weighs them [{ROUTED_BY}]")
     defaults = Patience()
     parser.add_argument(
         "--attempts",
@@ -108,6 +106,9 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not value >= 0:
             raise ValueError(f"--{name} must be at least 0, got {value}")
+    for name in ("student", "preset"):
+        if args.route is None and getattr(args, name) is not None:
+            raise ValueError(f"--{name} must be used with --route")
     out = Path(args.out)
     store_file = Path(args.store or out.with_suffix(".sqlite"))
     for path in (out, summary_path(out), _card(out)):  # before anything is paid for
@@ -151,7 +152,9 @@ def _route(args: argparse.Namespace, plans: Plans, problems: Sequence[Problem], 
     if args.student is None:
         raise ValueError("--route must be given together with --student, who scores")
     scores = out.with_suffix(".route.jsonl")
-    return Route(plans, problems, args.route, args.student, preset=args.preset, scores=scores)
+    return Route(
+        plans, problems, args.route, args.student, preset=(args.preset or ROUTED_BY), scores=scores
+    )
 
 
 def _ask(store: Store, plans: Plans, args: argparse.Namespace) -> dict[str, Result]:

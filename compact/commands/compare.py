@@ -14,6 +14,8 @@ from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
 
 SEEDS = (0, 1, 2)
+OF_FILE = ("config", "test", "development", "model", "limit", "max_new_tokens")
+OF_ZOO = ("problems", "questions", "epochs", "stage", "cache")
 EPILOG = """example:
   compact compare zoo-b --arms uniform answer-vote robust oracle --seeds 0 1 2 3 4 --out runs/zoo-b
   compact compare train.jsonl --config recipe.yaml --test test.jsonl \\
@@ -68,11 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--limit", type=int, metavar="N", help="most questions or pairs of a test")
     files.add_argument("--max_new_tokens", type=int, metavar="N", help="of an answer [256]")
     group = parser.add_argument_group("for a zoo")
-    group.add_argument("--problems", type=int, default=240, metavar="N", help="[240]")
-    group.add_argument("--questions", type=int, default=200, metavar="N", help="[200]")
-    group.add_argument("--epochs", type=float, default=5.0, metavar="N", help="[5]")
-    group.add_argument("--stage", choices=list(STAGES), default="middle", help="[middle]")
-    group.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"[{CACHE}]")
+    group.add_argument("--problems", type=int, metavar="N", help="[240]")
+    group.add_argument("--questions", type=int, metavar="N", help="[200]")
+    group.add_argument("--epochs", type=float, metavar="N", help="[5]")
+    group.add_argument("--stage", choices=list(STAGES), help="[middle]")
+    group.add_argument("--cache", type=Path, metavar="DIR", help=f"[{CACHE}]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,16 +83,21 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
-    if args.data in ("zoo-a", "zoo-b"):
+    of_zoo = args.data in ("zoo-a", "zoo-b")
+    for name in OF_FILE if of_zoo else OF_ZOO:
+        if getattr(args, name) is not None:
+            where = "a file" if of_zoo else "zoo-a or zoo-b"
+            raise ValueError(f"--{name} must be used with {where}, got DATA {args.data}")
+    if of_zoo:
         arms, seeds, retained = _arms(args.arms, RIGHT), args.seeds, args.retained
         tokens = args.tokens
         task = zoo_task(
             args.data[-1],
-            problems=args.problems,
-            questions=args.questions,
-            epochs=args.epochs,
-            stage=args.stage,
-            cache=args.cache,
+            problems=args.problems or 240,
+            questions=args.questions or 200,
+            epochs=args.epochs or 5.0,
+            stage=args.stage or "middle",
+            cache=args.cache or CACHE,
         )
     else:
         if args.config is None:

@@ -93,6 +93,12 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     forgetting = bool(args.retained or args.retained_task)
+    for name, used, what in (
+        ("base", forgetting or args.endpoint, "--retained or --retained_task"),
+        ("api_key_env", args.endpoint is not None, "--endpoint"),
+    ):
+        if getattr(args, name) is not None and not used:
+            raise ValueError(f"--{name} must be used with {what}")
     stems = [Path(path).stem for path in args.retained_task]
     if len(set(stems)) < len(stems):
         raise ValueError(f"--retained_task must be files of different names, got {stems}")

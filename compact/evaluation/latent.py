@@ -76,7 +76,7 @@ def weights_moved(student: Any, base: Any) -> list[float]:
     """Returns |W - W0| / |W0| (Frobenius) of each decoder layer, all its weights together.
 
     Args:
-        student: the trained model; a peft model with one active adapter if `base` is the same.
+        student: the trained model. Of a peft model with one active adapter, what the adapter adds.
         base: the model that it started from.
     """
     changed: dict[int, float] = {}
@@ -90,7 +90,8 @@ def weights_moved(student: Any, base: Any) -> list[float]:
             more = 0.0 if change is None else float(change.double().square().sum())
             changed[layer] = changed.get(layer, 0.0) + more
 
-    if base is student:
+    adapted = any(hasattr(module, "get_delta_weight") for module in student.modules())
+    if base is student or adapted:
         deltas = {
             f"{name}.base_layer.weight": module.get_delta_weight(module.active_adapters[0])
             for name, module in student.named_modules()

@@ -144,9 +144,15 @@ def visits(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def effective_teachers(weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Returns exp(entropy of the weights) of each visit: 1 = one teacher, K = uniform weights."""
-    logs = np.where(weight > 0, weight * np.log(np.where(weight > 0, weight, 1.0)), 0.0)
-    return np.exp(-np.add.reduceat(logs, starts[:-1]))
+    """Returns exp(entropy of the weights) of each visit: 1 = one teacher, K = uniform weights.
+
+    Weights are divided by their sum in the visit; NaN if all are 0 (the problem was left out).
+    """
+    total = np.add.reduceat(weight, starts[:-1])
+    share = weight / np.where(total > 0, total, 1.0).repeat(np.diff(starts))
+    logs = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0)
+    found: np.ndarray = np.where(total > 0, np.exp(-np.add.reduceat(logs, starts[:-1])), np.nan)
+    return found
 
 
 def logged(run: Run, name: str) -> list[tuple[float, float]]:
@@ -172,11 +178,13 @@ def choose_problems(run: Run, count: int) -> list[str]:
     """Returns up to `count` question ids, evenly spaced in order of effective teachers.
 
     The first has the most concentrated weights at its last visit, the last the most even ones.
+    Problems that were left out are chosen only if all were.
     """
     starts = visits(run.scores)
     effective = effective_teachers(run.scores["weight"], starts)
     last = {q: e for q, e in zip(run.scores["question_id"][starts[:-1]], effective, strict=True)}
-    ordered = sorted(last, key=lambda q: (last[q], q))
+    weighed = {q: e for q, e in last.items() if not math.isnan(e)} or last
+    ordered = sorted(weighed, key=lambda q: (weighed[q], q))
     places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round())
     return [ordered[int(i)] for i in places]
 

@@ -32,8 +32,9 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
     best = np.zeros(len(scores["step"]))
     for a, b in zip(starts[:-1], starts[1:], strict=True):
         weight = scores["weight"][a:b]
-        best[a:b] = np.isclose(weight, weight.max(), rtol=1e-6)
-        best[a:b] /= best[a:b].sum()
+        if weight.any():  # else the problem was left out
+            best[a:b] = np.isclose(weight, weight.max(), rtol=1e-6)
+            best[a:b] /= best[a:b].sum()
     rows = []
     for colour, teacher in enumerate(run.teachers):
         mine = scores["teacher"] == teacher
@@ -207,14 +208,13 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     if run.scores:
         scores = run.scores
         starts = visits(scores)
+        effective = effective_teachers(scores["weight"], starts)
+        effective = effective[~np.isnan(effective)]  # without the problems that were left out
         found += [
             (f"{int(scores['step'].max()):,}", "optimizer steps"),
             (f"{len(set(scores['question_id'].tolist())):,}", "problems"),
             (f"{len(run.teachers)}", "teachers"),
-            (
-                f"{float(effective_teachers(scores['weight'], starts).mean()):.2f}",
-                "effective teachers",
-            ),
+            (f"{float(effective.mean()) if len(effective) else 0.0:.2f}", "effective teachers"),
         ]
     loss = logged(run, "loss")
     if len(loss) > 1:

@@ -41,6 +41,7 @@ from compact.strategies.white_box import (
     teacher_states,
 )
 from compact.student.generation import generate, seed_of
+from compact.validity import Judgement
 from compact_ops.head_divergence import KINDS
 
 if TYPE_CHECKING:
@@ -304,9 +305,14 @@ class AdaSwitch(Strategy):
         self.steps = int(state["steps"])
 
 
+# An error that the student wrote does not leave the problem out: the teacher goes on from there.
+_CHOSEN = Judgement(1.0, 1.0, "nothing", ())
+
+
 def _with_text(
     problem: EncodedProblem, teacher: str, ids: Sequence[int], student: Student
 ) -> EncodedProblem:
     tokenizer = student.tokenizer
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    return replace(problem, rationales=(plain_rationale(teacher, ids, text),))
+    mixed = replace(plain_rationale(teacher, ids, text), judgement=_CHOSEN)
+    return replace(problem, rationales=(mixed,))

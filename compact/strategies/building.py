@@ -62,7 +62,7 @@ class Builder(Strategy):
         self.writer = None if writer == "student" else find_writer(writer, budget=budget)
         if self.writer is None and budget is not None:
             raise ValueError(f"budget of {self.name} must stand with another writer, got {budget}")
-        self.settings = settings | (self.writer.settings if self.writer else {"writer": writer})
+        self.settings = settings | {"writer": self.writer.settings if self.writer else writer}
         self.seed, self.max_length, self.folder = 0, 2560, Path("runs/compact")
         self.device: Any = None
         self._log: Counts = {}

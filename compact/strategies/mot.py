@@ -72,7 +72,8 @@ class MergeOfThoughts(Strategy):
         self._sum: dict[str, Tensor] = {}  # dense parameters: sum of w_k theta_k
         self._factors: dict[str, Tensor] = {}  # LoRA: the branches' w_k B_k and A_k, stacked
         self._mass = 0.0  # sum of w_k of the finished branches of the round
-        self._seen = [0.0, 0.0]  # sum and count of the teacher's weights in this branch
+        self._own = [0.0, 0.0]  # sum and count of the teacher's weights in this step on this rank
+        self._seen = [0.0, 0.0]  # the same of all ranks, in this branch
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -114,6 +115,9 @@ class MergeOfThoughts(Strategy):
         if not self._start:
             _refuse_adapters(model)
             self._start = _copy(model)
+        device = next(model.parameters()).device  # a checkpoint is read on the CPU
+        for tensors in (self._start, self._sum, self._factors):
+            tensors |= {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def data_step(self, step: int) -> int:
         """Every branch of a round trains on the problems of the same steps."""
@@ -143,17 +147,23 @@ class MergeOfThoughts(Strategy):
         """Weight 1 for the branch's teacher; a problem without its rationale is left out."""
         mine = [float(teacher == self.teacher) for teacher in pass_.batch.teachers]
         found = torch.tensor(mine, device=weights.weight.device)
-        self._seen[0] += float((found * weights.weight).sum())
-        self._seen[1] += float(found.sum())
+        self._own[0] += float((found * weights.weight).sum())
+        self._own[1] += float(found.sum())
         return found
 
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
         """Ends a branch after its last step, and a round after its last branch."""
+        if self.merge == "weights":  # in each step: a checkpoint has the sums of all ranks
+            device = next(model.parameters()).device  # nccl reduces nothing on the CPU
+            own = torch.tensor(self._own, dtype=torch.float64, device=device)
+            found = reduce(own, "sum").tolist()
+            self._seen = [a + b for a, b in zip(self._seen, found, strict=True)]
+        self._own = [0.0, 0.0]
         if step < self._ends[self.branch]:
             return
         share = 1.0
         if self.merge == "weights":
-            total, count = reduce(torch.tensor(self._seen, dtype=torch.float64), "sum").tolist()
+            total, count = self._seen
             share = total / count if count else 0.0
         self._seen = [0.0, 0.0]
         self._means.add(f"branch weight/{self.teacher}", share)

@@ -163,7 +163,10 @@ class Trico(Strategy):
         """Moves beta and log tau down the mean slope of J over the problems of the step."""
         self.steps = step
         names = list(self._slopes)
-        own = torch.tensor([*self._slopes.values(), self._count], dtype=torch.float64)
+        device = next(model.parameters()).device  # nccl reduces nothing on the CPU
+        own = torch.tensor(
+            [*self._slopes.values(), self._count], dtype=torch.float64, device=device
+        )
         *slopes, count = reduce(own, "sum").tolist()
         self._slopes, self._count = dict.fromkeys(names, 0.0), 0.0
         if not count:

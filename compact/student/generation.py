@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, StoppingCriteria, StoppingCriteriaList
+from transformers import Cache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.student.student import learned_positions
@@ -88,7 +88,6 @@ def generate(
         while made < max_new_tokens:
             before = ids.shape[1]
             some = _SomeEnded(before, ends, made, len(prompts) - len(going), watch)
-            # The settings of the model's generation_config are ignored.
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -173,13 +172,20 @@ class _SomeEnded(StoppingCriteria):
 def _own_forward(model: Any) -> Iterator[None]:
     """Within the context the model is in eval mode and has its class's forward.
 
-    In training, the trainer and accelerate replace the forward of the model.
+    In training, the trainer and accelerate replace the forward of the model. Its generation_config
+    is replaced by an empty one: a file beside the weights must not decide what a greedy answer is.
     """
     replaced, training = model.__dict__.pop("forward", None), model.training
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+    configs = [(each, each.generation_config) for each in (model, inner)]
+    for each, _ in configs:
+        each.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.eval()
     try:
         yield
     finally:
+        for each, config in configs:
+            each.generation_config = config
         model.train(training)
         if replaced is not None:
             model.forward = replaced

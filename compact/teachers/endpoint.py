@@ -14,7 +14,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from compact.teachers.spec import Teacher
+from compact.teachers.spec import SHORTEST_KEY, Teacher
 from compact.teachers.store import Answer
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ class Endpoint:
         return Answer(self._hide(text), self._hide(reasoning), finish, self._hide(model), *usage)
 
     def _hide(self, text: str) -> str:
-        return text.replace(self._key, HIDDEN) if self._key else text
+        # A short one is the stand-in of a local server, and may be a word of the answer.
+        key = self._key or ""
+        return text.replace(key, HIDDEN) if len(key) >= SHORTEST_KEY else text
 
 
 def _usage(body: Any) -> tuple[int, int]:

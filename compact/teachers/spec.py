@@ -20,6 +20,8 @@ from compact.fields import compose, converted, field_types, mapping
 from compact.files import content_of_student
 from compact.teachers.prompts import find_template
 
+SHORTEST_KEY = 8
+"""Fewest characters of a key that is looked for in texts; a local server may ask for any word."""
 _NAME = re.compile(r"[^\s#=,:/\\]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_FIELDS = ("model", "messages", "stream", "n", "temperature", "top_p", "max_tokens")
@@ -242,5 +244,5 @@ def _check_no_key(path: Path, teachers: Sequence[Teacher]) -> None:
     text = path.read_text(encoding="utf-8")
     for teacher in teachers:
         key = os.environ.get(teacher.api_key_env or "", "").strip()
-        if len(key) >= 8 and key in text:
+        if len(key) >= SHORTEST_KEY and key in text:
             raise ValueError(f"{path}: holds the key of teacher {teacher.name!r}; remove it")

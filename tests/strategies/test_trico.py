@@ -44,7 +44,7 @@ def test_the_beta_of_a_noise_score_decays(monkeypatch: pytest.MonkeyPatch) -> No
         _gradients(monkeypatch, torch.tanh(z["adaptability"]))
         weight = strategy.weigh(pass_, _weights({a: v.flatten() for a, v in z.items()}))
         assert weight.view(16, 3).sum(1).tolist() == pytest.approx([1.0] * 16, abs=1e-5)
-        strategy.after_step(None, step, None)  # type: ignore[arg-type]
+        strategy.after_step(torch.nn.Linear(1, 1), step, None)
     assert abs(strategy.beta["consensus"]) < 0.35 and strategy.beta["adaptability"] > 1.0
     log = strategy.take_log()
     assert log["beta/difficulty"] == -0.5 and log["tau"] == pytest.approx(
