@@ -71,7 +71,16 @@ _CHOSEN = re.compile(
 # The text of an option is not a part of a longer word, number or expression.
 _BEFORE = r"(?<![\w./+^-])(?<!\d,)"
 _BEHIND = r"(?![\w^]|[.,/-]\w|\s?[*/+=]\s?[\w(])"
-_OR = re.compile(r"[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?")
+_SO = re.compile(r"^\W*(?:so|thus|therefore|hence),?\s", re.IGNORECASE)
+_IS_RIGHT = re.compile(
+    r"^\W*(?:(?:so|thus|therefore|hence),?\s)?(?:option\s|choice\s)?\W{0,3}[A-Z]\b\)?"
+    r"[^,;]{0,60}?\bis\s(?:the\s)?(?:correct|best|right|answer|most\s\w+)\b",
+    re.IGNORECASE,
+)
+_OR = re.compile(
+    r"\W{0,3},\s?(?=\(?[A-Z]\b[),]*(?:\s*$|[,.]|\s(?:and|or)\b))"  # "A, B, and C"
+    r"|[^\w(]*\b(?:or|and)\s+(?:(?:option|choice)\s)?|\s?[/&]\s?"
+)
 
 
 def _is_word(letter: str, rest: str) -> bool:
@@ -246,6 +255,9 @@ class Choice(Domain):
         Letters have priority over texts.
         """
         mentions = list(self._labels(sentence, _LABEL))
+        front = self._in_front(_SO.sub("", sentence))
+        if front and _IS_RIGHT.search(sentence):  # "A is the best answer, while D is dry."
+            return front.letter
         front = self._in_front(sentence)
         mentions = mentions or ([front] if front else []) or self._texts(sentence)
         mentions = mentions or list(self._labels(sentence, _CAPITAL))

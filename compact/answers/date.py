@@ -31,6 +31,7 @@ _DATE = re.compile(
     re.IGNORECASE,
 )
 _DAY_FIRST = re.compile(r"\bDD\s?[-/.]\s?MM\s?[-/.]\s?YY", re.IGNORECASE)
+_BRACKETS = re.compile(r"(?<=\s)\([^()]*\)")
 _TIME = re.compile(r"(\d\d:\d\d(?::\d\d)?)(?: ([ap]m))?")
 
 
@@ -122,7 +123,7 @@ class Date(Domain):
 
     def final(self, sentence: str) -> str | None:
         """Returns the last date."""
-        every = list(self.dates(sentence))
+        every = list(self.dates(_BRACKETS.sub(" ", sentence))) or list(self.dates(sentence))
         return every[-1] if every else None
 
     def matches(self, a: str | None, b: str | None) -> bool:

@@ -34,12 +34,21 @@ _SPACING = re.compile(
     r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![a-z])|(?<!\\)\\[,;:! ]|~|\\q?quad\b"
 )
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s?\{\s?([^{}]*?)\s?\}")
+_ROOT = re.compile(r"√\s?(?:(\w+)|\(([^()]*)\))")
+_UNICODE = str.maketrans(
+    {"²": "^2", "³": "^3", "∞": r"\infty ", "∪": r"\cup ", "≤": r"\le ", "≥": r"\ge "}
+    | {"·": r"\cdot "}
+)
+_UNITS = re.compile(
+    r"(?<=[\w)}])(?:\\[,;: ]|~|\s)*\\(?:text|mathrm|mbox)\s?\{\s*"
+    r"(?!(?:or|and|million|billion|thousand)\b)[a-zA-Z./]+(?:\s[a-z]+)?\s*\}(?:\s?\^\s?\{?\d\}?)?\s*$"
+)
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s?\d)|`")
 
 
 def tidy(expression: str) -> str:
     r"""Returns an expression without typesetting: "$\dfrac12\,$." -> "\frac{1}{2}"."""
-    text, before = expression[:LONGEST_ANSWER], ""
+    text, before = _ROOT.sub(r"\\sqrt{\1\2}", expression[:LONGEST_ANSWER].translate(_UNICODE)), ""
     while text != before:  # dollars around a box around a text, each with signs around it
         before = text
         text = _BOLD.sub("", text).strip().strip("*_ ")
@@ -49,7 +58,8 @@ def tidy(expression: str) -> str:
         if text.startswith("\\boxed"):
             inside = braced(text, len("\\boxed"))
             text = inside if inside is not None else text
-        text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+        text = _SPACING.sub("", _UNITS.sub("", text))
+        text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
         text = re.sub(r"\\frac\s?(\w)\s?(\w)(?!\w)", r"\\frac{\1}{\2}", text)
         text = _TEXT.sub(r"\1", text).replace("$", "").replace("−", "-")
         text = " ".join(text.split()).rstrip(".,;:! ").lstrip(":;,= ")
@@ -101,7 +111,10 @@ class Mathematics(Domain):
                 return self.normalise(stated) or None
         formulas = list(_FORMULA.finditer(text))
         if formulas:
-            return self.normalise(formulas[-1].group().rpartition("=")[2]) or None
+            last = formulas[-1].group()
+            said = last.rpartition("=")[2]
+            said = said if said == last else said.removesuffix("\\]").removesuffix("\\)")
+            return self.normalise(said) or None
         numbers = [found for s in statements(text) if (found := number.final(s)) is not None]
         return (numbers[-1] or None) if numbers else None
 

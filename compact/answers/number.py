@@ -22,17 +22,30 @@ _EQUALS = re.compile(r"=|≈|\\approx\b")
 # such as the 6 of "6*sqrt(2)" and the 3 of "3 + 4".
 _GOES_ON = re.compile(
     r"\s?(?:[*×^÷√·!]|[-+/–]\s?(?:[\d.(\\√]|sqrt|pi\b|[xyz]\b)|x\s?\d|\\?sqrt|\\?pi\b|π"
-    r"|\\(?:times|cdot|div|frac|log|ln|pm)|[xyzn]\b)|\((?=[\d\\])"
+    r"|\\(?:times|cdot|div|frac|log|ln|pm)|[xyzni]\b)|\((?=[\d\\])|\}\s?\{|\)/\((?!\d+\)\s*$)"
 )
-_COMES_FROM = re.compile(r"(?:[\d)}]\s?[-+*/×÷x–]|[*^×√÷]|sqrt|\b[a-z]\s?[-+/])\s?[({]?$|[\w)}]\($")
+_COMES_FROM = re.compile(
+    r"(?:[\d)}]\s?[-+*/×÷x–]|[*^×√÷]|sqrt|\b[a-z]\s?[-+/])\s?[({]?$|[\w)}]\($"
+    r"|\}\s?\{$|±\s?$|\bpm\s?$"
+)
 # "2, -1" and "3 or 4" are several answers, not one.
-_SEVERAL = re.compile(r"\W*[-−]?\d[\d./]*(?:,?\s+(?:(?:and|or)\s+)?[-−]?\d[\d.,/]*)+\W*")
+_SEVERAL = re.compile(r"\W*[-−]?\d[\d./]*(?:(?:,\s*|\s+)(?:(?:and|or)\s+)?[-−]?\d[\d./]*)+\W*")
 _REMARK = re.compile(r"\([^()]*=[^()]*\)")  # "48 (= 6 * 8)", "4 (n = 1 is excluded)"
 # An expression that is the answer; "9 * 2" only says how it was computed.
 _EXPRESSION = re.compile(r"\d.*[a-zA-Z\\√π]|[a-zA-Z\\√π].*\d")
 SEVERAL_EQUATIONS = re.compile(r"=[^=]*(?:[,;](?!\d{3}\b)|\b(?:and|or)\b)[^=]*=")  # "x = 3, y = 5"
+_BRACKETS = re.compile(r"(?<=\s)\([^()]*\s[^()]*\)")  # "18 (9 eggs at 2)"
+_ROUNDED = re.compile(
+    rf"\bround(?:s|ed|ing)\s(?:(?:it|this|that)\s)?(?:(?:up|down|off)\s)?(?:to|gives)\s\$?({NUMBER.pattern})"
+    r"(?!\s(?:decimal|place|significant|digit))"
+)
 _NOT = re.compile(r"\W*not\b", re.IGNORECASE)
-_OPENING = re.compile(r"\W*(?:\w+\W+)?(?:\W*(?:=|≈)\W*)?")
+# One word may come before the number, but none that makes it a part of the question: "In 5 days".
+_OPENING = re.compile(
+    r"\W*(?:(?!(?:with|after|in|for|at|from|since|if|each|every|on|by|of|over|during|because|when"
+    r"|given|within|per|step)\b)\w+\W+)?(?:\W*(?:=|≈)\W*)?",
+    re.IGNORECASE,
+)
 # If the answer is a number, a time on the full hour counts as a number: "2:00 pm" is 2.
 _FULL_HOUR = re.compile(r"(?<![\d:.,])(\d{1,2}):00(?![\d:])")
 _UNIT_WORDS = 4
@@ -77,6 +90,9 @@ def stated_number(sentence: str, *, last: bool) -> str | None:
         return None
     said = _REMARK.sub(" ", sentence)
     said = said if re.search(r"\d", said) else sentence
+    rounded = _ROUNDED.search(said)
+    if rounded:
+        return _form(rounded[1])
     equals = [found.end() for found in _EQUALS.finditer(said)]
     tail = said[equals[-1] :] if equals else ""
     found = next(free_numbers(tail), None)
@@ -128,6 +144,9 @@ def opening(sentence: str) -> str | None:
 
 def final(sentence: str) -> str | None:
     """Returns the last number of a sentence, "" if all numbers are parts of an expression."""
+    outside = _BRACKETS.sub(" ", sentence)
+    if not _EQUALS.search(sentence) and next(free_numbers(outside), None):
+        sentence = outside
     if NUMBER.search(sentence):
         return stated_number(sentence, last=True) or ""
     return _in_words(sentence) if len(sentence.split()) <= _SHORT else None

@@ -34,13 +34,15 @@ _WRAP = re.compile(
     r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|emph|operatorname)"
     r"\s?\{([^{}]*)\}"
 )
+_IN_BOLD = re.compile(r"\*\*([^*\n]{1,80}[^*\n:])\*\*(?!\s*:)")
+_THIN = re.compile(r"(?<=\d)(?:\\[,;:]|\u202f|\u2009|~)(?=\d{3}(?!\d))")
 _DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ\b)")
 _SPACE = re.compile(r"\\(?:quad|qquad|[,;: ])|~|\xa0")
 _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|[!()\[\]])(?![a-z])"
     r"|(?<!\d)\*\*+|\*\*+(?!\s?\d)|__+|`|(?m:^)[ \t]*(?:#{1,6}|>)[ \t]*"
 )
-_CURRENCY = re.compile(r"\\?[$€£¥]")
+_CURRENCY = re.compile(r"(?:\b(?:US|A|C|NZ|HK|S)(?=\$\d))?\\?[$€£¥₹]|\bRs\.?\s?(?=\d)")
 _EMPHASIS = re.compile(r"(?<![\w*)}])\*(?=\w)|(?<=[\w.!?)])\*(?![\w*({\\ ])")
 
 # A sentence ends at a new line or at ".!?;" before a space; not inside decimals, "A.J." or "3! * 2"
@@ -74,15 +76,33 @@ def visible(completion: str) -> str:
     return _SPECIAL.sub("\n", completion)
 
 
+# What follows "The answer is" in a remark about an answer that was stated before.
+_REMARK = re.compile(
+    r"\s*(?:indeed\s+|also\s+|now\s+)?(?:correct|right|verified|confirmed|consistent|reasonable"
+    r"|rounded|clear|supported|in\s+(?:dollars|cents|the)|(?:as\s+)?(?:above|shown|given\s+above))\b"
+    r"[^:\n]*(?:\n|$)",
+    re.IGNORECASE,
+)
+
+
 def parts(text: str) -> Iterator[Part]:
     """Yields the text after each answer marker, last marker first, at most `MOST_MARKERS`."""
-    for marker in islice(reversed(find_markers(text)), MOST_MARKERS):
+    markers = find_markers(text)
+    for i, marker in enumerate(islice(reversed(markers), MOST_MARKERS), 1):
+        if i < len(markers) and marker.direct and _is_remark(text, marker.end):
+            continue
         boxed = text.endswith("boxed", marker.start, marker.end)
         inside = braced(text, marker.end) if boxed else None
         rest = inside if inside is not None else text[marker.end : marker.end + LONGEST_ANSWER]
         rest = _ANSWER_END.split(rest, maxsplit=1)[0]
         if _WORD.search(rest):
             yield Part(rest, marker.direct, boxed)
+
+
+def _is_remark(text: str, start: int) -> bool:
+    """Whether a sentence says something about the answer: "The answer is correct."."""
+    sentence = next(sentences(text[start : start + 200].split("\n")[0]), "")
+    return bool(_REMARK.fullmatch(sentence + "\n"))
 
 
 def stated_answer(completion: str) -> str | None:
@@ -124,6 +144,7 @@ def read(reader: Reader, completion: str) -> str | None:
     """
     text = visible(completion)
     said = ""
+    bold = [unwrap(found) for found in _IN_BOLD.findall(text)]
     for part in parts(text):
         lines = [statements(line) for line in part.text.split("\n")]
         lines = [line for line in lines if line]
@@ -137,7 +158,7 @@ def read(reader: Reader, completion: str) -> str | None:
             answer = reader.opening(first)
             following = []
             for line in lines:
-                answer = _last(reader, line) if answer is None else answer
+                answer = _last(reader, line, bold) if answer is None else answer
         for sentence in following:
             answer = reader.opening(sentence) if answer is None else answer
         if answer is not None:
@@ -147,12 +168,17 @@ def read(reader: Reader, completion: str) -> str | None:
             break
     if said:
         return reader.normalise(said) or None
-    return _last(reader, statements(text)) or None
+    return _last(reader, statements(text), bold) or None
 
 
-def _last(reader: Reader, sentences: list[str]) -> str | None:
-    """Returns the answer of the last sentence that names one."""
-    return next((a for s in reversed(sentences) if (a := reader.final(s)) is not None), None)
+def _last(reader: Reader, sentences: list[str], bold: list[str]) -> str | None:
+    """Returns the answer of the last sentence that names one: the only one in bold, if there is."""
+    for sentence in reversed(sentences):
+        answer = reader.final(sentence)
+        if answer is not None:
+            marked = {b for text in bold if text in sentence and (b := reader.final(text))}
+            return marked.pop() if len(marked) == 1 else answer
+    return None
 
 
 def statements(text: str) -> list[str]:
@@ -181,7 +207,7 @@ def unwrap(text: str) -> str:
     A LaTeX fraction becomes a/b, a power of ten becomes an exponent, and currency signs are
     removed, so that numbers can be read directly. Other mathematics keeps its commands.
     """
-    text = _VULGAR.sub(_as_plain_ratio, text.replace("{,}", ","))
+    text = _THIN.sub("", _VULGAR.sub(_as_plain_ratio, text.replace("{,}", ",")))
     text = without_scales(_NEGATIVE.sub("-", text))
     if "\\" in text or "^" in text or "×" in text or "·" in text:
         text = text.replace("\\%", "%").replace("\\!", "")

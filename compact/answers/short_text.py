@@ -25,11 +25,13 @@ _OWNER = re.compile(r"^.*?\w\]?'s?\s+")
 _OF = re.compile(r"\s+of\s.*$", re.DOTALL)
 _LABEL = re.compile(r"\W*\(?([A-Ja-j])\)(?=\W|$)")
 _NOT = re.compile(r"\b(?:not|never|no)\b|n['’]t\b")
+_REASON = re.compile(r"(?:,?\s+(?:since|because|as)\s|\s\().*$", re.DOTALL)
 _MOST_WORDS = 2
 
 
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
-_BETWEEN = re.compile(r"(?<=\d)\s*,\s*(?=[-−–]?\d)")
+_BETWEEN = re.compile(r"(?<=\d)(?:\s*,\s*|\s+and\s+)(?=[-−–]?\d)")
+_COLON = re.compile(r"(?<=\d)\s*:\s*(?=\d)")
 
 
 def _text(answer: str) -> str:
@@ -38,7 +40,8 @@ def _text(answer: str) -> str:
     Numbers of a list have one space between them: "3,5" becomes "3, 5".
     """
     text = plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer))
-    return _BETWEEN.sub(", ", _ARTICLE.sub("", text))
+    text = text.replace(", and ", " and ")
+    return _COLON.sub(":", _BETWEEN.sub(", ", _ARTICLE.sub("", text)))
 
 
 def _cores(text: str) -> list[str]:
@@ -49,7 +52,10 @@ def _cores(text: str) -> list[str]:
     # "Al is a sage and Bo is a fool" has no shorter form.
     said = clauses[-1] if len(clauses) <= 2 else text
     owned = _OWNER.sub("", said)
-    return [text] + [plain_text(core) for core in (said, owned, _OF.sub("", owned))]
+    short = (said, owned, _OF.sub("", owned))
+    bare = _REASON.sub("", text)
+    cut = (bare, *(_cores(bare) if bare != text else ()))
+    return [text] + [plain_text(core) for core in (*short, *cut)]
 
 
 @register_domain("text")

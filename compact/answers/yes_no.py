@@ -14,7 +14,10 @@ _WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
 _IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
 # Inside a sentence "no" is a word like any other ("there is no evidence"), unless it ends a clause.
 _INSIDE = re.compile(
-    r"\b(?P<negated>not\s+)?(?P<word>yes|true|false|(?<!or )no(?=,|\W*$))\b", re.IGNORECASE
+    r"(?:\b|n(?=['’]t))"
+    r"(?P<negated>(?:not|n?['’]t|cannot|never|hardly|far\s+from)\s+(?:be\s+|quite\s+|\w{2,}ly\s+)*)?"
+    r"(?<!the )(?P<word>yes|true|false|(?<!or )no(?=,|\W*$))\b",
+    re.IGNORECASE,
 )
 
 _PAIRS = {"yes": ("yes", "no"), "true": ("true", "false")}

@@ -64,7 +64,9 @@ _LATEX = re.compile(
 _LATEX_END = re.compile(r"\\end\{(\w+\*?)\}")
 
 ABBREVIATION = re.compile(
-    r"(?:\b(?:mr|mrs|ms|dr|st|jr|sr|vs|approx|fig|eq|e\.g|i\.e|[ap]\.m))$", re.IGNORECASE
+    r"(?:\b(?:mr|mrs|ms|dr|st|jr|sr|vs|approx|fig|eq|e\.g|i\.e|[ap]\.m"
+    r"|jan|feb|apr|jun|jul|aug|sept?|oct|nov|dec))$",
+    re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
 
