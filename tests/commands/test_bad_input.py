@@ -100,6 +100,30 @@ def test_yaml_key_is_named_by_line(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "zoo-b", "--out", "o", "--limit", "3"], "--limit must be used with a file"),
+        (
+            ["compare", "x.jsonl", "--config", "r", "--out", "o", "--epochs", "2"],
+            "--epochs must be used with zoo-a or zoo-b, got DATA x.jsonl",
+        ),
+        (
+            ["evaluate", "--model", "m", "--data", "d", "--out", "o", "--base", "b"],
+            "--base must be used with --retained or --retained_task",
+        ),
+        (
+            ["collect", "q", "--teachers", "t", "--out", "o", "--preset", "nll"],
+            "--preset must be used with --route",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert message in fails(capsys, *words)
+
+
 GOOD: dict[str, Any] = {
     "question_id": "q",
     "prompt": "1 + 1?",

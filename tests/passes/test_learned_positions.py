@@ -72,3 +72,13 @@ def test_which_models_have_a_table() -> None:
     assert learned_positions(opt) == 40
     assert learned_positions(student(33).model) == 33
     assert learned_positions(build_model(TOKENIZER, seed=0, layers=1)) is None
+
+
+def test_a_generation_config_does_not_change_answers() -> None:
+    """A file beside the weights decides nothing, and is as before afterwards."""
+    model = student(64).model
+    wanted = generate(model, TOKENIZER, [[1, 2, 3]], 12)
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.suppress_tokens = wanted[0][:1]
+    assert generate(model, TOKENIZER, [[1, 2, 3]], 12) == wanted
+    assert model.generation_config.no_repeat_ngram_size == 1

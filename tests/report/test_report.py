@@ -194,6 +194,9 @@ def test_numbers_behind_the_charts(run_folder):
     assert len(starts) == 61 and set((starts[1:] - starts[:-1]).tolist()) == {4}
     even = run_module.effective_teachers(np.array([0.25] * 4 + [1.0, 0, 0, 0]), [0, 4, 8])
     assert even.tolist() == pytest.approx([4.0, 1.0])
+    # Weights that do not sum to 1, and a problem that was left out.
+    odd = run_module.effective_teachers(np.array([0.05] * 4 + [0.0] * 4), np.array([0, 4, 8]))
+    assert odd[0] == pytest.approx(4.0) and np.isnan(odd[1])
     step, value = np.arange(1.0, 401), np.arange(400.0)
     curve = curves_module.binned(step, value)
     assert len(curve) == curves_module.BINS

@@ -94,6 +94,8 @@ def test_the_prefix_before_the_switch_is_the_students(teacher: str) -> None:
     assert at is not None
     (mixed,) = strategy.rollout([problem], student)
     ids = mixed.rationales[0].ids
+    judgement = mixed.rationales[0].judgement  # an error of the student leaves nothing out
+    assert judgement is not None and judgement.validity == 1.0
     assert list(ids[:at]) == own[:at]
     begun = (*problem.prompt_ids, *own[:at])
     rest = generate(white_box(strategy).model, tokenizer, [begun], 12)[0]

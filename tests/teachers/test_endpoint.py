@@ -39,6 +39,12 @@ def test_an_answer(endpoint: Endpoint) -> None:
     assert endpoint._answer(reply(usage={"prompt_tokens": "5"}, content="x")).prompt_tokens == 0
 
 
+def test_a_short_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local server takes any word as its key; the word may stand in an answer."""
+    monkeypatch.setenv("TEST_REPLY_KEY", "none")
+    assert Endpoint(TEACHER)._answer(reply(content="There are none.")).text == "There are none."
+
+
 def test_a_key_in_a_reply_is_hidden(endpoint: Endpoint) -> None:
     answer = endpoint._answer(
         reply(content="You sent sk-reply-secret.", reasoning="sk-reply-secret")
