@@ -24,7 +24,7 @@ class GoldAnswers(NamedTuple):
 
 
 class ProblemWeights(NamedTuple):
-    """The weights of R rationales, and the z-scores that they come from.
+    """The weights of R rationales, and the z-scores from which they were computed.
 
     Attributes:
         weight: [R] float32 (float64 for float64 scores), sums to 1 over each problem.

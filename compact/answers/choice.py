@@ -68,12 +68,12 @@ _CHOSEN = re.compile(
     r"(?:correct|right|best|true)\b",
     re.IGNORECASE,
 )
-# The text of an option is not a part of a longer word, number or expression.
+# What stands beside the text of an option must not make it a part of a longer word or expression.
 _BEFORE = r"(?<![\w./+^-])(?<!\d,)"
 _BEHIND = r"(?![\w^]|[.,/-]\w|\s?[*/+=]\s?[\w(])"
 _SO = re.compile(r"^\W*(?:so|thus|therefore|hence),?\s", re.IGNORECASE)
 _IS_RIGHT = re.compile(
-    r"^\W*(?:(?:so|thus|therefore|hence),?\s)?(?:option\s|choice\s)?\W{0,3}[A-Z]\b\)?"
+    r"\W*(?:option\s|choice\s)?\W{0,3}[A-Z]\b\)?"
     r"[^,;]{0,60}?\bis\s(?:the\s)?(?:correct|best|right|answer|most\s\w+)\b",
     re.IGNORECASE,
 )
@@ -255,8 +255,9 @@ class Choice(Domain):
         Letters have priority over texts.
         """
         mentions = list(self._labels(sentence, _LABEL))
-        front = self._in_front(_SO.sub("", sentence))
-        if front and _IS_RIGHT.search(sentence):  # "A is the best answer, while D is dry."
+        claim = _SO.sub("", sentence)
+        front = self._in_front(claim)
+        if front and _IS_RIGHT.match(claim):  # "A is the best answer, while D is dry."
             return front.letter
         front = self._in_front(sentence)
         mentions = mentions or ([front] if front else []) or self._texts(sentence)

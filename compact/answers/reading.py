@@ -80,7 +80,7 @@ def visible(completion: str) -> str:
 _REMARK = re.compile(
     r"\s*(?:indeed\s+|also\s+|now\s+)?(?:correct|right|verified|confirmed|consistent|reasonable"
     r"|rounded|clear|supported|in\s+(?:dollars|cents|the)|(?:as\s+)?(?:above|shown|given\s+above))\b"
-    r"[^:\n]*(?:\n|$)",
+    r"[^:]*",
     re.IGNORECASE,
 )
 
@@ -102,7 +102,7 @@ def parts(text: str) -> Iterator[Part]:
 def _is_remark(text: str, start: int) -> bool:
     """Whether a sentence says something about the answer: "The answer is correct."."""
     sentence = next(sentences(text[start : start + 200].split("\n")[0]), "")
-    return bool(_REMARK.fullmatch(sentence + "\n"))
+    return bool(_REMARK.fullmatch(sentence))
 
 
 def stated_answer(completion: str) -> str | None:

@@ -37,7 +37,7 @@ _COLON = re.compile(r"(?<=\d)\s*:\s*(?=\d)")
 def _text(answer: str) -> str:
     """Returns plain text without articles and without the brackets around names in a prompt.
 
-    Numbers of a list have one space between them: "3,5" becomes "3, 5".
+    A list of numbers is written in one way: "3,5" becomes "3, 5".
     """
     text = plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer))
     text = text.replace(", and ", " and ")
@@ -54,8 +54,8 @@ def _cores(text: str) -> list[str]:
     owned = _OWNER.sub("", said)
     short = (said, owned, _OF.sub("", owned))
     bare = _REASON.sub("", text)
-    cut = (bare, *(_cores(bare) if bare != text else ()))
-    return [text] + [plain_text(core) for core in (*short, *cut)]
+    without_reason = _cores(plain_text(bare)) if bare != text else []
+    return [text, *map(plain_text, short), *without_reason]
 
 
 @register_domain("text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from compact.commands.recipe import read_comparison
 from compact.evaluation.arm_tables import as_markdown
@@ -15,7 +16,14 @@ from compact.lab.zoo_student import CACHE, STAGES
 
 SEEDS = (0, 1, 2)
 OF_FILE = ("config", "test", "development", "model", "limit", "max_new_tokens")
-OF_ZOO = ("problems", "questions", "epochs", "stage", "cache")
+ZOO: dict[str, Any] = {
+    "problems": 240,
+    "questions": 200,
+    "epochs": 5.0,
+    "stage": "middle",
+    "cache": CACHE,
+}
+"""The options of a zoo and their defaults."""
 EPILOG = """example:
   compact compare zoo-b --arms uniform answer-vote robust oracle --seeds 0 1 2 3 4 --out runs/zoo-b
   compact compare train.jsonl --config recipe.yaml --test test.jsonl \\
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be greater than 0, got {value}")
     of_zoo = args.data in ("zoo-a", "zoo-b")
-    for name in OF_FILE if of_zoo else OF_ZOO:
+    for name in OF_FILE if of_zoo else ZOO:
         if getattr(args, name) is not None:
             where = "a file" if of_zoo else "zoo-a or zoo-b"
             raise ValueError(f"--{name} must be used with {where}, got DATA {args.data}")
@@ -93,11 +101,7 @@ def run(args: argparse.Namespace) -> int:
         tokens = args.tokens
         task = zoo_task(
             args.data[-1],
-            problems=args.problems or 240,
-            questions=args.questions or 200,
-            epochs=args.epochs or 5.0,
-            stage=args.stage or "middle",
-            cache=args.cache or CACHE,
+            **{name: getattr(args, name) or default for name, default in ZOO.items()},
         )
     else:
         if args.config is None:

@@ -19,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from compact.passes import EncodedProblem, Pass
@@ -155,6 +157,15 @@ class Means:
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")
 register_strategy = STRATEGIES.register
+
+
+def sum_over_ranks(values: Sequence[float], model: nn.Module) -> list[float]:
+    """Returns the sum of each value over all ranks; nccl needs them on the model's device."""
+    device = next(model.parameters()).device
+    found: list[float] = reduce(
+        torch.tensor(values, dtype=torch.float64, device=device), "sum"
+    ).tolist()
+    return found
 
 
 def make_strategy(name: str | None, options: Mapping[str, Any] | None = None) -> Strategy:

@@ -26,11 +26,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from compact.passes import EncodedProblem, Pass
-from compact.strategies.base import Means, Strategy, register_strategy
+from compact.strategies.base import Means, Strategy, register_strategy, sum_over_ranks
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -154,9 +153,7 @@ class MergeOfThoughts(Strategy):
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
         """Ends a branch after its last step, and a round after its last branch."""
         if self.merge == "weights":  # in each step: a checkpoint has the sums of all ranks
-            device = next(model.parameters()).device  # nccl reduces nothing on the CPU
-            own = torch.tensor(self._own, dtype=torch.float64, device=device)
-            found = reduce(own, "sum").tolist()
+            found = sum_over_ranks(self._own, model)
             self._seen = [a + b for a, b in zip(self._seen, found, strict=True)]
         self._own = [0.0, 0.0]
         if step < self._ends[self.branch]:

@@ -22,14 +22,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from compact.metrics import COMPATIBILITY, VALIDITY
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
-from compact.strategies.base import Strategy, register_strategy
+from compact.strategies.base import Strategy, register_strategy, sum_over_ranks
 from compact.weighting.gradients import head_gradients
 from compact.weighting.presets import PRESETS
 
@@ -163,11 +162,7 @@ class Trico(Strategy):
         """Moves beta and log tau down the mean slope of J over the problems of the step."""
         self.steps = step
         names = list(self._slopes)
-        device = next(model.parameters()).device  # nccl reduces nothing on the CPU
-        own = torch.tensor(
-            [*self._slopes.values(), self._count], dtype=torch.float64, device=device
-        )
-        *slopes, count = reduce(own, "sum").tolist()
+        *slopes, count = sum_over_ranks([*self._slopes.values(), self._count], model)
         self._slopes, self._count = dict.fromkeys(names, 0.0), 0.0
         if not count:
             return

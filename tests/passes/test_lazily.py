@@ -53,7 +53,7 @@ def test_what_was_learned_from_judges_alike_one_by_one() -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_at_the_start(at_once: int) -> None:
-    """In any row, not when it comes; the message names its problem."""
+    """Also in a row that is not in the sample. The message names its problem."""
     long = [*PROBLEMS[:10], replace(PROBLEMS[10], prompt="much " * 600)]
     with pytest.raises(ValueError, match=f"{PROBLEMS[10].question_id}.* leaves no room"):
         LazyProblems(long, TOKENIZER, max_length=512)
