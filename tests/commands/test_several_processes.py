@@ -85,6 +85,31 @@ def test_sharded_by_name_trains_the_same_student(kind: str, recipe: Path, tmp_pa
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-6)
 
 
+def test_a_rank_ends_after_the_libraries_and_before_python() -> None:
+    """What libraries registered for the end runs; Python is not taken apart (gloo would abort)."""
+    code = """
+import atexit, runpy, sys
+class Last:
+    def __del__(self): print("Python was taken apart", flush=True)
+sys.modules["last"] = Last()
+def main(argv=None):
+    atexit.register(print, "a library ended")
+    print("work done", end=" ")
+    return 3
+import compact.commands.cli
+compact.commands.cli.main = main
+runpy.run_module("compact", run_name="__main__")
+"""
+    for launched, expected in (
+        ({"COMPACT_REPORT_TO_LAUNCHER": "1"}, "work done a library ended\n"),
+        ({}, "work done a library ended\nPython was taken apart\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | launched, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (3, expected), done.stderr
+
+
 def test_error_of_a_rank_is_one_line(recipe: Path, tmp_path: Path) -> None:
     """Input that ranks cannot read is reported once, without the launcher's own report."""
     (tmp_path / "empty").mkdir()
