@@ -5,7 +5,8 @@
 - alpaca (also LLaMA-Factory's): instruction, input, output, and if present system and history;
 - sharegpt (also LLaMA-Factory's): conversations of from/value, or messages of role/content;
 - mcc-kd: instruction, output as a list of rationales, label;
-- cot: Question, CoT, Answer; also question and answer alone (GSM8K's);
+- cot: Question, CoT (or Rationale, Explanation, Solution, Reasoning), Answer; also question and
+  answer alone (GSM8K's);
 - compact: the rows of this project, to merge files; also prompt and completion alone (TRL's).
 """
 
@@ -26,6 +27,7 @@ from compact.text.steps import find_marker
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES["system"] = "system"
 _REASONING_NAMES = (REASONING, "reasoning", "thinking")
+_COT_NAMES = ("cot", "rationale", "explanation", "solution", "reasoning")
 _OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 
@@ -49,10 +51,11 @@ class Sample:
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
-    """Returns a required field as text; numbers are converted to text."""
+    """Returns a required field as text; numbers, and "true" and "false", are converted to text."""
     value = row.get(name)
-    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if number and not isinstance(value, bool):
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         value = str(value)
     found = f"{type(value).__name__} {value!r}" if name in row else f"fields {', '.join(row)}"
     return _text(value, f"{where}: field {name!r}", found)
@@ -144,16 +147,14 @@ def from_sharegpt(row: Mapping[str, Any], where: str) -> Sample:
     *before, last = messages
     if last["role"] != "assistant":
         raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
-    prompt = before[0]["content"] if len(before) == 1 else before
-    completion: Text = [last] if REASONING in last else last["content"]
-    return Sample(prompt, (completion,), _optional(row, where, "answer", "label"))
+    return Sample(_plain(before), (_plain([last]),), _optional(row, where, "answer", "label"))
 
 
 def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
     """Reads instruction, output (a list of rationales) and label."""
     outputs = row["output"]
-    if not outputs:
-        raise ValueError(f"{where}: output must list at least one text, got {outputs}")
+    if not isinstance(outputs, list) or not outputs:
+        raise ValueError(f"{where}: output must list at least one text, got {str(outputs)[:60]}")
     return Sample(
         _field(row, "instruction", where),
         tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
@@ -163,7 +164,8 @@ def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
 
 def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
-    cot, answer = _field(row, "cot", where), _optional(row, where, "answer")
+    name = next((name for name in _COT_NAMES if name in row), "cot")
+    cot, answer = _field(row, name, where), _optional(row, where, "answer")
     if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(_field(row, "question", where), (cot,), answer)
@@ -202,16 +204,18 @@ def reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any]
     Raises:
         ValueError: no known format has these fields.
     """
-    if "question_id" in row and "messages" not in row or {"prompt", "completion"} <= row.keys():
+    if {"prompt", "completion"} <= row.keys():
         return from_compact
     if "conversations" in row or "messages" in row:
         return from_sharegpt
     if {"instruction", "output"} <= row.keys():
         return from_mcc_kd if isinstance(row["output"], list) else from_alpaca
-    if {"question", "cot"} <= row.keys():
+    if "question" in row and any(name in row for name in _COT_NAMES):
         return from_cot
     if {"question", "answer"} <= row.keys():
         return from_question
+    if "question_id" in row:
+        return from_compact
     raise ValueError(
         f"{where}: expected the fields of alpaca (instruction, output), sharegpt (conversations or "
         f"messages), MCC-KD (instruction, output list, label), Question/CoT/Answer, "
@@ -243,9 +247,20 @@ def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def prompt_key(prompt: Text) -> str:
-    """Returns the key of a prompt; prompts that differ only in white space have the same key."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    """Returns the key of a prompt; those that differ only in white space have the same key.
+
+    So have a text and the same text as the only message.
+    """
+    plain = _plain(prompt)
+    text = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True)
     return " ".join(text.split())
+
+
+def _plain(text: Text) -> Text:
+    """Returns the content of a lone message of the user or the assistant; other text as it is."""
+    if isinstance(text, str) or len(text) > 1 or text[0]["role"] == "system":
+        return text
+    return text if REASONING in text[0] else text[0]["content"]
 
 
 def gold_answers(path: Path) -> dict[str, str]:
@@ -257,7 +272,7 @@ def gold_answers(path: Path) -> dict[str, str]:
         ValueError: `file:line: ...` for a row that cannot be used or has no answer.
         OSError: the file cannot be read.
     """
-    answers = {}
+    found: dict[str, tuple[str, str]] = {}
     for where, sample in read_samples(path):
         answer = sample.answer
         if answer is None:
@@ -271,8 +286,14 @@ def gold_answers(path: Path) -> dict[str, str]:
                     f"{where}: expected a final answer in the completion, got none in "
                     f"{text[-60:]!r}"
                 )
-        answers[prompt_key(sample.prompt)] = answer
-    return answers
+        first, agreed = found.setdefault(prompt_key(sample.prompt), (where, answer))
+        domain = find_domain(agreed, text_of(sample.prompt))
+        if answer != agreed and not domain.matches(answer, agreed):
+            raise ValueError(
+                f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
+                f"{first}"
+            )
+    return {key: answer for key, (_, answer) in found.items()}
 
 
 def import_files(
@@ -309,7 +330,9 @@ def import_files(
     problems: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     left_out = 0
     for name, path in sources:
+        completions = 0
         for where, sample in read_samples(path):
+            completions += len(sample.completions)
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
             fresh = (f"{prefix}-{len(firsts):05d}", sample.prompt)
@@ -348,6 +371,8 @@ def import_files(
                 if answer_type is not None:
                     row["answer_type"] = answer_type
                 mine[same] = row
+        if name is not None and not completions:
+            raise ValueError(f"{path}: expected completions of {name}, got only questions")
     _name_teachers(problems)
     for key, (_, agreed) in answers.items():
         for mine in problems.get(key, {}).values():

@@ -218,7 +218,7 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
     places: dict[tuple[str, str], str] = {}
     for where, line, row in read_rows(source):
         question_id = _text(row, "question_id", where, or_number=True)
-        row = _with_prompt(row, where)
+        row = _with_prompt(row, where, with_rationales)
         prompt = _content(row, "prompt", where)
         # Rationales may come without a gold answer. A test question cannot be judged without one.
         unknown = not need_answers and row.get("answer") is None
@@ -354,11 +354,18 @@ def _completion(row: Mapping[str, Any], field: str, where: str) -> Text:
     return completion
 
 
-def _with_prompt(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Returns a row of `messages` with prompt and completion, its last message, in their place."""
+def _with_prompt(row: Mapping[str, Any], where: str, with_rationales: bool) -> Mapping[str, Any]:
+    """Returns a row of `messages` with prompt and completion, its last message, in their place.
+
+    Of a question the messages are the prompt, unless the assistant's ends them.
+    """
     messages = row.get("messages")
     if messages is None or row.get("prompt") is not None or row.get("completion") is not None:
         return row
+    if not with_rationales and isinstance(messages, list) and messages:
+        last = messages[-1]
+        if isinstance(last, Mapping) and last.get("role") != "assistant":
+            return {**row, "prompt": messages}
     if not isinstance(messages, list) or len(messages) < 2:
         raise ValueError(
             f"{where}: messages must hold at least two messages, got {_found(messages)}"

@@ -82,12 +82,12 @@ def content_of_rows(source: str | Path) -> str:
 def as_json_lines(source: str | Path, numbers: Container[int]) -> str:
     """Returns the rows with these numbers as JSON lines; a file of JSON lines keeps its text."""
     if _is_json_lines(source):
-        # Only "\n" ends a line, as in `json_lines`.
-        lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
+        # Only "\n" ends a line, as in `json_lines`; reading as text would end one at "\r" too.
+        lines = Path(source).read_bytes().decode("utf-8-sig").split("\n")
         kept = [text.rstrip("\r") for number, text in enumerate(lines, 1) if number in numbers]
     else:
         kept = [
-            json.dumps(fields, ensure_ascii=False)
+            json.dumps(fields, ensure_ascii=False, default=str)  # a date of a table is no JSON
             for _, number, fields in read_rows(source)
             if number in numbers
         ]

@@ -207,6 +207,47 @@ def test_our_own_chat_rows_and_prompts_that_differ_in_white_space_merge(tmp_path
     assert problems[0].rationales[0].completion == said
 
 
+def test_a_lone_message_is_the_same_question_as_its_text(tmp_path):
+    """TRL's two forms of one question meet; a lone system message is no question of the user."""
+    chat = [{"role": "user", "content": "2 + 3?"}]
+    said = [{"role": "assistant", "content": "The answer is 5"}]
+    one = write(tmp_path / "a.json", [{"prompt": chat, "completion": said}])
+    two = write(tmp_path / "b.json", [{"messages": [*chat, *said]}])
+    gold = write(tmp_path / "gold.json", [{"question": "2 + 3?", "answer": "5"}])
+    found = rows_of(one, two, gold=gold)
+    assert {row["question_id"] for row in found} == {"problem-00000"} and len(found) == 2
+    system = [{"role": "system", "content": "2 + 3?"}]
+    (row,) = rows_of(write(tmp_path / "s.json", [{"messages": [*system, *said]}]))
+    assert row["prompt"] == system
+
+
+def test_rationales_under_other_names_and_answers_that_are_true(tmp_path):
+    rows = [{"Question": "Is 2 even?", "Explanation": "It is 2 times 1.", "Answer": True}]
+    (row,) = rows_of(write(tmp_path / "x.json", rows))
+    assert row["completion"] == "It is 2 times 1.\nThe answer is true" and row["answer"] == "true"
+    rows = [{"question_id": 7, "conversations": [{"from": "human", "value": "1?"}] * 2}]
+    with pytest.raises(ValueError, match="conversations must end with the assistant"):
+        rows_of(write(tmp_path / "y.json", rows))
+    rows = [{"instruction": "1?", "output": ["1"]}, {"instruction": "2?", "output": "two"}]
+    with pytest.raises(ValueError, match="z.json:2: output must list at least one text, got two"):
+        rows_of(write(tmp_path / "z.json", rows))
+
+
+def test_a_named_teacher_without_a_completion(tmp_path):
+    one = write(tmp_path / "a.json", [{"question": "1?", "cot": "so 1"}])
+    two = write(tmp_path / "b.json", [{"question": "1?", "thoughts": "so 1", "answer": "1"}])
+    with pytest.raises(ValueError, match="b.json: expected completions of b, got only questions"):
+        command(f"a={one}", f"b={two}", "--out", tmp_path / "out.jsonl")
+
+
+def test_gold_answers_that_disagree(tmp_path):
+    path = write(tmp_path / "x.json", [{"instruction": "1?", "output": "1"}])
+    golds = [{"question": "1?", "answer": "5"}, {"question": "1?", "answer": "5.0"}]
+    gold = write(tmp_path / "gold.json", [*golds, {"question": "1?", "answer": "7"}])
+    with pytest.raises(ValueError, match="gold.json:3: answer '7' disagrees with '5' of the same"):
+        command(path, "--gold", gold, "--out", tmp_path / "out.jsonl")
+
+
 def test_rows_without_gold_answers(tmp_path, capsys):
     """A prompt takes the answer of any of its rows; the last line counts those that have none."""
     one = write(

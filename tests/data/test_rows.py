@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from compact import load_problems, load_questions
 from compact.commands.cli import main
 from compact.data.labelled import load_labelled
-from compact.data.rows import content_of_rows
+from compact.data.rows import as_json_lines, content_of_rows
 from compact.lab import zoo
 from helpers.commands import run
 from helpers.toy import save_student
@@ -137,6 +138,33 @@ def test_messages_in_place_of_prompt_and_completion(kind: str, tmp_path: Path) -
         "3 + 4 = 7",
         "4 + 3 = 7",
     ]
+
+
+def test_messages_of_a_question(tmp_path: Path) -> None:
+    """They are the prompt, whoever wrote the last but the assistant; rationales need an end."""
+    system, user = ({"role": r, "content": r} for r in ("system", "user"))
+    said = {"role": "assistant", "content": "The answer is 5"}
+    for turns, prompt in (
+        ([user], [user]),
+        ([system, user], [system, user]),
+        ([user, said, user], [user, said, user]),
+        ([user, said], [user]),
+    ):
+        row = {"question_id": "q", "messages": turns, "answer": "5"}
+        assert load_questions([row])[0].prompt == prompt
+    row = {"question_id": "q", "messages": [system, user], "answer": "5", "teacher": "a"}
+    with pytest.raises(ValueError, match="completion must end with a message of role 'assistant'"):
+        load_problems([row])
+
+
+def test_chosen_rows_of_a_file_with_carriage_returns(tmp_path: Path) -> None:
+    """Only a line feed ends a line, in what is read and in what is written."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\r\r\n{"a": 2}\r\n{"a": 3}\n')
+    assert as_json_lines(path, {2, 3}) == '{"a": 2}\n{"a": 3}\n'
+    table = [{"question_id": "q", "day": date(2026, 11, 30)}]
+    source = write_as("parquet", tmp_path, table)
+    assert json.loads(as_json_lines(source, {1}))["day"] == "2026-11-30"
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
