@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("student", "preset"):
         if args.route is None and getattr(args, name) is not None:
             raise ValueError(f"--{name} must be used with --route")
+    if args.export_only and args.dry_run is not None:
+        raise ValueError("--dry_run must be used without --export_only, which asks nothing")
     out = Path(args.out)
     store_file = Path(args.store or out.with_suffix(".sqlite"))
     for path in (out, summary_path(out), _card(out)):  # before anything is paid for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,9 @@ from compact.teachers.collect import collect, plan
 from compact.teachers.pace import Patience
 from compact.teachers.prompts import QUESTION
 from compact.teachers.spec import Teacher
-from compact.teachers.store import Store
+from compact.teachers.store import Answer, Store
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_served(
@@ -55,7 +58,8 @@ def evaluate_served(
         The summary, as of `evaluate`.
 
     Raises:
-        ValueError: a question has no answer, or `out` belongs to another run.
+        ValueError: a question has no answer, which is not that it was refused (then it counts as
+            wrong, as an empty answer does); or `out` belongs to another run.
         ImportError, OSError: as in `collect`.
     """
     start, out = time.monotonic(), Path(out)
@@ -87,24 +91,28 @@ def evaluate_served(
             result = collect(
                 store, [(student, items)], patience=patience, answered=lambda *_: bar.update()
             )["student"]
-            if result.missing:
+            refused = result.failures["refused"]
+            if result.missing > refused:  # another run may get an answer to the others
                 raise ValueError(
                     f"{result.missing} of {len(items)} questions have no answer "
                     f"({result.reason or dict(result.failures)}); the same command asks for them"
                 )
-            answers = store.answers([item.key for item in items])
-            texts = [answers[item.key].text.strip() for item in items]
+            if refused:
+                logger.warning("%d questions were refused and count as wrong", refused)
+            found = store.answers([item.key for item in items])
+            answers = [found.get(item.key, Answer("")) for item in items]
+            texts = [answer.text.strip() for answer in answers]
             verdicts = judge.judge(
                 [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]
             )
-            for problem, item, text, verdict in zip(todo, items, texts, verdicts, strict=True):
+            for problem, answer, text, verdict in zip(todo, answers, texts, verdicts, strict=True):
                 rows.append(
                     {
                         "question_id": problem.question_id,
                         "completion": text,
                         "gold": problem.answer,
                         **asdict(verdict),
-                        "tokens": answers[item.key].completion_tokens,
+                        "tokens": answer.completion_tokens,
                     }
                 )
     finally:

@@ -191,7 +191,9 @@ class _Run:
         self.teacher, self.result = teacher, Result()
         self._asker, self._store, self._budget, self._patience = asker, store, budget, patience
         self._answered, self._sending = answered, sending  # keys, of all teachers of this process
-        self._pace = Pace(teacher.concurrency, teacher.requests_per_minute, patience)
+        # A local model writes one answer at a time; what waits for it must not be claimed.
+        most = teacher.concurrency if teacher.local is None else 1
+        self._pace = Pace(most, teacher.requests_per_minute, patience)
         # (when it may be sent, its place in the order, attempts so far)
         self._items = items
         self._waiting: list[tuple[float, int, int]] = []
@@ -267,8 +269,11 @@ class _Run:
         try:
             answer = await self._asker.ask(item.request, item.sample)
         except Failure as failure:
-            self._note(item, failure.kind, started, failure.usage, failure.billed)
-            self._failed(place, attempts, started, failure)
+            kept = None if self._failed(place, attempts, started, failure) else failure.answer
+            self._note(item, failure.kind, started, failure.usage, failure.billed, kept)
+            if kept is not None:
+                self._pace.succeeded()
+                self._has_answer(item)
         else:
             usage = (answer.prompt_tokens, answer.completion_tokens)
             self._note(item, "answer", started, usage, usage == (0, 0), answer)
@@ -296,16 +301,18 @@ class _Run:
         )
         self._store.close_attempt(item.key, self.teacher.name, attempt, answer, item.request)
 
-    def _failed(self, place: int, attempts: int, started: float, failure: Failure) -> None:
-        """Decides whether a request is sent again, and when."""
+    def _failed(self, place: int, attempts: int, started: float, failure: Failure) -> bool:
+        """Decides whether a request is sent again, which it returns, and when."""
         self.result.failures[failure.kind] += 1
         self._pace.failed(started, failure)
         attempts += failure.kind != "rate limit"
-        if failure.again and attempts < self._patience.attempts:
+        again = failure.again and attempts < self._patience.attempts
+        if again:
             # By half to once the wait, so that requests do not all return at the same time.
             spread = 0.5 + (place * 0.618034) % 1.0 / 2
             ready = time.monotonic() + spread * self._patience.wait(max(1, attempts))
             heapq.heappush(self._waiting, (ready, place, attempts))
+        return again
 
     def _has_answer(self, item: Item) -> None:
         self.result.answered += 1

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _FATAL = {401: "unauthorised", 402: "no credit", 404: "no such address or model"}
 _AGAIN = (408, 409, 425, 429)
+_BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled")
+"""A finish_reason of an answer that the server did not end: vLLM's, SGLang's, OpenRouter's."""
 _CONNECT = 10.0
 """Most seconds for a connection."""
 _TOO_MANY = 1 << 31
@@ -41,6 +43,7 @@ class Failure(Exception):
         wait: seconds that the endpoint asks to wait, None if it names none.
         billed: whether the endpoint may charge for it.
         usage: tokens of the prompt and of the answer, as the endpoint reports them.
+        answer: what is kept once the request is not sent again, or None.
     """
 
     def __init__(
@@ -54,10 +57,11 @@ class Failure(Exception):
         wait: float | None = None,
         billed: bool = False,
         usage: tuple[int, int] = (0, 0),
+        answer: Answer | None = None,
     ) -> None:
         super().__init__(message)
         self.kind, self.again, self.fatal, self.busy = kind, again, fatal, busy
-        self.wait, self.billed, self.usage = wait, billed, usage
+        self.wait, self.billed, self.usage, self.answer = wait, billed, usage, answer
 
 
 class Endpoint:
@@ -141,31 +145,50 @@ class Endpoint:
         """Reads the body of a reply.
 
         Raises:
-            Failure: it is not JSON, has no choice, or the answer is empty.
+            Failure: it is not JSON, has no choice, or the answer is empty or broken off.
         """
         try:
             body = json.loads(content)
             usage = _usage(body)
             choice = body["choices"][0]
             message = choice["message"]
-            text = message.get("content") or ""
-            reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+            text, thought = _parts(message.get("content") or "")
+            reasoning = message.get("reasoning_content") or message.get("reasoning") or thought
             finish = str(choice.get("finish_reason") or "stop")
             model = str(body.get("model") or "")
-            if not isinstance(text, str) or not isinstance(reasoning, str):
-                raise TypeError(f"content is {type(text).__name__}")
             (text + reasoning + finish + model).encode("utf-8")  # no half of a surrogate pair
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             words = self._hide(f"{type(error).__name__}: {error}; {content[:80]!r}")
             raise Failure("broken reply", words, billed=True) from None
+        answer = Answer(self._hide(text), self._hide(reasoning), finish, self._hide(model), *usage)
+        unknown = usage == (0, 0)
+        if finish in _BROKEN_OFF:
+            words = f"finish_reason {finish!r}"
+            raise Failure("broken off", words, busy=True, billed=unknown, usage=usage)
         if not text.strip() and finish not in ("length", "content_filter"):
-            raise Failure("empty", "an empty answer", billed=usage == (0, 0), usage=usage)
-        return Answer(self._hide(text), self._hide(reasoning), finish, self._hide(model), *usage)
+            words = "an empty answer"
+            raise Failure("empty", words, billed=unknown, usage=usage, answer=answer)
+        return answer
 
     def _hide(self, text: str) -> str:
         # A short one is the stand-in of a local server, and may be a word of the answer.
         key = self._key or ""
         return text.replace(key, HIDDEN) if len(key) >= SHORTEST_KEY else text
+
+
+def _parts(content: str | list[Any]) -> tuple[str, str]:
+    """Returns text and reasoning of a message's content, which some servers send in parts.
+
+    Raises:
+        TypeError, LookupError: it is neither.
+    """
+    if isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list):
+        raise TypeError(f"content is {type(content).__name__}")
+    text = [part["text"] for part in content if part["type"] == "text"]
+    thought = [part["thinking"] for part in content if part["type"] == "thinking"]
+    return "".join(text), "".join(_parts(each)[0] for each in thought)
 
 
 def _usage(body: Any) -> tuple[int, int]:

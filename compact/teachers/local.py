@@ -6,6 +6,7 @@ One answer at a time. For many questions a server that batches is faster.
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from compact.teachers.store import Answer, request_key
 
 _load = lru_cache(maxsize=2)(load_model)
 _MOST_TOKENS = 1024
+_ONE = threading.Lock()
+"""Held while an answer is written: the random numbers are those of the process."""
 
 
 class Local:
@@ -32,12 +35,10 @@ class Local:
         assert teacher.local is not None
         self._model, self._processing_class = _load(teacher.local)
         self._most = teacher.most_tokens or _MOST_TOKENS
-        self._one = asyncio.Lock()
 
     async def ask(self, request: dict[str, Any], sample: int) -> Answer:
         """Returns a sample. It depends on the request and on the number of the sample only."""
-        async with self._one:
-            return await asyncio.to_thread(self._generate, request, sample)
+        return await asyncio.to_thread(self._generate, request, sample)
 
     async def close(self) -> None:
         """Does nothing: the model stays for other teachers."""
@@ -53,7 +54,7 @@ class Local:
         drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if temperature > 0:
             drawn = {"do_sample": True, "temperature": temperature, "top_p": request.get("top_p")}
-        with torch.random.fork_rng():
+        with _ONE, torch.random.fork_rng():
             torch.manual_seed(int(request_key(request, sample)[:15], 16))
             output = model.generate(
                 input_ids=ids,

@@ -150,7 +150,7 @@ def _of_teacher(path: Path, name: str, budget: float | None) -> Writer:
 def _ask(
     store: Store, teacher: Teacher, prompts: Sequence[str], budget: float | None
 ) -> list[list[str]]:
-    """Returns the samples of each prompt; cut ones only with `keep_cut`."""
+    """Returns the samples of each prompt: none that is empty, cut ones only with `keep_cut`."""
     problems = [Problem(text, text, None, ()) for text in dict.fromkeys(prompts)]
     items = plan(teacher, problems)
     result = collect(store, [(teacher, items)], budget=budget)[teacher.name]
@@ -166,6 +166,8 @@ def _ask(
     samples: dict[str, list[str]] = {text: [] for text in prompts}
     for item in items:
         answer = answers.get(item.key)
-        if answer is not None and (answer.finish != "length" or teacher.keep_cut):
+        if answer is None or not answer.text.strip():
+            continue
+        if answer.finish != "length" or teacher.keep_cut:
             samples[item.problem.question_id].append(answer.text)
     return [samples[text] for text in prompts]

@@ -72,7 +72,7 @@ def test_questions_without_gold_answers(place: Path) -> None:
 def test_what_is_missing_is_fetched_by_the_command_it_names(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hostile_server(faults=1.0, kinds=["empty content"]) as server:
+    with hostile_server(faults=1.0, kinds=["500"]) as server:
         given = ["questions.jsonl", "--teachers", "teachers.yaml", "--out", "out.jsonl"]
         monkeypatch.setattr(sys, "argv", ["compact", "collect", *given])
         assert collect(server, "--attempts", "1") == 1
@@ -82,6 +82,17 @@ def test_what_is_missing_is_fetched_by_the_command_it_names(
         _, *words = shlex.split(printed.split("To ask for them: ")[1])
         assert main(words) == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 6
+
+
+def test_answers_that_stay_empty_are_kept_as_such(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the last attempt; asked for ever, they would be paid for ever."""
+    with hostile_server(faults=1.0, kinds=["empty content"]) as server:
+        assert collect(server, "--attempts", "2", "--first_wait", "0") == 0
+        assert server.requests == 12 and "12 empty" in capsys.readouterr().out
+        assert collect(server) == 0 and server.requests == 12
+    assert Path("out.jsonl").read_text() == ""
 
 
 def test_a_dry_run_asks_a_sample_and_keeps_it(

@@ -29,6 +29,7 @@ FAULTS = (
     "null content",
     "empty content",
     "list",
+    "broken off",
 )
 
 
@@ -150,6 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.05"})
         elif fault == "429 without Retry-After":
             self._send(429, {"error": {"message": "slow down"}})
+        elif fault == "too long":
+            self._send(400, {"error": {"message": "the prompt is longer than the context"}})
+        elif fault == "broken off":
+            message = {"role": "assistant", "content": "2 + 3 = 5, and then"}
+            choice = {"index": 0, "message": message, "finish_reason": "abort"}
+            self._send(200, reply | {"choices": [choice]})
         elif fault in ("500", "503"):
             # It shows the key that was sent, as a careless proxy might.
             self._send(int(fault), {"error": {"message": f"oops {sent}"}})

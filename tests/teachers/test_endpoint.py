@@ -85,6 +85,23 @@ def test_an_empty_answer(endpoint: Endpoint, content: str | None) -> None:
     assert failure.value.kind == "empty" and failure.value.usage == (3, 0)
 
 
+def test_a_reply_in_parts(endpoint: Endpoint) -> None:
+    """As Mistral's thinking models send it; another content would be another the next time too."""
+    thought = [{"type": "text", "text": "2 + 2 is 4"}]
+    parts = [{"type": "thinking", "thinking": thought}, {"type": "text", "text": "The answer is 4"}]
+    answer = endpoint._answer(reply(content=parts))
+    assert (answer.text, answer.reasoning) == ("The answer is 4", "2 + 2 is 4")
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "cancelled"])
+def test_an_answer_that_the_server_broke_off_is_asked_again(
+    endpoint: Endpoint, finish: str
+) -> None:
+    with pytest.raises(Failure) as failure:
+        endpoint._answer(reply(content="2 + 3 = 5, and then we", finish=finish))
+    assert failure.value.kind == "broken off" and failure.value.again and failure.value.billed
+
+
 def test_reasoning_in_the_export(tmp_path: Path) -> None:
     questions = load_questions([{"question_id": "q", "prompt": "2 + 2?", "answer": "4"}])
     store = Store(tmp_path / "s.sqlite")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from compact.commands.cli import main
 from compact.data import load_problems
 from compact.lab import zoo
+from compact.teachers.pace import Patience
 from helpers.commands import fails
 from helpers.hostile_server import hostile_server
 from helpers.serving import free_port, save_talking_student, served
@@ -110,6 +112,25 @@ def test_a_server_that_fails_is_evaluated_again(tmp_path: Path, questions: Write
         assert server.requests == asked == 30
     summary = json.loads((tmp_path / "served.summary.json").read_text())
     assert summary["items"] == 30 and 0.5 < summary["accuracy"] < 1
+
+
+def test_what_is_empty_or_refused_is_wrong(
+    tmp_path: Path, questions: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "served.jsonl"
+    words = ["evaluate", "--model", "m", "--data", str(questions(20)), "--out", str(out)]
+    kinds = ["too long", "null content"]
+    with (
+        hostile_server(faults=0.5, kinds=kinds, seed=3) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("compact.teachers.collect.Patience", partial(Patience, attempts=1))
+        assert main([*words, "--endpoint", server.url]) == 0
+        refused, empty = (server.given[kind] for kind in kinds)
+    assert refused and empty and f"{refused} questions were refused" in caplog.text
+    rows = rows_of(out)
+    assert len(rows) == 20 and sum(row["completion"] == "" for row in rows) >= refused + empty
+    assert not any(row["correct"] for row in rows if row["completion"] == "")
 
 
 @pytest.mark.parametrize("option", ["--adapter", "--base", "--retained", "--retained_task"])
