@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     out = check_output(page_file, kind="report")
     look_into(found, problems=args.problems, question_ids=args.question_id, data=args.data)
     page = render(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, page, kind="report")
     for note in found.notes:
         print(note)

@@ -1,7 +1,7 @@
 """Draws the charts of the report as inline SVG, coloured by the page's style sheet.
 
 Every chart has a viewBox of `WIDTH` units and scales with the page; text is 12 units high. A series
-has a class `c0`, `c1`, ...; the style sheet gives each class a colour for light and dark pages.
+has the classes of `look`; the style sheet gives them colours for light and dark pages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 WIDTH = 440.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
+COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Interval:
     high: float
     inner: tuple[float, float] | None = None
     points: Sequence[float] = ()
+
+
+def look(number: int) -> str:
+    """Returns the classes of a number: its colour, and a dash where the colours are used up."""
+    dash = number // COLOURS
+    return f"c{number % COLOURS}" + (f" dash{min(dash, 2)}" if dash else "")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -153,15 +160,15 @@ def line_chart(
         )
     for s in series:
         points = [at(x, min(max(y, y_low), y_high)) for x, y in s.points]
-        name = f"<title>{escape(s.name)}</title>"
+        name, hue = f"<title>{escape(s.name)}</title>", look(s.colour)
         if s.kind == "dots" or len(points) == 1:
             body += [
-                f'<circle class="dot c{s.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">{name}</circle>'
+                f'<circle class="dot {hue}" cx="{x:.1f}" cy="{y:.1f}" r="4">{name}</circle>'
                 for x, y in points
             ]
         elif points:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            body.append(f'<polyline class="{s.kind} c{s.colour}" points="{path}">{name}</polyline>')
+            body.append(f'<polyline class="{s.kind} {hue}" points="{path}">{name}</polyline>')
     return _svg(height, title, body)
 
 
@@ -208,7 +215,7 @@ def interval_chart(
         shown = row.name if len(row.name) <= fits else row.name[: fits - 1] + "…"
         told = f"{row.name}: {row.value:.3g} ({row.low:.3g} to {row.high:.3g})"
         body.append(
-            f'<g class="c{row.colour}"><title>{escape(told)}</title>'
+            f'<g class="{look(row.colour)}"><title>{escape(told)}</title>'
             f'<text class="name" x="{left - 8:g}" y="{y + 4:g}" text-anchor="end">'
             f"{escape(shown)}</text>"
             f'<line class="whisker" x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" '
@@ -275,11 +282,12 @@ def consensus_chart(
     for row, (name, colour) in enumerate(teachers):
         chain = sorted((n for n in nodes if n.row == row), key=lambda n: n.column)
         y = 44.0 + gap * row
-        body.append(f'<text class="name c{colour}" x="4" y="{y - 24:g}">{escape(name)}</text>')
+        hue = look(colour)
+        body.append(f'<text class="name {hue}" x="4" y="{y - 24:g}">{escape(name)}</text>')
         if chain:
             a, b = at(chain[0])[0], at(chain[-1])[0]
             body.append(
-                f'<line class="chain c{colour}" x1="{a:.1f}" x2="{b:.1f}" y1="{y:g}" y2="{y:g}"/>'
+                f'<line class="chain {hue}" x1="{a:.1f}" x2="{b:.1f}" y1="{y:g}" y2="{y:g}"/>'
             )
     for i, j in matches:
         (x1, y1), (x2, y2) = at(nodes[i]), at(nodes[j])
@@ -298,7 +306,7 @@ def consensus_chart(
         label = node.label if len(node.label) <= fits else node.label[: fits - 1] + "…"
         star = f'<text class="star" x="{x:.1f}" y="{y - 12:g}">★</text>' if node.epiphany else ""
         body.append(
-            f'<g class="node{main} c{colour}"><title>{escape(node.text)} '
+            f'<g class="node{main} {look(colour)}"><title>{escape(node.text)} '
             f"(support {node.support:.2f})</title>"
             f'<circle cx="{x:.1f}" cy="{y:g}" r="{5 + 6 * node.support:.1f}"/>{star}'
             f'<text class="step" x="{x:.1f}" y="{y + 24:g}">{escape(label)}</text></g>'

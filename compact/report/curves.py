@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from compact.metrics import AXES, VALIDITY
 from compact.report.charts import Interval, Series, interval_chart, line_chart
-from compact.report.run import COLOURS, Run, effective_teachers, logged, visits
+from compact.report.run import Run, effective_teachers, logged, visits
 
 BINS = 40
 """Points of a curve over the steps of a run."""
@@ -41,13 +41,14 @@ def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
     for colour, teacher in enumerate(run.teachers):
         mine = scores["teacher"] == teacher
         points = binned(scores["step"][mine], scores["weight"][mine])
-        lines.append(Series(teacher, colour % COLOURS, points))
+        lines.append(Series(teacher, colour, points))
     sizes = np.diff(starts)
     even = float((1 / sizes).mean())
     top = max(y for s in lines for _, y in s.points)
     effective = effective_teachers(scores["weight"], starts)
     most = float(sizes.mean())
-    return [
+    over_steps = binned(scores["step"][starts[:-1]], effective)
+    charts = [
         (
             "Mean weight of each teacher",
             "A teacher's weight within a problem, averaged over the problems of a step.",
@@ -59,19 +60,21 @@ def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
                 reference=(even, "uniform"),
             ),
         ),
-        (
-            "Effective number of teachers",
-            "exp(entropy) of a problem's weights: 1 means that one teacher has all the weight, "
-            f"{most:.3g} means that all teachers have the same weight.",
-            line_chart(
-                "Effective number of teachers over the steps",
-                [Series("effective teachers", 0, binned(scores["step"][starts[:-1]], effective))],
-                x_label="optimizer step",
-                y_range=(min(1.0, float(effective.min())) - 0.05, most * 1.08),
-                reference=(most, "uniform"),
-            ),
-        ),
     ]
+    if over_steps:  # else every problem was left out
+        text = (
+            "exp(entropy) of a problem's weights: 1 means that one teacher has all the weight, "
+            f"{most:.3g} means that all teachers have the same weight."
+        )
+        chart = line_chart(
+            "Effective number of teachers over the steps",
+            [Series("effective teachers", 0, over_steps)],
+            x_label="optimizer step",
+            y_range=(min(1.0, *(y for _, y in over_steps)) - 0.05, most * 1.08),
+            reference=(most, "uniform"),
+        )
+        charts.append(("Effective number of teachers", text, chart))
+    return charts
 
 
 def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
@@ -106,7 +109,7 @@ def spread(run: Run, name: str) -> list[Interval]:
         values = values[~np.isnan(values)]
         if len(values):
             low, q1, middle, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
-            rows.append(Interval(teacher, colour % COLOURS, middle, low, high, (q1, q3)))
+            rows.append(Interval(teacher, colour, middle, low, high, (q1, q3)))
     return rows
 
 
@@ -132,7 +135,8 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
         for colour, teacher in enumerate(run.teachers):
             mine = run.scores["teacher"] == teacher
             points = binned(run.scores["step"][mine], run.scores["nll"][mine])
-            lines.append(Series(teacher, colour % COLOURS, points))
+            lines += [Series(teacher, colour, points)] if points else []  # none was read
+    if run.scores and lines:
         chart = line_chart(
             "Negative log-likelihood of each teacher over the steps",
             lines,
@@ -186,7 +190,7 @@ def method_charts(run: Run) -> list[tuple[str, str, Markup]]:
     for group, found in method_series(run).items():
         if max(len(points) for _, points in found) < 2:
             continue
-        lines = [Series(name, i % COLOURS, points) for i, (name, points) in enumerate(found)]
+        lines = [Series(name, i, points) for i, (name, points) in enumerate(found)]
         chart = line_chart(f"{group} over the steps", lines, x_label="optimizer step")
         several = ", ".join(name for name, _ in found) if len(found) > 1 else "As logged."
         charts.append((group.capitalize(), several, chart))

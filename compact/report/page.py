@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from compact.report.charts import look
 from compact.report.curves import (
     learning_charts,
     method_charts,
@@ -16,7 +17,7 @@ from compact.report.curves import (
     score_charts,
     weight_charts,
 )
-from compact.report.run import COLOURS, Run
+from compact.report.run import Run
 from compact.report.views import (
     arm_view,
     facts,
@@ -32,7 +33,7 @@ def render(run: Run) -> str:
     """Returns the HTML of the page."""
     teachers = run.teachers
     teachers += [r.teacher for p in run.explained for r in p.rationales]
-    colours = {name: i % COLOURS for i, name in enumerate(dict.fromkeys(teachers))}
+    colours = {name: i for i, name in enumerate(dict.fromkeys(teachers))}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,7 +42,7 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=_without_turns,
     )
-    environment.filters["tint"] = tint
+    environment.filters |= {"tint": tint, "look": look}
     return environment.get_template("page.html.j2").render(
         title=run.folder.resolve().name,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from compact.data import load_problems
+from compact.data import Problem, load_problems
 from compact.data.rows import HUB
 from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
 from compact.metrics import COMPATIBILITY
@@ -21,7 +21,6 @@ from compact.report.explain import ExplainedProblem, explain_problem
 from compact.student import Student, load_model
 from compact.trainer.runlog import read_scores
 
-COLOURS = 8
 # What the page reads of the files of a run.
 _INFO = {
     "settings?": dict,
@@ -121,8 +120,7 @@ def read_run(folder: str | Path) -> Run:
     if not len(run.scores.get("step", ())):
         run.scores = {}
     states = [folder / "trainer_state.json"]
-    checkpoints = folder.glob("checkpoint-*/trainer_state.json")
-    states += sorted(checkpoints, key=lambda p: -int(p.parent.name.rpartition("-")[2]))
+    states += [checkpoint / "trainer_state.json" for checkpoint in _checkpoints(folder)]
     state = next((path for path in states if path.exists()), None)
     run.logs = read_json(state, {"log_history": [dict]})["log_history"] if state else []
     for path in sorted(folder.glob("*.summary.json"), key=lambda p: p.stat().st_mtime):
@@ -131,6 +129,12 @@ def read_run(folder: str | Path) -> Run:
             check_shape(summary, _EVALUATION, str(path))
             run.evaluations.append((path.name.removesuffix(".summary.json"), summary))
     return run
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    found = [(int(p.name[11:]), p) for p in run.glob("checkpoint-*") if p.name[11:].isdecimal()]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def visits(scores: dict[str, np.ndarray]) -> np.ndarray:
@@ -174,15 +178,16 @@ def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
     return {scores["teacher"][i]: {c: float(scores[c][i]) for c in columns} for i in mine}
 
 
-def choose_problems(run: Run, count: int) -> list[str]:
-    """Returns up to `count` question ids, evenly spaced in order of effective teachers.
+def choose_problems(run: Run, count: int, known: Container[str]) -> list[str]:
+    """Returns up to `count` of the known question ids, evenly spaced by their effective teachers.
 
     The first has the most concentrated weights at its last visit, the last the most even ones.
     Problems that were left out are chosen only if all were.
     """
     starts = visits(run.scores)
     effective = effective_teachers(run.scores["weight"], starts)
-    last = {q: e for q, e in zip(run.scores["question_id"][starts[:-1]], effective, strict=True)}
+    logged = zip(run.scores["question_id"][starts[:-1]], effective, strict=True)
+    last = {q: e for q, e in logged if q in known}
     weighed = {q: e for q, e in last.items() if not math.isnan(e)} or last
     ordered = sorted(weighed, key=lambda q: (weighed[q], q))
     places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round())
@@ -191,24 +196,18 @@ def choose_problems(run: Run, count: int) -> list[str]:
 
 def student_folder(run: Path) -> Path | None:
     """Returns the run folder or else the newest checkpoint in it that holds a student, or None."""
-    checkpoints = run.glob("checkpoint-*")
-    newest = sorted(checkpoints, key=lambda p: -int(p.name.rpartition("-")[2]))
-    for folder in (run, *newest):
+    for folder in (run, *_checkpoints(run)):
         if any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
             return folder
     return None
 
 
-def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedProblem]:
+def explain(run: Run, chosen: Sequence[Problem]) -> list[ExplainedProblem]:
     """Analyses problems with the run's student.
 
     Raises:
-        ValueError: a question_id is not in the data, or the run has no student.
+        ValueError: the run has no student.
     """
-    problems = {p.question_id: p for p in load_problems(data)}
-    absent = [q for q in question_ids if q not in problems]
-    if absent:
-        raise ValueError(f"{data}: holds no question_id {absent[0]!r}")
     folder = student_folder(run.folder)
     if folder is None:
         raise ValueError(
@@ -224,7 +223,6 @@ def explain(run: Run, question_ids: Sequence[str], data: str) -> list[ExplainedP
     }
     student = Student.of(model)
     layout = choose_layout(student, "auto", limits["max_length"])[0]
-    chosen = [problems[question_id] for question_id in question_ids]
     encoded = encode_problems(chosen, processing_class, **limits)
     bar = tqdm(encoded, desc="analysing problems", unit="problem")
     return [explain_problem(student, processing_class, p, layout) for p in bar]
@@ -242,7 +240,7 @@ def look_into(
         data: the file of rationales; None for the data of the run.
 
     Raises:
-        ValueError: `question_ids` are given and cannot be explained.
+        ValueError: `question_ids` are given and cannot be explained, or are not in the data.
         OSError: there is no such file `data`.
     """
     asked, data = data, data or run.info.get("data")
@@ -257,9 +255,15 @@ def look_into(
     elif student_folder(run.folder) is None:
         obstacle = "the run has not saved a student yet"
     else:
-        chosen = question_ids or choose_problems(run, problems)
-        run.explained = explain(run, chosen, data)
-        return
+        known = {problem.question_id: problem for problem in load_problems(data)}
+        absent = next((q for q in question_ids or () if q not in known), None)
+        if absent is not None:
+            raise ValueError(f"{data}: holds no question_id {absent!r}")
+        chosen = question_ids or choose_problems(run, problems, known)
+        run.explained = explain(run, [known[question_id] for question_id in chosen])
+        if chosen:
+            return
+        obstacle = f"{data} holds none of the problems that the run has logged"
     if question_ids:
         raise ValueError(f"{run.folder}: {obstacle}")
     run.notes.append(f"No problems are shown: {obstacle}.")

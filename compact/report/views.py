@@ -18,7 +18,7 @@ from compact.report.charts import (
     line_chart,
 )
 from compact.report.explain import ExplainedProblem, ExplainedRationale
-from compact.report.run import COLOURS, Run, effective_teachers, last_visit, logged, visits
+from compact.report.run import Run, effective_teachers, last_visit, logged, visits
 from compact.text.equations import equations
 
 
@@ -40,7 +40,7 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
         mine = scores["teacher"] == teacher
         row = {
             "teacher": teacher,
-            "colour": colour % COLOURS,
+            "colour": colour,
             "rationales": len(set(scores["question_id"][mine].tolist())),
             "tokens": float(scores["tokens"][mine].mean()),
             "weight": float(scores["weight"][mine].mean()),

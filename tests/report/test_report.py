@@ -188,6 +188,49 @@ def test_policy_without_scores(tmp_path):
     assert "This policy does not use the three scores" in text and "nan" not in text
 
 
+def test_a_run_of_problems_that_were_left_out(tmp_path):
+    """As of a young `rejection` run: weights of 0, and texts that were not read."""
+    from compact.trainer.runlog import ScoreLog
+
+    log = ScoreLog(tmp_path / "run")
+    for step in (1, 2, 3):
+        row = {"step": step, "question_id": "q", "tokens": 3, "nll": float("nan"), "epoch": 0.0}
+        log.append([row | {"teacher": t, "weight": 0.0} for t in ("a", "b")])
+    log.close()
+    (tmp_path / "run" / "checkpoint-2-backup").mkdir()
+    assert main(["report", str(tmp_path / "run"), "--problems", "0"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "Mean weight of each teacher" in text and "Effective number" not in text
+    assert "Likelihood by teacher" not in text
+
+
+def test_problems_that_the_data_do_not_hold(run_folder, tmp_path, capsys):
+    """As of a strategy that writes its own problems, or of data that were edited."""
+    from compact.lab import zoo
+
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(r) + "\n" for r in zoo.make_rows(("good",), 3, seed=77)))
+    page = tmp_path / "page.html"
+    assert main(["report", str(run_folder), "--data", str(other), "--out", str(page)]) == 0
+    assert "holds none of the problems that the run has logged" in capsys.readouterr().out
+
+
+def test_teachers_beyond_the_colours_have_other_lines(tmp_path):
+    from compact.trainer.runlog import ScoreLog
+
+    log = ScoreLog(tmp_path / "run")
+    for step in (1, 2):
+        row = {"step": step, "question_id": "q", "tokens": 3, "nll": 1.0, "epoch": 0.0}
+        log.append([row | {"teacher": f"t{t}", "weight": 1 / 18} for t in range(18)])
+    log.close()
+    assert main(["report", str(tmp_path / "run"), "--problems", "0"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    looks = re.findall(r'class="line (c\d[^"]*)"[^>]*><title>t\d+<', text)
+    assert len(looks) == 36 and len(set(looks)) == 18 and "c0 dash2" in looks
+    chips = re.findall(r'class="chip (c\d[^"]*)"', text)
+    assert len(set(chips)) == 18
+
+
 def test_numbers_behind_the_charts(run_folder):
     run = run_module.read_run(run_folder)
     starts = run_module.visits(run.scores)
@@ -201,13 +244,15 @@ def test_numbers_behind_the_charts(run_folder):
     curve = curves_module.binned(step, value)
     assert len(curve) == curves_module.BINS
     assert [y for _, y in curve] == pytest.approx([x - 1 for x, _ in curve])
-    decisive, *_, even = run_module.choose_problems(run, 12)
+    known = set(run.scores["question_id"])
+    decisive, *_, even = run_module.choose_problems(run, 12, known)
     weights = [
         sorted(v["weight"] for v in run_module.last_visit(run, q).values())
         for q in (decisive, even)
     ]
     assert weights[0][-1] > weights[1][-1]
-    assert len(run_module.choose_problems(run, 100)) == 12
+    assert len(run_module.choose_problems(run, 100, known)) == 12
+    assert run_module.choose_problems(run, 100, {even}) == [even]
 
 
 @pytest.mark.parametrize(
