@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,20 @@ def mapping(node: yaml.MappingNode, values: Mapping[str, Any], path: Path) -> di
         ValueError: a key is given twice.
     """
     found: dict[str, tuple[Any, str]] = {}
-    for key, _ in node.value:
+    for key, scalar in node.value:
         where = f"{path}:{key.start_mark.line + 1}"
         if key.value in found:
             raise ValueError(f"{where}: key {key.value!r} is given twice")
-        found[key.value] = (values.get(key.value), where)
+        value = values.get(key.value)
+        plain = isinstance(scalar, yaml.ScalarNode)
+        found[key.value] = (as_written(value, scalar.value) if plain else value, where)
     return found
+
+
+def as_written(value: Any, text: str) -> Any:
+    """Returns a scalar of YAML, or its text if this says more: 010 and 1.10 may be names."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return text if isinstance(value, date) or number and str(value) != text else value
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -105,6 +114,8 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is bool:
         return value, isinstance(value, bool)
     if hint is int:
+        if isinstance(value, str) and value[:1].isdigit():  # `as_written`
+            value = parse_yaml(value, "")
         return value, isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):

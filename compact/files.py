@@ -45,8 +45,8 @@ _READ_BY_NAME = re.compile(
     r"|.*\.(?:safetensors|bin|gguf|pt|pth|py)|.*\.index\.json"
 )
 _UNFINISHED = ".writing"
-_STREAMS = ("/dev/stdout", "/dev/stderr")
-_END = 1 << 20  # bytes
+_STREAMS = {"/dev/stdout": "1", "/dev/stderr": "2"}
+_BLOCK = 1 << 16  # bytes
 
 
 # Reading
@@ -337,7 +337,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> None:
     """Writes a file beside `path`, syncs it to disk, then renames it to `path`.
 
-    Devices and pipes (/dev/stdout) are written directly, because renaming would replace them.
+    Its folder is made. Devices and pipes (/dev/stdout) are written directly, because renaming would
+    replace them.
 
     Args:
         path: the file to write; a link is followed.
@@ -356,13 +357,17 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
             raise ValueError(f"{path}: expected text, got half of a surrogate pair") from None
     _check_replaceable(path, kind)
     if _is_device(path):
-        with _named_errors(path), path.open("wb", buffering=0) as device:
-            device.write(content)
+        # Opened anew by its name, a file behind the descriptor would be truncated.
+        number = _STREAMS.get(str(path), str(path).removeprefix("/dev/fd/"))
+        with _named_errors(path):
+            opened = os.dup(int(number)) if number.isdigit() else path
+            with open(opened, "wb") as device:
+                device.write(content)
         return
     target = Path(os.path.realpath(path))
     note = target.parent / RECORDS / target.name
     with _named_errors(path):
-        note.parent.mkdir(exist_ok=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
         fresh = f"{hashlib.sha256(content).hexdigest()} {kind}\n"
         # The old file stays recognisable until the new one has its name.
         old = f"{content_of(target)} {kind}\n" if target.exists() else ""
@@ -463,6 +468,9 @@ def check_output(out: str | Path, *inputs: str | Path, kind: str | None = None) 
     path = Path(out)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file, got a directory")
+    folder = next((f for f in path.absolute().parents if f.exists()), path)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path}: {folder} must be a folder, got a file")
     if path.exists() and any(Path(x).exists() and path.samefile(x) for x in inputs):
         raise ValueError(f"--out must be another file than the input files, got {path}")
     if _READ_BY_NAME.fullmatch(path.name):
@@ -503,7 +511,7 @@ def content_of(data: str | Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     found = hashlib.sha256()
     with Path(data).open("rb") as file:
-        while block := file.read(_END):
+        while block := file.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
 
@@ -511,8 +519,9 @@ def content_of(data: str | Path) -> str:
 def content_of_student(*names: str | Path | None) -> str:
     """Returns a SHA-256, in hexadecimal, that changes when the weights of a student change.
 
-    It covers the name, the size and the first and last MiB of each file of weights. Training
-    changes every weight, so this is enough, and gigabytes need not be read.
+    It covers the name, the size and 65 blocks of 64 KiB, at even distances, of each file of
+    weights. Training changes every weight of many matrices, so this is enough, and gigabytes need
+    not be read.
 
     Args:
         names: folders or files of a model and its adapter; a model on the hub counts by its name.
@@ -531,7 +540,8 @@ def content_of_student(*names: str | Path | None) -> str:
                 continue
             with file.open("rb") as content:
                 size = file.stat().st_size
-                found.update(f"{file.name} {size} ".encode() + content.read(_END))
-                content.seek(max(size - _END, 0))
-                found.update(content.read(_END))
+                found.update(f"{file.name} {size} ".encode())
+                for at in (*range(0, size, max(size // 64, _BLOCK)), max(size - _BLOCK, 0)):
+                    content.seek(at)
+                    found.update(content.read(_BLOCK))
     return found.hexdigest()

@@ -6,10 +6,11 @@ is complete, its summary. A file whose rows come from other settings is refused.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from compact.files import as_json, check_shape, decoded, parse_json, read_json, replace_whole
 
@@ -116,7 +117,7 @@ class ResumableRows(Rows):
         Raises:
             ValueError: the file belongs to a run with other settings, its summary is missing or is
                 somebody else's file, or a line is not a row.
-            OSError: a file cannot be read or written.
+            OSError: a file cannot be read or written, or another process writes it.
         """
         super().__init__(key)
         self.path, self.shape = Path(path), shape
@@ -124,10 +125,13 @@ class ResumableRows(Rows):
         self._kept: dict[str, Any] = {}  # what others added to the summary of a complete run
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Before it is read: an incomplete last line may be one that another process is writing.
+        self._held: IO[Any] | None = _hold(self.path.open("rb")) if self.path.is_file() else None
         self.done = self._read()
         if not self.done:
             self._mark_running()
         self._file = self.path.open("a", encoding="utf-8")
+        self._held = self._held or _hold(self._file)
 
     def append(self, row: Row) -> None:
         """Adds a row to the file and to `done`.
@@ -154,6 +158,8 @@ class ResumableRows(Rows):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        if self._held is not None:
+            self._held.close()
 
     def _read(self) -> dict[str, Row]:
         side = summary_path(self.path)
@@ -212,3 +218,21 @@ def rows_at(
 ) -> Rows:
     """Returns `ResumableRows`, or `Rows`, which are not saved, if there is no path."""
     return Rows(key) if path is None else ResumableRows(path, settings, key=key, shape=shape)
+
+
+def _hold(file: IO[Any]) -> IO[Any]:
+    """Locks a file of rows until it is closed or this process ends.
+
+    Raises:
+        OSError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BlockingIOError(
+            f"{file.name}: another process writes it; wait until it ends"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file

@@ -35,6 +35,16 @@ def test_cut_anywhere_it_continues(tmp_path_factory: pytest.TempPathFactory, cut
     assert path.read_bytes() == whole
 
 
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for _ in ("of a new file", "of one that exists"):
+        with ResumableRows(path, SETTINGS, key="id") as rows:
+            rows.append({"id": "a"})
+            with pytest.raises(OSError, match="rows.jsonl: another process writes it"):
+                ResumableRows(path, SETTINGS, key="id")
+    write(path, "b")
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write(path, "a")

@@ -8,10 +8,12 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from compact import __version__
@@ -50,6 +52,7 @@ COMMANDS = {
 }
 _DRAW = ("compare", "demo", "graph")
 _INTERRUPTED = 130
+_STDOUT = re.compile(r"(--\w+=)?/dev/(stdout|fd/1)")
 MOST_OF_A_LINE = 1000
 """Most characters of the line about an error; what data hold may be of any length."""
 # Set for the processes of `compact train --num_processes`; the launcher prints their errors.
@@ -77,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("compact").setLevel(logging.INFO if first else logging.ERROR)
     ignore_library_warnings()
+    # What a command writes to standard output as a file must not be followed by its own messages.
+    told = redirect_stdout(sys.stderr) if any(map(_STDOUT.fullmatch, arguments)) else nullcontext()
     try:
-        status = _run(arguments)
+        with told:
+            status = _run(arguments)
         sys.stdout.flush()  # report a full disk here, not when Python exits
         return status
     except KeyboardInterrupt as interrupt:

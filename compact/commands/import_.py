@@ -75,10 +75,8 @@ def run(args: argparse.Namespace) -> int:
     held: set[str] = set()
     if test_out is not None:
         held = _held_out(problems, share)
-        test_out.parent.mkdir(parents=True, exist_ok=True)
         tested = (row for row in rows if row["question_id"] in held)
         write_json_lines(test_out, tested, kind="rationales")
-    out.parent.mkdir(parents=True, exist_ok=True)
     trained = (row for row in rows if row["question_id"] not in held)
     write_json_lines(out, trained, kind="rationales")
     teachers = Counter(row["teacher"] for row in rows)

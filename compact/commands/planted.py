@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows, planted, theirs = mislead(*given)
         told = f"an error in {planted:,} of {theirs:,} rationales of {names}"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, "".join(json.dumps(row) + "\n" for row in rows), kind=KIND)
     print(f"{out}: {told}")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from compact.fields import compose, converted, field_types, mapping
+from compact.fields import as_written, compose, converted, field_types, mapping
 from compact.files import parse_yaml
 from compact.settings import (
     OUTPUT_DIR,
@@ -163,7 +163,7 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
         if not text.strip():
             raise ValueError(f"--{name} must have a value (null for none), got {text!r}")
         try:
-            value = parse_yaml(text, f"--{name}")
+            value = as_written(parse_yaml(text, f"--{name}"), text.strip())
         except ValueError:
             value = text
         found[name] = (value, f"--{name}")

@@ -23,6 +23,7 @@ EPILOG = """example:
 """
 
 _EXAMPLES = 10
+_ANY_ROW = {"question_id": "", "weight": 0.41}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,15 +98,17 @@ def run(args: argparse.Namespace) -> int:
     # What needs no torch is refused before it loads, which takes seconds.
     from compact.evaluation.score import parse_metrics, score_problems
     from compact.student import Student, load_model
-    from compact.weighting import check_gold, make_weigher
+    from compact.weighting import PresetWeigher, check_gold, make_weigher
 
     overrides = parse_metrics(args.metric)
     weigher = make_weigher(args.preset, **overrides)
     if weigher.teacher is not None:
         of_teacher(weigher.teacher, problems)  # raises if the teacher has no rationales
     check_gold(weigher, problems)
+    if args.keep is not None:  # whether the rows will have what it reads, with any scores
+        axes = weigher.all_metrics if isinstance(weigher, PresetWeigher) else {}
+        kept_by([dict.fromkeys(axes, 0.37) | _ANY_ROW], args.keep)
     out = paths[0]
-    out.parent.mkdir(parents=True, exist_ok=True)
     graphs = Path(args.graphs) if args.graphs else None
     if graphs:
         graphs.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,6 @@ def run(args: argparse.Namespace) -> int:
         graphs=graphs,
     )
     write_json_lines(out, rows, kind="scores")
-    remove_rows(partial)
     print(f"{len(rows)} rationales of {len(problems)} problems -> {out}")
     for sentence in about(rows):
         print(f"  {sentence}")
@@ -145,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
         _write_kept(Path(args.kept), args.data, problems, kept)
         _print_dropped(rows, kept)
         print(f"{sum(kept)} of {len(rows)} rationales -> {args.kept}")
+    remove_rows(partial)
     return 0
 
 

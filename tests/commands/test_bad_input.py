@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import compact
 from compact.commands.cli import COMMANDS, main, one_line
+from compact.commands.recipe import read_settings
 from compact.data import load_problems
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
@@ -98,6 +99,20 @@ def test_yaml_key_is_named_by_line(
     assert f"{recipe}:2: unknown key 'arms', which only `compact compare` takes" in fails(
         capsys, "train", "--config", str(recipe)
     )
+
+
+def test_names_that_look_like_numbers(tmp_path: Path) -> None:
+    """YAML reads 010 as 8 and 12:30 as 750; of a name, and of a date, the text counts."""
+    recipe = tmp_path / "recipe.yaml"
+    for text, number in (("010", 8), ("1.10", 1.1), ("12:30", 750), ("2026-11-30", None)):
+        recipe.write_text(f"output_dir: {text}\n")
+        for given in ((recipe, []), (None, ["--output_dir", text])):
+            assert read_settings(*given)[1].output_dir == text
+        if isinstance(number, int):
+            assert read_settings(None, ["--max_steps", text])[1].max_steps == number
+    recipe.write_text("learning_rate: 1.0e-4\nweight_decay: 0.10\n")
+    config = read_settings(recipe, [])[1]
+    assert (config.learning_rate, config.weight_decay) == (1e-4, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ LINES = {
     "score data.jsonl --model m --out o.jsonl --keep x>1 --kept k.jsonl": "--keep may hold",
     "score data.jsonl --model m --out o.jsonl --keep weight**9>1 --kept k.jsonl": "--keep may hold",
     "score data.jsonl --model m --out o.jsonl --keep 'a'<1 --kept k.jsonl": "--keep may hold",
+    "score data.jsonl --model m --out o.jsonl --preset answer-vote --keep validity>1 "
+    "--kept k.jsonl": "the rows have no validity",
+    "collect q.jsonl --teachers t.yaml --out o.jsonl --export_only --dry_run": "--dry_run must be",
     "evaluate --data q.jsonl --model m --out q.jsonl": "another file than the input",
     "evaluate --data q.jsonl --model m --out e.jsonl --limit 0": "--limit must be",
     "evaluate --data q.jsonl --model m --out e.jsonl --batch_size -1": "--batch_size must be",

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from compact.files import check_output, content_of, write_json, write_whole
+from compact.files import (
+    check_output,
+    content_of,
+    content_of_student,
+    write_json,
+    write_whole,
+)
 from compact.lab import zoo
 from compact.resumable import ResumableRows, summary_path
 from compact.trainer.checkpoints import check_fresh, check_not_student
@@ -41,6 +49,22 @@ def test_an_output_is_replaced_until_somebody_changes_it(tmp_path: Path, kind: s
     assert path.read_text() == "edited by hand"
 
 
+def test_standard_output_as_a_file(tmp_path: Path) -> None:
+    """What the shell appends to is kept, and messages go to standard error."""
+    rows = [{"question": "1?", "cot": "so 1"}, {"question": "2?", "cot": "so 2"}]
+    (tmp_path / "x.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("my own line\n")
+    argv = [sys.executable, "-m", "compact", "import", str(tmp_path / "x.json")]
+    with mine.open("a") as stdout:
+        done = subprocess.run(
+            [*argv, "--out", "/dev/stdout"], stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    first, *others = mine.read_text().splitlines()
+    assert first == "my own line" and [json.loads(row)["prompt"] for row in others] == ["1?", "2?"]
+    assert "2 problems" in done.stderr
+
+
 def test_an_empty_file_and_a_link(tmp_path: Path) -> None:
     """`mktemp` makes an empty file; a link is followed, and its target is what counts."""
     (tmp_path / "empty").touch()
@@ -57,9 +81,14 @@ def test_a_folder_a_surrogate_and_a_missing_folder(tmp_path: Path) -> None:
         write_whole(tmp_path, "text")
     with pytest.raises(ValueError, match="out: expected text, got half of a surrogate"):
         write_json(tmp_path / "out", "\ud800")
+    write_whole(tmp_path / "new" / "folder" / "out", "text")
+    assert (tmp_path / "new" / "folder" / "out").read_text() == "text"
+    place = tmp_path / "new" / "folder" / "out" / "file"
     with pytest.raises(OSError) as error:
-        write_whole(tmp_path / "no" / "out", "text")
-    assert error.value.filename == str(tmp_path / "no" / "out")
+        write_whole(place, "text")
+    assert error.value.filename == str(place)
+    with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
+        check_output(place)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +244,16 @@ def test_the_student_is_not_the_output(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="output_dir must be another folder"):
             check_not_student(folder, "hub/name", str(student))
     check_not_student(tmp_path / "other", str(student))
+
+
+def test_content_of_a_student_changes_with_its_middle(tmp_path: Path) -> None:
+    """A merged adapter may leave both ends of the file, embeddings and norms, as they were."""
+    weights = tmp_path / "model.safetensors"
+    found = set()
+    for value in (0, 1):
+        weights.write_bytes(bytes(4 << 20) + bytes([value]) * (1 << 20) + bytes(4 << 20))
+        found.add(content_of_student(tmp_path))
+    assert len(found) == 2
 
 
 def test_content_of_a_large_file(tmp_path: Path) -> None:
