@@ -122,8 +122,8 @@ LONG = """## Long rationales
 One problem with four rationales and gradient checkpointing: time and peak memory of a step, and the
 ratios to plain SFT. A tiny student (two layers of width 128) and rationales of equal length are the
 hardest case: nothing is padded, and the question is a small part. The real problem is one of
-longcot_gsm8k, with SmolLM2-135M. {one.machine}; commit {one.commit}, {day};
-[plot and details](results/benchmarks.md).
+longcot_gsm8k, with SmolLM2-135M. Compare the seconds of one machine only
+([plot and details](results/benchmarks.md)).
 
 {table}
 
@@ -133,8 +133,8 @@ HOST = """## What a step costs besides body and head
 Taking the batch, collating, scores, weights, clipping, the optimizer, records and log lines take
 {ours} of CPU time a step with answer leaves. transformers' Trainer takes {theirs} for the same
 rationales: the ratio is **{ratio}**, and {low:.2f} to {high:.2f} over all runs of that commit
-(P = {P} problems in the only micro-batch, K = {K}, a tiny student; {one.machine};
-commit {one.commit}, {day}).
+(P = {P} problems in the only micro-batch, K = {K}, a tiny student;
+{where}).
 
 """
 
@@ -145,8 +145,8 @@ def long_part(results: Results) -> str:
         return ""
     lines = [
         "| tokens of the problem | plain SFT | no leaves | leaves | time | time, leaves | memory "
-        "| memory, leaves |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| memory, leaves | measured on |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for one in results.long:
         what = f"{int(size_in(one, 'L')):,}"
@@ -160,9 +160,8 @@ def long_part(results: Results) -> str:
             for field in ("median_s", "peak_mb")
             for p in PROVIDERS[1:]
         ]
-        lines.append(f"| {what} | {' | '.join(shown)} |")
-    last = max(results.long, key=lambda r: r.date)
-    return LONG.format(one=last, day=last.date[:10], table="\n".join(lines))
+        lines.append(f"| {what} | {' | '.join(shown)} | {one.where} |")
+    return LONG.format(table="\n".join(lines))
 
 
 def host_part(results: Results) -> str:
@@ -182,8 +181,7 @@ def host_part(results: Results) -> str:
         ratio=f"{ratios[-1]:.2f}",
         P=size_in(one, "P"),
         K=size_in(one, "K"),
-        one=one,
-        day=one.date[:10],
+        where=one.where,
     )
 
 
@@ -315,7 +313,8 @@ def answer(results: Results) -> str:
         f"{at(4, leaves, time)} with an answer leaf after every reasoning step. Its extra memory "
         f"is {at(4, 'compact', memory)} of plain SFT's, with leaves {at(4, leaves, memory)}. With "
         f"one teacher the time is {at(1, 'compact', time)}, with leaves {at(1, leaves, time)}. "
-        f"(Measured on {base.name}; larger students and how they were computed: below.)"
+        f"(Measured with {base.name} on {results.machine}; larger students and how they were "
+        "computed: below.)"
     )
 
 
@@ -354,7 +353,11 @@ def rates_table(results: Results) -> str:
         )
     product = 1 / results.rates["sft"].product / 1e9
     return "\n".join(
-        [*lines, "", f"1 / s_product = {product:.0f} GFLOP/s (case `head`, products)."]
+        [
+            *lines,
+            "",
+            f"1 / s_product = {product:.0f} GFLOP/s (case `head`, products, whole buffers).",
+        ]
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.draw import Run, all_runs, read_runs
+from benchmarks.draw import Run, all_runs, largest, last_runs
 from benchmarks.scale import CUE, GOLD, STEP
 from benchmarks.students import SIZES, Size, size
 
@@ -210,11 +210,11 @@ class Results:
     """Measured runs of `scale`, and the fitted rates.
 
     Attributes:
-        runs: the runs, by their work.
+        runs: the runs of one machine and commit, by their work.
         rates: the rates, by provider.
-        machine: the machine of the measurements.
-        when: the commit and day of the last measurement.
-        long: runs of the case `long`, by length.
+        machine: that machine.
+        when: that commit, and the day of the last of these runs.
+        long: the last runs of the case `long` on each machine, by length.
         host: the last run of the case `host`, after the others of its commit and machine.
         steps: the last run of the case `step` on each machine.
     """
@@ -255,26 +255,33 @@ class Results:
 
 
 def load(folder: Path) -> Results:
-    """Reads `scale` and the bare products of `head`.
+    """Reads the results, of `scale` those of the machine and commit that ran the most shapes.
 
     Raises:
-        ValueError: if one of them has not been measured.
+        ValueError: if `scale`, or the products of `head` on its machine, have not been measured.
     """
-    runs = read_runs(folder)
-    scale = [r for r in runs if r.case == "scale" and set(PROVIDERS) <= set(r.rows)]
-    head = [r for r in runs if r.case == "head" and "head=frozen" in r.shape and r.device == "cpu"]
-    head = [r for r in head if "products" in r.rows]
-    if not scale or not head:
-        raise ValueError(f"{folder}: run `python -m benchmarks.run scale` and `... head` first")
+    every = all_runs(folder)
+    whole = [r for r in every if set(PROVIDERS) <= set(r.rows)]
+    scale = list({(r.machine, r.commit, r.shape): r for r in whole if r.case == "scale"}.values())
+    if scale:
+        scale = largest(scale, lambda r: (r.machine, r.commit))
+    head = [
+        r
+        for r in last_runs(every, ["products"])
+        if r.case == "head" and "head=frozen" in r.shape and r.dtype == "float32"
+        if scale and r.machine == scale[0].machine
+    ]
+    if not head:
+        raise ValueError(
+            f"{folder}: run `python -m benchmarks.run scale` and `... head` first, on one machine"
+        )
     work = 4.0 * math.prod(int(size_in(head[0], key)) for key in "MHV")
     product = head[0].figure("products", "median_s") / work
     rates = {name: fit(scale, name, product) for name in PROVIDERS}
     last = max(scale, key=lambda r: r.date)
-    when = f"commit {last.commit}, {last.date[:10]}"
-    long = [r for r in runs if r.case == "long" and set(PROVIDERS) <= set(r.rows)]
-    host = [
-        r for r in all_runs(folder) if r.case == "host" and {"trainer", "compact"} <= set(r.rows)
-    ]
+    when = f"commit {last.commit}, {last.day}"
+    long = [r for r in last_runs(whole) if r.case == "long"]
+    host = [r for r in every if r.case == "host" and {"trainer", "compact"} <= set(r.rows)]
     host.sort(key=lambda r: r.date)
     return Results(
         {Work.of(r.shape): r for r in scale},
@@ -283,7 +290,7 @@ def load(folder: Path) -> Results:
         when,
         sorted(long, key=lambda r: (size_in(r, "data") != "synthetic", int(size_in(r, "L")))),
         [r for r in host if (r.commit, r.machine) == (host[-1].commit, host[-1].machine)],
-        [r for r in runs if r.case == "step" and set(PROVIDERS) <= set(r.rows)],
+        [r for r in last_runs(whole) if r.case == "step"],
     )
 
 

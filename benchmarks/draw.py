@@ -1,7 +1,8 @@
 """Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw`.
 
 Writes docs/results/<case>.png, docs/results/benchmarks.md, and the field `measured` of each claim
-in bounds.json. For each case, shape, dtype and machine the last run counts.
+in bounds.json: the worst among machines. For each case, shape, dtype and machine the last run
+counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,13 @@ CASES = {
     "ops": "The smaller operators",
 }
 LEGENDS = {
-    "head": "Mean cross-entropy of M tokens over V words, and its gradient. `products` is the "
-    "floor: only the matrix products that every exact form needs, into buffers made beforehand. "
+    "head": "Mean cross-entropy of M tokens over V words, and its gradient. `products` is "
+    "only the matrix products that every exact form needs, into whole [M, V] buffers made "
+    "beforehand. It is no lower limit: `compact` multiplies block by block and can be faster "
+    "([why](speed.md#why-the-frozen-head-is-faster-than-its-own-matrix-products)). "
     "`torch` is F.linear + cross_entropy; `torch-compile` is the same, compiled; "
-    "`torch-linear-ce` is torch's own linear_cross_entropy. (Its chunked form needs 5 MB and six "
-    "times the time: `--provider torch-linear-ce-chunked`.) `compact` also returns entropy and "
+    "`torch-linear-ce` is torch's own linear_cross_entropy. (Its chunked form runs only when "
+    "named: `--provider torch-linear-ce-chunked`.) `compact` also returns entropy and "
     "top-1 correctness. `compact-filter` rounds entries of the softmax below 2^-12 at random. It "
     "is meant for the states of a real student, not for random ones; docs/results/filter.md shows "
     "training with it. With a trained head, the gradient of the weight is computed too: "
@@ -52,12 +55,13 @@ LEGENDS = {
     "are those of a real student on SVAMP rationales.",
     "step": "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K "
     "rationales. `sft` is transformers' own loss on K padded rows; `trl` is TRL's SFTTrainer on "
-    "the same rows. `released` computes in plain torch what the published training step computes "
-    "(arXiv 2601.13992); `released-checkpointed` adds gradient checkpointing, as the published "
-    "script does. `compact` reads the question once for all rationales and weights them evenly, "
-    "without scores or answer leaves. `compact-probes` is the default preset: after every step, an "
-    "answer leaf measures how likely the gold answer is. `compact-released` computes the scores, "
-    "weights and consistency term of `released`, with the same gradients.",
+    "the same rows, in runs that had TRL installed. `released` computes in plain torch "
+    "what the published training step computes (arXiv 2601.13992); `released-checkpointed` adds "
+    "gradient checkpointing, as the published script does. `compact` reads the question once "
+    "for all rationales and weights them evenly, without scores or answer leaves. "
+    "`compact-probes` is the default preset: after every step, an answer leaf measures how likely "
+    "the gold answer is. `compact-released` computes the scores, weights and consistency term of "
+    "`released`, with the same gradients.",
     "host": "CPU time of an optimizer step outside of body and head: taking the batch, collating, "
     "scores, weights, clipping, the optimizer, records and log lines. P zoo problems with K "
     "rationales each, a tiny student. `trainer` is transformers' Trainer on padded rows; "
@@ -83,6 +87,7 @@ LEGENDS = {
     "ops": "Each operator of compact_ops that no other case measures, against plain torch. The "
     "formulas are in docs/operators.md.",
 }
+SHOWN = {"products": "products, whole buffers"}  # names of providers, where tables say more
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,21 @@ class Run:
         text = self.rows[provider][field]
         return float(text) if text else math.nan
 
+    @property
+    def base(self) -> str:
+        """The first provider, to which `ratio` refers."""
+        return next(iter(self.rows))
+
+    @property
+    def day(self) -> str:
+        """The date without the time."""
+        return self.date[:10]
+
+    @property
+    def where(self) -> str:
+        """Machine, commit and day."""
+        return f"{self.machine}; commit {self.commit}, {self.day}"
+
 
 def all_runs(folder: Path) -> list[Run]:
     """Reads all runs, cases in the order of CASES, the last run of a case last.
@@ -130,9 +150,22 @@ def all_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """Reads the last run of each case, shape, dtype and machine; see `all_runs`."""
-    return list({(r.case, r.shape, r.dtype, r.machine): r for r in all_runs(folder)}.values())
+def kind(one: Run) -> tuple[str, ...]:
+    """Returns what two runs must share to replace each other."""
+    return one.case, one.shape, one.dtype, one.device, one.machine
+
+
+def last_runs(runs: Sequence[Run], needs: Collection[str] = ()) -> list[Run]:
+    """Returns the last run of each kind, among those that have the providers in `needs`."""
+    return list({kind(r): r for r in runs if set(needs) <= set(r.rows)}.values())
+
+
+def largest(runs: Sequence[Run], key: Callable[[Run], Hashable]) -> list[Run]:
+    """Returns the largest group of runs with the same key; of equal groups the last one."""
+    groups: dict[Hashable, list[Run]] = {}
+    for one in runs:
+        groups.setdefault(key(one), []).append(one)
+    return max(reversed(groups.values()), key=len)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -152,19 +185,23 @@ def memory_text(mb: float) -> str:
     return "-" if math.isnan(mb) else f"{mb:.1f} MB" if mb < 10 else f"{mb:,.0f} MB"
 
 
-def run_table(one: Run) -> str:
-    """Returns a Markdown table of one run, with the command that repeats it."""
-    base = next(iter(one.rows))
+def run_table(one: Run, every: Sequence[Run]) -> str:
+    """Returns a Markdown table of one run, with the command that repeats it.
+
+    Args:
+        one: the run.
+        every: all runs. Providers that only earlier ones have get a line below the table.
+    """
     lines = [
-        f"**{one.shape}**, {one.dtype} ({one.machine}; commit {one.commit}, {one.date[:10]})",
+        f"**{one.shape}**, {one.dtype} ({one.where})",
         "",
-        f"| provider | median | p20 to p80 | time / {base} | peak extra memory |",
+        f"| provider | median | p20 to p80 | time / {one.base} | peak extra memory |",
         "|---|--:|--:|--:|--:|",
     ]
     for name in one.rows:
         spread = " to ".join(seconds_text(one.figure(name, q)) for q in ("p20_s", "p80_s"))
         ratio = f"{one.figure(name, 'ratio'):.2f}"
-        label = f"**{name}**" if name.startswith("compact") else name
+        label = f"**{name}**" if name.startswith("compact") else SHOWN.get(name, name)
         lines.append(
             f"| {label} | {seconds_text(one.figure(name, 'median_s'))} | {spread} | {ratio} "
             f"| {memory_text(one.figure(name, 'peak_mb'))} |"
@@ -172,11 +209,29 @@ def run_table(one: Run) -> str:
     device = " --device cuda" if one.device == "cuda" else ""
     dtype = "" if one.dtype == "float32" else f" --dtype {one.dtype}"
     command = f"python -m benchmarks.run {one.case} --shape {one.shape}{device}{dtype}"
+    earlier = {
+        name: before
+        for before in every
+        if kind(before) == kind(one) and before.base == one.base
+        for name in before.rows
+        if name not in one.rows
+    }
+    for name, before in earlier.items():
+        lines += [
+            "",
+            f"`{name}` did not take part. In its last run on this machine (commit {before.commit}, "
+            f"{before.day}) it took {before.figure(name, 'ratio'):.2f} of the time of "
+            f"`{before.base}`, and {memory_text(before.figure(name, 'peak_mb'))}.",
+        ]
     return "\n".join([*lines, "", f"`{command}`"])
 
 
 def scale_table(runs: Sequence[Run]) -> str:
-    """Returns a Markdown table of all shapes of a case: medians, peaks and ratios to the first."""
+    """Returns a Markdown table of all shapes of a case: medians, peaks and ratios to the first.
+
+    Args:
+        runs: runs of one machine, commit and day.
+    """
     names = list(runs[0].rows)
     base = names[0]
     lines = [
@@ -190,37 +245,68 @@ def scale_table(runs: Sequence[Run]) -> str:
             for field in ("median_s", "peak_mb"):
                 cells.append(f"{one.figure(name, field) / one.figure(base, field):.2f}")
         lines.append(f"| {one.shape} | {' | '.join(cells)} |")
-    where = f"{runs[0].dtype} ({runs[0].machine}; commit {runs[0].commit}, {runs[0].date[:10]})"
+    where = f"{runs[0].dtype} ({runs[0].where})"
     return "\n".join([*lines, "", where, "", "`python -m benchmarks.run scale`"])
 
 
-def judged(bounds: Sequence[Bound], runs: Sequence[Run]) -> list[Bound]:
-    """Returns the claims, each with the figure of its last run on a CPU (None if there is none)."""
-    found = []
-    for bound in bounds:
-        value = None
-        for one in sorted(runs, key=lambda r: r.date):
-            same = (one.case, one.shape, one.dtype, one.device)
-            if same == (bound.case, bound.shape, "float32", "cpu") and bound.needs <= set(one.rows):
-                value = float(f"{bound.figure(one.rows.values()):.3g}")
-        found.append(dataclasses.replace(bound, measured=value))
+def scale_tables(runs: Sequence[Run]) -> list[str]:
+    """Returns a table for each machine, commit and day."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for one in runs:
+        groups.setdefault((one.dtype, one.device, one.where), []).append(one)
+    return [scale_table(group) for group in groups.values()]
+
+
+def figures(bound: Bound, every: Sequence[Run]) -> dict[str, float]:
+    """Returns machine -> the figure of a claim in the machine's last run of it, CPUs only."""
+    found = {}
+    for one in last_runs(every, bound.needs):
+        same = (one.case, one.shape, one.dtype, one.device)
+        if same == (bound.case, bound.shape, "float32", "cpu"):
+            value = bound.figure(one.rows.values())
+            if not math.isnan(value):
+                found[one.machine] = float(f"{value:.3g}")
     return found
 
 
-def bounds_table(bounds: Sequence[Bound]) -> str:
-    """Returns a Markdown table of the bounds and what was measured."""
-    lines = ["| claim | at most | measured | |", "|---|--:|--:|---|"]
-    for b in bounds:
-        shown = "-" if b.measured is None else f"{b.measured:g}"
-        verdict = "not measured"
-        if b.measured is not None:
-            verdict = "met" if b.measured <= b.bound else "**not met**"
-        lines.append(f"| {b.claim} | {b.bound:g} | {shown} | {verdict} |")
+def judged(bounds: Sequence[Bound], every: Sequence[Run]) -> list[Bound]:
+    """Returns the claims, each with its worst figure among machines (None if there is none)."""
+    return [
+        dataclasses.replace(bound, measured=max(figures(bound, every).values(), default=None))
+        for bound in bounds
+    ]
+
+
+def bounds_table(bounds: Sequence[Bound], every: Sequence[Run]) -> str:
+    """Returns a Markdown table of the bounds, with a column of figures for each machine.
+
+    A bound is met if every machine that measured it meets it.
+    """
+    measured = [figures(bound, every) for bound in bounds]
+    machines = sorted({machine for found in measured for machine in found})
+    lines = [
+        " | ".join(["| claim", "at most", *machines, "|"]),
+        "|---|--:|" + "--:|" * len(machines) + "---|",
+    ]
+    for bound, found in zip(bounds, measured, strict=True):
+        over = [machine for machine in machines if found.get(machine, -math.inf) > bound.bound]
+        shown = [f"{found[machine]:g}" if machine in found else "-" for machine in machines]
+        verdict = "met" if found else "not measured"
+        if over:
+            verdict = f"**not met** on {'; '.join(over)}"
+        lines.append(" | ".join([f"| {bound.claim}", f"{bound.bound:g}", *shown, f"{verdict} |"]))
     return "\n".join(lines)
 
 
-def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[str]) -> str:
-    """Returns docs/results/benchmarks.md."""
+def document(bounds: Sequence[Bound], every: Sequence[Run], pictures: Sequence[str]) -> str:
+    """Returns docs/results/benchmarks.md.
+
+    Args:
+        bounds: the claims.
+        every: all runs.
+        pictures: names of the pictures that exist.
+    """
+    runs = last_runs(every)
     parts = [
         "# Benchmarks",
         "`python -m benchmarks.draw` writes this page from `benchmarks/results/*.csv`; do not "
@@ -228,7 +314,8 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
         "C ...), after a check of their outputs against a reference. Times are medians. Memory is "
         "the peak of a call minus what was in use before it.",
         "## Bounds and what was measured",
-        bounds_table(bounds),
+        "The last run of each machine counts. Met means: on every machine that measured it.",
+        bounds_table(bounds, every),
     ]
     for case, title in CASES.items():
         mine = [one for one in runs if one.case == case]
@@ -236,7 +323,10 @@ def document(bounds: Sequence[Bound], runs: Sequence[Run], pictures: Sequence[st
             parts += [f"## {title}", LEGENDS[case]]
             if f"{case}.png" in pictures:
                 parts.append(f"![{title}]({case}.png)")
-            parts += [scale_table(mine)] if case == "scale" else [run_table(one) for one in mine]
+            if case == "scale":
+                parts += scale_tables(mine)
+            else:
+                parts += [run_table(one, every) for one in mine]
     if runs:
         parts.append(f"Versions of the last run: {max(runs, key=lambda r: r.date).versions}.")
     return "\n\n".join(parts) + "\n"
@@ -265,7 +355,8 @@ def bars(ax: Axes, one: Run, field: str, title: str) -> None:
     *_, second, longest = sorted([0.0, *shown])
     lone = field == "median_s" and len(names) > 3 and longest > 3 * second > 0
     end = 1.5 * second if lone else longest
-    ax.barh(names, [min(v, end) for v in shown], color=colours, height=0.62)
+    labels = [SHOWN.get(name, name) for name in names]
+    ax.barh(labels, [min(v, end) for v in shown], color=colours, height=0.62)
     ax.invert_yaxis()
     ax.set_xticks([])
     text = seconds_text if field == "median_s" else memory_text
@@ -287,7 +378,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
     """Draws time and peak memory, one row per run; the title has the shared settings."""
     parts = [[*one.shape.split(","), one.dtype, one.machine] for one in runs]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
-    heights = [len(one.rows) + 1.2 for one in runs]
+    heights = [len(one.rows) + 1.8 for one in runs]
     figure, axes = plt.subplots(
         *(len(runs), 2),
         figsize=(9, 0.27 * sum(heights) + 0.7),
@@ -297,7 +388,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
     )
     for (left, right), one, own in zip(axes, runs, parts, strict=True):
         rest = ", ".join(part for part in own if part not in shared)
-        bars(left, one, "median_s", f"median time{', ' if rest else ''}{rest}")
+        bars(left, one, "median_s", f"{rest}\nmedian time" if rest else "median time")
         bars(right, one, "peak_mb", "peak extra memory")
         right.set_yticklabels([])
     title = f"{CASES[runs[0].case]}\n{', '.join(shared)}"
@@ -333,20 +424,25 @@ SIZE_NAMES = {
 
 
 def draw_lines(runs: Sequence[Run], path: Path) -> None:
-    """Draws time (top) and memory (bottom) over each size that varies."""
+    """Draws time (top) and memory (bottom) over each size that varies.
+
+    Only the machine with the most runs is drawn, because seconds of two machines make no line.
+    """
+    runs = largest(runs, lambda r: (r.machine, r.dtype, r.device))
     lines = varied(runs)
     if not lines:
         draw_bars(runs, path)
         return
+    width = max(2.7 * len(lines), 5)
     figure, axes = plt.subplots(
         *(2, len(lines)),
-        figsize=(max(2.7 * len(lines), 5), 5.2),
+        figsize=(width, 5.2),
         squeeze=False,
         sharex="col",
         layout="constrained",
     )
     greys = ["#888888", "#b8bec4", "#c9a66b", "#7d6b91"]
-    blues = [OURS, "#62b0d1", "#0a4a66"]
+    blues = [OURS, "#62b0d1", "#0a4a66", "#7a6fd0"]
     for column, (key, points) in enumerate(lines.items()):
         for row, field in enumerate(("median_s", "peak_mb")):
             ax = axes[row][column]
@@ -372,7 +468,15 @@ def draw_lines(runs: Sequence[Run], path: Path) -> None:
             if row:
                 ax.set_xlabel(SIZE_NAMES.get(key, key), fontsize=8)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(4, int(width / 2.2)),
+        frameon=False,
+        fontsize=9,
+    )
+    figure.supxlabel(f"{runs[0].dtype}, {runs[0].machine}", fontsize=8, color=INK)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -385,13 +489,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse.add_argument("--bounds", type=Path, default=BOUNDS, help="its `measured` is written")
     options = parse.parse_args(argv)
     try:
-        runs = read_runs(options.results)
+        every = all_runs(options.results)
+        runs = last_runs(every)
         if not runs:
             raise ValueError(
                 f"{options.results}: expected results of runs, got none; "
                 "see python -m benchmarks.run --help"
             )
-        bounds = judged(load_bounds(options.bounds), runs)
+        bounds = judged(load_bounds(options.bounds), every)
         table = json.dumps([dataclasses.asdict(b) for b in bounds], indent=2)
         options.bounds.write_text(f"{table}\n")
         options.docs.mkdir(parents=True, exist_ok=True)
@@ -401,7 +506,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if mine:
                 pictures.append(f"{case}.png")
                 (draw_lines if case in LINES else draw_bars)(mine, options.docs / pictures[-1])
-        (options.docs / "benchmarks.md").write_text(document(bounds, runs, pictures))
+        (options.docs / "benchmarks.md").write_text(document(bounds, every, pictures))
     except (ValueError, OSError) as error:
         print(f"benchmarks.draw: error: {error}", file=sys.stderr)
         return 1

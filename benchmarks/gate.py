@@ -1,10 +1,10 @@
 """Fails when a ratio leaves its committed bound: `python -m benchmarks.gate` (`make bench-gate`).
 
-For each claim, bounds.json has the `bound` (the project's target), the figure last `measured` on a
-quiet machine (written by benchmarks.draw), and the `gate`, the limit that fails the build. The gate
-is wider than the measured figure, because CI machines are noisy. Only ratios between providers of
-one process and memory, which does not depend on speed, are checked. A ratio fails if it exceeds its
-gate in every attempt.
+For each claim, bounds.json has the `bound` (the project's target), the figure last `measured` on
+quiet machines, the worst of them (written by benchmarks.draw), and the `gate`, the limit that fails
+the build. The gate is wider than the measured figure, because CI machines are noisy. Only ratios
+between providers of one process and memory, which does not depend on speed, are checked. A ratio
+fails if it exceeds its gate in every attempt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bound:
         what: "time" (ratio of medians), "memory" (ratio of peaks), "peak_mb" (a peak in MB) or
             "seconds" (a median).
         bound: the project's target.
-        measured: the last figure on a quiet machine; None if there is none yet.
+        measured: the worst among the last figures of quiet machines; None if there is none yet.
         gate: the limit that fails the build; None if the claim is not gated (too slow, data absent,
             or seconds, which depend on the machine).
         gate_shape: a smaller shape for the gate; None for `shape`.

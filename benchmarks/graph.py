@@ -2,7 +2,9 @@
 
 P problems have K rationales of S steps with numbers and equations. Both ways take the steps as
 arrays, match steps, join classes by edges, cut cycles, find the mainstream and score every
-rationale. tests/graphs/test_step_graphs.py uses `loops` as the specification of the native code.
+rationale. `networkx` is what a user would write without this project. It shares only the matching
+of two rationales with compact/graphs/plain.py, so tests/graphs/test_step_graphs.py uses `loops` as
+the specification of the graphs.
 """
 
 from __future__ import annotations

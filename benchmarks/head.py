@@ -55,7 +55,7 @@ def inputs(args: Args) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reference(hidden: Tensor, weight: Tensor, target: Tensor, trained: bool) -> Outputs:
-    """Returns loss, gradients and the results of the bare products, in float64, by 128 rows."""
+    """Returns loss, gradients and the results of the products, in float64, by 128 rows."""
     m = len(target)
     weight64 = weight.double()
     nll, grads, mean_weight, logits = [], [], [], []
@@ -75,9 +75,10 @@ def reference(hidden: Tensor, weight: Tensor, target: Tensor, trained: bool) -> 
     return found if weight_grad is None else found | {"weight_grad": weight_grad}
 
 
-def bare_products(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[], Outputs]:
-    """Returns the lower limit: only the products that every exact form needs, without allocation.
+def whole_products(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[], Outputs]:
+    """Returns only the products that every exact form needs, into whole buffers made beforehand.
 
+    It is no lower limit: block by block, with the block still in the cache, they can be faster.
     Logits = hidden W^T, dH = P W and, for a trained head, dW = P^T hidden, with the softmax P
     computed before. dW is not checked: without the target's -1 it is not the gradient.
     """
@@ -97,7 +98,7 @@ def bare_products(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[],
 
 
 def providers(args: Args) -> dict[str, Provider | Skipped]:
-    """COMPACT's modes, the bare products, torch's three forms, and on a GPU the known kernels."""
+    """COMPACT's modes, the products alone, torch's three forms, and on a GPU the known kernels."""
     if args.shape["head"] not in ("frozen", "trained"):
         raise ValueError(f"--shape: head must be frozen or trained, got {args.shape['head']!r}")
     trained = args.shape["head"] == "trained"
@@ -128,7 +129,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
 
     compiled = torch.compile(naive)
     chunked = torch.nn.LinearCrossEntropyOptions() if hasattr(F, "linear_cross_entropy") else None
-    floor = bare_products(hidden.detach(), weight.detach(), trained)
+    products = whole_products(hidden.detach(), weight.detach(), trained)
     found: dict[str, Provider | Skipped] = {}
     if trained:
         share = torch.full((len(target),), 1 / len(target), device=args.device)
@@ -152,7 +153,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
             found[f"compact-{name}"] = Provider(
                 ours(head_grad="frozen", **more), expected, rtol, slow=True
             )
-    found["products"] = Provider(floor, expected, rtol)
+    found["products"] = Provider(products, expected, rtol)
     found["torch"] = Provider(with_grad(naive), expected, rtol)
     found["torch-compile"] = Provider(with_grad(compiled), expected, rtol)
     if chunked is None:

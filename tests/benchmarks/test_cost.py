@@ -168,6 +168,48 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
     assert "| **0.75** | **0.25** | **0.60** | **0.60** |" in text
     assert "14.0 ms of CPU time" in text and "takes 10.0 ms" in text and "**1.40**" in text
     assert "(P = 4 problems in the only micro-batch, K = 4" in text
+    assert "box; commit abc, 2026-01-02)." in text
+
+
+def copy_with(path, count=None, **other):
+    """Appends the first rows of a file of results again (default: all), with other values."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))[:count]
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, run.FIELDS).writerows(row | other for row in rows)
+
+
+def test_every_long_row_says_where_it_was_measured(results):
+    one = dict.fromkeys(run.FIELDS, "") | {"dtype": "float32", "device": "cpu", "ratio": 1}
+    one |= {"case": "long", "shape": "L=2048,data=synthetic", "median_s": 1, "peak_mb": 1}
+    with (results / "long.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, run.FIELDS)
+        writer.writeheader()
+        for machine, commit, date in (("a", "1a", "2026-01-02"), ("b", "2b", "2026-01-05")):
+            for name in cost_model.PROVIDERS:
+                where = {"machine": machine, "commit": commit, "date": date}
+                writer.writerow(one | where | {"provider": name})
+    lines = [x for x in cost.page(cost_model.load(results)).splitlines() if x[:8] == "| 2,048 "]
+    assert [line.split(" | ")[-1] for line in lines] == [
+        "a; commit 1a, 2026-01-02 |",
+        "b; commit 2b, 2026-01-05 |",
+    ]
+
+
+def test_the_figures_over_teachers_are_of_one_machine_and_commit(results):
+    before = cost_model.load(results)
+    two_shapes = 2 * len(TRUE)
+    copy_with(results / "scale.csv", two_shapes, machine="other", median_s=99, date="2027")
+    copy_with(results / "scale.csv", two_shapes, commit="later", median_s=99, date="2027")
+    copy_with(results / "head.csv", machine="other", median_s=99, date="2027")
+    after = cost_model.load(results)
+    assert after.rates == before.rates and after.runs == before.runs
+    assert (after.machine, after.when) == ("box", "commit abc, 2026")
+    copy_with(results / "scale.csv", machine="third", date="2028")  # as many shapes, but later
+    with pytest.raises(ValueError, match="`... head` first, on one machine"):
+        cost_model.load(results)
+    copy_with(results / "head.csv", machine="third")
+    assert cost_model.load(results).machine == "third"
 
 
 def test_without_measurements_there_is_one_line(tmp_path, monkeypatch, capsys):
@@ -183,3 +225,8 @@ def test_a_factor_below_zero_is_left_out():
     grows, shrinks = np.array([1.0, 2.0, 4.0]), np.array([4.0, 3.0, 1.0])
     factors = cost_model._least_squares([grows, shrinks], 3.0 * grows - 0.1 * shrinks)
     assert factors[1] == 0.0 and math.isclose(factors[0], 2.8, rel_tol=0.1)
+
+
+def test_the_committed_page_is_what_the_committed_results_give():
+    page = (run.RESULTS.parents[1] / "docs/performance.md").read_text()
+    assert cost.page(cost_model.load(run.RESULTS)) == page

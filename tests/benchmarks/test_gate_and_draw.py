@@ -197,11 +197,52 @@ def test_the_last_run_of_each_shape_counts(results):
         result("head", "compact", "M=2", 5.0),
         result("head", "torch", "M=2", 6.0),
     )
-    found = draw.read_runs(folder)
+    found = draw.last_runs(draw.all_runs(folder))
     assert [(r.shape, r.figure("compact", "median_s")) for r in found] == [
         ("M=1", 3.0),
         ("M=2", 5.0),
     ]
+
+
+def test_the_last_run_that_has_the_providers_counts(results):
+    early = "2026-01-01T00:00:00"
+    runs = draw.all_runs(
+        results(
+            *(result("head", name, "M=1", 1.0, early) for name in ("compact", "torch", "liger")),
+            *(result("head", name, "M=1", 2.0) for name in ("compact", "torch")),
+        )
+    )
+    assert [r.figure("compact", "median_s") for r in draw.last_runs(runs)] == [2.0]
+    assert [r.figure("compact", "median_s") for r in draw.last_runs(runs, {"liger"})] == [1.0]
+    assert draw.last_runs(runs, {"unheard"}) == []
+
+
+def test_a_provider_of_earlier_runs_is_quoted_below_the_table(results):
+    early = {"commit": "old", "date": "2026-01-01T00:00:00"}
+    runs = draw.all_runs(
+        results(
+            *(result("step", name, "K=4", 2.0, **early) for name in ("sft", "compact")),
+            result("step", "trl", "K=4", 2.28, ratio=1.14, **early),
+            *(result("step", name, "K=4", 2.0) for name in ("sft", "compact")),
+            # no quotations: another machine, and ratios to another provider
+            *(result("step", name, "K=4", 2.0, machine="other") for name in ("sft", "compact")),
+            *(result("head", name, "M=1", 2.0, **early) for name in ("stash", "compact", "torch")),
+            *(result("head", name, "M=1", 2.0) for name in ("compact", "torch")),
+        )
+    )
+    head, step, other = (draw.run_table(one, runs) for one in draw.last_runs(runs))
+    assert "| trl |" not in step
+    assert (
+        "`trl` did not take part. In its last run on this machine (commit old, 2026-01-01) it took "
+        "1.14 of the time of `sft`, and 5.0 MB.\n"
+    ) in step
+    assert "did not take part" not in other + head
+
+
+def test_products_are_named_for_their_buffers(results):
+    runs = draw.all_runs(results(*(result("head", n, "M=1", 1.0) for n in ("compact", "products"))))
+    table = draw.run_table(runs[0], runs)
+    assert "| products, whole buffers | 1 s |" in table
 
 
 def test_the_bounds_table_says_met_missed_and_not_measured(results):
@@ -213,12 +254,48 @@ def test_the_bounds_table_says_met_missed_and_not_measured(results):
         bound(limit=0.7, claim="faster"),
         gate.Bound(4, "elsewhere", "kl", "K=2", "ours", "theirs", "time", 1.0, 0.3, None, None),
     ]
-    found = draw.judged(claims, draw.read_runs(folder))
-    assert [b.measured for b in found] == [0.75, 0.75, None]
-    table = draw.bounds_table(found)
+    runs = draw.all_runs(folder)
+    assert [b.measured for b in draw.judged(claims, runs)] == [0.75, 0.75, None]
+    table = draw.bounds_table(claims, runs)
+    assert "| claim | at most | box | |" in table
     assert "| fast | 0.8 | 0.75 | met |" in table
-    assert "| faster | 0.7 | 0.75 | **not met** |" in table
+    assert "| faster | 0.7 | 0.75 | **not met** on box |" in table
     assert "| elsewhere | 1 | - | not measured |" in table
+
+
+def test_a_bound_is_met_only_if_the_last_run_of_every_machine_meets_it(results):
+    def run_of(machine, ours, date, other="theirs"):
+        each = {"machine": machine, "date": date}
+        return [
+            result("head", "ours", SHAPE, ours, **each),
+            result("head", other, SHAPE, 4, **each),
+        ]
+
+    folder = results(
+        *run_of("slow", 3.8, "2026-01-03"),
+        *run_of("quick", 3.9, "2026-01-01"),
+        *run_of("quick", 2.0, "2026-01-04"),
+        *run_of("slow", 1.0, "2026-01-05", other="else"),  # says nothing of the claim
+        *run_of("third", 1.0, "2026-01-06", other="else"),
+    )
+    runs = draw.all_runs(folder)
+    claims = [bound(limit=0.96, claim="easy"), bound(limit=0.9, claim="hard")]
+    claims.append(bound(limit=0.4, claim="harder"))
+    assert [b.measured for b in draw.judged(claims, runs)] == [0.95, 0.95, 0.95]
+    assert draw.bounds_table(claims, runs).splitlines() == [
+        "| claim | at most | quick | slow | |",
+        "|---|--:|--:|--:|---|",
+        "| easy | 0.96 | 0.5 | 0.95 | met |",
+        "| hard | 0.9 | 0.5 | 0.95 | **not met** on slow |",
+        "| harder | 0.4 | 0.5 | 0.95 | **not met** on quick; slow |",
+    ]
+
+
+def test_memory_that_was_not_measured_is_no_figure(results):
+    runs = draw.all_runs(
+        results(*(result("head", name, SHAPE, 1.0, peak_mb="") for name in ("ours", "theirs")))
+    )
+    assert [b.measured for b in draw.judged([bound("memory"), bound()], runs)] == [None, 1.0]
 
 
 def test_the_command_writes_pictures_and_page(results, tmp_path):
@@ -253,15 +330,35 @@ def test_sizes_that_vary_alone_become_lines(results):
     folder = results(
         *(result("scale", name, shape, 1.0) for shape in shapes for name in ("a", "b"))
     )
-    lines = draw.varied(draw.read_runs(folder))
+    lines = draw.varied(draw.all_runs(folder))
     assert {key: [value for value, _ in line] for key, line in lines.items()} == {
         "K": ["1", "2"],
         "T": ["8", "16"],
     }
 
 
+def test_lines_and_tables_of_sizes_keep_machines_apart(results, tmp_path, monkeypatch):
+    pairs = [("K=1", "box"), ("K=1", "other"), ("K=2", "other"), ("K=4", "other"), ("K=2", "box")]
+    folder = results(
+        *(
+            result("scale", name, shape, 1.0, machine=machine)
+            for shape, machine in pairs
+            for name in ("sft", "compact")
+        )
+    )
+    runs = draw.all_runs(folder)
+    seen = []
+    monkeypatch.setattr(draw, "varied", lambda some: seen.extend(some) or {})
+    draw.draw_lines(runs, tmp_path / "scale.png")
+    assert [(r.shape, r.machine) for r in seen] == [(f"K={k}", "other") for k in (1, 2, 4)]
+    box, other = draw.scale_tables(runs)
+    assert "| K=2 | 1 s" in box and "| K=4 |" not in box
+    assert "float32 (box; commit abc, 2026-01-02)" in box
+    assert "| K=4 | 1 s" in other and "float32 (other; commit abc, 2026-01-02)" in other
+
+
 def test_the_committed_page_is_what_the_committed_results_give():
-    runs = draw.read_runs(run.RESULTS)
+    runs = draw.all_runs(run.RESULTS)
     bounds = draw.judged(gate.load_bounds(), runs)
     pictures = [f"{case}.png" for case in draw.CASES if any(one.case == case for one in runs)]
     page = (run.RESULTS.parents[1] / "docs/results/benchmarks.md").read_text()
