@@ -193,6 +193,16 @@ class CompactConfig(TrainingArguments):
             )
         check_fields(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.include_num_input_tokens_seen not in ("no", False):
+            raise ValueError(
+                "include_num_input_tokens_seen must be no: batches are problems, not token ids; "
+                f"the score log has the tokens, got {self.include_num_input_tokens_seen!r}"
+            )
+        if getattr(self.accelerator_config, "split_batches", False):
+            raise ValueError(
+                "split_batches of accelerator_config must be false, because every rank builds its "
+                "own batches, got True"
+            )
         for name in ("overrides", "strategy_options", "model_init_kwargs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

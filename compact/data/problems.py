@@ -218,6 +218,9 @@ def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Probl
     places: dict[tuple[str, str], str] = {}
     for where, line, row in read_rows(source):
         question_id = _text(row, "question_id", where, or_number=True)
+        for field in ("tools", "chat_template_kwargs"):  # TRL gives them to the chat template
+            if row.get(field):
+                raise ValueError(f"{where}: {field} must be empty: the prompt is rendered without")
         row = _with_prompt(row, where, with_rationales)
         prompt = _content(row, "prompt", where)
         # Rationales may come without a gold answer. A test question cannot be judged without one.

@@ -28,7 +28,7 @@ from compact.metrics.gain import step_gains
 from compact.metrics.judged import judgements
 from compact.metrics.step_graph import step_graphs, step_texts
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import encode_problems, tell_of_cuts
+from compact.passes.encode import encode_problems, tell_of_cuts, with_leaf_steps
 from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
@@ -99,7 +99,12 @@ def score_problems(
         options=weigher.needs.options,
     )
     tell_of_cuts(encoded, max_length)
-    left = [p for p in encoded if p.question_id not in found]
+    padded = layout == "padded"
+    left = [
+        with_leaf_steps(p, leaf_budget, padded=padded)
+        for p in encoded
+        if p.question_id not in found
+    ]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store, bar:
         for chunk in passes_of(left):

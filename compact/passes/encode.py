@@ -163,15 +163,31 @@ def encode_problem(
         spaced_cue_ids=spaced_cue_ids,
         raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
     )
-    return _with_leaf_steps(encoded, leaf_budget)
+    return with_leaf_steps(encoded, leaf_budget)
 
 
-def _with_leaf_steps(problem: EncodedProblem, budget: float) -> EncodedProblem:
-    """Returns the problem with `leaf_steps` within the budget."""
+def with_leaf_steps(
+    problem: EncodedProblem, budget: float, *, padded: bool = False
+) -> EncodedProblem:
+    """Returns the problem with answer leaves within a budget; without a gold answer as it is.
+
+    Args:
+        problem: the problem.
+        budget: the leaf budget, see `choose_leaf_steps`.
+        padded: whether rows are padded. Then each rationale repeats the prompt, and each leaf the
+            prompt and the rationale up to its step.
+    """
+    if not problem.gold_ids:
+        return problem
+    prompt, rationales = len(problem.prompt_ids), problem.rationales
+    leaf = max(len(problem.cue_ids), len(problem.spaced_cue_ids)) + len(problem.gold_ids) - 1
+    if padded:
+        ends = [end for rationale in rationales for _, end in rationale.steps]
+        leaf += prompt + sum(ends) // max(len(ends), 1)
     steps = choose_leaf_steps(
-        [len(r.steps) for r in problem.rationales],
-        row=len(problem.prompt_ids) + sum(len(r.ids) for r in problem.rationales),
-        leaf=max(len(problem.cue_ids), len(problem.spaced_cue_ids)) + len(problem.gold_ids) - 1,
+        [len(r.steps) for r in rationales],
+        row=prompt * (len(rationales) if padded else 1) + sum(len(r.ids) for r in rationales),
+        leaf=leaf,
         budget=budget,
     )
     chosen = zip(problem.rationales, steps, strict=True)
@@ -534,4 +550,4 @@ def leave_unread(
         rationales=tuple(r for k, r in enumerate(rationales) if k in kept),
         unread=tuple(r for k, r in enumerate(rationales) if k not in kept),
     )
-    return _with_leaf_steps(few, leaf_budget) if few.gold_ids else few
+    return with_leaf_steps(few, leaf_budget)

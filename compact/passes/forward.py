@@ -38,7 +38,7 @@ def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: b
                 f"question_id {problem.question_id!r}: the tokenizer gives id {largest}, but the "
                 f"student's embedding has {rows} rows; tokenizer and model must belong together"
             )
-        longest, leaf = _reach(problem, leaves)
+        longest, leaf = reach(problem, leaves)
         if limit is not None and max(longest, leaf) > limit:
             raise ValueError(
                 f"question_id {problem.question_id!r}: prompt, rationale and answer leaf have "
@@ -47,7 +47,7 @@ def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: b
             )
 
 
-def _reach(problem: EncodedProblem, leaves: bool) -> tuple[int, int]:
+def reach(problem: EncodedProblem, leaves: bool) -> tuple[int, int]:
     """Returns the most tokens of prompt and rationale, and of these with a leaf after them."""
     longest = len(problem.prompt_ids) + max(len(r.ids) for r in problem.rationales)
     answers = [problem.gold_ids] if problem.gold_ids and leaves else []
@@ -220,7 +220,7 @@ def _check_reach(student: Student, batch: Batch) -> None:
     if reach > window:
         raise ValueError(
             f"batch must have trees with paths of at most {window} tokens, the reach of this "
-            f"student's attention, got {reach}; build it with layout='padded'"
+            f"student's attention, got {reach}; use the layout padded"
         )
 
 

@@ -15,20 +15,23 @@ from compact.student.internals import attention_implementation
 # all earlier tokens of the row, also those of other rationales.
 _MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _MASKED_ATTENTION = {"sdpa", "eager", "flex_attention"}
-LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length
+LEAF_ROOM = 32  # tokens that an answer leaf may reach beyond max_length, where none is known
 # Largest relative difference of hidden states between tree and padded rows in the trial below. If a
 # branch sees another branch, they differ by tens of per cent. Rounding alone gives 1e-6 in float32
 # and less than 1e-2 in bfloat16.
 _TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 
-def choose_layout(student: Student, requested: str, max_length: int) -> tuple[Layout, str]:
+def choose_layout(
+    student: Student, requested: str, max_length: int, leaf_room: int = LEAF_ROOM
+) -> tuple[Layout, str]:
     """Chooses the layout of a student's batches.
 
     Args:
         student: the student, on the device where it will run.
         requested: "auto", "tree" or "padded".
         max_length: the largest number of tokens of a prompt plus one rationale.
+        leaf_room: the largest number of tokens of an answer leaf after them.
 
     Returns:
         The layout, and the reason as text for the log.
@@ -40,7 +43,7 @@ def choose_layout(student: Student, requested: str, max_length: int) -> tuple[La
         raise ValueError(f"layout must be 'auto', 'tree' or 'padded', got {requested!r}")
     if requested == "padded":
         return "padded", "as asked"
-    obstacle = tree_obstacle(student, max_length)
+    obstacle = tree_obstacle(student, max_length, leaf_room)
     if obstacle is None:
         return "tree", "the prompt is read once; on a trial the tree equals padded rows"
     if requested == "tree":
@@ -50,7 +53,7 @@ def choose_layout(student: Student, requested: str, max_length: int) -> tuple[La
     return "padded", obstacle
 
 
-def tree_obstacle(student: Student, max_length: int) -> str | None:
+def tree_obstacle(student: Student, max_length: int, leaf_room: int = LEAF_ROOM) -> str | None:
     """Returns why a student cannot use trees; None if it can.
 
     First the config is checked. Then a trial on a few tokens compares tree and padded rows. It also
@@ -65,10 +68,10 @@ def tree_obstacle(student: Student, max_length: int) -> str | None:
     if other:
         return f"layers of type {', '.join(other)} read a row token by token, whatever the mask"
     window = student.attention_window
-    if window is not None and window < max_length + LEAF_ROOM:
+    if window is not None and window < max_length + leaf_room:
         return (
             f"its attention reaches {window} tokens, less than max_length = {max_length} and "
-            f"{LEAF_ROOM} for the answer"
+            f"{leaf_room} for the answer"
         )
     try:
         error = _trial(student)

@@ -67,7 +67,8 @@ class Student:
         if hasattr(linear, "lora_A") or not isinstance(linear, nn.Linear):
             raise ValueError(
                 "the LM head must be one linear layer without adapter, got "
-                f"{type(linear).__name__}; take it out of target_modules"
+                f"{type(linear).__name__}; take it out of target_modules, and leave "
+                "trainable_token_indices out for a head that is tied to the embedding"
             )
         body = base.get_decoder()
         if body is None or body is base:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from compact.passes import Batch, EncodedProblem
-from compact.passes.encode import leave_unread
+from compact.passes.encode import leave_unread, with_leaf_steps
 from compact.passes.lazily import LazyProblems
 from compact.settings import LEAF_BUDGET
 from compact.weighting import Skips
@@ -31,7 +31,10 @@ class ProblemDataset(Dataset[Item]):
 
     Attributes:
         problems: the problems, with all of their rationales.
+        padded: whether rows are padded, in which an answer leaf costs more (`with_leaf_steps`).
     """
+
+    padded = False
 
     def __init__(
         self,
@@ -60,9 +63,9 @@ class ProblemDataset(Dataset[Item]):
 
     def read(self, problem: EncodedProblem) -> EncodedProblem:
         """Returns a problem without the rationales that are skipped."""
-        if self._skips is None:
-            return problem
-        return leave_unread(problem, self._skips(problem), self._leaf_budget)
+        if self._skips is not None:
+            problem = leave_unread(problem, self._skips(problem), self._leaf_budget)
+        return with_leaf_steps(problem, self._leaf_budget, padded=True) if self.padded else problem
 
 
 class ProblemBatches(Sampler[list[int]]):

@@ -101,7 +101,7 @@ class MicroBatchLoss:
         built = items.batch if isinstance(items, MicroBatch) else None
         if built is None:
             built = self.build(problems, leaves=needs_leaves and self._leaves_due(problems, kept))
-        check_ids(self.student, problems)
+        check_ids(self.student, problems, leaves=needs_leaves)
         batch = built.to(self.args.device)
 
         def counted(weight: Tensor) -> Tensor:

@@ -223,7 +223,11 @@ class EvaluationSums:
             if bad:
                 raise NonFiniteError(bad[0])
             sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
-        sums["loss"] *= count / max(sums.pop("with_loss"), 1)
+        with_loss = sums.pop("with_loss")
+        if with_loss:
+            sums["loss"] *= count / with_loss
+        else:
+            del sums["loss"]  # 0 would be the best of all
         if "gold_logp" in sums:
             with_gold = sums.pop("with_gold")
             if with_gold:

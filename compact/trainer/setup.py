@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
 from compact.passes.encode import tell_of_cuts
-from compact.passes.forward import check_ids
+from compact.passes.forward import check_ids, reach
 from compact.passes.layout import choose_layout
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import Layout
+from compact.registry import unknown
 from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
@@ -205,11 +207,48 @@ def workers(args: CompactConfig) -> dict[str, Any]:
         "num_workers": count,
         "prefetch_factor": args.dataloader_prefetch_factor,
         "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
     }
 
 
-def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layout:
-    """Returns the layout of the batches, and logs the reason.
+def one_of(own: Any, asked: Any) -> Any:
+    """Returns the data of an evaluation.
+
+    Args:
+        own: the trainer's, of which there may be several by name.
+        asked: the name of one of several, or data in any form that the trainer takes; None for the
+            trainer's own.
+
+    Raises:
+        ValueError: there are none.
+    """
+    several = own if isinstance(own, Mapping) else {}
+    if isinstance(asked, str) and asked in several:
+        return several[asked]
+    if several and isinstance(asked, str) and not Path(asked).exists():
+        raise ValueError(unknown("eval_dataset", asked, list(several)))
+    found = own if asked is None else asked
+    if found is None or isinstance(found, Mapping):
+        what = "none" if found is None else f"several: {', '.join(found)}"
+        raise ValueError(f"eval_dataset must be one data set, got {what}")
+    return found
+
+
+def for_evaluation(trainer: Any) -> Any:
+    """Returns the trainer's model, on its device and in the mode of evaluation."""
+    model = trainer.model_wrapped
+    if model is trainer.model and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        model.to(trainer.args.device)  # transformers leaves that to the first step of training
+    model.eval()
+    if callable(getattr(trainer.optimizer, "eval", None)):
+        trainer.optimizer.eval()  # a schedule-free one evaluates at other weights
+    return model
+
+
+def layout_for(
+    student: Student, weigher: Weigher, args: CompactConfig, data: ProblemDataset | None, evals: Any
+) -> Layout:
+    """Returns the layout of the batches, sets it for the data, checks them and logs the reason.
 
     Raises:
         ValueError: the layout must be "tree", but the student or the weigher does not support it.
@@ -219,15 +258,24 @@ def layout_for(student: Student, weigher: Weigher, args: CompactConfig) -> Layou
         if wanted == "tree":
             raise ValueError(f"layout must be auto or padded with {args.preset}, got 'tree'")
         wanted = "padded"
-    layout, reason = choose_layout(student, wanted, args.max_length)
-    logger.info("layout: %s (%s)", layout, reason)
+    given = list(evals.values()) if isinstance(evals, Mapping) else [evals]
+    given = [each for each in (data, *given) if each is not None]
+    problems = [problem for each in given for problem in each.problems.sample]
+    reaches = [reach(problem, weigher.needs.leaves) for problem in problems]
+    room = max((leaf - row for row, leaf in reaches), default=0)
+    layout, reason = choose_layout(student, wanted, args.max_length, max(room, 0))
+    fallen = layout == "padded" and wanted == "auto"  # each rationale repeats the prompt
+    logger.log(logging.WARNING if fallen else logging.INFO, "layout: %s (%s)", layout, reason)
+    for each in given:
+        each.padded = layout == "padded"
+        check_data(student, weigher, each, args)
     return layout
 
 
 def check_data(
     student: Student, weigher: Weigher, data: ProblemDataset, args: CompactConfig
 ) -> None:
-    """Checks that the student can read the problems, and logs what the weights rest on.
+    """Checks that the student can read the problems, and warns of what it does not learn.
 
     Of data that are encoded when they are needed, a sample is checked.
 
@@ -237,6 +285,28 @@ def check_data(
     sample = data.problems.sample
     check_ids(student, sample, leaves=weigher.needs.leaves)
     tell_of_cuts(sample, args.max_length)
+
+
+def check_training(
+    student: Student, weigher: Weigher, data: ProblemDataset, args: CompactConfig
+) -> None:
+    """Logs what the weights rest on, and warns if the student would not learn to stop.
+
+    Raises:
+        ValueError: no parameter would be trained.
+    """
+    if not any(parameter.requires_grad for parameter in student.model.parameters()):
+        raise ValueError(
+            "model must have a parameter that requires a gradient, got none; an adapter is loaded "
+            "for training with PeftModel.from_pretrained(..., is_trainable=True)"
+        )
+    whole = [r for problem in data.problems.sample for r in problem.rationales if not r.cut]
+    ends = {token for r in whole for token in r.ids[-3:]}  # `keep_tail` has a newline behind it
+    if ends and ends.isdisjoint(student.tokenizer.all_special_ids):
+        logger.warning(
+            "the chat template puts no end-of-turn token after a completion, so the student does "
+            "not learn to stop"
+        )
     log_data(data, args.leaf_budget if weigher.needs.leaves else None)
 
 

@@ -20,18 +20,32 @@ def asked_for(args: Any) -> str | None:
     """Returns "DEEPSPEED" or "FSDP" if the settings or accelerate ask for it, else None."""
     if args.deepspeed_plugin is not None:  # for the setting `deepspeed` and for accelerate
         return "DEEPSPEED"
-    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
+    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return "FSDP" if args.fsdp or by_accelerate else None
 
 
 def check_sharding(trainer: Any) -> None:
-    """Checks the settings of FSDP or DeepSpeed before the first step.
+    """Checks the settings of FSDP, DeepSpeed and other parallelism before the first step.
 
     Raises:
-        ValueError: FSDP is of version 1, or ZeRO-3 is set up so that it cannot save the student.
+        ValueError: FSDP is of version 1 or checkpoints activations itself, ZeRO-3 is set up so that
+            it cannot save the student, or ranks are to share a batch.
     """
     accelerator = trainer.accelerator
+    split = getattr(accelerator, "parallelism_config", None)
+    for name in ("tp", "cp", "sp"):
+        if getattr(split, f"{name}_size", 1) > 1:
+            raise ValueError(
+                f"parallelism_config must leave {name}_size at 1, because each rank reads problems "
+                f"of its own, got {getattr(split, f'{name}_size')}"
+            )
     if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version must be 2, got 1: the wrapper of FSDP1 hides the LM head")
+    if trainer.is_fsdp_enabled and accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise ValueError(
+            "fsdp_activation_checkpointing must be false, because the second run of a layer would "
+            "not see the tree; set gradient_checkpointing: true in its place"
+        )
     if not uses_deepspeed(accelerator):
         return
     plugin = accelerator.state.deepspeed_plugin

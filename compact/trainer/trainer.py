@@ -33,7 +33,6 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
 from compact.passes.packing import tree_length
-from compact.registry import unknown
 from compact.sft_names import tokenizer_of
 from compact.strategies import Strategy, make_strategy
 from compact.student import Student, base_name, load_student, named_students
@@ -155,18 +154,20 @@ class CompactTrainer(Trainer):
         else:
             student = model
             sharding.check_whole(model)
+            if args.model_init_kwargs:
+                logger.warning("model_init_kwargs: without effect, because model is not a name")
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
             raise ValueError("processing_class must be given if model is not a name, got None")
         if peft_config is not None:
             student = setup.with_adapters(student, peft_config, args.seed)
 
-        encode = functools.partial(setup.encoded, self.weigher, processing_class, args)
-        evals, data = setup.each(encode, eval_dataset), None
+        self._encode = functools.partial(setup.encoded, self.weigher, processing_class, args)
+        evals, data = setup.each(self._encode, eval_dataset), None
         setup.fit_machine(args)
         if problems is not None:
             problems = self.strategy.prepare(problems, student, processing_class)
-            data = encode(problems, skips)
+            data = self._encode(problems, skips)
         super().__init__(
             model=student,
             args=args,
@@ -182,9 +183,9 @@ class CompactTrainer(Trainer):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.student = Student.of(self.model, processing_class)
         self._body_size = sum(p.numel() for p in self.student.body.parameters())
-        if self.train_dataset is not None:
-            setup.check_data(self.student, self.weigher, self.train_dataset, args)
-        self.layout = setup.layout_for(self.student, self.weigher, args)
+        self.layout = setup.layout_for(self.student, self.weigher, args, data, evals)
+        if data is not None:
+            setup.check_training(self.student, self.weigher, data, args)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
@@ -376,21 +377,17 @@ class CompactTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> ProblemLoader:
-        """Returns the micro-batches of an evaluation on this rank.
+        """Returns the micro-batches of an evaluation on this rank; the data as in `setup.one_of`.
 
         Raises:
-            ValueError: the trainer has no such evaluation data.
+            ValueError, TypeError, OSError: there are no such data, or they cannot be used.
         """
-        if isinstance(eval_dataset, str):
-            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-            if eval_dataset not in several:
-                raise ValueError(unknown("eval_dataset", eval_dataset, list(several)))
-            eval_dataset = several[eval_dataset]
-        eval_dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if not isinstance(eval_dataset, ProblemDataset):
-            raise ValueError(f"eval_dataset must be given to CompactTrainer, got {eval_dataset!r}")
-        size = self.args.per_device_eval_batch_size
-        return self._loader(eval_dataset, size, training=False)
+        data = setup.one_of(self.eval_dataset, eval_dataset)
+        if not isinstance(data, ProblemDataset):
+            data = self._encode(data)
+            data.padded = self.layout == "padded"
+            setup.check_data(self.student, self.weigher, data, self.args)
+        return self._loader(data, self.args.per_device_eval_batch_size, training=False)
 
     def _loader(
         self, dataset: ProblemDataset, batch_size: int, *, training: bool, **settings: Any
@@ -424,8 +421,7 @@ class CompactTrainer(Trainer):
         Raises:
             NonFiniteError: a loss was not finite on some rank; raised on every rank.
         """
-        model = self.model_wrapped
-        model.eval()
+        model = setup.for_evaluation(self)
         sums = EvaluationSums()
         training, self._step = self._step, OpenStep()
         for items in dataloader:
@@ -440,6 +436,10 @@ class CompactTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # no predictions
 
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Raises NotImplementedError: the trainer keeps no logits."""
+        raise NotImplementedError("predict: use `evaluate`, or compact.evaluation for answers")
+
     # A run and its checkpoints.
 
     def train(
@@ -452,7 +452,7 @@ class CompactTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: the folder of a checkpoint. True takes the newest undamaged one
-                of `output_dir` and warns of each damaged one.
+                of `output_dir` and warns of each damaged one. None takes the setting.
             trial: as in transformers.
             ignore_keys_for_eval: as in transformers.
 
@@ -461,6 +461,8 @@ class CompactTrainer(Trainer):
                 `output_dir` holds checkpoints, a model or a finished run.
             NonFiniteError: see `training_step`.
         """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
         run = Path(self._get_output_dir(trial))
         checkpoint, last_step = None, 0
         if resume_from_checkpoint:
@@ -568,7 +570,9 @@ class CompactTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, without_tied(self.model, state_dict))
-        write_card(Path(str(output_dir or self.args.output_dir)), Path(str(self.args.output_dir)))
+        if self.args.should_save:
+            run = Path(str(self.args.output_dir))
+            write_card(Path(str(output_dir or run)), run)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Draws the model card anew, before it is pushed to the hub; see `compact.trainer.card`."""

@@ -14,7 +14,7 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.strategies import make_strategy
 from compact.trainer import CompactTrainer
 from compact.trainer.setup import check_strategy
-from compact.trainer.sharding import bad_norm, check_sharding, gather_head, give_up_head
+from compact.trainer.sharding import asked_for, bad_norm, check_sharding, gather_head, give_up_head
 from compact.weighting import make_weigher
 
 
@@ -25,8 +25,10 @@ def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
     accelerator.state = SimpleNamespace(
         deepspeed_plugin=SimpleNamespace(
             zero_stage=others.get("stage", 2), deepspeed_config={"zero_optimization": zero}
-        )
+        ),
+        fsdp_plugin=SimpleNamespace(activation_checkpointing=others.get("checkpoints", False)),
     )
+    accelerator.parallelism_config = others.get("parallelism")
     return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=kind == DistributedType.FSDP)
 
 
@@ -34,6 +36,21 @@ def test_fsdp1_is_refused() -> None:
     check_sharding(trainer_with(DistributedType.FSDP, fsdp2=True))
     with pytest.raises(ValueError, match="fsdp_version must be 2, got 1"):
         check_sharding(trainer_with(DistributedType.FSDP))
+
+
+def test_what_would_not_see_the_tree_or_share_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="set gradient_checkpointing: true in its place"):
+        check_sharding(trainer_with(DistributedType.FSDP, fsdp2=True, checkpoints=True))
+    split = SimpleNamespace(tp_size=1, cp_size=2, sp_size=1)
+    with pytest.raises(ValueError, match="must leave cp_size at 1, .* got 2"):
+        check_sharding(trainer_with(DistributedType.MULTI_GPU, parallelism=split))
+
+
+def test_fsdp_of_the_settings_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before transformers sets the variable that accelerate reads."""
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    for fsdp, expected in ((True, "FSDP"), (False, None)):
+        assert asked_for(SimpleNamespace(deepspeed_plugin=None, fsdp=fsdp)) == expected
 
 
 def test_zero3_that_cannot_save_is_refused() -> None:

@@ -1,0 +1,203 @@
+"""What the trainer refuses or tells at the start, and what it evaluates."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from compact.config import CompactConfig
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.trainer import CompactTrainer
+from helpers.trajectories import WEIGHED
+
+TOKENIZER = build_tokenizer()
+ROWS = zoo.make_rows(("good", "verbose"), 4, seed=1)
+
+
+def trainer_of(
+    folder: Path, model: Any = None, data: Any = ROWS, evals: Any = None, **settings: Any
+) -> CompactTrainer:
+    """A trainer of a tiny student, or of `model`, that trains every weight."""
+    if model is None:
+        model = build_model(TOKENIZER, seed=0, hidden=32, layers=1)
+    settings = {"preset": "uniform", "max_length": 400, "max_steps": 1} | settings
+    args = CompactConfig(output_dir=str(folder), use_cpu=True, report_to="none", **settings)
+    return CompactTrainer(model, args, data, evals, TOKENIZER)
+
+
+def learned_positions(count: int) -> Any:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(TOKENIZER), n_positions=count, n_embd=32, n_layer=1, n_head=2)
+    )
+
+
+def longest(rows: list[dict[str, Any]]) -> int:
+    """The most tokens of prompt and rationale."""
+    trainer = CompactTrainer(
+        build_model(TOKENIZER, seed=0, hidden=32, layers=1),
+        CompactConfig(output_dir="unused", use_cpu=True, report_to="none", preset="uniform"),
+        rows,
+        processing_class=TOKENIZER,
+    )
+    problems = trainer.train_dataset.problems.sample
+    return max(len(p.prompt_ids) + len(r.ids) for p in problems for r in p.rationales)
+
+
+def test_leaves_that_are_not_read_need_no_position(tmp_path: Path) -> None:
+    trainer_of(tmp_path, learned_positions(longest(ROWS))).train()
+
+
+def test_evaluation_data_are_checked_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = zoo.make_rows(("good",), 2, seed=1)
+    positions = longest(short)
+    assert positions < longest(ROWS)
+    with pytest.raises(ValueError, match=f"the student has learned {positions} positions"):
+        trainer_of(tmp_path, learned_positions(positions), short, {"one": short, "two": ROWS})
+    trainer_of(tmp_path, None, short, ROWS, max_length=positions)
+    assert f"max_length {positions} cuts" in caplog.text
+
+
+def test_other_data_are_evaluated(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, evals={"one": ROWS[:2], "two": ROWS})
+    own = trainer.evaluate()
+    assert own["eval_two_nll"] == pytest.approx(trainer.evaluate(ROWS)["eval_nll"])
+    assert own["eval_one_nll"] == pytest.approx(trainer.evaluate("one")["eval_nll"])
+    assert "eval_x_nll" in trainer.evaluate({"x": ROWS})
+    with pytest.raises(ValueError, match="eval_dataset must be .*one, two.* got 'three'"):
+        trainer.evaluate("three")
+    with pytest.raises(ValueError, match="eval_dataset must be one data set, got none"):
+        trainer_of(tmp_path).evaluate()
+    with pytest.raises(NotImplementedError, match="predict: use `evaluate`"):
+        trainer.predict(ROWS)
+
+
+def test_no_loss_is_not_the_best_loss(tmp_path: Path) -> None:
+    """`rejection` on data without gold answers weighs nothing."""
+    unknown = [{k: v for k, v in row.items() if k != "answer"} for row in ROWS]
+    metrics = trainer_of(tmp_path, evals=unknown, preset="rejection").evaluate()
+    assert "eval_loss" not in metrics and metrics["eval_nll"] > 0
+
+
+def test_an_optimizer_with_a_mode_is_told(tmp_path: Path) -> None:
+    """As schedule-free ones have it: at other weights in evaluation than in training."""
+    model = build_model(TOKENIZER, seed=0, hidden=32, layers=1)
+    calls = []
+
+    class Modal(torch.optim.SGD):
+        def train(self) -> None:
+            calls.append("train")
+
+        def eval(self) -> None:
+            calls.append("eval")
+
+    optimizer = Modal(model.parameters(), lr=1e-3)
+    args = CompactConfig(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", preset="uniform", max_steps=2
+    )
+    args.eval_strategy, args.eval_steps = "steps", 1
+    trainer = CompactTrainer(model, args, ROWS, ROWS, TOKENIZER, optimizers=(optimizer, None))
+    trainer.train()
+    assert "eval" in calls and calls[calls.index("eval") + 1] == "train"
+
+
+def test_the_setting_resumes(tmp_path: Path) -> None:
+    once = {"save_strategy": "steps", "save_steps": 1}
+    trainer_of(tmp_path, **once).train()
+    again = trainer_of(tmp_path, **once | {"max_steps": 2}, resume_from_checkpoint=True)
+    again.train()
+    assert again.state.global_step == 2 and [e["step"] for e in again.state.log_history][0] == 1
+    with pytest.raises(ValueError, match="checkpoint"):
+        trainer_of(tmp_path / "new", resume_from_checkpoint=True).train()
+
+
+def test_a_student_with_nothing_to_train(tmp_path: Path) -> None:
+    model = build_model(TOKENIZER, seed=0, hidden=32, layers=1).requires_grad_(False)
+    with pytest.raises(ValueError, match="requires a gradient, got none; .* is_trainable=True"):
+        trainer_of(tmp_path, model)
+
+
+def test_a_template_without_an_end_of_turn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = TOKENIZER.chat_template
+    trainer_of(tmp_path)
+    assert "learn to stop" not in caplog.text
+    try:
+        TOKENIZER.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+        trainer_of(tmp_path)
+    finally:
+        TOKENIZER.chat_template = own
+    assert "puts no end-of-turn token after a completion" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen must be no"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches .* must be false"),
+    ],
+)
+def test_settings_without_effect(tmp_path: Path, settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, **settings)
+
+
+def test_what_a_model_object_ignores_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer_of(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
+    assert "model_init_kwargs: without effect" in caplog.text
+
+
+def test_columns_of_the_template_are_refused(tmp_path: Path) -> None:
+    for column, value in (("tools", [{}]), ("chat_template_kwargs", {"enable_thinking": True})):
+        with pytest.raises(ValueError, match=f"row 0: {column} must be empty"):
+            trainer_of(tmp_path, data=[ROWS[0] | {column: value}])
+
+
+def windowed(reach: int) -> Any:
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(TOKENIZER),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            sliding_window=reach,
+        )
+    )
+
+
+def test_padded_rows_are_told_and_keep_the_leaf_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A leaf repeats prompt and rationale there, so the budget holds fewer of them."""
+    given = WEIGHED | {"max_length": 200}
+    caplog.set_level(logging.INFO)
+    tree = trainer_of(tmp_path, windowed(300), **given)
+    assert tree.layout == "tree"
+    padded = trainer_of(tmp_path, windowed(150), **given)
+    assert padded.layout == "padded"
+    (told,) = [r for r in caplog.records if r.levelno == logging.WARNING and "layout" in r.msg]
+    assert "its attention reaches 150 tokens" in told.getMessage()
+    for trainer, most in ((tree, 0.25), (padded, 1.3)):  # the last step of each is always asked
+        problem = trainer.train_dataset[0].problem
+        batch = trainer._loss.build([problem], leaves=True)
+        assert int(batch.leaves.attention_mask.sum()) <= most * int(batch.main.attention_mask.sum())
+
+
+def test_the_longest_answer_counts_for_the_window(tmp_path: Path) -> None:
+    """An answer of more tokens than a guess of 32: known at the start, not in the middle."""
+    rows = [row | {"answer": "1 " * 45, "answer_type": "text"} for row in ROWS[:2]]
+    trainer = trainer_of(tmp_path, windowed(200 + 40), rows, **WEIGHED, max_length=200)
+    assert trainer.layout == "padded"
+    trainer.train()
