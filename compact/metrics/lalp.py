@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compact.metrics import register
 from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.student.internals import is_sharded
 
 WINDOW = 2
 _ROWS = 32
@@ -47,8 +48,14 @@ def windows(problem: EncodedProblem, rationale: EncodedRationale) -> list[tuple[
     aggregation="mean over tokens, mean over steps; mean over rationales",
 )
 def lalp(pass_: Pass) -> Tensor:
-    """Returns [R] nats per token."""
+    """Returns [R] nats per token.
+
+    Raises:
+        ValueError: the student is sharded: each process would run it another number of times.
+    """
     student, device = pass_.student, pass_.hidden.device
+    if is_sharded(student.head):
+        raise ValueError("lalp must be used with a whole student, in one process or ddp, got shards")
     of_rationale = [windows(p, r) for p in pass_.batch.problems for r in p.rationales]
     owner = [r for r, found in enumerate(of_rationale) for _ in found]
     rows = [row for found in of_rationale for row in found]

@@ -55,8 +55,8 @@ class Strategy:
     Attributes:
         needs: what the method needs: "gold", "rollouts", "white-box teacher", "writer",
             "K x compute".
-        needs_whole_model: it reads or writes parameters, or generates; refused with FSDP and with
-            DeepSpeed.
+        needs_whole_model: it reads or writes parameters, generates, or runs the student more often
+            on some processes than on others; refused with FSDP and with DeepSpeed.
         nll_factor: factor on the weighted negative log-likelihood of the rationales.
     """
 

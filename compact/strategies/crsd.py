@@ -53,6 +53,8 @@ class Crsd(Strategy):
 
     needs = ("gold",)
 
+    needs_whole_model: ClassVar[bool] = True  # only what is right is read a second time
+
     def __init__(
         self,
         kl: float = 1.0,

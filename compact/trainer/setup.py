@@ -44,7 +44,7 @@ def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) ->
     sharded = sharding.asked_for(args)
     if sharded and strategy.needs_whole_model:
         raise ValueError(
-            f"strategy must not be {args.strategy} with {sharded}, because it reads whole "
+            f"strategy must not be {args.strategy} with {sharded}, because it needs whole "
             "parameters on each process; use one process or ddp"
         )
     if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:

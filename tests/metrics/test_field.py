@@ -224,6 +224,17 @@ def test_lalp(finished: Pass) -> None:
     agrees(finished, "lalp", wanted, tolerance=1e-4)
 
 
+def test_lalp_refuses_shards(finished: Pass) -> None:
+    """Processes with other numbers of steps would wait for each other for ever."""
+    head = finished.student.head
+    head.__dict__["ds_id"] = 0  # as DeepSpeed marks a module
+    try:
+        with pytest.raises(ValueError, match="lalp must be used with a whole student"):
+            get_metric("lalp").score(finished)
+    finally:
+        del head.__dict__["ds_id"]
+
+
 def test_scas_final_leaves_out_special_tokens(finished: Pass) -> None:
     """With a tokenizer, its special tokens count neither in the question nor in the answer."""
     pool = problems()
