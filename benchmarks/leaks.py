@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.harness import ROOT, machine
 from compact.data import load_problems
+from compact.evaluation.paired import effect
 from compact.lab.leaks import KINDS, leak_zoo
 from compact.metrics import get_metric
 from compact.metrics.gain import final_level
@@ -62,8 +63,8 @@ def share(rows: list[dict[str, Any]], name: str, over: str, under: str) -> tuple
     for row in rows:
         mine = dict(zip(KINDS, row["scores"][name], strict=True))
         won.append((mine[over] > mine[under]) + 0.5 * (mine[over] == mine[under]))
-    wins = torch.tensor(won, dtype=torch.float64)
-    return float(wins.mean()), 1.96 * float(wins.std(correction=0)) / len(won) ** 0.5
+    found = effect(won)
+    return found.mean, found.high - found.mean
 
 
 def table(rows: list[dict[str, Any]]) -> str:

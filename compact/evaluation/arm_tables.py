@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compact.evaluation.paired import t_quantile
+from compact.evaluation.paired import effect, shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,18 +23,8 @@ COSTS = {"seconds": ("seconds with tests", ",.0f"), "peak_mb": ("peak MB", ",.0f
 """The same of time, memory and forgetting."""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95% interval (Student t); for one value the interval is infinite."""
-    mean = statistics.fmean(values)
-    n = len(values)
-    if n == 1:
-        return mean, -math.inf, math.inf
-    half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Means and intervals of each arm over its seeds, in the order of `results`.
+    """Means and intervals (`effect`) of each arm over its seeds, in the order of `results`.
 
     If there is an arm `uniform`, the others have a `gain`: their accuracy minus that of `uniform`,
     seed by seed.
@@ -44,18 +33,22 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     arms = []
     for name, runs in results.items():
         values = [r["accuracy"] for r in runs]
-        mean, low, high = interval(values)
-        weight, weight_low, weight_high = interval([r["right_weight"] for r in runs])
+        accuracy = effect(values)
+        weights = [r["right_weight"] for r in runs]
+        weight = effect(weights)
+        (low, high), (weight_low, weight_high) = shares(accuracy), shares(weight)
+        if len(weights) > 1 and len(set(weights)) == 1:  # as of `oracle`: no chance in them
+            weight_low = weight_high = weight.mean
         arm = {
             "name": name,
             "seeds": [r["seed"] for r in runs],
             "values": values,
-            "mean": mean,
-            "ci_low": max(low, 0.0),
-            "ci_high": min(high, 1.0),
-            "right_weight": weight,
-            "right_weight_low": max(weight_low, 0.0),
-            "right_weight_high": min(weight_high, 1.0),
+            "mean": accuracy.mean,
+            "ci_low": low,
+            "ci_high": high,
+            "right_weight": weight.mean,
+            "right_weight_low": weight_low,
+            "right_weight_high": weight_high,
             "weights": {
                 t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
                 for t in dict.fromkeys(t for r in runs for t in r["weights"])
@@ -66,8 +59,9 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
             **_mean_costs(runs),
         }
         if base and name != "uniform":
-            gain, low, high = interval([r["accuracy"] - base[r["seed"]] for r in runs])
-            arm |= {"gain": gain, "gain_low": max(low, -1.0), "gain_high": min(high, 1.0)}
+            gain = effect([r["accuracy"] - base[r["seed"]] for r in runs])
+            low, high = shares(gain, least=-1.0)
+            arm |= {"gain": gain.mean, "gain_low": low, "gain_high": high}
         arms.append(arm)
     return arms
 

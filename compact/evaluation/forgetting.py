@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from compact.data.problems import Text as Prompt
+from compact.evaluation.paired import effect, shares
 from compact.files import check_shape, json_lines, read_text
 from compact.passes.encode import encode_prompt
 
@@ -30,7 +32,8 @@ def read_texts(path: str | Path) -> list[str]:
         OSError: the file cannot be read.
     """
     if Path(path).suffix != ".jsonl":
-        texts = [part.strip() for part in read_text(path).split("\n\n") if part.strip()]
+        parts = re.split(r"\r?\n[ \t]*\r?\n", read_text(path))
+        texts = [part.strip() for part in parts if part.strip()]
     else:
         texts = []
         for where, _, row in json_lines(path):
@@ -139,22 +142,21 @@ def paired_drop(base: Path, student: Path) -> dict[str, float]:
 
     Returns:
         base_accuracy, student_accuracy, drop = base - student, and its 95% interval drop_low,
-        drop_high from the per-question differences (normal approximation).
+        drop_high from the per-question differences (`effect`).
     """
     rights = []
     for path in (base, student):
         rights.append({item["question_id"]: item["correct"] for _, _, item in json_lines(path)})
-    lost = [rights[0][i] - rights[1][i] for i in rights[0]]
-    n = len(lost)
-    drop = sum(lost) / n
-    half = 1.96 * math.sqrt(sum((x - drop) ** 2 for x in lost) / max(1, n - 1) / n)
+    drop = effect([rights[0][i] - rights[1][i] for i in rights[0]])
+    low, high = shares(drop, least=-1.0)
+    n = len(rights[0])
     return {
         "items": n,
         "base_accuracy": sum(rights[0].values()) / n,
         "student_accuracy": sum(rights[1].values()) / n,
-        "drop": drop,
-        "drop_low": drop - half,
-        "drop_high": drop + half,
+        "drop": drop.mean,
+        "drop_low": low,
+        "drop_high": high,
     }
 
 

@@ -3,15 +3,27 @@
 An arm has a matrix x [S, Q]: was question q answered rightly with seed s. The mean of x, or of the
 differences of two arms, has the variance of a two-way layout with random rows and columns:
 
-    Var = (max(MS_q, MS_e) + max(MS_s, MS_e) - MS_e) / (S Q)
+    Var = (MS_q + MS_s - MS_e) / (S Q)
 
 MS_q, MS_s, MS_e are the mean squares of questions, seeds and the rest (two-way analysis of variance
-without replication); a negative component of variance counts as 0. The degrees of freedom are
-Satterthwaite's (Biometrics Bulletin 2, 1946), at least 1. With one seed only the questions vary:
-Var = MS_q / Q with Q - 1 degrees of freedom. So an interval is about other questions of the same
-kind and about other seeds. If all values are equal, the interval has the share of other values that
-would show none in Q questions with a probability of 5% (the "rule of three"), and p is that of the
-sign test.
+without replication), with Q - 1, S - 1 and (S - 1) (Q - 1) degrees of freedom.
+
+A factor (questions or seeds) is left out if its mean square is at most MS_e times the median of F.
+A factor without effect is below it in half of the samples. Var is then MS_q / (S Q) without seeds,
+MS_s / (S Q) without questions, MS_e / (S Q) without both. The mean square of a factor that is kept
+counts as MS_e at least. The degrees of freedom of Var are df in
+
+    S Q Var / df = MS_q / (Q - 1) + MS_s / (S - 1) - MS_e / ((S - 1) (Q - 1))
+
+over what is kept: 1 / df is the mean of the parts' 1 / df, weighted by their variance (as Cochran
+and Cox weight the t values of two samples, Experimental Designs, 1957). With Satterthwaite's df and
+three seeds, a test at 5% rejects up to 7.5% of true hypotheses. `tools/paired_rates.py` counts how
+often the test rejects; docs/evaluation.md has the table.
+
+With one seed only the questions vary: Var = MS_q / Q with Q - 1 degrees of freedom. So an interval
+is about other questions of the same kind and about other seeds. If all values are equal, the
+interval has the share of other values that would show none in Q questions with a probability of 5%
+(the "rule of three"), and p is that of the sign test.
 """
 
 from __future__ import annotations
@@ -24,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +45,9 @@ BASELINES = ("rejection", "uniform")
 """The arms that all others are tested against, where they were run."""
 DEVELOPMENT = "development"
 """Name of the questions that choose among the arms single:TEACHER. They are in no table."""
+_EQUAL = 1e-6  # values that differ by less are equal, but for rounding
 _MOST_DF = 10_000.0  # with more degrees of freedom, Student's t is normal to 4 digits
+_BEST = "best single "
 _FIELDS = ("arm", "seed", "test", "right")
 
 Answers = dict[str, dict[str, NDArray[np.float64]]]
@@ -57,34 +71,45 @@ class Effect(NamedTuple):
     detectable: float
 
 
-def effect(values: NDArray[np.float64]) -> Effect:
-    """Returns the mean of `values` [S, Q] and what is known about it.
+def effect(values: ArrayLike) -> Effect:
+    """Returns the mean of `values` ([S, Q], or [Q] of one seed) and what is known about it.
 
     Where nothing can be known (one question and one seed), the interval is infinite and p is 1. If
     all values are equal, nothing is known about what is detectable: it is infinite.
     """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     seeds, questions = values.shape
     mean = float(values.mean())
     if seeds * questions == 1:
         return Effect(mean, -math.inf, math.inf, 1.0, math.inf)
-    by_question, by_seed = values.mean(0), values.mean(1)
-    ms_q = seeds * _mean_square(by_question - mean, questions - 1)
-    ms_s = questions * _mean_square(by_seed - mean, seeds - 1)
-    rest = values - by_question - by_seed[:, None] + mean
-    ms_e = _mean_square(rest, (questions - 1) * (seeds - 1))
-    sources = [(max(ms_q, ms_e), questions - 1), (max(ms_s, ms_e), seeds - 1)]
-    sources.append((-ms_e, (questions - 1) * (seeds - 1)))
-    variance = sum(ms for ms, df in sources if df)
-    spread = sum(ms * ms / df for ms, df in sources if df)
-    if variance <= 0.0:  # all values are equal, but one more might have been another
+    if float(np.ptp(values)) < _EQUAL:  # but one more might have been another
         count = questions if questions > 1 else seeds
-        half, sign = 1.0 - 0.05 ** (1.0 / count), 1.0 if mean == 0.0 else 2.0 * 0.5**count
+        half, sign = 1.0 - 0.05 ** (1.0 / count), 1.0 if abs(mean) < _EQUAL else 2.0 * 0.5**count
         return Effect(mean, mean - half, mean + half, min(sign, 1.0), math.inf)
-    df = max(variance**2 / spread, 1.0)
+    df_q, df_s = questions - 1, seeds - 1
+    df_e = df_q * df_s
+    by_question, by_seed = values.mean(0), values.mean(1)
+    ms_q = seeds * _mean_square(by_question - mean, df_q)
+    ms_s = questions * _mean_square(by_seed - mean, df_s)
+    ms_e = _mean_square(values - by_question - by_seed[:, None] + mean, df_e)
+    kept = [
+        (max(ms, ms_e), df)
+        for ms, df in ((ms_q, df_q), (ms_s, df_s))
+        if ms > ms_e * _chi_square_median(df) / _chi_square_median(df_e)
+    ]
+    if len(kept) != 1:
+        kept.append((-ms_e if kept else ms_e, df_e))
+    variance = sum(ms for ms, _ in kept)
+    df = max(variance / sum(ms / df for ms, df in kept), 1.0)
     error = math.sqrt(variance / (seeds * questions))
     half = t_quantile(0.975, df) * error
     detectable = half + t_quantile(0.8, df) * error
     return Effect(mean, mean - half, mean + half, two_sided(mean / error, df), detectable)
+
+
+def _chi_square_median(df: int) -> float:
+    """Returns about the median of chi-square over df (Wilson and Hilferty, PNAS 17, 1931)."""
+    return (1.0 - 2.0 / (9.0 * max(df, 1))) ** 3
 
 
 def _mean_square(deviations: NDArray[np.float64], df: int) -> float:
@@ -206,7 +231,7 @@ def with_best_single(answers: Answers) -> Answers:
     if len(singles) > 1:
         best = max(singles, key=lambda arm: singles[arm])
         for arms in tests.values():
-            arms[f"best single ({best.removeprefix('single:')})"] = arms[best]
+            arms[f"{_BEST}({best.removeprefix('single:')})"] = arms[best]
     return tests
 
 
@@ -216,6 +241,7 @@ def paired_rows(answers: Answers) -> list[dict[str, Any]]:
     Returns:
         test, arm, seeds, questions, accuracy (`Effect`), and `against`: baseline -> (the `Effect`
         of the paired differences, its p-value after Holm's adjustment over the arms of the test).
+        The arm "best single" is a copy: it has the p-value of its single:TEACHER and adds none.
     """
     rows = []
     for test, arms in answers.items():
@@ -224,9 +250,10 @@ def paired_rows(answers: Answers) -> list[dict[str, Any]]:
             if baseline not in arms:
                 continue
             others = {a: effect(x - arms[baseline]) for a, x in arms.items() if a != baseline}
-            adjusted = holm([found.p for found in others.values()])
-            for (arm, found), p in zip(others.items(), adjusted, strict=True):
-                against[arm][baseline] = (found, p)
+            tested = [arm for arm in others if not arm.startswith(_BEST)]
+            adjusted = dict(zip(tested, holm([others[a].p for a in tested]), strict=True))
+            for arm, found in others.items():
+                against[arm][baseline] = (found, adjusted[_original(arm)])
         for arm, right in arms.items():
             seeds, questions = right.shape
             rows.append(
@@ -240,6 +267,11 @@ def paired_rows(answers: Answers) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _original(arm: str) -> str:
+    """Returns the arm whose answers `arm` has: single:TEACHER of "best single (TEACHER)"."""
+    return f"single:{arm[len(_BEST) + 1 : -1]}" if arm.startswith(_BEST) else arm
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -264,9 +296,9 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shares(accuracy: Effect) -> tuple[float, float]:
-    """Returns the ends of an interval of an accuracy, within 0..1."""
-    return max(accuracy.low, 0.0), min(accuracy.high, 1.0)
+def shares(found: Effect, least: float = 0.0) -> tuple[float, float]:
+    """Returns the ends of an interval of accuracies, or of their differences with least = -1."""
+    return max(found.low, least), min(found.high, 1.0)
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:

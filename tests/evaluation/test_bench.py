@@ -43,6 +43,20 @@ def test_an_interval_narrows_with_the_number_of_questions() -> None:
     assert many.high - many.low < 0.3 * (few.high - few.low)
 
 
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([0.5], 0.0, 1.0),  # one question says nothing
+        ([1.0] * 20, 0.05 ** (1 / 20), 1.0),  # the rule of three
+        ([0.5] * 20, 0.5 - (1 - 0.05 ** (1 / 20)), 0.5 + (1 - 0.05 ** (1 / 20))),
+    ],
+)
+def test_equal_values_have_an_interval(values: list[float], low: float, high: float) -> None:
+    found = bootstrap_interval(values)
+    assert (found.value, found.number) == (values[0], len(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
 def rationale(teacher: str, right: bool, value: float, steps: list[dict[str, Any]]) -> dict:
     return {
         "teacher": teacher,
@@ -138,6 +152,8 @@ def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert auc["robust"] == auc["rejection"] == 1.0
     assert auc["uniform"] == 0.5
     assert {"released", "paper", "robust without gold", "answer-vote", "rsr", "lark"} <= set(auc)
+    assert {"judged without gold", "agreement without gold"} <= set(auc)
+    assert auc["agreement without gold"] < auc["agreement"]
     assert (place / "out/bench.png").read_bytes()[:4] == b"\x89PNG"
     assert len((place / "out/zoo.jsonl").read_text().splitlines()) == 5
 
@@ -172,6 +188,13 @@ def test_what_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_the_list_says_what_reads_gold_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert all("gold if given" in lines[name] for name in ("agreement", "judged"))
+    assert "gold answers" in lines["gold-weighted"] and "free" in lines["step-graph"]
+
+
 def test_options_need_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metrics", "--limit", "3"]) == 1
     assert "--limit must be used with DATA" in capsys.readouterr().err
@@ -186,6 +209,7 @@ def test_without_a_student(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     auc = {row["score"]: float(row["value"]) for row in table if row["measure"] == "auc"}
     assert auc["judged"] == auc["rejection"] == 1.0
     assert {"judged without gold", "answer", "answer-vote", "agreement"} <= set(auc)
+    assert "agreement without gold" in auc
     places = {row["score"] for row in table if row["measure"] == "first_wrong_step"}
     assert places == {"equations", "length", "chance"}
     assert main(["metrics", "zoo.jsonl", "--out", "texts", "--only", "robust"]) == 1

@@ -400,11 +400,25 @@ def test_arm_settings_are_read_and_checked():
         parse_arm("robust,tua=1")
 
 
-def test_interval_is_students():
-    mean, low, high = arm_tables.interval([0.0, 1.0, 2.0])
-    assert mean == 1.0
-    assert high - mean == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    assert mean - low == pytest.approx(high - mean)
+def test_intervals_over_seeds_are_students_and_never_empty():
+    def of(name, *accuracies):
+        costs = {"weights": {}, "tokens": 1, "steps": 1, "seconds": 1.0, "right_weight": 1.0}
+        return [costs | {"arm": name, "seed": i, "accuracy": a} for i, a in enumerate(accuracies)]
+
+    arms = {"uniform": of("uniform", 0.4, 0.5, 0.6), "robust": of("robust", 0.5, 0.6, 0.7)}
+    uniform, robust = arm_tables.summarise(arms)
+    assert uniform["mean"] == pytest.approx(0.5)
+    assert uniform["ci_high"] - 0.5 == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert 0.5 - uniform["ci_low"] == pytest.approx(uniform["ci_high"] - 0.5)
+    # Three equal values leave room for others: .05 ** (1 / 3) of the seeds may be like these.
+    assert robust["right_weight_low"] == pytest.approx(0.05 ** (1 / 3))
+    assert robust["right_weight_high"] == 1.0
+    assert robust["gain"] == pytest.approx(0.1)
+    assert robust["gain_low"] == pytest.approx(0.1 - (1 - 0.05 ** (1 / 3)))
+    one = arm_tables.summarise({"uniform": of("uniform", 0.13)})[0]
+    assert (one["ci_low"], one["ci_high"]) == (0.0, 1.0)
+    two = arm_tables.summarise({"uniform": of("uniform", 0.13, 0.13)})[0]
+    assert (two["ci_low"], two["ci_high"]) == pytest.approx((0.0, 0.13 + 1 - 0.05**0.5))
 
 
 @pytest.mark.parametrize("preset", ["robust", "uniform", "released"])

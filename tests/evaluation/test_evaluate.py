@@ -373,8 +373,28 @@ def test_paired_drop_counts_lost_questions(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(x) + "\n" for x in lines))
     drop = forgetting.paired_drop(tmp_path / "base", tmp_path / "student")
     assert (drop["base_accuracy"], drop["student_accuracy"], drop["drop"]) == (0.75, 0.5, 0.25)
-    # Differences 0, 1, 1, -1: variance 0.9167, standard error sqrt(0.9167 / 4).
-    assert drop["drop_high"] - drop["drop"] == pytest.approx(1.96 * 0.4787, abs=1e-3)
+    # Differences 0, 1, 1, -1: variance 0.9167, standard error sqrt(0.9167 / 4), times Student's t
+    # of 3 degrees of freedom, 3.182. No drop is below -1 or above 1.
+    assert (drop["drop_low"], drop["drop_high"]) == (-1.0, 1.0)
+    for i in range(4, 40):
+        for name in ("base", "student"):
+            with (tmp_path / name).open("a") as file:
+                file.write(json.dumps({"question_id": str(i), "correct": True}) + "\n")
+    drop = forgetting.paired_drop(tmp_path / "base", tmp_path / "student")
+    # 40 differences: mean .025, squares 3, variance (3 - 40 * .025^2) / 39; Student's t is 2.0227.
+    half = 2.0227 * (2.975 / 39 / 40) ** 0.5
+    assert drop["drop_high"] - drop["drop"] == pytest.approx(half, rel=1e-3)
+    assert drop["drop"] - drop["drop_low"] == pytest.approx(half, rel=1e-3)
+
+
+def test_paired_drop_of_few_equal_questions_has_an_interval(tmp_path):
+    for items in (1, 5):
+        lines = [json.dumps({"question_id": str(i), "correct": True}) + "\n" for i in range(items)]
+        (tmp_path / "base").write_text("".join(lines))
+        drop = forgetting.paired_drop(tmp_path / "base", tmp_path / "base")
+        high = 1.0 if items == 1 else 1 - 0.05**0.2  # of 5, none differs with 5% if .45 of all do
+        assert drop["drop"] == 0.0
+        assert (drop["drop_low"], drop["drop_high"]) == pytest.approx((-high, high))
 
 
 @pytest.mark.parametrize(
@@ -402,6 +422,13 @@ def test_forgetting_without_a_base_is_refused(saved, data, tmp_path):
         command(
             "--model", saved, "--data", data, "--out", tmp_path / "x.jsonl", "--retained", texts
         )
+
+
+def test_retained_texts_with_any_line_ends(tmp_path):
+    for end in ("\n", "\r\n"):
+        (tmp_path / "x.txt").write_bytes(f"A{end}a{end}{end}B{end} {end}C".encode())
+        texts = forgetting.read_texts(tmp_path / "x.txt")
+        assert [text.split() for text in texts] == [["A", "a"], ["B"], ["C"]]
 
 
 def test_retained_texts_name_the_bad_line(tmp_path):

@@ -40,12 +40,56 @@ def test_two_seeds_by_hand():
     """[[1, 0, 1], [1, 1, 1]]: means of questions 1, 1/2, 1, of seeds 2/3, 1, of all 5/6.
 
     Squares: questions 2 (1/36 + 4/36 + 1/36) = 1/3, seeds 3 (2/36) = 1/6, rest 1/3.
-    Mean squares: 1/6 (2), 1/6 (1), 1/6 (2). Var = (1/6 + 1/6 - 1/6) / 6 = 1/36.
-    Degrees of freedom: (1/6)^2 / ((1/6)^2 (1/2 + 1 + 1/2)) = 1/2, of which 1 is the least.
+    Mean squares: 1/6 (2), 1/6 (1), 1/6 (2). The median of F is 1 with (2, 2) degrees of freedom and
+    .67 with (1, 2), so the questions are left out: Var = (1/6) / 6 = 1/36 with 1 degree of freedom.
     """
     found = paired.effect(np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
     assert found.mean == pytest.approx(5 / 6)
     assert found.high - found.mean == pytest.approx(12.7062 / 6, rel=1e-4)
+
+
+def layout(ms_q, ms_s, ms_e, seeds=3, questions=5):
+    """Values with these mean squares and mean .1."""
+    q, s = np.arange(questions) - (questions - 1) / 2, np.arange(seeds) - (seeds - 1) / 2
+    parts = [
+        (ms_q, np.tile(q, (seeds, 1)), questions - 1),
+        (ms_s, np.outer(s, q * 0 + 1), seeds - 1),
+    ]
+    parts.append((ms_e, np.outer(s, q), (questions - 1) * (seeds - 1)))
+    return 0.1 + sum(x * math.sqrt(ms * df / np.square(x).sum()) for ms, x, df in parts)
+
+
+@pytest.mark.parametrize(
+    ("squares", "variance", "df"),
+    [
+        # The median of F is about .94 with (4, 8) degrees of freedom, .78 with (2, 8).
+        ((3.0, 0.7, 1.0), 3.0, 4),  # no effect of seeds
+        ((0.9, 3.0, 1.0), 3.0, 2),  # none of questions
+        ((0.5, 0.5, 1.0), 1.0, 8),  # none of both
+        ((3.0, 2.0, 1.0), 4.0, 4.0 / (3 / 4 + 2 / 2 - 1 / 8)),
+        ((3.0, 0.9, 1.0), 3.0, 3.0 / (3 / 4 + 1 / 2 - 1 / 8)),  # kept: counts as MS_e at least
+    ],
+)
+def test_a_factor_without_effect_is_left_out(squares, variance, df):
+    found = paired.effect(layout(*squares))
+    error = math.sqrt(variance / 15)
+    assert found.mean == pytest.approx(0.1)
+    assert found.high - found.mean == pytest.approx(paired.t_quantile(0.975, df) * error, rel=1e-4)
+    assert found.p == pytest.approx(paired.two_sided(0.1 / error, df))
+
+
+@pytest.mark.parametrize(
+    ("seed_sd", "true", "least", "most"),
+    # The shares of docs/evaluation.md, three standard errors of 200 draws either way.
+    [(0.0, 0.0, 0.0, 0.07), (0.03, 0.0, 0.0, 0.1), (0.06, 0.0, 0.0, 0.1), (0.0, 0.05, 0.48, 1.0)],
+)
+def test_three_seeds_find_a_difference_and_invent_none(seed_sd, true, least, most):
+    random = np.random.default_rng(1)
+    found = 0
+    for _ in range(200):
+        values = true + seed_sd * random.normal(size=(3, 1)) + 0.374 * random.normal(size=(3, 300))
+        found += paired.effect(values).p < 0.05
+    assert least <= found / 200 <= most
 
 
 def test_equal_answers_leave_room_for_others_and_one_value_for_all():
@@ -55,6 +99,10 @@ def test_equal_answers_leave_room_for_others_and_one_value_for_all():
     assert (1.0 - found.high) ** 4 == pytest.approx(0.05) and found.low == -found.high
     assert paired.effect(np.ones((3, 4))).p == 0.125  # four heads or four tails in a row
     assert paired.effect(np.ones((3, 50))).low > 0.94
+    # Values may be a list, and differ by rounding.
+    equal = paired.effect([0.1 + 0.2, 0.3])
+    assert equal.high - 0.3 == pytest.approx(1 - 0.05**0.5) == 0.3 - equal.low
+    assert paired.shares(equal) == (0.0, 1.0) and paired.shares(equal, -1.0)[0] == equal.low
     assert paired.effect(np.ones((1, 1)))[1:] == (-math.inf, math.inf, 1.0, math.inf)
 
 
@@ -101,3 +149,16 @@ def test_best_single_is_chosen_on_the_development_questions():
     made[0]["right"] = {"t": "11"}
     with pytest.raises(ValueError, match="4 questions|2 questions"):
         paired.answers_of(made)
+
+
+def test_best_single_does_not_count_twice_in_the_adjustment():
+    singles = {"single:a": ["11110000"], "single:b": ["10101010"]}
+    made = runs(uniform=["00001000"], **singles)
+    answers = paired.answers_of(made)
+    alone = paired.paired_rows({"t": answers["t"]})
+    rows = paired.paired_rows(paired.with_best_single(answers))
+    assert [row["arm"] for row in rows] == ["uniform", *singles, "best single (a)"]
+    assert rows[:3] == alone
+    assert rows[3]["against"] == rows[1]["against"]
+    tested = [row["against"]["uniform"] for row in rows[1:3]]
+    assert [p for _, p in tested] == paired.holm([found.p for found, _ in tested])

@@ -23,6 +23,23 @@ ROWS = [
 ]
 
 
+def test_problems_that_are_skipped_for_wrong_arithmetic_are_told() -> None:
+    rows = [
+        row("q1", "a", 0.0, FALSE) | {"validity": 1e-6},
+        row("q1", "b", 0.0, FALSE) | {"validity": 1e-6},
+        row("q2", "a", 0.5) | {"validity": 1.0},
+        row("q2", "b", 0.5) | {"validity": 0.0},
+    ]
+    sentence = (
+        "1 of 2 problems are skipped, because every rationale with the likeliest answer holds an "
+        "equation that is wrong"
+    )
+    assert sentence in about(rows) and f"- {sentence}." in teachers_page(rows)
+    for each in rows:
+        each["validity"] = None  # of a policy
+    assert sentence not in about(rows)
+
+
 def test_reasons_are_sentences() -> None:
     assert reasons(ROWS[1]) == [
         "states 5, the gold answer is 4",
