@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-from compact.text.numbers import without_scales
+from compact.text.numbers import plain_fractions, without_scales
 from compact.text.steps import ABBREVIATION, find_markers
 
 _THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
@@ -24,7 +23,6 @@ _FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\
 _POWER_OF_TEN = re.compile(
     r"(?<=\d)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?(?:\^|\*\*)\s?\{?\s?([-+−]?)(\d{1,12})\s?\}?"
 )
-_VULGAR = re.compile("[¼-¾⅐-⅞]")
 # "negative 5", and "minus 5" where nothing stands before that it could be taken from
 _NEGATIVE = re.compile(
     r"\bnegative\s(?=\d)|(?:(?<![\w)]\s)(?<![\w)])|(?<=\b(?:is|be)\s))minus\s(?=\d)",
@@ -207,7 +205,7 @@ def unwrap(text: str) -> str:
     A LaTeX fraction becomes a/b, a power of ten becomes an exponent, and currency signs are
     removed, so that numbers can be read directly. Other mathematics keeps its commands.
     """
-    text = _THIN.sub("", _VULGAR.sub(_as_plain_ratio, text.replace("{,}", ",")))
+    text = _THIN.sub("", plain_fractions(text.replace("{,}", ",")))
     text = without_scales(_NEGATIVE.sub("-", text))
     if "\\" in text or "^" in text or "×" in text or "·" in text:
         text = text.replace("\\%", "%").replace("\\!", "")
@@ -216,13 +214,6 @@ def unwrap(text: str) -> str:
             text = _WRAP.sub(r"\1", _FRACTION.sub(_as_ratio, text))
     text = _EMPHASIS.sub("", _DROPPED.sub("", _CURRENCY.sub("", _SPACE.sub(" ", text))))
     return text.replace("\\{", "{").replace("\\}", "}")
-
-
-def _as_plain_ratio(found: re.Match[str]) -> str:
-    """Returns a fraction of one character as a/b: "1½" becomes "1 1/2"."""
-    before = found.string[found.start() - 1 : found.start()] if found.start() else ""
-    ratio = unicodedata.normalize("NFKC", found.group()).replace("⁄", "/")
-    return f" {ratio}" if before.isdigit() else ratio
 
 
 def _as_ratio(found: re.Match[str]) -> str:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from compact.text.numbers import NUMBER, format_number, parse_number
+from compact.text.numbers import NUMBER, format_number, parse_number, plain_fractions
 
 
 class Equation(NamedTuple):
@@ -52,7 +51,6 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")  # 2 + 3 = <<2+3=5>>5
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)(\d))")
 _LATEX_MIXED = re.compile(r"(?<![\d.])(\d+) ?\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")
 _DIVISOR = re.compile(r"(÷|\\div|/|\^) ?(\([^()]{1,40}\)/\([^()]{1,40}\)|(?<=[÷v]) ?\d+/\d+)")
-_VULGAR = re.compile("[¼-¾⅐-⅞]")
 _POWER = re.compile(r"(?<=[\d)]) ?\*\* ?(?=[\d(-])")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\[!,]|,|\{,\})(?=\d{3}(?!\d))")
@@ -86,11 +84,16 @@ _TOKEN = re.compile(
     r"|(?P<of>\bof\b)"
     r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
     rf"|\b(?i:(?P<and>{_CONJUNCTIONS})|(?P<operation>{_OPERATIONS}))\b(?!['’-])"
-    r"|(?P<word>[A-Za-z][A-Za-z'’-]*)"
+    r"|(?P<word>[A-Za-z][A-Za-z'’-]*|(?:(?<=\d)|(?<=\d\s))¢(?!\d))"
     r"|(?P<sign>[-+*/^=()])"
     r"|(?P<stop>[^\s$£€¥₹¢°])"
 )
 _MOST_UNIT_WORDS = 5
+_REFUTED = re.compile(
+    r"(?:is|was)(?:\snot|n['’]t)\s(?:true|right|correct)\b|(?:is|was)\s(?:false|wrong|incorrect)\b"
+)
+"""What follows an equation that the text itself rejects: "7 + 7 = 15 is not true"."""
+_SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?\*10\^\(?(-?\d{1,2})\)?")
 _OPEN = "+-*/^("
 """After these an expression goes on."""
 _MARKS = _OPEN + ")"
@@ -147,6 +150,13 @@ def numbers(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def list_number(step: str) -> str:
+    """Returns the list number that a step begins with ("1. ", "Step 2: "), "" if there is none."""
+    bare = step.lstrip("*_")  # bold
+    found = _LIST_NUMBER.match(bare)
+    return step[: len(step) - len(bare) + found.end()] if found else ""
+
+
 @lru_cache(maxsize=65536)
 def equations(text: str) -> tuple[Equation, ...]:
     """Returns the equations of a text; "48 + 24 = 72 = 8 * 9" has two.
@@ -182,8 +192,7 @@ def _plain(text: str) -> str:
     text = _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text.replace(r"\*", "*")))
     text = _LATEX_MIXED.sub(r"\1 \2/\3", _THOUSANDS.sub("", _CALCULATOR.sub("", text)))
     text = _DIVISOR.sub(r"\1(\2)", _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", text))
-    text = _VULGAR.sub(lambda one: " " + unicodedata.normalize("NFKC", one.group()), text)
-    text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", text))
+    text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", plain_fractions(text)))
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
     text = _POWER.sub("^", _LIST_NUMBER.sub("", _BULLET.sub("", text)))
@@ -293,7 +302,8 @@ class _Reader:
         unit = _UNITS.get(text, _UNITS.get(text.lower()))
         counted = self._complete() and self.words == 0
         beside = counted or self._after(match) in set("+-*/^=(")
-        if self._open() and before and before in "/-" and text not in ("x", "y", "n"):
+        named = len(text) > 1 or unit  # any other letter is a variable: "1/a"
+        if self._open() and before and before in "/-" and named:
             self.terms.pop()  # "ounces/gallon": a unit, not a division
         elif self._open() or (before.isdecimal() and len(text) < 4 and not unit):
             self.unknown = True  # "4 + x", "2xy"
@@ -303,6 +313,8 @@ class _Reader:
             self.unknown = True  # a variable
         if text in ("is", "equals", "makes") and self.chain and len(self.terms) > 2:
             self.unknown = True  # computed aloud: "= 4 + 5 is 9"
+        if self.chain and _REFUTED.match(self.plain, match.start()):
+            self.unknown = True
         self.words += 1
         self.operated = self.operated and text.lower() in _LINKS
         if self.words > _MOST_UNIT_WORDS and self.terms:
@@ -383,10 +395,8 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
             computed, said = _value(left, percent), _value(right, percent_right)
             if computed is None or said is None:
                 return None
-            decimals = max(len(t.text.partition(".")[2]) for t in results) + 2 * percent_right
-            # 2/5 is no rounded value: 1/2 + 1/3 = 2/5 does not hold.
-            exact = decimals == 0 and len(results) > 1
-            holds = holds or _close(computed, said, None if exact else decimals)
+            whole = not percent and not percent_right and _whole(left) and _whole(right)
+            holds = holds or _close(computed, said, _decimals(right, percent_right), whole)
     if not holds and (_mixes_units(left, right) or _mixes_percent(left)):
         return None
     names = tuple(_name(t) for t in operands)
@@ -422,13 +432,33 @@ def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
     return (False, True) if any(term.percent for term in terms) else (False,)
 
 
-def _close(computed: float, said: float, decimals: int | None) -> bool:
+def _whole(terms: Sequence[_Term]) -> bool:
+    """Whether the expression has whole numbers and no division, so that its value is exact."""
+    plain = "".join(term.text for term in terms)
+    return not any(mark in plain for mark in (".", "/", "^-", "^(-"))
+
+
+def _decimals(right: Sequence[_Term], percent: bool) -> int | None:
+    """Returns to how many decimals the right side may be rounded, None if it must be exact.
+
+    "1.5 * 10^8" may be rounded to -7. 2/5 is no rounded value: 1/2 + 1/3 = 2/5 does not hold.
+    """
+    results = [t.text for t in right if t.text not in _MARKS]
+    decimals = max(len(number.partition(".")[2]) for number in results) + 2 * percent
+    power = _SCIENTIFIC.fullmatch("".join(t.text for t in right))
+    if power:
+        return decimals - int(power[1])
+    return None if decimals == 0 and len(results) > 1 else decimals
+
+
+def _close(computed: float, said: float, decimals: int | None, whole: bool) -> bool:
     """Whether `said` equals `computed`, or is that rounded up or down to `decimals`, if not None.
 
-    A value that needs no rounding must be exact: 0.1 + 0.2 = 0.4 does not hold.
+    A value that needs no rounding must be exact: 0.1 + 0.2 = 0.4 does not hold. `whole`: so must
+    sums and products of whole numbers, however large.
     """
     error = abs(computed - said)
-    if error <= 1e-6 * max(1.0, abs(computed)):
+    if error <= max(1e-6, (1e-15 if whole else 1e-9) * abs(computed)):
         return True
     if decimals is None:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -107,6 +108,20 @@ def parse_number_words(text: str) -> Fraction | None:
         else:
             return None
     return Fraction(total + part)
+
+
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+
+
+def plain_fractions(text: str) -> str:
+    """Writes fractions of one character as a/b: "½" becomes "1/2", and "1½" becomes "1 1/2"."""
+
+    def as_ratio(found: re.Match[str]) -> str:
+        before = text[found.start() - 1 : found.start()] if found.start() else ""
+        ratio = unicodedata.normalize("NFKC", found.group()).replace("⁄", "/")
+        return f" {ratio}" if before.isdigit() else ratio
+
+    return _VULGAR.sub(as_ratio, text)
 
 
 _SHORT_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from compact.text.equations import equations, numbers
+from compact.text.equations import equations, list_number, numbers
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,25 @@ from compact.text.equations import equations, numbers
         ("10-3=<<10-3=8>>8", "10-3=8", False),
         ("(a) 2 + 2 = 5", "2+2=5", False),
         (r"2 + 2 = 5$, \text{so}", "2+2=5", False),
+        ("4500000 - 3 = 4499997", "4500000-3=4499997", True),
+        ("4500000 - 3 = 4499999", "4500000-3=4499999", False),  # large, but whole
+        ("1,234,567.89 + 0.11 = 1,234,569.00", "0.11+1234567.89=1234569", False),
+        ("12345678 * 9 = 111111101", "12345678*9=111111101", False),
+        ("2^40 - 1 = 1099511627775", "2^40-1=1099511627775", True),
+        ("2^40 - 1 = 1099511627776", "2^40-1=1099511627776", False),
+        ("1/3 * 3000000 = 1000000", "1/3*3000000=1000000", True),
+        ("3 * 25¢ = 75¢", "25*3=75", True),
+        ("3 * 25 ¢ = 80 ¢", "25*3=80", False),
+        ("¢25 x 3 = ¢75", "25*3=75", True),
+        ("3 × 10^8 / 2 = 1.5 × 10^8", "3*10^8/2=1.5*10^8", True),
+        (r"\frac{3 \times 10^8}{7} = 4.29 \times 10^{7}", "(3*10^8)/(7)=4.29*10^(7)", True),
+        ("3 × 10^8 / 7 = 4.39 × 10^7", "3*10^8/7=4.39*10^7", False),
+        ("2 × 10^-3 / 7 = 2.9 × 10^-4", "2*10^-3/7=2.9*10^-4", True),
+        ("2 × 10^-3 / 7 = 2.9 × 10^-3", "2*10^-3/7=2.9*10^-3", False),
+        ("1½ - ½ = 1", "(1+1/2)-1/2=1", True),
+        ("-½ + 1½ = 2", "-1/2+(1+1/2)=2", False),
+        ("60 km/h * 2 = 130 km", "2*60=130", False),
+        ("7 + 7 = 15 is what we get", "7+7=15", False),
     ],
 )
 def test_equation(text: str, key: str | None, holds: bool) -> None:
@@ -169,12 +188,42 @@ def test_running_on_is_read_as_beginning_anew() -> None:
         "(100-2)...(100-99)(100-101) = 0",
         "$203,75 + $1 = 3",
         "3 groups of 5 - 2 = 13",
+        "3 * 25¢ = $0.75",
+        "$2.50 + 75¢ = $3.25",
+        "¢25 x 3 = $0.75",
+        "1/a + 1/b = 1/2 + 1/3",
+        "(1/a)^4 = (1/42)^4",
+        "8/3 = 24/Y",
+        "7 + 7 = 15 is not true",
+        "7+7=15 is wrong",
+        "7 + 7 = 15 apples was incorrect",
+        "7 + 7 = 15 isn't right",
         f"1 {'9' * 5000}/{'9' * 5000}",
     ],
 )
 def test_no_equation(text: str) -> None:
     """What has an unknown, or only looks like mathematics, is not checked."""
     assert equations(text) == ()
+
+
+def test_an_equation_that_the_text_rejects_is_not_its_own() -> None:
+    """What follows is read."""
+    assert [e.key for e in equations("7 + 7 = 15 is not true. 7 + 7 = 14.")] == ["7+7=14"]
+    assert [e.key for e in equations("2 + 2 = 4 = 5 is wrong and 1 + 1 = 2")] == ["2+2=4", "1+1=2"]
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("1. He has 5", "1. "),
+        ("Step 2: 5 + 3", "Step 2: "),
+        ("**Step 3:** 5 + 3", "**Step 3:"),
+        ("5 + 3 = 8", ""),
+        ("5.5 apples", ""),
+    ],
+)
+def test_list_numbers(step: str, number: str) -> None:
+    assert list_number(step) == number
 
 
 @pytest.mark.parametrize(

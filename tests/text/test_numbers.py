@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compact.text.numbers import NUMBER, numbers_in_words
+from compact.text.numbers import NUMBER, numbers_in_words, plain_fractions
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_numbers_in_words(text: str, wanted: tuple[str, ...]) -> None:
 )
 def test_numbers_may_follow_scripts_without_spaces(text: str, found: list[str]) -> None:
     assert NUMBER.findall(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("1½ cups", "1 1/2 cups"), ("½", "1/2"), ("$-¾", "$-3/4"), ("2 ⅓", "2 1/3"), ("1/2", "1/2")],
+)
+def test_fractions_of_one_character(text: str, wanted: str) -> None:
+    assert plain_fractions(text) == wanted
