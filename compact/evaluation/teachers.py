@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from compact.validity import Finding, Judgement
+from compact.validity import Finding
 from compact.validity.summary import describe
 
 Rows = Sequence[Mapping[str, Any]]
@@ -68,13 +68,19 @@ def teachers_page(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Judged(NamedTuple):
+    basis: str
+    findings: tuple[Finding, ...]
+    validity: float | None
+
+
 def about(rows: Rows) -> list[str]:
     """Returns sentences about what the weights of the rows rest on."""
-    problems: dict[str, list[Judgement]] = defaultdict(list)
+    problems: dict[str, list[_Judged]] = defaultdict(list)
     for row in rows:
         findings = tuple(Finding(**finding) for finding in row["findings"])
-        # Only basis and findings are described.
-        problems[row["question_id"]].append(Judgement(0.0, 0.0, row["basis"], findings))
+        judged = _Judged(row["basis"], findings, row.get("validity"))
+        problems[row["question_id"]].append(judged)
     return describe(list(problems.values()))
 
 

@@ -24,8 +24,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compact.text.equations import numbers
 from compact.validity.cases import Case, Solution
@@ -54,46 +56,55 @@ def agreement(
         weights: [K] w_j >= 0.
         frequencies: of the whole data.
     """
-    read = [_Read(r, frequencies) for r in case.rationales]
     texts = [r.text for r in case.rationales]
+    place = {text: i for i, text in enumerate(texts)}
+    text = np.array([place[t] for t in texts])
+    weight = np.array(weights, dtype=float)
     scores = []
-    for k in range(len(read)):
-        total = agreed = 0.0
-        for j, weight in enumerate(weights):
-            if texts[j] != texts[k] and weight > 0:
-                total += weight
-                agreed += weight * _similarity(read[k], read[j])
-        scores.append(agreed / total if total else 1.0)
+    for k, similar in enumerate(_similarities(case.rationales, frequencies)):
+        others = np.where(text == text[k], 0.0, weight)
+        total, agreed = float(others.sum()), float((others * similar).sum())
+        # Equal rationales tie, whatever the order of the sums.
+        scores.append(round(agreed / total, 12) if total > 0 else 1.0)
     return scores
 
 
-class _Read:
-    """What is compared of a rationale.
+def _similarities(
+    rationales: Sequence[Solution], frequencies: tuple[Counter[str], int]
+) -> Iterator[NDArray[np.float64]]:
+    """Yields for each rationale its similarity [K] to all of them."""
+    answers = [numbers(r.answer or "") for r in rationales]
+    found = [
+        frozenset(of_answer).union(*map(numbers, r.step_texts))
+        for r, of_answer in zip(rationales, answers, strict=True)
+    ]
+    size = np.array([len(of_one) for of_one in found])
+    counts = np.array([bool(of_answer) for of_answer in answers])
+    # Most problems with numbers do not need the words.
+    vectors = [{} if counts.all() else _vector(r.text, *frequencies) for r in rationales]
+    both = zip(_products([dict.fromkeys(f, 1.0) for f in found]), _products(vectors), strict=True)
+    for k, (common, cosine) in enumerate(both):
+        either = size[k] + size - common
+        shared = common / np.maximum(either, 1.0)
+        mixed = np.where(either > 0, 0.5 * (cosine + shared), cosine)
+        yield np.where(counts[k] & counts, shared, mixed)
 
-    Attributes:
-        numbers: those of its steps and answer.
-        counts: whether its answer has a number.
-    """
 
-    def __init__(self, rationale: Solution, frequencies: tuple[Counter[str], int]) -> None:
-        of_answer = numbers(rationale.answer or "")
-        self.numbers = frozenset(of_answer).union(*map(numbers, rationale.step_texts))
-        self.counts = bool(of_answer)
-        self._text, self._frequencies = rationale.text, frequencies
-
-    @cached_property
-    def words(self) -> dict[str, float]:
-        """The vector of its words, of length 1; most problems with numbers do not need it."""
-        return _vector(self._text, *self._frequencies)
-
-
-def _similarity(a: _Read, b: _Read) -> float:
-    either = a.numbers | b.numbers
-    shared = len(a.numbers & b.numbers) / len(either) if either else 0.0
-    if a.counts and b.counts:
-        return shared
-    cosine = sum(x * b.words.get(word, 0.0) for word, x in a.words.items())
-    return 0.5 * (cosine + shared) if either else cosine
+def _products(vectors: Sequence[Mapping[str, float]]) -> Iterator[NDArray[np.float64]]:
+    """Yields for each vector its dot products [K] with all of them."""
+    index: dict[str, tuple[list[int], list[float]]] = {}
+    for k, vector in enumerate(vectors):
+        for key, x in vector.items():
+            having = index.setdefault(key, ([], []))
+            having[0].append(k)
+            having[1].append(x)
+    columns = {key: (np.array(places), np.array(x)) for key, (places, x) in index.items()}
+    for vector in vectors:
+        products = np.zeros(len(vectors))
+        for key, x in vector.items():
+            places, values = columns[key]
+            products[places] += x * values
+        yield products
 
 
 def _words(text: str) -> list[str]:

@@ -32,8 +32,14 @@ from typing import Literal, NamedTuple
 
 from compact.validity.agreement import agreement, document_frequencies
 from compact.validity.cases import Case, shares
-from compact.validity.checks import CHECKS, Outcomes, base_rates, check, evidence
-from compact.validity.votes import answer_probabilities, learn_weights, lowered, vote_of_wrong
+from compact.validity.checks import CHECKS, Outcomes, arithmetic, base_rates, check, evidence
+from compact.validity.votes import (
+    answer_probabilities,
+    learn_weights,
+    lowered,
+    vote_of_wrong,
+    votes_for,
+)
 
 LEAST = 1e-3
 """A problem whose validities sum to less is left out: all its rationales are known to be wrong."""
@@ -106,7 +112,7 @@ class Judge:
             cases: the problems to learn from: all of the data, or a sample.
         """
         own = [shares(case) for case in cases]
-        wrong = [_miscounts(check(c, s)) for c, s in zip(cases, own, strict=True)]
+        wrong = [_miscounts(case) for case in cases]
         self._of_wrong = vote_of_wrong(cases, own, wrong)
         votes = [lowered(s, w, self._of_wrong) for s, w in zip(own, wrong, strict=True)]
         self._weight = learn_weights(cases, votes)
@@ -120,7 +126,7 @@ class Judge:
     def __call__(self, case: Case) -> tuple[Judgement, ...]:
         """Returns one judgement per rationale of a problem."""
         own = shares(case)
-        votes = lowered(own, _miscounts(check(case, own)), self._of_wrong)
+        votes = lowered(own, _miscounts(case), self._of_wrong)
         return self._judge(case, self._read(case, own, votes))
 
     def _read(self, case: Case, own: list[float], votes: list[float]) -> _Read:
@@ -141,9 +147,9 @@ class _Read(NamedTuple):
     outcomes: list[Outcomes]
 
 
-def _miscounts(outcomes: Sequence[Outcomes]) -> list[bool]:
+def _miscounts(case: Case) -> list[bool]:
     """Returns [K] whether the arithmetic of each rationale is wrong."""
-    return [bool(outcome["arithmetic"].failures) for outcome in outcomes]
+    return [bool(outcome.failures) for outcome in arithmetic(case)]
 
 
 def _judgements(
@@ -165,16 +171,23 @@ def _judgements(
     top = max(likely)
     leaders = {a for a, q in zip(answers, likely, strict=True) if q == top}
     leading = leaders.pop() if basis == "vote" and len(leaders) == 1 else None
+    groups = _groups(case)
     if case.gold is None:
-        agreed = _level(agreed, answers)
+        agreed = _level(agreed, groups)
     evidences = [evidence(of_rationale, rates) for of_rationale in outcomes]
     doubted = [e["arithmetic"] > DOUBT for e, q in zip(evidences, likely, strict=True) if q == top]
     scale = 1e-3 * LEAST if all(doubted) else 1.0
     kept = [math.exp(-sum(against.values())) for against in evidences]
+    best = [0.0] * len(kept)
+    for group in groups:
+        most = max(kept[k] for k in group)
+        for k in group:
+            best[k] = most
+    levels = sorted(set(likely))
+    below = dict(zip(levels, [0.0, *levels], strict=False))
     judgements = []
     for k, (share, against) in enumerate(zip(shares(case), evidences, strict=True)):
-        lower = max((q for q in likely if q < likely[k]), default=0.0)
-        best = max(kept[j] for j in _same(answers, k))
+        lower = below[likely[k]]
         findings = _about_the_answer(answers[k], likely[k], case.gold, leading)
         findings += [
             Finding(name, step, text)
@@ -185,25 +198,28 @@ def _judgements(
         if share < 1.0:
             findings.append(Finding("copy", None, f"{round(1 / share)} rationales have this text"))
         # kept / best is 1 for the best one: ties between answers stay exact.
-        validity = scale * share * (lower + (likely[k] - lower) * (kept[k] / best))
+        validity = scale * share * (lower + (likely[k] - lower) * (kept[k] / best[k]))
         judgements.append(Judgement(validity, agreed[k], basis, tuple(findings)))
     return tuple(judgements)
 
 
-def _same(answers: Sequence[str | None], k: int) -> list[int]:
-    """Returns the rationales that state the answer of k; k alone if it states none."""
-    if answers[k] is None:
-        return [k]
-    return [j for j, answer in enumerate(answers) if answer == answers[k]]
+def _groups(case: Case) -> list[list[int]]:
+    """Returns the rationales of each answer; one that states none is alone."""
+    found: dict[str | int, list[int]] = {}
+    for k, rationale in enumerate(case.rationales):
+        found.setdefault(votes_for(rationale, k), []).append(k)
+    return list(found.values())
 
 
-def _level(values: Sequence[float], answers: Sequence[str | None]) -> list[float]:
-    """Returns the values, shifted so that those of every answer have the mean of all."""
+def _level(values: Sequence[float], groups: Sequence[Sequence[int]]) -> list[float]:
+    """Returns the values, shifted so that those of every group have the mean of all."""
     middle = fmean(values)
-    return [
-        value - fmean(values[j] for j in _same(answers, k)) + middle
-        for k, value in enumerate(values)
-    ]
+    levelled = list(values)
+    for group in groups:
+        mean = fmean(values[k] for k in group)
+        for k in group:
+            levelled[k] = values[k] - mean + middle
+    return levelled
 
 
 def _about_the_answer(

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from compact.validity.judge import LEAST, Judgement
+from compact.validity.judge import LEAST, Finding
 
 
-def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
+class Judged(Protocol):
+    """What is described of a rationale; `Judgement` is one."""
+
+    @property
+    def basis(self) -> str:
+        """What its answer was judged by."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """What speaks against it."""
+
+    @property
+    def validity(self) -> float | None:
+        """Its validity; None if the weights do not rest on it."""
+
+
+def describe(problems: Sequence[Sequence[Judged]]) -> list[str]:
     """Returns sentences about what the weights of the data can rest on, one a line.
 
     Args:
-        problems: the judgements of the rationales of each problem.
+        problems: the rationales of each problem.
     """
     several = [judgements for judgements in problems if len(judgements) > 1]
     lines = []
@@ -33,7 +50,8 @@ def describe(problems: Sequence[Sequence[Judgement]]) -> list[str]:
                 "skipped, unless no answer at all could be read. Is the gold answer written as "
                 "teachers write it? (answer_type in docs/data-format.md)"
             )
-    unsound = sum(0.0 < sum(j.validity for j in judgements) < LEAST for judgements in problems)
+    validity = [sum(j.validity or 0.0 for j in judgements) for judgements in problems]
+    unsound = sum(0.0 < total < LEAST for total in validity)
     if unsound:
         lines.append(
             f"{_of(unsound, len(problems))} problems are skipped, because every rationale with the "
@@ -67,5 +85,5 @@ def _of(count: int, total: int) -> str:
     return f"{count} of {total}"
 
 
-def _kinds(judgement: Judgement) -> set[str]:
-    return {finding.kind for finding in judgement.findings}
+def _kinds(judged: Judged) -> set[str]:
+    return {finding.kind for finding in judged.findings}

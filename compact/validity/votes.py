@@ -22,7 +22,7 @@ reasoning_gym and labelled/choices (-.03 and -.02 against the plain vote; 0 with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -54,7 +54,9 @@ def answer_probabilities(
     if case.gold is not None:
         return [float(r.answer == case.gold) for r in case.rationales]
     total = _totals(case, votes, weight)
-    return [_share(total[_vote(r, k)], total.values()) for k, r in enumerate(case.rationales)]
+    most, whole = _sum_of_exp(total)
+    chance = {answer: math.exp(value - most) / whole for answer, value in total.items()}
+    return [chance[votes_for(r, k)] for k, r in enumerate(case.rationales)]
 
 
 def vote_of_wrong(
@@ -132,14 +134,15 @@ def _by_others(
     if len(case.rationales) < 2 or voters < 2:
         return [None] * len(case.rationales)
     total = _totals(case, votes, weight)
+    most, whole = _sum_of_exp(total)
     likely: list[float | None] = []
     for rationale, vote in zip(case.rationales, votes, strict=True):
         if rationale.answer is None:
             likely.append(0.0)
             continue
-        own = total[rationale.answer] - vote * weight.get(rationale.teacher, 1.0)
-        left = {**total, rationale.answer: own}
-        likely.append(_share(own, left.values()))
+        with_own = total[rationale.answer] - most
+        left = math.exp(with_own - vote * weight.get(rationale.teacher, 1.0))
+        likely.append(left / (whole - math.exp(with_own) + left))
     return likely
 
 
@@ -149,21 +152,21 @@ def _totals(
     """Returns the sum of the votes for each stated answer."""
     total: dict[str | int, float] = {}
     for k, (rationale, vote) in enumerate(zip(case.rationales, votes, strict=True)):
-        answer = _vote(rationale, k)
+        answer = votes_for(rationale, k)
         total[answer] = total.get(answer, 0.0) + vote * weight.get(rationale.teacher, 1.0)
     return total
 
 
-def _vote(rationale: Solution, k: int) -> str | int:
+def votes_for(rationale: Solution, k: int) -> str | int:
     """Returns what a rationale votes for: its answer, or an answer of its own if none was read."""
     return k if rationale.answer is None else rationale.answer
 
 
-def _share(own: float, totals: Iterable[float]) -> float:
-    """Returns exp(own) over the sum of exp(totals), with exp(0) for "none of these"."""
-    every = [0.0, *totals]
+def _sum_of_exp(total: Mapping[str | int, float]) -> tuple[float, float]:
+    """Returns m, the largest total, and the sum of exp(total - m), with 0 for "none of these"."""
+    every = [0.0, *total.values()]
     most = max(every)
-    return math.exp(own - most) / sum(math.exp(value - most) for value in every)
+    return most, sum(math.exp(value - most) for value in every)
 
 
 def _shrunk(seen: Mapping[str, Sequence[float]], mean: float) -> dict[str, float]:

@@ -58,6 +58,27 @@ def test_a_number_that_another_rationale_has_is_supported() -> None:
     assert [step for step, _ in outcome.failures] == [0]
 
 
+@pytest.mark.parametrize("count", [3, 30])
+def test_one_other_supports_a_number_however_many_there_are(count: int) -> None:
+    others = [[f"3 + 4 = 7, {'so ' * k}"] for k in range(count - 2)]
+    assert failures(case(["she has 37"], ["he has 37"], *others), "numbers") == []
+    found = failures(case(["she has 37"], *others), "numbers")
+    assert found == [(0, "37 is neither given nor computed, and no other that counts has it")]
+
+
+@pytest.mark.parametrize(("weight", "count"), [(1.0, 0), (0.5, 0), (0.4, 1), (0.0, 1)])
+def test_a_rationale_that_is_much_less_likely_supports_nothing(weight: float, count: int) -> None:
+    problem = case(["she has 37"], ["he has 37"], ["3 + 4 = 7"])
+    outcome = check(problem, [1.0, weight, 1.0])[0]["numbers"]
+    assert len(outcome.failures) == count
+
+
+def test_a_copy_supports_nothing() -> None:
+    problem = case(["she has 37"], ["she has 37"], ["3 + 4 = 7"])
+    assert len(failures(problem, "numbers")) == len(failures(problem, "numbers", 1)) == 1
+    assert failures(case(["she has 37"], ["she has 37"]), "numbers") == []  # no other text
+
+
 def test_the_gold_answer_is_known() -> None:
     others = [["3 + 4 = 7"]]
     assert failures(case(["so it is 42"], *others, gold="42"), "numbers") == []
@@ -112,6 +133,21 @@ def test_no_more_failures_than_expected_are_no_evidence() -> None:
     rates = {"arithmetic": 0.05, "numbers": 0.8}
     assert evidence(of(100, 1000, "numbers"), rates)["numbers"] == 0.0
     assert evidence(of(1000, 1000, "numbers"), rates)["numbers"] == MOST
+
+
+@pytest.mark.parametrize(
+    ("count", "mean"), [(5, 900.0), (1, 1000.0), (100, 1500.0), (0, 1e6), (900, 1e6)]
+)
+def test_far_less_failures_than_expected_are_no_evidence(count: int, mean: float) -> None:
+    """The terms of the sum underflow there."""
+    rates = {"arithmetic": 0.05, "numbers": mean / 1e6}
+    assert evidence(of(count, 1_000_000, "numbers"), rates)["numbers"] == 0.0
+
+
+def test_far_more_failures_than_expected_are_all_the_evidence() -> None:
+    rates = {"arithmetic": 0.05, "numbers": 1e-6}
+    for count in (5, 900, 2000):
+        assert evidence(of(count, 1, "numbers"), rates)["numbers"] == MOST
 
 
 def test_base_rates_start_from_a_prior_and_follow_the_data() -> None:

@@ -62,6 +62,15 @@ def test_a_problem_whose_right_answers_all_rest_on_wrong_arithmetic_is_left_out(
     assert one[2].validity > 0.9  # one that holds is enough
 
 
+def test_a_number_of_two_right_texts_costs_nothing_among_many() -> None:
+    """With 30 rationales, two are a small share of the weight."""
+    steps = ("4 + 14 = 18", "18 - 2 = 16")
+    others = [((f"so {'very ' * k}", *steps), "16") for k in range(28)]
+    sharing = [((f"{word} 37 beads", *steps), "16") for word in ("with", "of")]
+    (found,) = judge([case(*sharing, *others)])
+    assert {j.validity for j in found} == {1.0} and not any(j.findings for j in found)
+
+
 def test_one_failure_in_a_long_text_leaves_nothing_out() -> None:
     """With many equations and many failures in the data, one failure is what chance makes."""
     long = tuple(f"{n} + 1 = {n + 1}" for n in range(20)) + ("4 + 14 = 20", "18 - 2 = 16")
@@ -194,6 +203,18 @@ def test_without_a_right_answer_a_problem_is_kept_only_if_no_answer_was_read(
     assert (sum(j.validity for j in found[0]) >= LEAST) == kept
     assert len({j.validity for j in found[0]}) == 1
     assert "1 of 1 have no rationale that states the gold answer" in "\n".join(describe(found))
+
+
+def test_a_problem_whose_weights_rest_on_nothing_is_not_called_skipped() -> None:
+    others = [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
+    found = judge([case((FALSE, "16"), (FALSE, "16")), *others])
+    sentence = "are skipped, because every rationale with the likeliest answer"
+    assert sentence in "\n".join(describe(found))
+    unweighed = [
+        [SimpleNamespace(basis=j.basis, findings=j.findings, validity=None) for j in judgements]
+        for judgements in found
+    ]
+    assert sentence not in "\n".join(describe(unweighed))
 
 
 def test_what_is_known_is_described() -> None:
