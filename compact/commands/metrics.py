@@ -98,9 +98,10 @@ def list_registries() -> int:
 
 
 def metric_needs(metric: Metric) -> str:
-    """Returns what a metric needs besides the pass: "free" if nothing."""
+    """Returns what a metric needs or uses besides the pass: "free" if nothing."""
     needs = metric.needs
-    named = [*metric.costs, *(["gold answers"] if needs.gold else ()), *needs.statistics]
+    gold = ["gold answers"] if needs.gold else ["gold if given"] if needs.judgements else []
+    named = [*metric.costs, *gold, *needs.statistics]
     return ", ".join(named) or "free"
 
 

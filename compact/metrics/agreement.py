@@ -1,10 +1,12 @@
 """Consensus as agreement with the rationales that count, in numbers and words.
 
 C_k of `compact.validity.agreement`, in 0..1: the mean similarity to the problem's other rationales,
-each weighted by how likely its answer is. Where the gold answer is known, a wrong majority counts
-for nothing. It is read from the texts, not from the student, for two reasons. One wrong number
-hardly changes hidden states. And a student that cannot add yet trusts two teachers with the same
-error too much (zoo B, early: weight .54 on the right one, .97 by the text). Source: this project.
+each weighted by how likely its answer is. It uses the gold answer where there is one: a wrong
+majority then counts for nothing. Without one it orders the rationales of one answer only: the
+values of every answer have the same mean. It is read from the texts, not from the student, for two
+reasons. One wrong number hardly changes hidden states. And a student that cannot add yet trusts two
+teachers with the same error too much (zoo B, early: weight .54 on the right one, .97 by the text).
+Source: this project.
 """
 
 from __future__ import annotations

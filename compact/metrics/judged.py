@@ -1,6 +1,7 @@
 """Validity as the judgement of the texts: stated answers, arithmetic, numbers from nowhere.
 
-V_k = v_k of `compact.validity.judge`, in 0..1. It multiplies the weight. The judgements are made
+V_k = v_k of `compact.validity.judge`, in 0..1. It multiplies the weight. It uses the gold answer
+where there is one, else a vote. The judgements are made
 when the data are encoded (`encode_problems`), from all problems at once. In a pass whose rationales
 have none, every problem is judged by itself. Source: this project.
 """

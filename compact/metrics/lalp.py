@@ -55,7 +55,9 @@ def lalp(pass_: Pass) -> Tensor:
     """
     student, device = pass_.student, pass_.hidden.device
     if is_sharded(student.head):
-        raise ValueError("lalp must be used with a whole student, in one process or ddp, got shards")
+        raise ValueError(
+            "lalp must be used with a whole student, in one process or ddp, got shards"
+        )
     of_rationale = [windows(p, r) for p in pass_.batch.problems for r in p.rationales]
     owner = [r for r, found in enumerate(of_rationale) for _ in found]
     rows = [row for found in of_rationale for row in found]

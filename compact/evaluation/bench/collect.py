@@ -37,7 +37,7 @@ STEP_SCORES = ("equations", "surprise", "suspicion", "length", "gain")
 """How a wrong step is looked for: its equations that do not hold; its total nll; the first, and the
 second where no equation of the rationale fails; its characters; the loss of gold likelihood."""
 WITHOUT_GOLD = " without gold"
-"""Suffix of a preset that is scored as if the data had no gold answers."""
+"""Suffix of a metric or preset that is scored as if the data had no gold answers."""
 
 
 def collect(

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compact.evaluation.bench.collect import STEP_SCORES, weights_of_presets
+from compact.evaluation.bench.collect import STEP_SCORES, WITHOUT_GOLD, weights_of_presets
+from compact.evaluation.paired import effect, shares
+from compact.metrics import VALIDITY
 
 _DRAWS = 1000
 _ORDERS = 20
@@ -18,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Estimate(NamedTuple):
-    """A mean over questions (or rationales) with its 95% bootstrap interval and their number."""
+    """A mean over questions (or rationales) with its 95% interval and their number."""
 
     value: float
     low: float
@@ -108,10 +110,15 @@ def mass(weights: Sequence[Sequence[float]], right: Sequence[Sequence[bool]]) ->
 
 
 def bootstrap_interval(values: Sequence[float]) -> Estimate:
-    """Returns the mean of the values with a bootstrap interval over them."""
+    """Returns the mean of the values, in 0..1, with a bootstrap interval over them.
+
+    Equal values have no spread to draw from; theirs is the interval of `paired.effect`.
+    """
     if not values:
         return NOTHING
     array = np.asarray(values, dtype=float)
+    if array.min() == array.max():
+        return Estimate(float(array[0]), *shares(effect(array[None, :])), len(array))
     draws = np.random.default_rng(0).integers(0, len(array), (_DRAWS, len(array)))
     low, high = np.quantile(array[draws].mean(1), (0.025, 0.975))
     return Estimate(float(array.mean()), float(low), float(high), len(array))
@@ -144,6 +151,10 @@ def _scores(rows: Rows) -> dict[tuple[str, str], list[list[float]]]:
         for name in first[field]:
             values = [[r[field][name] for r in row["rationales"]] for row in rows]
             found[name, kind] = values
+    for name, field in (("judged", VALIDITY), ("agreement", "agreement")):
+        if name in first["scores"] and "blind" in first:
+            values = [[r["blind"][field] for r in row["rationales"]] for row in rows]
+            found[name + WITHOUT_GOLD, "metric"] = values
     for name, flat in weights_of_presets(rows).items():
         each = iter(flat)
         found[name, "preset"] = [[next(each) for _ in row["rationales"]] for row in rows]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 _INTRODUCTION = """Area under the ROC curve within a question (AUC): how often a score ranks a right
 rationale above a wrong one of the same question; a tie counts half, .50 is chance. In brackets: 95%
-interval, bootstrap over questions."""
+interval, bootstrap over questions. `judged` and `agreement` use the gold answer where there is one;
+"without gold" they do not."""
 
 
 def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:

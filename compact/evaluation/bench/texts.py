@@ -65,6 +65,7 @@ def judge_texts(problems: Sequence[Problem], labels: Labels, name: str) -> list[
                         "judged": judged.validity,
                         "judged without gold": unseen.validity,
                         "agreement": judged.agreement,
+                        "agreement without gold": unseen.agreement,
                         "answer": mine / count,
                         "length": float(len(r.text)),
                         "steps": float(len(r.step_texts)),
