@@ -28,10 +28,6 @@ from compact.data.problems import Rationale, text_of
 from compact.text.steps import find_marker, split_steps
 
 KINDS = ("gold", "gold-leak", "vacuous", "leak-only", "wrong-facts", "swapped", "other")
-REASONED = ("gold", "gold-leak")
-"""The kinds that a score should prefer ..."""
-EMPTY = ("vacuous", "leak-only")
-"""... to these."""
 _FEWEST_REASONS = 2
 
 

@@ -1,6 +1,8 @@
 """Plants an error in a real rationale, so that it is certain which rationales are wrong.
 
 - `hidden`: one number before the answer is replaced everywhere; the right final answer is kept.
+  The numbers of steps ("1.", "Step 2:") stay, and so do times and other digits that
+  `compact.text.equations.numbers` does not read: another list number would be no error.
 - `carried`: one number before the answer is replaced everywhere. The results of the text's own
   equations are computed again from it, and so is the final answer.
 - `operation`: every addition becomes a subtraction and every subtraction an addition. The results
@@ -22,8 +24,9 @@ from typing import Any
 
 from compact.answers import normalise_answer
 from compact.data import Problem, Text, text_of
-from compact.text.numbers import parse_number
-from compact.text.steps import find_marker
+from compact.text.equations import list_number, numbers
+from compact.text.numbers import format_number, parse_number
+from compact.text.steps import find_marker, split_steps
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])(?!\.\d)")
 _SIGN = re.compile(r"[-+*/×÷−]|(?<=\s)x(?=\s)")
@@ -40,9 +43,10 @@ def hidden(completion: str, gold: str, rng: random.Random) -> str | None:
     """
     body, answer = _split(completion)
     values = _values(body)
-    if not values:
+    read = _read(body, values)
+    if not read:
         return None
-    old = rng.choice(values)
+    old = rng.choice(read)
     new = _other(old, values, rng)
     return _replaced(body, {old: new}) + answer
 
@@ -56,11 +60,11 @@ def carried(completion: str, gold: str, rng: random.Random) -> str | None:
     """
     body, answer = _split(completion)
     values, target = _values(body), parse_number(normalise_answer(gold))
-    chain = _equations(body)
-    if not values or target is None:
+    read, chain = _read(body, values), _equations(body)
+    if not read or target is None:
         return None
     for _ in range(_TRIES):
-        old = rng.choice(values)
+        old = rng.choice(read)
         changed = {old: _other(old, values, rng)}
         for operands, signs, _, result in chain:
             if result == old or not any(operand in changed for operand in operands):
@@ -141,6 +145,13 @@ def _values(body: str) -> list[Fraction]:
     return list(dict.fromkeys(_value(number) for number in _NUMBER.findall(body)))
 
 
+def _read(body: str, values: Sequence[Fraction]) -> list[Fraction]:
+    """Returns those of the values that are read as numbers of a step, not as list numbers."""
+    steps = split_steps(body) if values else []
+    known = {number for step in steps for number in numbers(step.text)}
+    return [value for value in values if format_number(value) in known]
+
+
 def _other(old: Fraction, values: list[Fraction], rng: random.Random) -> Fraction:
     """Returns a positive number near `old` that is not among `values`."""
     errors = [e for e in (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10) if old + e > 0]
@@ -148,11 +159,20 @@ def _other(old: Fraction, values: list[Fraction], rng: random.Random) -> Fractio
 
 
 def _replaced(text: str, changed: dict[Fraction, Fraction]) -> str:
-    """Replaces the numbers of a text; each keeps its number of decimals and its commas."""
+    """Replaces the numbers of a text, but for list numbers.
+
+    Each keeps its number of decimals and its commas.
+    """
+    steps = split_steps(text) if text.strip() else []
+    listed = {
+        place
+        for step in steps
+        for place in range(step.start, step.start + len(list_number(step.text)))
+    }
 
     def new(match: re.Match[str]) -> str:
         value = _value(match.group())
-        if value not in changed:
+        if value not in changed or match.start() in listed:
             return match.group()
         decimals = len(match.group().partition(".")[2])
         comma = "," if "," in match.group() else ""

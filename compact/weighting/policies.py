@@ -147,12 +147,14 @@ def _of_teachers(problem: EncodedProblem, teachers: Collection[str]) -> list[boo
 
 def _of_length(problem: EncodedProblem, which: Callable[[list[int]], int]) -> list[bool]:
     lengths = [len(r.ids) for r in problem.rationales]
-    return [length == which(lengths) for length in lengths]
+    wanted = which(lengths)
+    return [length == wanted for length in lengths]
 
 
 def _of_most_votes(problem: EncodedProblem) -> list[bool]:
     counts = votes(problem)
-    return [count == max(counts) for count in counts]
+    most = max(counts)
+    return [count == most for count in counts]
 
 
 def _right(problem: EncodedProblem) -> Sequence[bool]:

@@ -8,6 +8,8 @@ import pytest
 from compact.answers import extract_answer
 from compact.commands.cli import main
 from compact.lab.planted import PLANTS
+from compact.text.equations import numbers
+from compact.text.steps import find_marker, split_steps
 from helpers.commands import fails
 
 TEXT = "8 people + 12 people = 20 people. Then 20 people - 3 people = 17 people. The answer is 17"
@@ -18,6 +20,31 @@ def test_hidden_keeps_the_answer_and_changes_a_number_everywhere(seed):
     spoilt = PLANTS["hidden"](TEXT, "17", random.Random(seed))
     assert spoilt != TEXT
     assert extract_answer(spoilt) == "17"
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. He has 5 apples.\n2. He buys 7 more.\nThe answer is 12",
+        "Step 1: He has 5 apples. Step 2: He buys 7. The answer is 12",
+        "**Step 1:** At 10:30 he has 5 apples.\n**Step 2:** He buys 7.\nThe answer is 12",
+        "1. He has 1 apple.\n2. He buys 2 more.\nThe answer is 3",
+    ],
+)
+def test_a_planted_error_is_no_other_list_number(text, seed):
+    """A number of a step changes; the numbers of the steps stay."""
+    spoilt = PLANTS["hidden"](text, "12", random.Random(seed))
+    before, after = (
+        [numbers(step.text) for step in split_steps(t[: find_marker(t)])] for t in (text, spoilt)
+    )
+    assert before != after
+    for mark in ("1. He", "2. He", "Step 1:", "Step 2:", "10:30"):
+        assert (mark in spoilt) == (mark in text)
+
+
+def test_a_text_of_list_numbers_alone_gets_no_error():
+    assert PLANTS["hidden"]("1. Think.\n2. Add.\nThe answer is 5", "5", random.Random(0)) is None
 
 
 @pytest.mark.parametrize("seed", range(20))
