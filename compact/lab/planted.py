@@ -147,8 +147,11 @@ def _values(body: str) -> list[Fraction]:
 
 def _read(body: str, values: Sequence[Fraction]) -> list[Fraction]:
     """Returns those of the values that are read as numbers of a step, not as list numbers."""
-    steps = split_steps(body) if values else []
-    known = {number for step in steps for number in numbers(step.text)}
+    if not values:
+        return []
+    steps = split_steps(body)
+    texts = [*(step.text for step in steps), body[steps[-1].end :]]  # after "Final answer:"
+    known = {number for text in texts for number in numbers(text)}
     return [value for value in values if format_number(value) in known]
 
 

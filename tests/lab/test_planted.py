@@ -43,6 +43,13 @@ def test_a_planted_error_is_no_other_list_number(text, seed):
         assert (mark in spoilt) == (mark in text)
 
 
+def test_numbers_after_an_inner_marker_are_changed_too():
+    """The steps end there, but the number is no list number."""
+    text = "He has some.\nFinal Answer: How many? He has 12 more, 5 before. The answer is 17"
+    spoilt = PLANTS["hidden"](text, "17", random.Random(0))
+    assert spoilt is not None and spoilt != text and spoilt.endswith("The answer is 17")
+
+
 def test_a_text_of_list_numbers_alone_gets_no_error():
     assert PLANTS["hidden"]("1. Think.\n2. Add.\nThe answer is 5", "5", random.Random(0)) is None
 
