@@ -29,6 +29,7 @@ _REASON = re.compile(r"(?:,?\s+(?:since|because|as)\s|\s\().*$", re.DOTALL)
 _MOST_WORDS = 2
 
 
+_NAME = re.compile(r"\[([^][]{1,40})\]")
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
 _BETWEEN = re.compile(r"(?<=\d)(?:\s*,\s*|\s+and\s+)(?=[-−–]?\d)")
 _COLON = re.compile(r"(?<=\d)\s*:\s*(?=\d)")
@@ -39,9 +40,12 @@ def _text(answer: str) -> str:
 
     A list of numbers is written in one way: "3,5" becomes "3, 5".
     """
-    text = plain_text(re.sub(r"\[([^][\n]{1,40})\]", r"\1", answer))
-    text = text.replace(", and ", " and ")
-    return _COLON.sub(":", _BETWEEN.sub(", ", _ARTICLE.sub("", text)))
+    text, before = " ".join(answer.split()), None
+    while text != before:  # an article may have stood between brackets
+        before = text
+        text = plain_text(_NAME.sub(r"\1", text)).replace(", and ", " and ")
+        text = _COLON.sub(":", _BETWEEN.sub(", ", _ARTICLE.sub("", text)))
+    return text
 
 
 def _cores(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from compact.answers import (
     Choice,
@@ -198,6 +198,7 @@ def test_what_is_extracted_is_in_normal_form(text: str) -> None:
 
 @settings(max_examples=400)
 @given(TEXTS, TEXTS)
+@example("0[\n]0", "")
 def test_normal_forms_and_matches(a: str, b: str) -> None:
     """Normalising twice changes nothing, and matching does not depend on the order."""
     for domain in DOMAINS:
