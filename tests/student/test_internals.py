@@ -335,7 +335,8 @@ ALLOWED = {
 }
 FOREIGN = set().union(*ALLOWED.values())
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "attrgetter"}
-STANDARD = {"_replace", "_asdict", "_fields", "_make"}  # of a NamedTuple: public in spite of the _
+# Public in spite of the _: of a NamedTuple, and os._exit.
+STANDARD = {"_replace", "_asdict", "_fields", "_make", "_exit"}
 
 
 def is_private(name: object) -> bool:
