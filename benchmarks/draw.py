@@ -156,7 +156,7 @@ def kind(one: Run) -> tuple[str, ...]:
 
 
 def last_runs(runs: Sequence[Run], needs: Collection[str] = ()) -> list[Run]:
-    """Returns the last run of each kind, among those that have the providers in `needs`."""
+    """Returns the last run of each `kind` that has all providers in `needs`."""
     return list({kind(r): r for r in runs if set(needs) <= set(r.rows)}.values())
 
 

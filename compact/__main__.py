@@ -8,11 +8,11 @@ from compact.commands.cli import REPORT_TO_LAUNCHER, main
 
 
 def _main_of_rank() -> None:
-    """Runs `main` in one of several processes, and ends it before Python takes itself apart.
+    """Runs `main` in one of several processes, and ends the process without Python's clean-up.
 
-    PyTorch's caches keep the groups of FSDP2 although they were destroyed, and with them gloo's
-    threads. If one of these asks for Python's lock while Python ends, the process aborts (SIGABRT)
-    although its work is done. The function that is registered first runs last.
+    The threads of gloo still run then, because PyTorch's caches keep the groups of FSDP2 after they
+    were destroyed. During Python's clean-up such a thread can abort the process (SIGABRT), although
+    its work is done.
     """
     status = 1  # of an error that `main` does not report
 
@@ -21,7 +21,7 @@ def _main_of_rank() -> None:
         sys.stderr.flush()
         os._exit(status)
 
-    atexit.register(end)
+    atexit.register(end)  # what is registered first runs last, so after the libraries' functions
     status = main()
 
 

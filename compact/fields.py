@@ -52,7 +52,10 @@ def mapping(node: yaml.MappingNode, values: Mapping[str, Any], path: Path) -> di
 
 
 def as_written(value: Any, text: str) -> Any:
-    """Returns a scalar of YAML, or its text if this says more: 010 and 1.10 may be names."""
+    """Returns the value of a YAML scalar, or its text where the number is written differently.
+
+    010 and 1.10 may be names; as numbers they would become 8 and 1.1.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return text if isinstance(value, date) or number and str(value) != text else value
 

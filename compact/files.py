@@ -337,8 +337,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> None:
     """Writes a file beside `path`, syncs it to disk, then renames it to `path`.
 
-    Its folder is made. Devices and pipes (/dev/stdout) are written directly, because renaming would
-    replace them.
+    Missing folders are made. Devices and pipes (/dev/stdout) are written directly, because renaming
+    would replace them.
 
     Args:
         path: the file to write; a link is followed.

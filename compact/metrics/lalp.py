@@ -51,7 +51,7 @@ def lalp(pass_: Pass) -> Tensor:
     """Returns [R] nats per token.
 
     Raises:
-        ValueError: the student is sharded: each process would run it another number of times.
+        ValueError: the student is sharded. Each process would run it a different number of times.
     """
     student, device = pass_.student, pass_.hidden.device
     if is_sharded(student.head):

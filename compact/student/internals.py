@@ -188,7 +188,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def has_child(module: nn.Module, name: str) -> bool:
-    """Whether the module has a child of this name. hasattr takes long if there is none."""
+    """Whether the module has a child of this name. hasattr is slow where the name is missing."""
     return name in module._modules
 
 

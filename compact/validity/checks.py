@@ -119,7 +119,7 @@ def _surprise(count: int, mean: float) -> float:
     """Returns -log P(X >= count) of a Poisson variable X."""
     if count == 0:
         return 0.0
-    # The sum goes away from the mean. Its terms then fall, and one that underflows is the last.
+    # Sum the tail on the side away from the mean: its terms get smaller, until one is 0.
     above = count > mean
     i = count if above else count - 1
     term = math.exp(i * math.log(max(mean, 1e-300)) - mean - math.lgamma(i + 1))
