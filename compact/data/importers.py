@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compact.answers import find_domain
+from compact.answers import Domain, find_domain
 from compact.data.problems import REASONING, Text, text_of
 from compact.data.rows import read_rows, stem_of
 from compact.text.steps import find_marker
@@ -247,9 +247,9 @@ def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def prompt_key(prompt: Text) -> str:
-    """Returns the key of a prompt; those that differ only in white space have the same key.
+    """Returns the key of a prompt.
 
-    So have a text and the same text as the only message.
+    Prompts that differ only in white space have the same key. A lone message has that of its text.
     """
     plain = _plain(prompt)
     text = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True)
@@ -257,7 +257,7 @@ def prompt_key(prompt: Text) -> str:
 
 
 def _plain(text: Text) -> Text:
-    """Returns the content of a lone message of the user or the assistant; other text as it is."""
+    """Returns the text of a lone message of user or assistant, and anything else unchanged."""
     if isinstance(text, str) or len(text) > 1 or text[0]["role"] == "system":
         return text
     return text if REASONING in text[0] else text[0]["content"]
@@ -288,12 +288,19 @@ def gold_answers(path: Path) -> dict[str, str]:
                 )
         first, agreed = found.setdefault(prompt_key(sample.prompt), (where, answer))
         domain = find_domain(agreed, text_of(sample.prompt))
-        if answer != agreed and not domain.matches(answer, agreed):
-            raise ValueError(
-                f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
-                f"{first}"
-            )
+        _check_agreement(domain, where, answer, first, agreed)
     return {key: answer for key, (_, answer) in found.items()}
+
+
+def _check_agreement(
+    domain: Domain, where: str, answer: str, first: str, agreed: str, hint: str = ""
+) -> None:
+    """Raises ValueError if the answer at `where` is another than the agreed one at `first`."""
+    if answer != agreed and not domain.matches(answer, agreed):
+        raise ValueError(
+            f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt at "
+            f"{first}{hint}"
+        )
 
 
 def import_files(
@@ -350,11 +357,8 @@ def import_files(
                 raise ValueError(f"{where}: {error}") from None
             if answer is not None and agreed is not None:
                 answers[key] = (first, agreed)
-                if answer != agreed and not domain.matches(answer, agreed):
-                    raise ValueError(
-                        f"{where}: answer {answer!r} disagrees with {agreed!r} of the same prompt "
-                        f"at {first}; give a file of the right answers as --gold"
-                    )
+                hint = "; give a file of the right answers as --gold"
+                _check_agreement(domain, where, answer, first, agreed, hint)
             elif gold:
                 raise ValueError(
                     f"{where}: the row has no gold answer (answer or label); {gold} has no such "

@@ -99,12 +99,9 @@ def score_problems(
         options=weigher.needs.options,
     )
     tell_of_cuts(encoded, max_length)
-    padded = layout == "padded"
-    left = [
-        with_leaf_steps(p, leaf_budget, padded=padded)
-        for p in encoded
-        if p.question_id not in found
-    ]
+    left = [p for p in encoded if p.question_id not in found]
+    if layout == "padded":
+        left = [with_leaf_steps(p, leaf_budget, padded=True) for p in left]
     bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
     with store, bar:
         for chunk in passes_of(left):

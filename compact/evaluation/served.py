@@ -58,8 +58,8 @@ def evaluate_served(
         The summary, as of `evaluate`.
 
     Raises:
-        ValueError: a question has no answer, which is not that it was refused (then it counts as
-            wrong, as an empty answer does); or `out` belongs to another run.
+        ValueError: a question has no answer and was not refused (a refused question counts as
+            wrong); or `out` belongs to another run.
         ImportError, OSError: as in `collect`.
     """
     start, out = time.monotonic(), Path(out)
@@ -91,14 +91,13 @@ def evaluate_served(
             result = collect(
                 store, [(student, items)], patience=patience, answered=lambda *_: bar.update()
             )["student"]
-            refused = result.failures["refused"]
-            if result.missing > refused:  # another run may get an answer to the others
+            if result.left:
                 raise ValueError(
                     f"{result.missing} of {len(items)} questions have no answer "
                     f"({result.reason or dict(result.failures)}); the same command asks for them"
                 )
-            if refused:
-                logger.warning("%d questions were refused and count as wrong", refused)
+            if result.refused:
+                logger.warning("%d questions were refused and count as wrong", result.refused)
             found = store.answers([item.key for item in items])
             answers = [found.get(item.key, Answer("")) for item in items]
             texts = [answer.text.strip() for answer in answers]

@@ -216,11 +216,11 @@ def _check_reach(student: Student, batch: Batch) -> None:
         return
     batch = batch.on_host
     blocks = [batch.main] if batch.leaves is None else [batch.main, batch.leaves]
-    reach = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
-    if reach > window:
+    longest = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
+    if longest > window:
         raise ValueError(
             f"batch must have trees with paths of at most {window} tokens, the reach of this "
-            f"student's attention, got {reach}; use the layout padded"
+            f"student's attention, got {longest}; use the layout padded"
         )
 
 

@@ -80,6 +80,16 @@ class Result:
     reason: str | None = None
     failures: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def refused(self) -> int:
+        """Requests that no other run gets an answer to."""
+        return self.failures["refused"]
+
+    @property
+    def left(self) -> int:
+        """Requests without an answer that another run may get."""
+        return self.missing - self.refused
+
 
 def plan(teacher: Teacher, problems: Sequence[Problem]) -> list[Item]:
     """Returns the requests of a teacher, question by question.

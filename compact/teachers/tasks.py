@@ -154,14 +154,13 @@ def _ask(
     problems = [Problem(text, text, None, ()) for text in dict.fromkeys(prompts)]
     items = plan(teacher, problems)
     result = collect(store, [(teacher, items)], budget=budget)[teacher.name]
-    refused = result.failures["refused"]
-    if result.missing > refused:  # another run may get an answer to the others
+    if result.left:
         raise ValueError(
             f"writer {teacher.name}: {result.missing} of {len(items)} requests have no answer "
             f"({result.reason or dict(result.failures)}); the same command asks for them again"
         )
-    if refused:
-        logger.warning("writer %s: %d requests were refused", teacher.name, refused)
+    if result.refused:
+        logger.warning("writer %s: %d requests were refused", teacher.name, result.refused)
     answers = store.answers([item.key for item in items])
     samples: dict[str, list[str]] = {text: [] for text in prompts}
     for item in items:

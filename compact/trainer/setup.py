@@ -161,6 +161,17 @@ def each(encode: Callable[[Any], ProblemDataset], evals: Any) -> Any:
     return None if evals is None else encode(evals)
 
 
+def check_loaded(model: Any, args: CompactConfig) -> None:
+    """Checks a student that was not loaded here, and warns of settings for loading one.
+
+    Raises:
+        ValueError: its parameters are sharded.
+    """
+    sharding.check_whole(model)
+    if args.model_init_kwargs:
+        logger.warning("model_init_kwargs: without effect, because model is not a name")
+
+
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
     """Returns the model with new adapters.
 
@@ -248,7 +259,7 @@ def for_evaluation(trainer: Any) -> Any:
 def layout_for(
     student: Student, weigher: Weigher, args: CompactConfig, data: ProblemDataset | None, evals: Any
 ) -> Layout:
-    """Returns the layout of the batches, sets it for the data, checks them and logs the reason.
+    """Chooses the layout of the batches, logs the reason, and fits the data to it.
 
     Raises:
         ValueError: the layout must be "tree", but the student or the weigher does not support it.
@@ -267,24 +278,25 @@ def layout_for(
     fallen = layout == "padded" and wanted == "auto"  # each rationale repeats the prompt
     logger.log(logging.WARNING if fallen else logging.INFO, "layout: %s (%s)", layout, reason)
     for each in given:
-        each.padded = layout == "padded"
-        check_data(student, weigher, each, args)
+        fit_data(each, layout, student, weigher, args)
     return layout
 
 
-def check_data(
-    student: Student, weigher: Weigher, data: ProblemDataset, args: CompactConfig
-) -> None:
-    """Checks that the student can read the problems, and warns of what it does not learn.
+def fit_data(
+    data: ProblemDataset, layout: Layout, student: Student, weigher: Weigher, args: CompactConfig
+) -> ProblemDataset:
+    """Returns the data, set to a layout. Warns if `max_length` cuts rationales.
 
     Of data that are encoded when they are needed, a sample is checked.
 
     Raises:
         ValueError: it has no embedding for a token or a position.
     """
+    data.padded = layout == "padded"
     sample = data.problems.sample
     check_ids(student, sample, leaves=weigher.needs.leaves)
     tell_of_cuts(sample, args.max_length)
+    return data
 
 
 def check_training(

@@ -153,9 +153,7 @@ class CompactTrainer(Trainer):
             processing_class = processing_class if processing_class is not None else own
         else:
             student = model
-            sharding.check_whole(model)
-            if args.model_init_kwargs:
-                logger.warning("model_init_kwargs: without effect, because model is not a name")
+            setup.check_loaded(model, args)
             self._student_name = str(model.config.name_or_path or type(model).__name__)
         if processing_class is None:
             raise ValueError("processing_class must be given if model is not a name, got None")
@@ -385,8 +383,7 @@ class CompactTrainer(Trainer):
         data = setup.one_of(self.eval_dataset, eval_dataset)
         if not isinstance(data, ProblemDataset):
             data = self._encode(data)
-            data.padded = self.layout == "padded"
-            setup.check_data(self.student, self.weigher, data, self.args)
+            data = setup.fit_data(data, self.layout, self.student, self.weigher, self.args)
         return self._loader(data, self.args.per_device_eval_batch_size, training=False)
 
     def _loader(
@@ -570,9 +567,9 @@ class CompactTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, without_tied(self.model, state_dict))
+        run = Path(str(self.args.output_dir))
         if self.args.should_save:
-            run = Path(str(self.args.output_dir))
-            write_card(Path(str(output_dir or run)), run)
+            write_card(Path(output_dir or run), run)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Draws the model card anew, before it is pushed to the hub; see `compact.trainer.card`."""
