@@ -2,7 +2,8 @@
 
 Both trainers run their own training loop on the same rationales: P zoo problems with K rationales
 each a step, one micro-batch, AdamW, a log line after every step. The student is tiny, so that most
-of a step is the work around it.
+of a step is the work around it; `student=lora` has LoRA on every linear layer of the body, which
+peft makes of ten modules each.
 
 - `trainer`: transformers.Trainer on P K padded rows, which were tokenised beforehand.
 - `compact`: CompactTrainer with the default preset `robust`, tree layout and answer leaves.
@@ -36,6 +37,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -51,9 +53,13 @@ from compact.student import Student
 from compact.trainer import CompactTrainer
 from compact.weighting import make_weigher
 
-SHAPES: tuple[dict[str, int | str], ...] = ({"P": 4, "K": 4},)
+SHAPES: tuple[dict[str, int | str], ...] = (
+    {"P": 4, "K": 4, "student": "whole"},
+    {"P": 4, "K": 4, "student": "lora"},
+)
 DTYPES = ("float32",)
 STEPS, WARM = 14, 4  # steps of a run; the first ones are not counted
+LORA = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
 # All are right: what is wrong, `robust` would not read, and the other trainer would.
 TEACHERS = ("good", "verbose", "style-shifted", "honest", "friendly", "filler")
 
@@ -214,6 +220,9 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     if args.device.type != "cpu":
         return {"trainer": Skipped("this case measures the CPU step")}
     count, teachers = int(args.shape["P"]), int(args.shape["K"])
+    kind = args.shape["student"]
+    if kind not in ("whole", "lora"):
+        raise ValueError(f"--shape: student of host must be whole or lora; got student={kind}")
     if teachers > len(TEACHERS):
         raise ValueError(f"--shape: host takes K up to {len(TEACHERS)}; got K={teachers}")
     tokenizer = build_tokenizer()
@@ -221,7 +230,8 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
     folder = tempfile.mkdtemp(prefix="host-")
 
     def student() -> Any:
-        return build_model(tokenizer, args.seed)
+        model = build_model(tokenizer, args.seed)
+        return model if kind == "whole" else get_peft_model(model, LORA)
 
     def ours(preset: str) -> CompactTrainer:
         own: dict[str, Any] = settings(count) | {"output_dir": f"{folder}/{preset}"}

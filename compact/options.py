@@ -20,8 +20,10 @@ def check_number(
     Args:
         name: what the message calls it, such as "tau of trico".
         value: the value; True and False are not numbers.
-        least, most: limits that the value may have.
-        above, below: limits that it may not have.
+        least: the lowest value that is allowed, if any.
+        above: the value has to be above this.
+        most: the highest value that is allowed.
+        below: the value has to be below this.
         whole: whether it must be an int.
 
     Raises:

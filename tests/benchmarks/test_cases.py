@@ -55,10 +55,11 @@ def test_scale(tmp_path, monkeypatch):
     assert refcheck(tmp_path, "scale", "K=3,Q=7,T=50,P=2,V=500,student=tiny") == 0
 
 
-def test_host(tmp_path, monkeypatch):
+@pytest.mark.parametrize("student", ["whole", "lora"])
+def test_host(tmp_path, monkeypatch, student):
     monkeypatch.setattr(host, "STEPS", 3)
     monkeypatch.setattr(host, "WARM", 1)
-    assert refcheck(tmp_path, "host", "P=2,K=3") == 0
+    assert refcheck(tmp_path, "host", f"P=2,K=3,student={student}") == 0
 
 
 def test_host_counts_what_is_outside_of_body_and_head(monkeypatch):
@@ -67,7 +68,7 @@ def test_host_counts_what_is_outside_of_body_and_head(monkeypatch):
     monkeypatch.setattr(host, "WARM", 1)
     clock = [0.0]
     monkeypatch.setattr(host.time, "thread_time", lambda: clock[0])
-    for name, provider in host.providers(Args({"P": 1, "K": 2})).items():
+    for name, provider in host.providers(Args({"P": 1, "K": 2, "student": "whole"})).items():
         provider.setup()
         assert provider.run() and provider.seconds() == 0.0, name
 
@@ -81,7 +82,7 @@ def test_host_counts_what_is_outside_of_body_and_head(monkeypatch):
     inside = slow(5.0, LlamaModel.forward)
     monkeypatch.setattr(LlamaModel, "forward", inside)
     monkeypatch.setattr(Trainer, "_clip_grad_norm", slow(0.25, Trainer._clip_grad_norm))
-    for name, provider in host.providers(Args({"P": 1, "K": 2})).items():
+    for name, provider in host.providers(Args({"P": 1, "K": 2, "student": "whole"})).items():
         provider.setup()
         provider.run()
         assert provider.seconds() == 0.25, name
@@ -130,6 +131,7 @@ def test_a_wrong_gradient_is_found():
         (["head", "--shape", "hidden=real"], "hidden must be random or smollm2, got 'real'"),
         (["kl", "--shape", "K=1"], "kl needs K >= 2"),
         (["host", "--shape", "K=7"], "host takes K up to 6; got K=7"),
+        (["host", "--shape", "student=peft"], "student of host must be whole or lora; got"),
         (["long", "--shape", "data=real"], "data must be synthetic or longcot, got 'real'"),
         (["scale", "--shape", "student=GPT-2"], "student must be one of SmolLM2-135M"),
         (["scale", "--dtype", "bfloat16"], "--dtype: case scale takes float32; got bfloat16"),

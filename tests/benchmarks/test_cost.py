@@ -147,7 +147,8 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
     figures = {
         ("long", "L=2048,data=synthetic"): {"sft": (4, 100), "compact": (3, 60)},
         ("long", "L=1024,data=synthetic"): {"sft": (2, 50), "compact": (1, 30)},
-        ("host", "P=4,K=4"): {"trainer": (0.01, 5), "compact": (0.014, 6)},
+        ("host", "P=4,K=4,student=whole"): {"trainer": (0.01, 5), "compact": (0.014, 6)},
+        ("host", "P=4,K=4,student=lora"): {"trainer": (0.02, 5), "compact": (0.026, 6)},
     }
     for (case, shape), providers in figures.items():
         rows = [
@@ -166,7 +167,8 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
     text = cost.page(cost_model.load(results))
     assert text.index("| 1,024 | 2 s, 50 MB |") < text.index("| 2,048 | 4 s, 100 MB |")
     assert "| **0.75** | **0.25** | **0.60** | **0.60** |" in text
-    assert "14.0 ms of CPU time" in text and "takes 10.0 ms" in text and "**1.40**" in text
+    assert "| the whole student | 10.0 ms | 14.0 ms | **1.40** | 1.40 to 1.40 |" in text
+    assert "| LoRA on every linear layer | 20.0 ms | 26.0 ms | **1.30** | 1.30 to 1.30 |" in text
     assert "(P = 4 problems in the only micro-batch, K = 4" in text
     assert "box; commit abc, 2026-01-02)." in text
 
