@@ -209,7 +209,7 @@ def run_tree(student: Student, batch: Batch, body: Body) -> tuple[Tensor, Tensor
     in_tree = partial(attention_set_to, student.config, _IMPLEMENTATION)
     # tree_attention needs no mask, but without one of 4 dimensions the model builds its own.
     no_mask = student.weight.new_zeros(1, 1, 1, 1)
-    with in_tree(), checkpointed_within(student.body, in_tree):
+    with in_tree(), checkpointed_within(student.checkpointable, in_tree):
         hidden = body(student, batch.main, no_mask if parts is not None else whole(), tree=main)
         if kept is None:
             return hidden, None

@@ -143,6 +143,7 @@ def encode_problem(
         gold_ids=(),
         cue_ids=(),
         spaced_cue_ids=(),
+        domain=problem.domain,
     )
     if options:
         encoded = _with_options(encoded, problem, processing_class, leaf_budget)
@@ -241,7 +242,10 @@ def with_judgements(problem: EncodedProblem, judgements: Sequence[Judgement]) ->
 
 
 def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
-    """Returns token ids that a model wrote as a rationale of one step, without marker or answer."""
+    """Returns token ids that a model wrote as a rationale of one step, without marker or answer.
+
+    Options are asked for after the bare question only: what the step states was not looked up.
+    """
     return EncodedRationale(
         teacher=teacher,
         text=text,
@@ -251,6 +255,7 @@ def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRatio
         spaced=(not text[-1:].isspace(),),
         marker=len(ids),
         answer=None,
+        option_readings=((),),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
+from compact.answers import Domain, General
 from compact.passes.transfer import send
 from compact.validity import Judgement
 
@@ -45,7 +46,7 @@ class EncodedRationale:
         leaf_steps: indices of the steps after which an answer leaf stands, in order; None for all.
         option_readings: for each place of option leaves, the indices of the steps that are read
             before it. The first has the steps that state no answer, () if there are none; a second
-            one has all steps. () if the problem was encoded without options.
+            one has all steps. Empty if the problem was encoded without options.
         judgement: what the texts say about it; None if the data were not judged.
         cut: whether `ids` and `steps` leave out the end of the text, for max_length.
     """
@@ -106,6 +107,7 @@ class EncodedProblem:
         spaced_cue_ids: ids of the cue with a leading space, for steps that are `spaced`.
         raw_gold_ids: ids of the gold answer tokenised alone, as the public training code does.
         options: the answers that can be chosen; None if the problem was encoded without them.
+        domain: the kind of its answers, which says when two of them match.
         unread: other rationales, which training does not read: they have weight 0 and are part of
             no pass.
     """
@@ -120,6 +122,7 @@ class EncodedProblem:
     spaced_cue_ids: tuple[int, ...]
     raw_gold_ids: tuple[int, ...] = ()
     options: EncodedOptions | None = None
+    domain: Domain = General()
     unread: tuple[EncodedRationale, ...] = ()
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from compact.options import check_number
 from compact.student.student import learned_positions
 
 # Every division copies the cache and begins generate anew, so a few rows do not make one.
@@ -50,15 +51,16 @@ def generate(
         processing_class: its tokenizer.
         prompts: token ids of each prompt, of any length; together they are one batch.
         max_new_tokens: most tokens of a continuation.
-        temperature: 0 is greedy search; any other value samples from the whole softmax.
+        temperature: 0 is greedy search; a value above samples from the whole softmax.
         seed: seed of the samples. The global random state is not changed.
         watch: called after each token with the number of continuations that have ended and the
             number of tokens.
 
     Raises:
-        ValueError: a token id has no embedding, or the model's table of learned positions is too
-            short for prompt and continuation.
+        ValueError: the temperature is negative, a token id has no embedding, or the model's table
+            of learned positions is too short for prompt and continuation.
     """
+    check_number("temperature", temperature, least=0)
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
     pad = pad if pad is not None else ends[0]

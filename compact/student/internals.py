@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import deepspeed
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+_CHECKPOINTING = "gradient_checkpointing"
 
 TRAINER_METHODS = {
     # Overridden: transformers.Trainer has no public method for what these do.
@@ -66,7 +67,7 @@ def attention_set_to(config: Any, implementation: str) -> Iterator[None]:
 
 @contextmanager
 def checkpointed_within(
-    body: nn.Module, context: Callable[[], AbstractContextManager[None]]
+    layers: Sequence[nn.Module], context: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[None]:
     """Within the context, layers that are checkpointed run in `context` now and in the backward.
 
@@ -74,11 +75,11 @@ def checkpointed_within(
     has no public way to set up what the second run of a layer depends on.
 
     Args:
-        body: the model, of which no layer, some or all are checkpointed.
+        layers: the layers, of which none, some or all are checkpointed.
         context: makes the context manager around each run of a layer.
     """
     name = "_gradient_checkpointing_func"
-    layers = [m for m in body.modules() if is_checkpointed(m)]
+    layers = [layer for layer in layers if is_checkpointed(layer)]
     own = {layer: getattr(layer, name) for layer in layers if hasattr(layer, name)}
 
     def checkpoint(of_layer: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
@@ -192,10 +193,15 @@ def has_child(module: nn.Module, name: str) -> bool:
     return name in module._modules
 
 
+def can_be_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing can be switched on in the module."""
+    return hasattr(module, _CHECKPOINTING)
+
+
 def is_checkpointed(module: nn.Module) -> bool:
     """Whether gradient checkpointing is on in the module: it runs a second time in the backward."""
-    name = "gradient_checkpointing"  # getattr of a module is slow where the name is missing
-    return bool(module.__dict__.get(name, getattr(type(module), name, False)))
+    # getattr of a module is slow where the name is missing.
+    return bool(module.__dict__.get(_CHECKPOINTING, getattr(type(module), _CHECKPOINTING, False)))
 
 
 def is_compiled(module: nn.Module) -> bool:

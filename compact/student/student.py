@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compact.student.internals import is_checkpointed, is_sharded, version_of
+from compact.student.internals import (
+    can_be_checkpointed,
+    is_checkpointed,
+    is_sharded,
+    version_of,
+)
 from compact_ops import TokenStats, linear_token_stats
 
 
@@ -170,7 +175,15 @@ class Student:
     @property
     def checkpoints(self) -> bool:
         """Whether gradient checkpointing is on: layers run a second time in the backward."""
-        return any(map(is_checkpointed, self.body.modules()))
+        return any(map(is_checkpointed, self.checkpointable))
+
+    @cached_property
+    def checkpointable(self) -> tuple[nn.Module, ...]:
+        """The modules of the body in which gradient checkpointing can be switched on.
+
+        They are found once: a walk over the modules of a peft model takes milliseconds.
+        """
+        return tuple(filter(can_be_checkpointed, self.body.modules()))
 
     @property
     def attention_window(self) -> int | None:

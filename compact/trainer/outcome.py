@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,13 +109,21 @@ class Outcome:
 class GradientCheck:
     """Whether the gradients of this rank are finite, on the way to the host."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Starts the check."""
-        named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
-        self._names = [name for name, _ in named]
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        """Starts the check.
+
+        Args:
+            model: the student, to name a parameter.
+            optimizer: holds the parameters. A walk over the modules of a peft model takes longer
+                than the check.
+        """
+        groups = optimizer.param_groups
+        self._model = model
+        held = [(p, p.grad) for group in groups for p in group["params"] if p.grad is not None]
+        self._checked = [p for p, _ in held]
         self._arriving: Arriving | None = None
-        if named:
-            norms = foreach_norm([own_part(gradient) for _, gradient in named])
+        if held:
+            norms = foreach_norm([own_part(gradient) for _, gradient in held])
             finite = torch.isfinite(torch.stack([norm.float() for norm in norms]))
             self._arriving = Arriving({"finite": finite})
 
@@ -125,4 +134,6 @@ class GradientCheck:
         finite = self._arriving.get()["finite"]
         if bool(finite.all()):
             return None
-        return f"the gradient of {self._names[int((~finite).nonzero()[0])]} is not finite"
+        bad = self._checked[int((~finite).nonzero()[0])]
+        names = [name for name, p in self._model.named_parameters() if p is bad]
+        return f"the gradient of {', '.join(names) or 'a parameter'} is not finite"

@@ -284,7 +284,7 @@ class CompactTrainer(Trainer):
     def _gradient_check(self) -> GradientCheck | None:
         """Starts to look for non-finite gradients of this rank; fp16 has its loss scaler."""
         scaled = getattr(self.accelerator, "scaler", None) is not None
-        return None if scaled else GradientCheck(self.model)
+        return None if scaled else GradientCheck(self.model, self.optimizer)
 
     def _close_step(self, expected: int) -> Tensor:
         """Gathers the results of all ranks in the step, updates the weigher and writes the log.

@@ -131,6 +131,15 @@ def test_attention_set_to_reaches_the_layers() -> None:
     assert attentions and attentions[0] is not None, "layers no longer read the config's attention"
 
 
+def test_can_be_checkpointed() -> None:
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    found = [m for m in model.modules() if internals.can_be_checkpointed(m)]
+    assert not any(map(internals.is_checkpointed, found))
+    model.gradient_checkpointing_enable()
+    checkpointed = {m for m in model.modules() if internals.is_checkpointed(m)}
+    assert set(model.model.layers) <= checkpointed <= set(found)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_within_covers_both_runs(reentrant: bool) -> None:
     """Every layer runs twice in the context, the second time after `checkpointed_within`."""
@@ -145,7 +154,7 @@ def test_checkpointed_within_covers_both_runs(reentrant: bool) -> None:
         yield
         entered.append("out")
 
-    with internals.checkpointed_within(model.model, noted):
+    with internals.checkpointed_within(list(model.model.modules()), noted):
         loss = model(torch.arange(5)[None], use_cache=False).logits.sum()
     layers = len(model.model.layers)
     assert entered == ["in", "out"] * layers, "layers no longer checkpoint by this attribute"

@@ -10,7 +10,7 @@ a quantised base, hooks or mixed dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -62,11 +62,9 @@ def lean(body: nn.Module) -> Iterator[None]:
     changed: list[nn.Module] = []
     outputs = NormOutputs()
     try:
-        modules = list(body.modules())
-        if _may_change(modules):
-            for module, forward in _replacements(modules, outputs):
-                module.__dict__["forward"] = forward
-                changed.append(module)
+        for module, forward in _replacements(body, outputs):
+            module.__dict__["forward"] = forward
+            changed.append(module)
         with outputs.kept() if changed else nullcontext():
             yield
     finally:
@@ -74,38 +72,53 @@ def lean(body: nn.Module) -> Iterator[None]:
             del module.__dict__["forward"]
 
 
-def _may_change(modules: Sequence[nn.Module]) -> bool:
+Forward = Callable[[Tensor], Tensor]
+
+
+def _replacements(body: nn.Module, outputs: NormOutputs) -> list[tuple[nn.Module, Forward]]:
+    """Returns the modules to change, each with its new forward; none if the body stays as it is.
+
+    It does not look inside a module that it changes: with peft a layer has ten modules of its own,
+    and the walk is made in every pass.
+    """
     if torch.is_autocast_enabled("cuda"):
-        return False
-    return not any(is_checkpointed(m) or is_sharded(m) or is_compiled(m) for m in modules)
-
-
-def _replacements(
-    modules: Sequence[nn.Module], outputs: NormOutputs
-) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """Yields the modules to change, each with its new forward."""
-    inside: set[nn.Module] = set()
-    for module in modules:
-        if module in inside:
+        return []
+    found: list[tuple[nn.Module, Forward]] = []
+    todo, seen = [body], {body}
+    while todo:
+        module = todo.pop()
+        if is_checkpointed(module) or is_sharded(module) or is_compiled(module):
+            return []
+        forward = _leaner(module, outputs)
+        if forward is not None:
+            found.append((module, forward))
             continue
-        if has_child(module, "gate_proj") and all(map(partial(hasattr, module), _WITH_GATE)):
-            gate, up, down = (
-                _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
-            )
-            kind: Any = type(module)  # mypy does not see that classes can be hashed
-            activation: Any = module.act_fn
-            if gate and up and down and _untouched(module) and _is_gated(kind, activation):
-                inside.update(module.modules())
-                yield module, partial(_gated, gate, up, down, activation)
-        elif (at := _adapted(module)) is not None:
-            yield module, partial(_line, at)
-        elif (eps := epsilon(module)) is not None and _untouched(module):
-            yield module, partial(norm, outputs, module, eps)
+        inner = [child for child in module.children() if child not in seen]
+        todo += inner[::-1]
+        seen.update(inner)
+    return found
+
+
+def _leaner(module: nn.Module, outputs: NormOutputs) -> Forward | None:
+    """Returns the new forward of a module; None to keep its own."""
+    if has_child(module, "gate_proj") and all(map(partial(hasattr, module), _WITH_GATE)):
+        gate, up, down = (
+            _adapted(getattr(module, n)) for n in ("gate_proj", "up_proj", "down_proj")
+        )
+        kind: Any = type(module)  # mypy does not see that classes can be hashed
+        activation: Any = module.act_fn
+        if gate and up and down and _untouched(module) and _is_gated(kind, activation):
+            return partial(_gated, gate, up, down, activation)
+    elif (at := _adapted(module)) is not None:
+        return partial(_line, at)
+    elif (eps := epsilon(module)) is not None and _untouched(module):
+        return partial(norm, outputs, module, eps)
+    return None
 
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a call of the module runs the forward of its class and nothing else."""
-    return "forward" not in module.__dict__ and not has_hooks(module)
+    return not ("forward" in module.__dict__ or has_hooks(module) or is_compiled(module))
 
 
 @lru_cache(maxsize=256)
@@ -127,33 +140,41 @@ def _is_gated(kind: type[nn.Module], activation: Activation) -> bool:
     return isinstance(found, Tensor) and torch.equal(found, activation(x * 2) * (x + 3) - 5)
 
 
+@lru_cache(maxsize=256)
+def _is_lora(kind: type) -> bool:
+    # Compared by name, so that peft need not be imported.
+    return f"{kind.__module__}.{kind.__name__}" == "peft.tuners.lora.layer.Linear"
+
+
 def _adapted(module: nn.Module | None) -> _Adapted | None:
     """Returns the parts of a linear layer with one plain LoRA; None for any other module."""
-    # Compared by name, so that peft need not be imported.
-    kind = type(module)
-    if module is None or f"{kind.__module__}.{kind.__name__}" != "peft.tuners.lora.layer.Linear":
+    kind: Any = type(module)
+    if not _is_lora(kind):
         return None
     layer: Any = module
-    base = layer.base_layer
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    of_a = layer.lora_A  # each read of a child or parameter takes a while
+    active = [name for name in layer.active_adapters if name in of_a]
     if layer.disable_adapters or layer.merged or len(active) != 1 or layer.lora_variant:
         return None
     name = active[0]
-    down, up, drop = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    inner = (base, down, up, drop)
+    base, down, up = layer.base_layer, of_a[name], layer.lora_B[name]
+    drop = layer.lora_dropout[name]
     if not (
         type(base) is type(down) is type(up) is nn.Linear
         and type(drop) in (nn.Identity, nn.Dropout)
-        and all(_untouched(m) for m in (layer, *inner))
+        and all(map(_untouched, (layer, base, down, up, drop)))
         and down.bias is None
         and up.bias is None
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-        and base.weight.dtype == down.weight.dtype == up.weight.dtype
+    ):
+        return None
+    weight, bias, a, b = base.weight, base.bias, down.weight, up.weight
+    if (
+        weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or not weight.dtype == a.dtype == b.dtype
     ):
         return None
     p = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
-    weight, bias, a, b = base.weight, base.bias, down.weight, up.weight
     if (dtype := autocast_dtype("cpu")) is not None and weight.dtype == torch.float32:
         weight, bias = _cast(weight, dtype), None if bias is None else bias.to(dtype)
         a, b = a.to(dtype), b.to(dtype)

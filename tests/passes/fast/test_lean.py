@@ -46,7 +46,7 @@ def adapted(kind: str, targets: list[str], **options: object) -> nn.Module:
 
 def changed(model: nn.Module) -> list[str]:
     """Class names of the modules that run leaner, but for norms."""
-    found = [type(m).__name__ for m, _ in _replacements(list(model.modules()), NormOutputs())]
+    found = [type(m).__name__ for m, _ in _replacements(model, NormOutputs())]
     return [name for name in found if not name.endswith("Norm")]
 
 
