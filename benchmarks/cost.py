@@ -130,9 +130,9 @@ longcot_gsm8k, with SmolLM2-135M. Compare the seconds of one machine only
 """
 HOST = """## What a step costs besides body and head
 
-That is taking the batch, collating, scores, weights, clipping, the optimizer, records and log lines.
-The table has its CPU time in a step with answer leaves, beside transformers' Trainer on the same
-rationales (P = {P} problems in the only micro-batch, K = {K}, a tiny student;
+That is taking the batch, collating, scores, weights, clipping, the optimizer, records and log
+lines. The table has its CPU time in a step with answer leaves, beside transformers' Trainer on the
+same rationales (P = {P} problems in the only micro-batch, K = {K}, a tiny student;
 {where}).
 
 | trained | transformers' Trainer | ours | ratio | in all runs of that commit |
