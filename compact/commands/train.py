@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from compact.commands.cli import REPORT_TO_LAUNCHER
 from compact.commands.recipe import read_before_torch, read_settings
-from compact.data import Problem, load_problems
+from compact.data import Problem, load_problems, warn_of_overlap
 from compact.files import shipped
 from compact.student import named_students
 from compact.trainer.checkpoints import check_fresh, check_not_student, newest_whole
@@ -116,6 +116,8 @@ def _train(
             raise ImportError(str(error)) from error
         raise
     trainer.data_name = data
+    if evals and trainer.is_world_process_zero():
+        warn_of_overlap("eval_data", evals, problems)
     show_progress(trainer)
     try:
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

@@ -11,6 +11,7 @@ from compact.data.problems import (
     load_test,
     of_teacher,
     text_of,
+    warn_of_overlap,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "load_test",
     "of_teacher",
     "text_of",
+    "warn_of_overlap",
 ]

@@ -10,6 +10,7 @@ error names the file and line (or the row of the data set), the field, and what 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from compact.data.rows import name_of, read_rows
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 REASONING = "reasoning_content"
 """The key of a message's text of reasoning, which many chat templates put in <think>...</think>."""
@@ -209,6 +212,24 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
             f"its teachers are {', '.join(names)}"
         )
     return found
+
+
+def warn_of_overlap(
+    name: str, asked: Sequence[Problem | PreferencePair], trained: Sequence[Problem]
+) -> None:
+    """Warns if questions of a test are in the training data too; ids and spaces do not matter.
+
+    Args:
+        name: what the message calls the test.
+        asked: what is asked in it.
+        trained: the training data.
+    """
+    known = {" ".join(text_of(problem.prompt).split()) for problem in trained}
+    shared = sum(" ".join(text_of(each.prompt).split()) in known for each in asked)
+    if shared:
+        logger.warning(
+            "%s: %d of its %d questions are in the training data too", name, shared, len(asked)
+        )
 
 
 def _group(source: Any, with_rationales: bool, need_answers: bool) -> list[Problem]:

@@ -39,7 +39,9 @@ from compact.data import (
     load_problems,
     load_questions,
     load_test,
+    of_teacher,
     text_of,
+    warn_of_overlap,
 )
 from compact.data.rows import content_of_rows
 from compact.evaluation import paired
@@ -230,11 +232,17 @@ def file_task(
     if held:
         questions[DEVELOPMENT] = [problems[i] for i in sorted(held)]
     problems = [p for i, p in enumerate(problems) if i not in held]
+    for test, asked in questions.items():
+        warn_of_overlap(test, asked, problems)
     for arm in arms:
-        check_gold(make_weigher(arm.preset, **arm.overrides), arm.seen(problems))
+        seen = arm.seen(problems)
+        if arm.teacher is not None:
+            seen = of_teacher(arm.teacher, seen)
+        check_gold(make_weigher(arm.preset, **arm.overrides), seen)
+
+    kwargs = config.model_init_kwargs  # the student is loaded here, not by the trainer
 
     def start(seed: int) -> _Start:
-        kwargs = config.model_init_kwargs
         assert not isinstance(kwargs, str)  # CompactConfig refuses text that is no mapping
         student, processing_class = load_student(name, is_trainable=True, **(kwargs or {}))
         return student, processing_class, problems, questions
@@ -242,7 +250,7 @@ def file_task(
     return Task(
         name=data,
         start=start,
-        config=config,
+        config=replace(config, model_init_kwargs=None),
         peft_config=lambda: peft_config(replace(recipe, model=name)),
         right=lambda problems: {
             (p.question_id, r.teacher)

@@ -81,7 +81,8 @@ def about(rows: Rows) -> list[str]:
         findings = tuple(Finding(**finding) for finding in row["findings"])
         judged = _Judged(row["basis"], findings, row.get("validity"))
         problems[row["question_id"]].append(judged)
-    return describe(list(problems.values()))
+    weighed = any(row.get("validity") is not None for row in rows)
+    return describe(list(problems.values()), weighed=weighed)
 
 
 def reasons(row: Mapping[str, Any]) -> list[str]:

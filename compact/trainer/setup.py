@@ -24,7 +24,7 @@ from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, us
 from compact.trainer import sharding
 from compact.trainer.batches import ProblemDataset
 from compact.validity.summary import describe
-from compact.weighting import Skips, Weigher, check_gold, skip_beyond
+from compact.weighting import Skips, Weigher, check_gold, skip_beyond, skip_wrong
 
 logger = logging.getLogger(__name__)
 
@@ -319,15 +319,16 @@ def check_training(
             "the chat template puts no end-of-turn token after a completion, so the student does "
             "not learn to stop"
         )
-    log_data(data, args.leaf_budget if weigher.needs.leaves else None)
+    log_data(data, weigher, args.leaf_budget)
 
 
-def log_data(data: ProblemDataset, budget: float | None) -> None:
+def log_data(data: ProblemDataset, weigher: Weigher, budget: float) -> None:
     """Logs what the weights rest on, what is not read, and what the leaf budget leaves out.
 
     Args:
         data: the data.
-        budget: the leaf budget; None if there are no answer leaves.
+        weigher: the weigher that is trained with.
+        budget: the leaf budget.
     """
     problems = data.problems.sample
     if len(problems) < len(data):
@@ -338,7 +339,8 @@ def log_data(data: ProblemDataset, budget: float | None) -> None:
         )
     judged = [[r.judgement for r in p.rationales if r.judgement is not None] for p in problems]
     if any(judged):
-        for sentence in describe([judgements for judgements in judged if judgements]):
+        weighed = weigher.skips is skip_wrong
+        for sentence in describe([found for found in judged if found], weighed=weighed):
             logger.info("weights: %s", sentence)
     count = sum(len(p.rationales) for p in problems)
     if len(problems) == len(data.problems):
@@ -350,5 +352,5 @@ def log_data(data: ProblemDataset, budget: float | None) -> None:
         logger.info("weights: %d of %d rationales are not read and have weight 0", unread, count)
     steps = sum(len(r.steps) for r in rationales)
     asked = sum(len(r.asked_steps) for r in rationales)
-    if budget is not None and asked < steps:
+    if weigher.needs.leaves and asked < steps:
         logger.info("answer leaves: after %d of %d steps (leaf_budget %g)", asked, steps, budget)

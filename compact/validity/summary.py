@@ -24,47 +24,50 @@ class Judged(Protocol):
         """Its validity; None if the weights do not rest on it."""
 
 
-def describe(problems: Sequence[Sequence[Judged]]) -> list[str]:
+def describe(problems: Sequence[Sequence[Judged]], *, weighed: bool) -> list[str]:
     """Returns sentences about what the weights of the data can rest on, one a line.
 
     Args:
         problems: the rationales of each problem.
+        weighed: whether what is judged wrong has no weight.
     """
     several = [judgements for judgements in problems if len(judgements) > 1]
     lines = []
     alone = len(problems) - len(several)
     if alone:
-        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight 1 or 0")
+        weight = "1 or 0" if weighed else "1"
+        lines.append(f"{_of(alone, len(problems))} problems have one rationale, of weight {weight}")
     gold = [judgements for judgements in several if judgements[0].basis == "gold"]
     if gold:
         right = [[not _kinds(j) & {"answer", "unread"} for j in judgements] for judgements in gold]
         mixed = sum(any(r) and not all(r) for r in right)
         none = sum(not any(r) for r in right)
+        then = ": these get no weight, or little if no answer could be read" if weighed else ""
         lines.append(
             f"{_of(mixed, len(gold))} problems with a gold answer have rationales that state it "
-            "and others that do not: these get no weight, or little if no answer could be read"
+            f"and others that do not{then}"
         )
         if none:
+            then = ": they are skipped, unless no answer at all could be read" if weighed else ""
             lines.append(
-                f"{_of(none, len(gold))} have no rationale that states the gold answer: they are "
-                "skipped, unless no answer at all could be read. Is the gold answer written as "
-                "teachers write it? (answer_type in docs/data-format.md)"
+                f"{_of(none, len(gold))} have no rationale that states the gold answer{then}. Is "
+                "the gold answer written as teachers write it? (answer_type in docs/data-format.md)"
             )
     validity = [sum(j.validity or 0.0 for j in judgements) for judgements in problems]
     unsound = sum(0.0 < total < LEAST for total in validity)
-    if unsound:
+    if unsound and weighed:
         lines.append(
             f"{_of(unsound, len(problems))} problems are skipped, because every rationale with the "
             "likeliest answer holds an equation that is wrong"
         )
     voting = [judgements for judgements in several if judgements[0].basis != "gold"]
     nothing = sum(judgements[0].basis == "nothing" for judgements in voting)
-    if voting:
+    if voting and weighed:
         lines.append(
             f"{_of(len(voting) - nothing, len(several))} problems without a gold answer are judged "
             "by a vote of the stated answers"
         )
-    if nothing:
+    if nothing and weighed:
         lines.append(
             f"{_of(nothing, len(voting))} of these have no two equal answers: nothing is known of "
             "them and their weights are nearly even; gold answers or more teachers would help"

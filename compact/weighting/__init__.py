@@ -17,6 +17,7 @@ from compact.weighting.weighers import (
     Weights,
     make_weigher,
     skip_beyond,
+    skip_wrong,
     weigher_names,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "register_preset",
     "register_token_weights",
     "skip_beyond",
+    "skip_wrong",
     "weigh_tokens",
     "weigher_names",
 ]

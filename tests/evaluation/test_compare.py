@@ -141,6 +141,25 @@ def test_other_retained_texts_are_other_settings(tmp_path):
         compare.with_retained(task, str(texts))
 
 
+def test_what_the_data_do_not_allow_is_told_before_the_first_run(tmp_path, caplog):
+    rows = zoo.make_rows(("good", "verbose"), 3, seed=1)
+    data, test, recipe = (tmp_path / n for n in ("data.jsonl", "test.jsonl", "recipe.yaml"))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = {"question_id": "other", "prompt": f" {rows[0]['prompt']}\n", "answer": "1"}
+    new = {"question_id": "new", "prompt": "Who?", "answer": "1"}
+    test.write_text(json.dumps(again) + "\n" + json.dumps(new) + "\n")
+    recipe.write_text(f"model: {tmp_path}\n")
+    settings = recipe, *read_settings(recipe, [])
+    read = {"model": None, "limit": None}
+    task = compare.file_task(str(data), [str(test)], *settings, **read)
+    assert "test: 1 of its 2 questions are in the training data too" in caplog.text
+    assert task.config.model_init_kwargs is None
+    arms = [parse_arm("single:good"), parse_arm("single:gpt4")]
+    compare.file_task(str(data), [str(test)], *settings, **read, arms=arms[:1])
+    with pytest.raises(ValueError, match="no rationale of teacher 'gpt4' in the data; its teach"):
+        compare.file_task(str(data), [str(test)], *settings, **read, arms=arms)
+
+
 def test_a_student_that_came_with_an_adapter_is_compared_with_that(task):
     lora = peft.LoraConfig(
         r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False

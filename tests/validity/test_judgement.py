@@ -56,7 +56,7 @@ def test_a_problem_whose_right_answers_all_rest_on_wrong_arithmetic_is_left_out(
     found = judge([case((FALSE, "16"), (FALSE, "16"), (GOOD, "18"), gold=gold), *others])
     assert sum(j.validity for j in found[0]) < LEAST
     assert found[0][0].validity == found[0][1].validity > found[0][2].validity
-    text = "\n".join(describe(found))
+    text = "\n".join(describe(found, weighed=True))
     assert "1 of 21 problems are skipped, because every rationale with the likeliest answer" in text
     (one,) = judge([case((FALSE, "16"), (FALSE, "16"), (GOOD, "16"), gold=gold), *others])[:1]
     assert one[2].validity > 0.9  # one that holds is enough
@@ -202,19 +202,30 @@ def test_without_a_right_answer_a_problem_is_kept_only_if_no_answer_was_read(
     found = judge([case(*((GOOD, answer) for answer in answers))])
     assert (sum(j.validity for j in found[0]) >= LEAST) == kept
     assert len({j.validity for j in found[0]}) == 1
-    assert "1 of 1 have no rationale that states the gold answer" in "\n".join(describe(found))
+    assert "1 of 1 have no rationale that states the gold answer" in "\n".join(
+        describe(found, weighed=True)
+    )
+
+
+def test_where_nothing_is_weighed_by_it_only_facts_are_told() -> None:
+    problems = [case((GOOD, "16"), (WRONG, "18")), case((WRONG, "18"), (WRONG, "18"))]
+    problems += [case((GOOD, "16")), case((FALSE, "16"), (FALSE, "16"))]
+    problems += [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
+    found = judge([*problems, case((GOOD, "16"), (GOOD, "16"), gold=None)])
+    weighed, told = (describe(found, weighed=flag) for flag in (True, False))
+    assert any("have rationales that state it and others that do not: these" in w for w in weighed)
+    facts = [line for line in told if "have rationales that state it" in line]
+    assert [line.rpartition("that ")[2] for line in facts] == ["do not"]
+    text = " ".join(told)
+    assert not any(word in text for word in ("no weight", "skipped", "1 or 0", "judged by a vote"))
 
 
 def test_a_problem_whose_weights_rest_on_nothing_is_not_called_skipped() -> None:
     others = [case((GOOD, "16"), (GOOD, "16")) for _ in range(20)]
     found = judge([case((FALSE, "16"), (FALSE, "16")), *others])
     sentence = "are skipped, because every rationale with the likeliest answer"
-    assert sentence in "\n".join(describe(found))
-    unweighed = [
-        [SimpleNamespace(basis=j.basis, findings=j.findings, validity=None) for j in judgements]
-        for judgements in found
-    ]
-    assert sentence not in "\n".join(describe(unweighed))
+    assert sentence in "\n".join(describe(found, weighed=True))
+    assert sentence not in "\n".join(describe(found, weighed=False))
 
 
 def test_what_is_known_is_described() -> None:
@@ -227,7 +238,8 @@ def test_what_is_known_is_described() -> None:
                 case((GOOD, "1"), (GOOD, "2"), gold=None),
                 case((GOOD, "16")),
             ]
-        )
+        ),
+        weighed=True,
     )
     text = "\n".join(lines)
     assert "1 of 5 problems have one rationale, of weight 1 or 0" in text
