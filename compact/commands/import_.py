@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("files", nargs="+", metavar="[TEACHER=]FILE", help="rationales to read")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="one row a question: these fields hold the rationales of a teacher each",
+    )
     parser.add_argument("--gold", metavar="FILE", help="gold answers, matched by prompt")
     parser.add_argument(
         "--samples",
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         named = bool(equals) and not Path(text).exists()
         if named and not (name and path):
             raise ValueError(f"files must be [TEACHER=]FILE, got {text!r}")
+        if named and args.columns:
+            raise ValueError(f"--columns names the teachers; files must be FILE, got {text!r}")
         sources.append((name, Path(path)) if named else (None, Path(text)))
     gold = Path(args.gold) if args.gold else None
     inputs = [path for _, path in sources] + ([gold] if gold else [])
@@ -70,25 +79,31 @@ def run(args: argparse.Namespace) -> int:
         if Path(args.test_out).resolve() == out.resolve():
             raise ValueError(f"--test_out must be another file than --out, got {args.test_out}")
         test_out = check_output(args.test_out, *inputs, kind="rationales")
-    rows, left_out = import_files(sources, gold, prefix=out.stem, samples=args.samples)
+    rows, left_out = import_files(
+        sources, gold, prefix=out.stem, samples=args.samples, columns=args.columns
+    )
     problems = load_problems(rows)
     held: set[str] = set()
     if test_out is not None:
         held = _held_out(problems, share)
         tested = (row for row in rows if row["question_id"] in held)
         write_json_lines(test_out, tested, kind="rationales")
-    trained = (row for row in rows if row["question_id"] not in held)
+    trained = [row for row in rows if row["question_id"] not in held]
     write_json_lines(out, trained, kind="rationales")
-    teachers = Counter(row["teacher"] for row in rows)
+    teachers = Counter(row["teacher"] for row in trained)
     listed = ", ".join(f"{teacher} {count}" for teacher, count in teachers.most_common(6))
     more = ", ..." if len(teachers) > 6 else ""
-    without = sum(problem.answer is None for problem in problems)
-    no_gold = f", problems without a gold answer: {without}" if without else ""
-    beside = f"; {len(held)} of the problems -> {test_out}" if held else ""
+    without = sum(p.answer is None for p in problems)  # of the test all have one
     print(
-        f"{len(problems)} problems, {len(rows)} rationales of {len(teachers)} teachers "
-        f"({listed}{more}), rationales left out: {left_out}{no_gold} -> {out}{beside}"
+        f"{len(problems) - len(held)} problems, {len(trained)} rationales of "
+        f"{len(teachers)} teacher{'s'[: len(teachers) != 1]} ({listed}{more}) -> {out}"
     )
+    if held:
+        print(f"{len(held)} problems for a test -> {test_out}")
+    if left_out:
+        print(f"rationales left out: {left_out}")
+    if without:
+        print(f"problems without a gold answer: {without}")
     return 0
 
 

@@ -7,27 +7,30 @@
 - mcc-kd: instruction, output as a list of rationales, label;
 - cot: Question, CoT (or Rationale, Explanation, Solution, Reasoning), Answer; also question and
   answer alone (GSM8K's);
-- compact: the rows of this project, to merge files; also prompt and completion alone (TRL's).
+- compact: the rows of this project, to merge files; also prompt and completion alone (TRL's);
+- if columns are named, one row a question: each of them holds the rationales of a teacher.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compact.answers import Domain, find_domain
 from compact.data.problems import REASONING, Text, text_of
-from compact.data.rows import read_rows, stem_of
+from compact.data.rows import field_name, read_rows, stem_of
 from compact.text.steps import find_marker
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES["system"] = "system"
 _REASONING_NAMES = (REASONING, "reasoning", "thinking")
 _COT_NAMES = ("cot", "rationale", "explanation", "solution", "reasoning")
+_PROMPT_NAMES = ("prompt", "question", "instruction")
 _OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 
@@ -164,7 +167,12 @@ def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
 
 def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
-    name = next((name for name in _COT_NAMES if name in row), "cot")
+    name = next((name for name in _COT_NAMES if name in row), None)
+    if name is None:
+        raise ValueError(
+            f"{where}: expected a rationale as {', '.join(_COT_NAMES)}, got the fields "
+            f"{', '.join(row)}"
+        )
     cot, answer = _field(row, name, where), _optional(row, where, "answer")
     if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
@@ -198,12 +206,32 @@ def from_compact(row: Mapping[str, Any], where: str) -> Sample:
     )
 
 
-def reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any], str], Sample]:
-    """Returns the reader of a row's format.
+def from_column(row: Mapping[str, Any], where: str, column: str) -> Sample:
+    """Reads the rationale in one column of a row; the row may have none there."""
+    prompt = next((name for name in _PROMPT_NAMES if name in row), "prompt")
+    found = _optional(row, where, field_name(column))
+    return Sample(
+        _field(row, prompt, where),
+        () if found is None else (found,),
+        _optional(row, where, "answer", "label"),
+        column,
+    )
+
+
+def reader_of(
+    row: Mapping[str, Any], where: str, column: str | None = None
+) -> Callable[[Mapping[str, Any], str], Sample]:
+    """Returns the reader of a row's format, or that of a column.
 
     Raises:
-        ValueError: no known format has these fields.
+        ValueError: no known format has these fields, or the column is not among them.
     """
+    if column is not None:
+        if field_name(column) not in row:
+            raise ValueError(
+                f"{where}: --columns must be among the fields {', '.join(row)}, got {column!r}"
+            )
+        return partial(from_column, column=column)
     if {"prompt", "completion"} <= row.keys():
         return from_compact
     if "conversations" in row or "messages" in row:
@@ -223,8 +251,13 @@ def reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any]
     )
 
 
-def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
+def read_samples(path: Path, column: str | None = None) -> Iterator[tuple[str, Sample]]:
     """Yields (`file:line`, sample); the first row determines the format of the file.
+
+    Args:
+        path: the file.
+        column: the field that holds the rationales, of the teacher of this name; None to take the
+            format's.
 
     Raises:
         ValueError: `file:line: ...` for a row that cannot be used; or the file has no rows.
@@ -232,12 +265,12 @@ def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
     """
     reader = None
     for where, _, row in read_rows(path):
-        reader = reader or reader_of(row, where)
+        reader = reader or reader_of(row, where, column)
         try:
             sample = reader(row, where)
         except KeyError as error:
             raise ValueError(f"{where}: field {error} is missing; the first row has it") from None
-        teacher = _optional(row, where, "teacher")
+        teacher = sample.teacher or _optional(row, where, "teacher")
         yield (
             where,
             replace(sample, teacher=teacher, answer_type=_optional(row, where, "answer_type")),
@@ -309,6 +342,7 @@ def import_files(
     *,
     prefix: str = "problem",
     samples: int | None = None,
+    columns: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], int]:
     """Reads files of any known format and groups their rows into problems.
 
@@ -320,6 +354,7 @@ def import_files(
             answer of any of its rows; it may have none.
         prefix: start of the question ids; a number follows, in order of first appearance.
         samples: most rationales of a teacher that are kept for a problem; None keeps all.
+        columns: the fields that hold rationales, in files of one row a question; each is a teacher.
 
     Returns:
         Rows in the format of this project, ordered by problem, and the number of rationales left
@@ -336,9 +371,10 @@ def import_files(
     # prompt -> teacher -> completion, up to white space -> its row
     problems: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     left_out = 0
-    for name, path in sources:
+    read = [(name, path, column) for name, path in sources for column in columns or (None,)]
+    for name, path, column in read:
         completions = 0
-        for where, sample in read_samples(path):
+        for where, sample in read_samples(path, column):
             completions += len(sample.completions)
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
@@ -375,8 +411,9 @@ def import_files(
                 if answer_type is not None:
                     row["answer_type"] = answer_type
                 mine[same] = row
-        if name is not None and not completions:
-            raise ValueError(f"{path}: expected completions of {name}, got only questions")
+        whose = name or column
+        if whose is not None and not completions:
+            raise ValueError(f"{path}: expected completions of {whose}, got only questions")
     _name_teachers(problems)
     for key, (_, agreed) in answers.items():
         for mine in problems.get(key, {}).values():
@@ -384,7 +421,12 @@ def import_files(
                 row["answer"] = agreed
     found = [row for each in problems.values() for mine in each.values() for row in mine.values()]
     if not found:
-        raise ValueError(f"{sources[0][1]}: expected at least one completion, got only questions")
+        path = sources[0][1]
+        _, _, first_row = next(read_rows(path))
+        raise ValueError(
+            f"{path}: expected at least one completion, got only questions; the fields are "
+            f"{', '.join(first_row)} (--columns names those that hold rationales)"
+        )
     return found, left_out
 
 

@@ -124,9 +124,14 @@ def _indexed(rows: Any, name: str) -> Iterator[tuple[str, int, Any]]:
         yield f"{name} row {index}", index, rows[index]
 
 
+def field_name(key: object) -> str:
+    """Returns the name under which a field is read: lower case, underscores."""
+    return str(key).strip().lower().replace(" ", "_").replace("-", "_")
+
+
 def _named(fields: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Returns the fields under their names in lower case, with underscores."""
-    named = {str(k).strip().lower().replace(" ", "_").replace("-", "_"): k for k in fields}
+    named = {field_name(k): k for k in fields}
     if len(named) < len(fields):
         twice = next(key for key in fields if key not in named.values())
         raise ValueError(f"{where}: the key {str(twice)[:40]!r} twice, in upper and lower case")

@@ -111,9 +111,7 @@ def test_teachers_of_several_files_meet_at_the_prompt(tmp_path, capsys):
     out = tmp_path / "new" / "train.jsonl"
     assert command(f"human={human}", f"big={other}", "--gold", human, "--out", out) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        "2 problems, 4 rationales of 2 teachers (human 2, big 2), rationales left out: 1"
-    )
+    assert printed.startswith("2 problems, 4 rationales of 2 teachers (human 2, big 2) -> ")
     problems = load_problems(out)
     assert [p.question_id for p in problems] == ["train-00000", "train-00001"]
     assert [p.answer for p in problems] == ["5", "6"]
@@ -176,7 +174,7 @@ ALPACA = '{"instruction": "2 + 3?", "output": "5", "label": "5"}\n'
         ),
         (
             '{"question_id": "a", "prompt": "1?", "answer": "1"}',
-            "x.json: expected at least one completion, got only questions",
+            "x.json: expected at least one completion, got only questions; the fields are ques",
         ),
         (
             ALPACA + '{"instruction": "2  + 3?", "output": "6", "label": "6"}',
@@ -233,6 +231,34 @@ def test_rationales_under_other_names_and_answers_that_are_true(tmp_path):
         rows_of(write(tmp_path / "z.json", rows))
 
 
+def test_a_column_for_each_teacher(tmp_path, capsys):
+    rows = [
+        {"Question": "1 + 1?", "gpt-4-ltm": "It is 2", "small": "It is 3", "answer": 2},
+        {"Question": "2 + 2?", "gpt-4-ltm": "It is 4", "small": "", "answer": 4},
+    ]
+    wide, out = write(tmp_path / "wide.json", rows), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="got only questions; .* question, gpt_4_ltm, small, answ"):
+        command(wide, "--out", out)
+    command(wide, "--columns", "small", "gpt-4-ltm", "--out", out)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["teacher"], r["completion"], r["answer"]) for r in found] == [
+        ("small", "It is 3", "2"),
+        ("gpt-4-ltm", "It is 2", "2"),
+        ("gpt-4-ltm", "It is 4", "4"),
+    ]
+    assert "2 problems, 3 rationales of 2 teachers" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--columns must be among the fields question, .*'gpt4'"):
+        command(wide, "--columns", "gpt4", "--out", out)
+    with pytest.raises(ValueError, match="--columns names the teachers; files must be FILE, got"):
+        command(f"a={wide}", "--columns", "small", "--out", out)
+
+
+def test_a_row_without_a_rationale_names_what_it_may_be_called(tmp_path):
+    rows = [{"question": "1?", "rationale": "so 1", "answer": 1}, {"question": "2?", "answer": 2}]
+    with pytest.raises(ValueError, match="x.json:2: expected a rationale as cot, rationale, expl"):
+        rows_of(write(tmp_path / "x.json", rows))
+
+
 def test_a_named_teacher_without_a_completion(tmp_path):
     one = write(tmp_path / "a.json", [{"question": "1?", "cot": "so 1"}])
     two = write(tmp_path / "b.json", [{"question": "1?", "thoughts": "so 1", "answer": "1"}])
@@ -256,7 +282,8 @@ def test_rows_without_gold_answers(tmp_path, capsys):
     two = write(tmp_path / "b.json", [{"instruction": "1?", "output": ["so 1"], "label": "1.0"}])
     out = tmp_path / "out.jsonl"
     assert command(one, two, "--out", out) == 0
-    assert "rationales left out: 0, problems without a gold answer: 1 ->" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "problems without a gold answer: 1\n" in printed and "left out" not in printed
     assert [(p.answer, len(p.rationales)) for p in load_problems(out)] == [("1.0", 2), (None, 1)]
     assert [row.get("answer") for row in rows_of(out)] == ["1.0", "1.0", None]
     question = write(tmp_path / "q.json", [{"question_id": "q", "prompt": "1?"}])
@@ -293,7 +320,8 @@ def test_some_questions_are_held_out_for_a_test(tmp_path, capsys):
     more = write(tmp_path / "more.json", rows[::-1], array=True)
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     assert command(source, "--out", train, "--test_out", test) == 0
-    assert f"-> {train}; 3 of the problems -> {test}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"-> {train}\n3 problems for a test -> {test}\n" in printed
     held = {p.prompt for p in load_questions(test)}
     assert len(held) == 3 and {p.answer for p in load_questions(test)} != {None}
     trained = load_problems(train)
