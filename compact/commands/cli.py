@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import json
@@ -52,6 +53,7 @@ COMMANDS = {
 }
 _DRAW = ("compare", "demo", "graph")
 _INTERRUPTED = 130
+_OPTION = re.compile(r"^--(\w[\w-]*)")
 _STDOUT = re.compile(r"(--\w+=)?/dev/(stdout|fd/1)")
 MOST_OF_A_LINE = 1000
 """Most characters of the line about an error; what data hold may be of any length."""
@@ -146,6 +148,9 @@ def _run(arguments: list[str]) -> int:
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
     module.add_arguments(parser)
+    rest = [_OPTION.sub(lambda name: f"--{name[1].replace('-', '_')}", word) for word in rest]
+    if command != "train":
+        _check_options(parser, rest)
     args, options = parser.parse_known_args(rest)
     for name, value in vars(args).items():
         if "" in (value if isinstance(value, list) else [value]):
@@ -155,6 +160,17 @@ def _run(arguments: list[str]) -> int:
     elif options:
         parser.error(f"unknown argument {options[0]!r}")
     return int(module.run(args))
+
+
+def _check_options(parser: _Parser, words: Sequence[str]) -> None:
+    """Refuses an option that does not exist, before argparse misses what it was meant to be."""
+    known = ["--help", *re.findall(r"(?<!\w)--\w+", parser.format_help())]
+    for word in words:
+        name = word.partition("=")[0]
+        if _OPTION.match(word) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            parser.error(f"unknown argument {name!r}{hint}")
 
 
 def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -32,6 +32,7 @@ _OTHER_NAMES = {
     "probe_every": "leaf_every",
     "torch_dtype": "dtype",
     "lora": "use_peft",
+    "lora_rank": "lora_r",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
@@ -155,7 +156,9 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
     while rest:
         option = rest.pop(0)
         if not option.startswith("--") or len(option) == 2:
-            raise ValueError(f"expected --key value, got {option!r}")
+            recipe = option.endswith((".yaml", ".yml"))
+            hint = f"; a recipe is --config {option}" if recipe else ""
+            raise ValueError(f"expected --key value, got {option!r}{hint}")
         name, equals, text = option[2:].partition("=")
         name = name.replace("-", "_")
         if not equals:

@@ -19,7 +19,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -76,6 +75,7 @@ from compact.trainer import CompactTrainer
 from compact.trainer.batches import ProblemDataset
 from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
+from compact.trainer.saving import command_line
 from compact.trainer.setup import encoded, skips_of
 from compact.weighting import check_gold, make_weigher
 
@@ -520,7 +520,7 @@ def compare(
         "metric": "accuracy",
         "token_budget": max(arm["tokens"] for arm in summary),
         "settings": task.about,
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "arms": summary,
     }
     figure = draw(summary, f"{task.name}, {len(seeds)} seeds, equal tokens")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections import defaultdict
@@ -45,10 +46,18 @@ def write_run_file(run: Path, about: dict[str, Any]) -> None:
     """Writes run.json: `about`, the versions of the packages and the command line."""
     more = {
         "versions": {name: version(name) for name in _PACKAGES},
-        "command": _TOKEN.sub(r"\1<hidden>", " ".join(sys.argv)),
+        "command": command_line(),
     }
     check_run_file(run)
     replace_whole(run / "run.json", as_json(about | more))
+
+
+def command_line() -> str:
+    """Returns the command of this process as it can be typed again, without tokens."""
+    name, *arguments = sys.argv
+    program = Path(name)  # a path of this machine; that of the package with `python -m compact`
+    ours = program.name == "compact" or program.parts[-2:] == ("compact", "__main__.py")
+    return _TOKEN.sub(r"\1<hidden>", shlex.join(["compact" if ours else name, *arguments]))
 
 
 def check_run_file(run: Path) -> None:

@@ -106,6 +106,9 @@ BAD = [
     ("doctor student --max_length 0", "--max_length must be at least 1"),
     ("doctor", "required: MODEL"),
     ("env x", "unknown argument 'x'"),
+    ("import bad.jsonl --outt OUT", "unknown argument '--outt'; did you mean --out? (see"),
+    ("import bad.jsonl --out OUT --test-share .5", "--test_share needs --test_out"),
+    ("train recipe.yaml", "recipe.yaml'; a recipe is --config "),
     ("nope", "got 'nope'"),
     # presets and teachers
     ("score data.jsonl --model student --preset best --out OUT", "robust"),

@@ -1,5 +1,6 @@
 """What goes wrong in a run is named, and nothing whole is lost."""
 
+import json
 import re
 import resource
 import shutil
@@ -285,10 +286,11 @@ def test_a_folder_of_a_like_name_is_left_alone(tmp_path: Path) -> None:
 def test_a_secret_on_the_command_line_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["compact", "train", "--hub_token", "hf_x", "--seed", "1"])
+    words = ["train", "--hub_token", "hf_x", "--seed", "1", "--data", "a b"]
+    monkeypatch.setattr("sys.argv", ["/x/compact/__main__.py", *words])
     trainer(tmp_path, max_steps=1).train()
-    text = (tmp_path / "run.json").read_text()
-    assert "hf_x" not in text and "--hub_token <hidden> --seed 1" in text
+    found = json.loads((tmp_path / "run.json").read_text())["command"]
+    assert found == "compact train --hub_token <hidden> --seed 1 --data 'a b'"
 
 
 @pytest.mark.parametrize("name", ["label_smoothing_factor", "auto_find_batch_size"])
