@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from compact.registry import lazy_names
 
 if TYPE_CHECKING:
+    from compact.answers import register_domain as register_domain
     from compact.config import CompactConfig as CompactConfig
     from compact.data import load_problems as load_problems
     from compact.data import load_questions as load_questions
     from compact.metrics import register as register_metric  # noqa: F401
     from compact.passes import Needs as Needs
     from compact.passes import Pass as Pass
+    from compact.strategies import Strategy as Strategy
+    from compact.strategies import register_strategy as register_strategy
     from compact.student import Student as Student
     from compact.student import load_student as load_student
     from compact.trainer import CompactTrainer as CompactTrainer
@@ -36,15 +39,18 @@ _PUBLIC = {
     "Needs": ("compact.passes", "Needs"),
     "Pass": ("compact.passes", "Pass"),
     "Preset": ("compact.weighting", "Preset"),
+    "Strategy": ("compact.strategies", "Strategy"),
     "Student": ("compact.student", "Student"),
     "load_problems": ("compact.data", "load_problems"),
     "load_questions": ("compact.data", "load_questions"),
     "load_student": ("compact.student", "load_student"),
     "make_weigher": ("compact.weighting", "make_weigher"),
     "read_scores": ("compact.trainer", "read_scores"),
+    "register_domain": ("compact.answers", "register_domain"),
     "register_metric": ("compact.metrics", "register"),
     "register_policy": ("compact.weighting", "register_policy"),
     "register_preset": ("compact.weighting", "register_preset"),
+    "register_strategy": ("compact.strategies", "register_strategy"),
     "register_token_weights": ("compact.weighting", "register_token_weights"),
 }
 __all__ = sorted(_PUBLIC)
