@@ -5,7 +5,7 @@
 The differences of 300 questions are normal, with the variances that the pairs of the study have:
 `rest` of single answers, `questions` of a question's mean. `seed sd` is the standard deviation of
 a seed's mean. A test at 5% should reject a difference of 0 in .05 of the draws. Prints the table of
-docs/evaluation.md.
+docs/results/paired.md.
 """
 
 from __future__ import annotations

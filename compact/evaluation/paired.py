@@ -18,7 +18,7 @@ counts as MS_e at least. The degrees of freedom of Var are df in
 over what is kept: 1 / df is the mean of the parts' 1 / df, weighted by their variance (as Cochran
 and Cox weight the t values of two samples, Experimental Designs, 1957). With Satterthwaite's df and
 three seeds, a test at 5% rejects up to 7.5% of true hypotheses. `tools/paired_rates.py` counts how
-often the test rejects; docs/evaluation.md has the table.
+often the test rejects; docs/results/paired.md has the table.
 
 With one seed only the questions vary: Var = MS_q / Q with Q - 1 degrees of freedom. So an interval
 is about other questions of the same kind and about other seeds. If all values are equal, the

@@ -80,7 +80,7 @@ def test_a_factor_without_effect_is_left_out(squares, variance, df):
 
 @pytest.mark.parametrize(
     ("seed_sd", "true", "least", "most"),
-    # The shares of docs/evaluation.md, three standard errors of 200 draws either way.
+    # The shares of docs/results/paired.md, three standard errors of 200 draws either way.
     [(0.0, 0.0, 0.0, 0.07), (0.03, 0.0, 0.0, 0.1), (0.06, 0.0, 0.0, 0.1), (0.0, 0.05, 0.48, 1.0)],
 )
 def test_three_seeds_find_a_difference_and_invent_none(seed_sd, true, least, most):
