@@ -61,7 +61,7 @@ def _last_leaf(pass_: Pass) -> Tensor:
     "answer-gain-net", axis="adaptability", needs_leaves=True, needs_gold=True, aggregation=_LAST
 )
 def net(pass_: Pass) -> Tensor:
-    """Returns [R] I_n - I_0 in nats per answer token."""
+    """Adaptability as the rise of the gold answer's level over a text: [R] I_n - I_0, in nats."""
     return final_level(pass_) - step_gains(pass_).start
 
 
@@ -73,7 +73,7 @@ def net(pass_: Pass) -> Tensor:
     aggregation="least over steps with a leaf; mean over rationales",
 )
 def least(pass_: Pass) -> Tensor:
-    """Returns [R] the smallest I_i - I_{i-1} in nats per answer token."""
+    """Adaptability as the least rise of the gold answer's level in a step: [R], in nats."""
     gains = step_gains(pass_)
     parts = gains.gain.split(gains.offsets.diff().tolist())
     # A problem without a gold answer has no leaves.
@@ -88,7 +88,7 @@ def least(pass_: Pass) -> Tensor:
     aggregation=_LAST,
 )
 def mean_prob(pass_: Pass) -> Tensor:
-    """Returns [R] rise of the mean probability of an answer token, 0..1."""
+    """Adaptability as the rise of the mean probability of an answer token: [R], 0..1."""
     batch = pass_.batch
     known = batch.leaf_offsets.diff() > 0  # not in a problem without a gold answer
     gain = pass_.leaf_logp.new_zeros(batch.num_rationales)
@@ -109,7 +109,7 @@ def mean_prob(pass_: Pass) -> Tensor:
     aggregation="mean and extreme over answer and rationale tokens; mean over rationales",
 )
 def rlt(pass_: Pass) -> Tensor:
-    """Returns [R] reward of the rationale as an explanation, in nats."""
+    """Adaptability as the reward of the rationale as an explanation (RLT): [R], in nats."""
     nll, ends = pass_.stats.nll.detach(), pass_.batch.token_offsets
     known = pass_.batch.leaf_offsets.diff() > 0  # not in a problem without a gold answer
     reward = nll.new_zeros(len(known))

@@ -59,13 +59,13 @@ def thinking_mask(token_ids: Tensor, pass_: Pass) -> Tensor:
 
 @register("probe", axis="adaptability", needs_gold=True, aggregation=_MASKED_SUM)
 def probe(pass_: Pass) -> Tensor:
-    """Returns [R] masked sum of the rises of the log-likelihood, in nats."""
+    """Adaptability as the masked rises of the gold answer's log-likelihood: [R], in nats."""
     return _jumps(pass_, pass_.stats.gold_logp)
 
 
 @register("probe-raw", axis="adaptability", needs_gold=True, aggregation=_MASKED_SUM)
 def probe_raw(pass_: Pass) -> Tensor:
-    """Returns [R] masked sum of the rises of the raw logits."""
+    """Adaptability as the masked rises of the gold answer's raw logits: [R]."""
     return _jumps(pass_, pass_.stats.gold_logit)
 
 

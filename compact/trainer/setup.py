@@ -275,6 +275,8 @@ def layout_for(
     reaches = [reach(problem, weigher.needs.leaves) for problem in problems]
     room = max((leaf - row for row, leaf in reaches), default=0)
     layout, reason = choose_layout(student, wanted, args.max_length, max(room, 0))
+    if weigher.needs.padded:
+        reason = f"as {args.preset} needs"
     fallen = layout == "padded" and wanted == "auto"  # each rationale repeats the prompt
     logger.log(logging.WARNING if fallen else logging.INFO, "layout: %s (%s)", layout, reason)
     for each in given:

@@ -179,7 +179,6 @@ def _sources(steps: Sequence[str], question: frozenset[str], others: Set[str]) -
             known.add(number)
             new.add(number)
             if number not in others:
-                failures.append(
-                    (i, f"{number} is neither given nor computed, and no other that counts has it")
-                )
+                what = f"{number} is neither given nor computed, and no other rationale that counts"
+                failures.append((i, f"{what} has it"))
     return Outcome(len(new), tuple(failures))

@@ -503,7 +503,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
         return PresetWeigher(name, preset)
     policy, teacher = split_teacher(name)
     if policy not in POLICIES or (policy == SINGLE) != (teacher is not None):
-        raise ValueError(unknown("weigher", name, weigher_names()))
+        raise ValueError(unknown("preset", name, weigher_names()))
     if teacher is not None:
         overrides["teacher"] = teacher
     try:

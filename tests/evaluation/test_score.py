@@ -76,7 +76,7 @@ def test_another_metric_for_an_axis(score: Score) -> None:
         (["--metric", "consensus"], "--metric must be AXIS=NAME"),
         (["--metric", "consensus=nll"], "metric of consensus must be one of .*, got 'nll'"),
         (["--metric", "vote=answer"], "--metric must be AXIS=NAME"),
-        (["--preset", "robst"], "weigher must be one of released, paper, robust"),
+        (["--preset", "robst"], "preset must be one of released, paper, robust"),
         (["--preset", "uniform", "--metric", "consensus=answer"], "override of uniform"),
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--max_length", "10"], "prompt has .* leaves no room .* max_length = 10"),

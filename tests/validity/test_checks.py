@@ -63,7 +63,8 @@ def test_one_other_supports_a_number_however_many_there_are(count: int) -> None:
     others = [[f"3 + 4 = 7, {'so ' * k}"] for k in range(count - 2)]
     assert failures(case(["she has 37"], ["he has 37"], *others), "numbers") == []
     found = failures(case(["she has 37"], *others), "numbers")
-    assert found == [(0, "37 is neither given nor computed, and no other that counts has it")]
+    what = "37 is neither given nor computed, and no other rationale that counts has it"
+    assert found == [(0, what)]
 
 
 @pytest.mark.parametrize(("weight", "count"), [(1.0, 0), (0.5, 0), (0.4, 1), (0.0, 1)])
