@@ -236,7 +236,8 @@ PAGE = """# What does weighing teachers cost over plain SFT?
 **{answer}**
 
 {machines}Plain SFT means: each of the K rationales is a padded row of its own, the loss is
-transformers', and LoRA of rank {rank} trains the student. COMPACT reads the question once for all K
+transformers', and LoRA of rank {rank} trains the student; TRL's trainer takes longer ([case
+`step`](results/benchmarks.md)). COMPACT reads the question once for all K
 rationales and runs the head on completion tokens only, without ever holding their logits: that pays
 for the weights. With one teacher there is nothing to share and nothing to weigh. The longer the
 question, the more is saved. "Leaves": after every step the student is asked how likely the gold
