@@ -61,6 +61,8 @@ class Metric:
         axis: the axis that it can be used for; "control" is none of a preset's.
         score: the function from a pass to [R] float scores.
         needs: what it reads.
+        pooled: its scores depend on which problems share the pass, so weights made of them would
+            depend on the micro-batches: it cannot be part of a preset.
         runs_student: it runs the student itself: a second pass, which costs as much as the first.
         direction: which scores are better for a student, "higher" or "lower".
         aggregation: how token values become the score of a rationale, and how the scores of a
@@ -71,6 +73,7 @@ class Metric:
     axis: Axis
     score: Callable[[Pass], Tensor]
     needs: Needs = Needs()
+    pooled: bool = False
     runs_student: bool = False
     direction: Direction = "higher"
     aggregation: str = RATIONALE_MEAN
@@ -102,6 +105,7 @@ def register(
     statistics: Sequence[str] = (),
     needs_gold: bool = False,
     needs_judgements: bool = False,
+    pooled: bool = False,
     runs_student: bool = False,
     direction: Direction | None = None,
     aggregation: str = RATIONALE_MEAN,
@@ -144,6 +148,7 @@ def register(
                 gold=needs_gold,
                 statistics=tuple(statistics),
             ),
+            pooled=pooled,
             runs_student=runs_student,
             direction=direction or implied,
             aggregation=aggregation,

@@ -15,10 +15,11 @@ Here a step is one of COMPACT's steps, and the answer part counts as a step; the
 sentences at ". " and "? ", and takes the first two tokens of each by default, the paper takes one,
 as we do. If all tokens are first tokens, N is M.
 
-The pool of `aslec-casl` is the pass. With few rationales the fit means little: use passes of 20
-rationales or more, or `remove_step_share` on the means of a whole data set. A fit that is not
-unique takes the solution of least norm on standardised columns, and directions with a spread below
-a thousandth of the largest are left out: their slope would be rounding noise.
+The pool of `aslec-casl` is the pass, so it cannot be part of a preset: the weights would depend on
+the micro-batches. With few rationales the fit means little: use passes of 20 rationales or more, or
+`remove_step_share` on the means of a whole data set. A fit that is not unique takes the solution of
+least norm on standardised columns, and directions with a spread below a thousandth of the largest
+are left out: their slope would be rounding noise.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def aslec_drop(pass_: Pass) -> Tensor:
 @register(
     "aslec-casl",
     axis="adaptability",
+    pooled=True,
     aggregation="mean over tokens, corrected by a fit over the pool; mean over rationales",
 )
 def aslec_casl(pass_: Pass) -> Tensor:

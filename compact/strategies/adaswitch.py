@@ -20,27 +20,33 @@ that of the likeliest rationale, so with `uniform` the likelihood decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import plain_rationale
 from compact.passes.forward import observe, token_states
-from compact.passes.packing import build_batch
+from compact.passes.layout import choose_layout
+from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import (
+    check_teachers,
     completion_states,
     divergence,
     load_teachers,
-    teacher_states,
+    model_of,
+    read_by_models,
+    with_model,
 )
 from compact.student.generation import generate, seed_of
+from compact.student.student import learned_positions
 from compact.validity import Judgement
 from compact_ops.head_divergence import KINDS
 
@@ -80,6 +86,7 @@ class _Divergence:
         batch = pass_.batch
         own = completion_states(hidden, pass_)
         found = self.owner.divergences(own, batch.problems, pass_.student)
+        weight = self.owner.known(weight, batch.teachers)
         return (weight * segment_mean(found, batch.token_offsets)).sum()
 
 
@@ -106,10 +113,10 @@ class AdaSwitch(Strategy):
         Args:
             teachers: the white-box teacher: a name, a folder or a .gguf file; or that of each
                 teacher of the data, by name.
-            factor: K.
+            factor: K; infinity never switches.
             window: w, in tokens.
             kind: the divergence, "forward", "reverse" or "jsd".
-            max_new_tokens: most tokens of a text.
+            max_new_tokens: most tokens of a text, student's and teacher's together.
             temperature: of student and teacher; 0 is greedy.
             dtype: of the teachers' weights.
 
@@ -118,20 +125,20 @@ class AdaSwitch(Strategy):
         """
         if kind not in KINDS:
             raise ValueError(f"kind of adaswitch must be one of {', '.join(KINDS)}, got {kind!r}")
-        for name, value, least in (
-            ("factor", factor, 0),
-            ("window", window, 1),
-            ("max_new_tokens", max_new_tokens, 1),
-            ("temperature", temperature, 0),
-        ):
-            if not value >= least:
-                raise ValueError(f"{name} of adaswitch must be at least {least}, got {value!r}")
+        check_teachers("adaswitch", teachers)
+        if factor != math.inf:
+            check_number("factor of adaswitch", factor, least=0)
+        check_number("window of adaswitch", window, least=1, whole=True)
+        check_number("max_new_tokens of adaswitch", max_new_tokens, least=1, whole=True)
+        check_number("temperature of adaswitch", temperature, least=0)
         self.teachers, self.factor, self.window, self.kind = teachers, factor, window, kind
         self.max_new_tokens, self.temperature, self.dtype = max_new_tokens, temperature, dtype
         self.steps = self.seed = 0
         self.device: Any = "cpu"
         self.max_length = 2560
+        self._layout: Layout | None = None  # that of the forward which chooses the teachers
         self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
+        self._unknown: set[str] = set()
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -143,6 +150,8 @@ class AdaSwitch(Strategy):
             )
         self.weigher = weigher
         self.seed, self.device, self.max_length = args.seed, args.device, args.max_length
+        if weigher.needs.padded or args.layout == "padded":
+            self._layout = "padded"
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -169,7 +178,8 @@ class AdaSwitch(Strategy):
         training = student.model.training
         student.model.eval()
         names = self._chosen(problems, student)
-        own = self._written(student, prompts, seed, self._room(prompts))
+        most = self.max_new_tokens
+        own = self._written(student, prompts, seed, [most] * len(prompts))
         written = [
             _with_text(p, name, ids, student)
             for p, name, ids in zip(problems, names, own, strict=True)
@@ -180,10 +190,11 @@ class AdaSwitch(Strategy):
         for name in dict.fromkeys(names[i] for i in turned):
             mine = [i for i in turned if names[i] == name]
             kept = [own[i][: starts[i]] for i in mine]
+            left = [most - len(ids) for ids in kept]
             begun = [(*prompts[i], *ids) for i, ids in zip(mine, kept, strict=True)]
             model = self._model_of(name)
             assert model is not None  # `prepare` has loaded that of every teacher
-            rest = self._written(model, begun, seed + 1, self._room(begun))
+            rest = self._written(model, begun, seed + 1, left)
             for i, before, after in zip(mine, kept, rest, strict=True):
                 written[i] = _with_text(problems[i], name, [*before, *after], student)
         self._means.add("switched", len(turned) / len(problems), len(problems))
@@ -202,18 +213,23 @@ class AdaSwitch(Strategy):
         return isinstance(self.teachers, dict)
 
     def _model_of(self, name: str) -> Student | None:
-        """Returns the white-box model of a teacher; None if an evaluation has other teachers."""
-        return self.models.get(name) if self._several else next(iter(self.models.values()))
+        return model_of(self.teachers, self.models, name)
 
     def _chosen(self, problems: Sequence[EncodedProblem], student: Student) -> list[str]:
         """Returns the teacher of each problem."""
         if not self._several:
             return [MIXED] * len(problems)
         needs = self.weigher.needs
+        if self._layout is None:
+            # In mixed precision the trial of the layout would be rounded more than it allows. The
+            # leaves of later problems are not known yet: they get as much room as a rationale.
+            with torch.autocast(student.weight.device.type, enabled=False):
+                most = self.max_length
+                self._layout = choose_layout(student, "auto", most, leaf_room=most)[0]
         pass_ = observe(
             student,
             problems,
-            layout="padded",
+            layout=self._layout,
             leaves=needs.leaves,
             options=needs.options,
             statistics=needs.statistics,
@@ -229,19 +245,27 @@ class AdaSwitch(Strategy):
             r += count
         return names
 
-    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
-        return max(min(self.max_new_tokens, self.max_length - max(map(len, prompts))), 1)
-
     def _written(
-        self, model: Student, prompts: Sequence[Sequence[int]], seed: int, room: int
+        self, model: Student, prompts: Sequence[Sequence[int]], seed: int, most: Sequence[int]
     ) -> list[list[int]]:
-        """Returns texts, with the end token where one was written."""
+        """Returns texts of at most `most` tokens, with the end token where one was written.
+
+        Prompt and text have at most max_length tokens.
+        """
+        asked = zip(prompts, most, strict=True)
+        rooms = [max(min(n, self.max_length - len(prompt)), 1) for prompt, n in asked]
+        longest, limit = max(rooms), learned_positions(model.model)
+        if limit is not None:  # `generate` counts from the end of the longest prompt
+            longest = max(min(longest, limit - max(map(len, prompts))), 1)
         tokenizer = model.tokenizer
         texts = generate(
-            model.model, tokenizer, prompts, room, temperature=self.temperature, seed=seed
+            model.model, tokenizer, prompts, longest, temperature=self.temperature, seed=seed
         )
-        end = tokenizer.eos_token_id
-        return [[*ids, end] if len(ids) < room and end is not None else ids for ids in texts]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [
+            [*ids, *end] if len(ids) < min(room, longest) else ids[:room]
+            for ids, room in zip(texts, rooms, strict=True)
+        ]
 
     @torch.no_grad()
     def _switches(self, problems: Sequence[EncodedProblem], student: Student) -> list[int | None]:
@@ -258,27 +282,22 @@ class AdaSwitch(Strategy):
     ) -> Tensor:
         """Returns [M] float32 divergences of the student from the teacher of each rationale.
 
+        They are 0 where the teacher has no white-box model; see `known`.
+
         Args:
             own: [M, H] hidden states that predict the completion tokens of the problems.
             problems: the problems.
             student: its head.
         """
         found = own.new_zeros(len(own), dtype=torch.float32)
-        models = {id(m): m for m in self.models.values()}
-        for model in models.values():
-            parts, mine = [], []
-            for problem in problems:
-                taught = [self._model_of(r.teacher) is model for r in problem.rationales]
-                for rationale, is_mine in zip(problem.rationales, taught, strict=True):
-                    mine += [is_mine] * len(rationale.ids)
-                kept = tuple(compress(problem.rationales, taught))
-                if kept:
-                    parts.append(replace(problem, rationales=kept))
-            if parts:
-                rows = torch.tensor(mine, device=own.device)
-                states = teacher_states(model, parts)
-                found[rows] = divergence(own[rows], student, states, model, self.kind).float()
+        for model, mine, states in read_by_models(problems, self._model_of):
+            rows = mine.to(own.device)
+            found[rows] = divergence(own[rows], student, states, model, self.kind).float()
         return found
+
+    def known(self, weight: Tensor, teachers: Sequence[str]) -> Tensor:
+        """Returns weights [R] that count where a divergence is known; see `with_model`."""
+        return with_model(weight, teachers, self._model_of, self._unknown)
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the divergence on the mixed text."""

@@ -13,6 +13,7 @@ only be sampled. The teachers are frozen, so their confidences are computed once
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import encode_problem
+from compact.options import check_number
+from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes.lazily import LazyProblems
 from compact.passes.transfer import put
 from compact.strategies.base import Means, Strategy, register_strategy
-from compact.strategies.white_box import load_teachers, teacher_states
+from compact.strategies.white_box import check_teachers, load_teachers, teacher_states
 from compact.weighting.muki import margin_of
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from compact.data import Problem
     from compact.student import Student
     from compact.weighting import Weigher, Weights
+
+logger = logging.getLogger(__name__)
 
 
 @register_strategy("answer-confidence")
@@ -58,8 +62,8 @@ class AnswerConfidence(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        if not tau > 0:
-            raise ValueError(f"tau of answer-confidence must be above 0, got {tau!r}")
+        check_teachers("answer-confidence", teachers)
+        check_number("tau of answer-confidence", tau, above=0)
         self.teachers, self.tau, self.margin, self.dtype = teachers, tau, margin, dtype
         self.device: Any = "cpu"
         self.max_length = 2560
@@ -82,20 +86,38 @@ class AnswerConfidence(Strategy):
         """Computes the confidences; the teachers are not needed afterwards.
 
         Raises:
-            ValueError: a teacher of the data has no white-box model.
+            ValueError: a teacher of the data has no white-box model, or no rationale has an answer
+                to judge.
         """
+        encoded = LazyProblems(problems, processing_class, judged=False, max_length=self.max_length)
+        self._check_markers([r for problem in encoded.sample for r in problem.rationales])
         models = load_teachers(
             "answer-confidence", self.teachers, problems, processing_class, self.device, self.dtype
         )
-        for problem in problems:
-            encoded = encode_problem(problem, processing_class, max_length=self.max_length)
-            self.table[problem.question_id] = confidences(encoded, models)
+        for problem in encoded:
+            self.table[problem.question_id] = confidences(problem, models)
         margins = [float(margin_of(torch.tensor([*c.values()]))) for c in self.table.values()]
         self.mean_margin = sum(margins) / max(len(margins), 1) or 1.0
         for own in self.table.values():
             for teacher, value in own.items():
                 self._means.add(f"confidence/{teacher}", value)
         return problems
+
+    def _check_markers(self, rationales: Sequence[EncodedRationale]) -> None:
+        """Warns of rationales without an answer to judge; ValueError if there is no other."""
+        count, without = len(rationales), sum(r.marker == len(r.ids) for r in rationales)
+        where = "an answer marker, such as 'The answer is', within max_length"
+        if without == count:
+            raise ValueError(
+                f"strategy answer-confidence: a rationale must have {where}, got none among {count}"
+            )
+        if without:
+            logger.warning(
+                "answer-confidence: %d of %d rationales lack %s; their confidence is 0",
+                without,
+                count,
+                where,
+            )
 
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Returns softmax(c / tau) of each problem, times its margin if asked for."""

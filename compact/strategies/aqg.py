@@ -20,16 +20,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import rustworkx as rx
-from accelerate import PartialState
 from torch import nn
 
-from compact.data import Problem, Rationale
+from compact.data import Problem, Rationale, Text
+from compact.options import check_number
 from compact.strategies.base import Strategy, register_strategy
-from compact.strategies.building import reads_gold
+from compact.strategies.building import of_the_first, reads_gold
 from compact.teachers.prompts import QUESTION, find_template
 from compact.teachers.tasks import Task, Work, Writer, find_writer, work_off
 
@@ -327,11 +328,9 @@ class QuestionGraphs(Strategy):
             ("leaves", leaves, 2, 5),
             ("steps", steps, 1, 5),
         ):
-            if not isinstance(value, int) or value < low or (high and value > high):
-                limits = f"from {low} to {high}" if high else f"of at least {low}"
-                raise ValueError(f"{name} of aqg must be a whole number {limits}, got {value!r}")
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown or not kinds:
+            check_number(f"{name} of aqg", value, least=low, most=high, whole=True)
+        known = isinstance(kinds, list | tuple) and all(kind in KINDS for kind in kinds)
+        if not known or not kinds:
             raise ValueError(f"kinds of aqg must be among {', '.join(KINDS)}, got {kinds!r}")
         if 2 * steps < leaves:
             least = -(-leaves // 2)
@@ -340,8 +339,10 @@ class QuestionGraphs(Strategy):
             )
         if "branch" in kinds and steps < 2:
             raise ValueError(f"steps of aqg must be at least 2 for branch questions, got {steps}")
-        if writer is None and budget is not None:
-            raise ValueError(f"budget of aqg must stand with a writer, got {budget!r}")
+        if budget is not None:
+            check_number("budget of aqg", budget, least=0)
+            if writer is None:
+                raise ValueError(f"budget of aqg must stand with a writer, got {budget!r}")
         self.writer = None if writer is None else find_writer(writer, budget=budget)
         self.count, self.kinds, self.leaves, self.steps = count, tuple(kinds), leaves, steps
         self.seed = 0
@@ -367,19 +368,19 @@ class QuestionGraphs(Strategy):
                 sum(self.kinds[i % len(self.kinds)] == kind for i in range(len(new)))
             )
         if self.writer is not None:
-            old, new = new, self._worded(new, self.writer)
+            old, prompts = new, of_the_first(partial(self._worded, new, self.writer))
+            new = [replace(p, prompt=prompt) for p, prompt in zip(old, prompts, strict=True)]
             told = sum(a.prompt != b.prompt for a, b in zip(old, new, strict=True))
             self._log |= {"worded": float(told), "worded but wrong": float(len(new) - told)}
         return [*problems, *new]
 
-    def _worded(self, problems: Sequence[Problem], writer: Writer) -> list[Problem]:
+    def _worded(self, problems: Sequence[Problem], writer: Writer) -> list[Text]:
+        """Returns the prompt of each problem in the writer's words."""
         found: dict[str, Problem] = {}
-        # The other processes find the answers of the first.
-        with PartialState().main_process_first():
-            for start in range(0, len(problems), writer.at_once):
-                some = problems[start : start + writer.at_once]
-                found |= work_off({p.question_id: worded(p) for p in some}, writer.write)
-        return [found[p.question_id] for p in problems]
+        for start in range(0, len(problems), writer.at_once):
+            some = problems[start : start + writer.at_once]
+            found |= work_off({p.question_id: worded(p) for p in some}, writer.write)
+        return [found[p.question_id].prompt for p in problems]
 
     def take_log(self) -> dict[str, float]:
         """Returns the number of questions of each kind, once."""

@@ -1,25 +1,28 @@
 """Builders: strategies that rewrite the rationales before training, and keep them.
 
 What is written anew, the student writes, or a writer: a function, or a teacher of teachers.yaml.
-The rows lie in `output_dir`/NAME.jsonl. A run that is killed and resumed, or another process of the
-run, reads them there and does not build again.
+The rows lie in `output_dir`/NAME.jsonl, with null for a rationale that stays as it is. A run that
+is killed and resumed reads them there and does not build again. Of several processes, the first
+builds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from accelerate import PartialState
-from torch import nn
+from torch import distributed, nn
 
 from compact.data import Problem, Rationale
+from compact.options import check_number
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
 from compact.strategies.base import Strategy
@@ -31,9 +34,12 @@ if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.weighting import Weigher
 
+T = TypeVar("T")
 Counts = dict[str, float]
-Rows = tuple[list[str], Counts]
+Rows = tuple[list[str | None], Counts]
 Built = Work[Rows]
+_PATIENCE = timedelta(days=30)
+"""How long a process waits for what the first one builds."""
 
 
 class Builder(Strategy):
@@ -59,9 +65,14 @@ class Builder(Strategy):
         Raises:
             ValueError, OSError: as in `find_writer`.
         """
+        if budget is not None:
+            check_number(f"budget of {self.name}", budget, least=0)
         self.writer = None if writer == "student" else find_writer(writer, budget=budget)
         if self.writer is None and budget is not None:
             raise ValueError(f"budget of {self.name} must stand with another writer, got {budget}")
+        check_number(
+            f"max_new_tokens of {self.name}", settings["max_new_tokens"], least=1, whole=True
+        )
         self.settings = settings | {"writer": self.writer.settings if self.writer else writer}
         self.seed, self.max_length, self.folder = 0, 2560, Path("runs/compact")
         self.device: Any = None
@@ -76,7 +87,8 @@ class Builder(Strategy):
     def build(self, problem: Problem, student: Student) -> Built:
         """Returns the new completion of each rationale, and what was done, as counts to add up.
 
-        Yields tasks for the writer, which is the student if no other is named.
+        None in place of a completion keeps the rationale as it is. Yields tasks for the writer,
+        which is the student if no other is named.
         """
 
     def built(self, problems: Sequence[Problem], student: Student) -> dict[str, Rows]:
@@ -104,22 +116,18 @@ class Builder(Strategy):
             model.to(self.device)
         student, training = Student.of(model, processing_class), model.training
         model.eval()
-        settings = self.settings | {
-            "seed": self.seed,
-            "max_length": self.max_length,
-            "student": _fingerprint(model),
-            "problems": hashlib.sha256(repr(problems).encode()).hexdigest(),
-        }
-        # The other processes read the rows of the first.
-        with PartialState().main_process_first():
-            rows = self._rows(problems, student, settings)
+        rows = of_the_first(partial(self._rows, problems, student))
         model.train(training)
         self._log = _sums([row["counts"] for row in rows.values()])
         return [_rebuilt(problem, rows[problem.question_id]) for problem in problems]
 
-    def _rows(
-        self, problems: Sequence[Problem], student: Student, settings: dict[str, Any]
-    ) -> dict[str, dict[str, Any]]:
+    def _rows(self, problems: Sequence[Problem], student: Student) -> dict[str, dict[str, Any]]:
+        settings = self.settings | {
+            "seed": self.seed,
+            "max_length": self.max_length,
+            "student": _fingerprint(student.model),
+            "problems": hashlib.sha256(repr(problems).encode()).hexdigest(),
+        }
         path = self.folder / f"{self.name}.jsonl"
         with ResumableRows(path, settings, key="question_id") as rows:
             todo = [p for p in problems if p.question_id not in rows.done]
@@ -147,9 +155,25 @@ def reads_gold(problem: Problem) -> Callable[[str], str | None]:
     return lambda text: text if domain.matches(domain.extract(text), problem.answer) else None
 
 
+def of_the_first(make: Callable[[], T]) -> T:
+    """Returns what `make` returns in the first process; it is not called in the others.
+
+    What is made may take longer than `ddp_timeout`, after which a barrier would end the run. So the
+    others wait in a group of their own, for `_PATIENCE` at most.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return make()
+    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    found: list[Any] = [make() if state.is_main_process else None]
+    distributed.broadcast_object_list(found, src=0, group=group)
+    made: T = found[0]
+    return made
+
+
 def _rebuilt(problem: Problem, row: Mapping[str, Any]) -> Problem:
     rationales = tuple(
-        Rationale(old.teacher, text, old.line)
+        old if text is None else Rationale(old.teacher, text, old.line)
         for old, text in zip(problem.rationales, row["completions"], strict=True)
     )
     return replace(problem, rationales=rationales)
@@ -162,5 +186,9 @@ def _sums(counts: Sequence[Mapping[str, float]]) -> Counts:
 
 def _fingerprint(model: nn.Module) -> str:
     """Returns a hash that changes when a parameter changes."""
-    sums = [(name, float(p.detach().double().sum())) for name, p in model.named_parameters()]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    found = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        found.update(f"{name} {parameter.dtype} {[*parameter.shape]}".encode())
+        data = parameter.detach().cpu().contiguous().flatten()
+        found.update(data.view(torch.uint8).numpy().data)
+    return found.hexdigest()

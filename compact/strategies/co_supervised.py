@@ -11,6 +11,10 @@ A run has rounds. Before a round, with the student as it is then:
 Source: co-supervised learning (arXiv 2402.15505), for classifiers as weak supervisors. Ours: text;
 the keep rate is estimated on `probe` questions and is at least `least`, so that a student that
 never agrees still learns; the rounds divide the steps of one run.
+
+A step has its questions whether a round keeps them or not: one that is not kept is read with weight
+0, and a step with none that is kept changes no parameter. So at equal steps this method trains on
+fewer questions than others. The log says how many of a step were kept, and how many steps had none.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
-from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
+from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
-from compact.strategies.base import Strategy, register_strategy
+from compact.strategies.base import Means, Strategy, register_strategy, sum_over_ranks
 from compact.student.generation import generate, seed_of
 
 if TYPE_CHECKING:
@@ -62,27 +67,32 @@ class CoSupervised(Strategy):
             samples: n, answers that the student samples of a question.
             probe: questions on which the keep rate is estimated.
             least: least keep rate.
-            temperature: of the samples.
+            temperature: of the samples; 0 for the likeliest one only.
             max_new_tokens: most tokens of a sample.
 
         Raises:
             ValueError: a value is not allowed.
         """
-        for name, value in (("rounds", rounds), ("samples", samples), ("probe", probe)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} of co-supervised must be a whole number above 0, got {value!r}"
-                )
-        if not 0.0 < least <= 1.0:
-            raise ValueError(f"least of co-supervised must be above 0, at most 1, got {least!r}")
+        for name, value in (
+            ("rounds", rounds),
+            ("samples", samples),
+            ("probe", probe),
+            ("max_new_tokens", max_new_tokens),
+        ):
+            check_number(f"{name} of co-supervised", value, least=1, whole=True)
+        check_number("least of co-supervised", least, above=0, most=1)
+        check_number("temperature of co-supervised", temperature, least=0)
         self.rounds, self.samples, self.probe, self.least = rounds, samples, probe, least
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
         self.seed, self.max_length, self.total, self.steps = 0, 2560, 0, 0
         self.round = -1  # the round that `assigned` belongs to
         self.assigned: dict[str, str] = {}  # question_id -> teacher
         self.kept: set[str] = set()
-        self._encoded: list[tuple[Problem, EncodedProblem]] = []
+        self._problems: Sequence[Problem] = ()
+        self._encoded: Sequence[EncodedProblem] = ()
         self._log: dict[str, float] = {}
+        self._read = self._used = 0  # questions of the open step: all, and those that are kept
+        self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
         """Refuses a preset: the strategy gives all weight to one teacher."""
@@ -96,10 +106,11 @@ class CoSupervised(Strategy):
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
-        """Keeps the problems as token ids, to assign them before each round."""
-        self._encoded = [
-            (p, encode_problem(p, processing_class, max_length=self.max_length)) for p in problems
-        ]
+        """Keeps the problems, to assign them before each round."""
+        self._problems = problems
+        self._encoded = LazyProblems(
+            problems, processing_class, judged=False, max_length=self.max_length
+        )
         return problems
 
     def begin(self, model: nn.Module, total_steps: int) -> None:
@@ -125,6 +136,7 @@ class CoSupervised(Strategy):
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Leaves out the questions that the round does not keep."""
         kept = [float(p.question_id in self.kept) for p in pass_.batch.problems]
+        self._read, self._used = self._read + len(kept), self._used + int(sum(kept))
         return weights.weight * weights.weight.new_tensor(kept)[pass_.batch.problem]
 
     def _assign(self, student: Student) -> None:
@@ -144,7 +156,7 @@ class CoSupervised(Strategy):
         """Assigns every question; returns question_id -> nll of the assigned rationale."""
         losses: dict[str, float] = {}
         for first in range(0, len(self._encoded), _CHUNK):
-            part = [encoded for _, encoded in self._encoded[first : first + _CHUNK]]
+            part = self._encoded[first : first + _CHUNK]
             pass_ = observe(student, part, layout="padded", leaves=False)
             nll = segment_mean(pass_.stats.nll, pass_.batch.token_offsets)
             sizes = [len(p.rationales) for p in part]
@@ -159,10 +171,10 @@ class CoSupervised(Strategy):
         """Returns the share of probed questions whose assigned answer the student samples too."""
         tokenizer = student.tokenizer
         rng = Random(f"{self.seed}/{self.steps}")
-        probed = rng.sample(self._encoded, min(self.probe, len(self._encoded)))
+        probed = rng.sample(range(len(self._problems)), min(self.probe, len(self._problems)))
         agreed = 0
         for first in range(0, len(probed), _CHUNK):
-            part = probed[first : first + _CHUNK]
+            part = [(self._problems[i], self._encoded[i]) for i in probed[first : first + _CHUNK]]
             prompts = [encoded.prompt_ids for _, encoded in part for _ in range(self.samples)]
             seed = seed_of(self.seed, self.steps, first)
             texts = generate(
@@ -186,13 +198,17 @@ class CoSupervised(Strategy):
         return agreed / len(probed)
 
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
-        """Counts the steps."""
+        """Counts the steps, and the questions of all ranks that trained in this one."""
         self.steps = step
+        used, read = sum_over_ranks((self._used, self._read), model)
+        self._means.add("questions kept in a step", used / max(read, 1.0), read)
+        self._means.add("steps without a question kept", float(not used))
+        self._read = self._used = 0
 
     def take_log(self) -> dict[str, float]:
-        """Returns the keep rate and the share of the questions of each teacher, once a round."""
+        """Returns what the steps kept; once a round, also keep rate and share of each teacher."""
         found, self._log = self._log, {}
-        return found
+        return found | self._means.take()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the round and its assignment."""

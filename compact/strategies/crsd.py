@@ -17,16 +17,19 @@ block over the vocabulary. It costs one more forward over question and answer, w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import plain_rationale
 from compact.passes.forward import token_states
+from compact.passes.lazily import LazyProblems
 from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
@@ -34,7 +37,10 @@ from compact.strategies.white_box import completion_states, divergence
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
+    from compact.data import Problem
     from compact.weighting import Weigher
+
+logger = logging.getLogger(__name__)
 
 
 class _Term:
@@ -73,15 +79,14 @@ class Crsd(Strategy):
             rationales: factor on the likelihood of the rationales themselves.
 
         Raises:
-            ValueError: a value is negative.
+            ValueError: a value is not allowed.
         """
         for name, value in (("kl", kl), ("nce", nce), ("label", label), ("rationales", rationales)):
-            if not value >= 0:
-                raise ValueError(f"{name} of crsd must be at least 0, got {value!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature of crsd must be above 0, got {temperature!r}")
+            check_number(f"{name} of crsd", value, least=0)
+        check_number("temperature of crsd", temperature, above=0)
         self.kl, self.nce, self.label, self.temperature = kl, nce, label, temperature
         self.nll_factor = rationales
+        self.max_length = 2560
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -92,6 +97,35 @@ class Crsd(Strategy):
                 "contrasts the problems of a micro-batch, or set strategy_options {nce: 0}, got "
                 f"{args.per_device_train_batch_size}"
             )
+        self.max_length = args.max_length
+
+    def prepare(
+        self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
+    ) -> Sequence[Problem]:
+        """Warns of right rationales without an answer to learn; of large data, a sample is read.
+
+        Raises:
+            ValueError: there is no other.
+        """
+        encoded = LazyProblems(
+            problems, processing_class, judged=False, max_length=self.max_length
+        ).sample
+        right = [r for p in encoded for r, ok in zip(p.rationales, p.right, strict=True) if ok]
+        without = sum(r.marker == len(r.ids) for r in right)
+        where = "an answer marker, such as 'The answer is', within max_length"
+        if without == len(right):
+            raise ValueError(
+                f"strategy crsd: a right rationale must have {where}, got none among {len(right)} "
+                f"right ones of {len(encoded)} problems"
+            )
+        if without:
+            logger.warning(
+                "crsd: %d of %d right rationales lack %s; the student learns no answer from them",
+                without,
+                len(right),
+                where,
+            )
+        return problems
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
         """Returns the three terms of a pass."""

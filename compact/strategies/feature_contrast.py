@@ -20,28 +20,38 @@ model. The contrast is within a micro-batch, so its size matters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from compact.answers import unified
 from compact.data.problems import text_of
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
+from compact.passes.lazily import AT_ONCE
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import (
+    check_teachers,
     completion_states,
     divergence,
     load_teachers,
-    teacher_states,
+    model_of,
+    read_by_models,
+    with_model,
 )
+from compact.text.steps import find_marker
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
     from compact.student import Student
     from compact.weighting import Weigher
+
+logger = logging.getLogger(__name__)
 
 
 def contrast(own: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -113,18 +123,16 @@ class FeatureContrast(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        for name, value in (("factor", factor), ("soft", soft)):
-            if not value >= 0:
-                raise ValueError(f"{name} of feature-contrast must be at least 0, got {value!r}")
-        if not temperature > 0:
-            raise ValueError(
-                f"temperature of feature-contrast must be above 0, got {temperature!r}"
-            )
+        check_teachers("feature-contrast", teachers)
+        check_number("factor of feature-contrast", factor, least=0)
+        check_number("soft of feature-contrast", soft, least=0)
+        check_number("temperature of feature-contrast", temperature, above=0)
+        check_number("seed of feature-contrast", seed, whole=True)
         self.teachers, self.factor, self.soft = teachers, factor, soft
         self.temperature, self.dtype, self.seed = temperature, dtype, seed
         self.device: Any = "cpu"
         self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
-        self._closed: set[str] = set()  # questions with a choice of answers
+        self._unknown: set[str] = set()
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -140,14 +148,21 @@ class FeatureContrast(Strategy):
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
-        """Loads the white-box models, each once."""
-        self._closed = {
-            p.question_id for p in problems if p.domain.alternatives(p.answer, text_of(p.prompt))
-        }
+        """Loads the white-box models, each once.
+
+        Raises:
+            ValueError: a teacher of the data has no white-box model, or there is nothing to
+                contrast.
+        """
+        if self.factor:
+            _check_markers(problems)
         self.models = load_teachers(
             "feature-contrast", self.teachers, problems, processing_class, self.device, self.dtype
         )
         return problems
+
+    def _model_of(self, name: str) -> Student | None:
+        return model_of(self.teachers, self.models, name)
 
     def labels(self, problems: Sequence[EncodedProblem]) -> list[int]:
         """Returns a number for each problem, equal for those with the same gold answer.
@@ -155,7 +170,8 @@ class FeatureContrast(Strategy):
         (B) of one question is not (B) of another: a choice has its question's own number.
         """
         answers = [
-            (p.gold, p.question_id if p.question_id in self._closed else "") for p in problems
+            (p.gold, p.question_id if p.domain.alternatives(p.gold, p.prompt) else "")
+            for p in problems
         ]
         numbers = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
         return [numbers[answer] for answer in answers]
@@ -165,29 +181,28 @@ class FeatureContrast(Strategy):
         batch = pass_.batch
         means = self._means if hidden.requires_grad else Means()  # evaluation is not logged
         own = completion_states(hidden, pass_)
-        total = hidden.new_zeros((), dtype=torch.float32)
         places = _ends_of_reasoning(pass_, weight)
         features = own.new_zeros((len(places), own.shape[1]), dtype=torch.float32)
+        seen = torch.zeros(len(places), dtype=torch.bool, device=own.device)
+        found = own.new_zeros(len(own), dtype=torch.float32)
         answers = self.labels(batch.problems)
         labels = torch.tensor([answers[p] for _, p, _ in places], device=own.device)
         tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
-        for model in {id(m): m for m in self.models.values()}.values():
-            mine = [self.models.get(teacher) is model for teacher in batch.teachers]
-            if not any(mine):
-                continue
-            states = teacher_states(model, batch.problems)
+        for model, read, states in read_by_models(batch.problems, self._model_of):
+            mine = read.to(own.device)
             if self.soft:
-                found = divergence(own, pass_.student, states, model)
-                each = segment_mean(found, batch.token_offsets)
-                total = total + self.soft * (each * weight * weight.new_tensor(mine)).sum()
+                found[mine] = divergence(own[mine], pass_.student, states, model).float()
             matrix = projection(states.shape[1], own.shape[1], self.seed).to(own.device)
-            chosen = torch.tensor([mine[r] for r, _, _ in places], dtype=torch.bool)
-            projected = states[tokens].float() @ matrix
-            features = torch.where(chosen[:, None].to(own.device), projected, features)
+            here = mine[tokens]
+            rows = mine.cumsum(0)[tokens[here]] - 1  # of the tokens among those that it has read
+            features[here] = states[rows].float() @ matrix
+            seen |= here
+        known = with_model(weight, batch.teachers, self._model_of, self._unknown)
+        total = self.soft * (segment_mean(found, batch.token_offsets) * known).sum()
         if self.factor and len(places) > 1:
             mine_now = own[tokens]
             inner = contrast(mine_now, mine_now, labels, self.temperature)
-            outer = contrast(mine_now, features, labels, self.temperature)
+            outer = contrast(mine_now[seen], features[seen], labels[seen], self.temperature)
             means.add("contrast/student", float(inner.detach()))
             means.add("contrast/teachers", float(outer.detach()))
             problems = len({p for _, p, _ in places})  # the trainer divides by the problems
@@ -201,6 +216,36 @@ class FeatureContrast(Strategy):
     def take_log(self) -> dict[str, float]:
         """Returns the mean of each contrast."""
         return self._means.take()
+
+
+def _check_markers(problems: Sequence[Problem]) -> None:
+    """Warns if right rationales have no answer marker; of large data a sample is read.
+
+    Raises:
+        ValueError: none has one.
+    """
+    right = marked = 0
+    for problem in problems[:: -(-len(problems) // AT_ONCE)]:
+        assert problem.answer is not None  # the method needs gold answers
+        domain, texts = problem.domain, [text_of(r.completion) for r in problem.rationales]
+        gold = domain.normalise(problem.answer)
+        answers = unified([domain.extract(text) for text in texts], domain, gold)
+        mine = [text for text, answer in zip(texts, answers, strict=True) if answer == gold]
+        right += len(mine)
+        marked += sum(find_marker(text) < len(text) for text in mine)
+    if not marked:
+        raise ValueError(
+            "feature-contrast contrasts right rationales at their answer marker, such as 'The "
+            f"answer is', found {right} right rationales and none with a marker; set factor to 0 "
+            "for the soft targets alone"
+        )
+    if marked < right:
+        logger.warning(
+            "feature-contrast: %d of %d right rationales have no answer marker and are not "
+            "contrasted",
+            right - marked,
+            right,
+        )
 
 
 def _ends_of_reasoning(pass_: Pass, weight: Tensor) -> list[tuple[int, int, int]]:

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compact.options import check_number
 from compact.passes import Pass
 from compact.passes.forward import token_states
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import completion_states
+from compact.student import autocast_dtype
 from compact_ops import head_divergence
 
 if TYPE_CHECKING:
@@ -62,14 +64,9 @@ class FragmentEma(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"share of fragment-ema must be above 0 and at most 1, got {share!r}")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(
-                f"momentum of fragment-ema must be at least 0 and below 1, got {momentum!r}"
-            )
-        if not factor >= 0:
-            raise ValueError(f"factor of fragment-ema must be at least 0, got {factor!r}")
+        check_number("share of fragment-ema", share, above=0, most=1)
+        check_number("momentum of fragment-ema", momentum, least=0, below=1)
+        check_number("factor of fragment-ema", factor, least=0)
         self.share, self.momentum, self.factor = share, momentum, factor
         self.seed, self.total = 0, 0
         self.average: dict[str, Tensor] = {}
@@ -103,7 +100,7 @@ class FragmentEma(Strategy):
         if not self.average or not self.factor:  # an evaluation before training
             return hidden.new_zeros((), dtype=torch.float32)
         student, batch = pass_.student, pass_.batch
-        with self._averaged(student.model), torch.no_grad():
+        with self._averaged(student.model), _uncached(hidden.device.type), torch.no_grad():
             states = token_states(student, batch)
             head = student.weight.detach()
             bias = None if student.bias is None else student.bias.detach()
@@ -159,6 +156,16 @@ class FragmentEma(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.average = dict(state)
+
+
+def _uncached(device: str) -> torch.autocast:
+    """Returns a context with the same autocast as outside, but without its cache of casts.
+
+    The cache finds the cast of a parameter by the parameter, not by its data. So other data in the
+    same parameters would be read as those of the student, and the other way round.
+    """
+    dtype = autocast_dtype(device)
+    return torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def momentum_at(first: float, step: int, total: int) -> float:

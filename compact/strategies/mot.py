@@ -13,22 +13,29 @@ SVD, without the dense matrix: QR of both stacks of factors, SVD of the small K 
 `truncated` in the log is the share of the squared norm that is lost.
 
 Ours: the branches of a round train on the same problems in the same order, so identical teachers
-give plain SFT; `merge: weights` weighs a branch by the mean weight that the preset gave to its
-teacher during the branch; the optimizer starts anew in each branch; the K branches take K times the
-steps (compare at equal total steps: E = steps / (R K)).
+give plain SFT. The K branches take K times the steps: E = steps / (R K), to compare at equal total
+steps. Step i of the R E steps of a plain run has the learning rate of step K i of the schedule, in
+every branch. `merge: weights` weighs a branch by the mean weight that the preset gave to its
+teacher during the branch, over the problems that train. The optimizer starts anew in each branch.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
+from compact.passes.segments import segment_sum
 from compact.strategies.base import Means, Strategy, register_strategy, sum_over_ranks
 
 if TYPE_CHECKING:
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
     from compact.data import Problem
     from compact.student import Student
     from compact.weighting import Weigher, Weights
+
+logger = logging.getLogger(__name__)
 
 _A, _B = ".lora_A.", ".lora_B."
 
@@ -58,8 +67,7 @@ class MergeOfThoughts(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        if not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"rounds of mot must be a whole number above 0, got {rounds!r}")
+        check_number("rounds of mot", rounds, least=1, whole=True)
         if merge not in ("mean", "weights"):
             raise ValueError(f"merge of mot must be mean or weights, got {merge!r}")
         self.rounds, self.merge = rounds, merge
@@ -74,6 +82,8 @@ class MergeOfThoughts(Strategy):
         self._own = [0.0, 0.0]  # sum and count of the teacher's weights in this step on this rank
         self._seen = [0.0, 0.0]  # the same of all ranks, in this branch
         self._means = Means()
+        self._args: CompactConfig | None = None
+        self._schedule: Callable[[int], float] | None = None  # step -> factor of the rate
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
         """Refuses a single teacher, and a preset that would have nothing to weigh."""
@@ -88,6 +98,7 @@ class MergeOfThoughts(Strategy):
                 "teacher, so there is nothing to weigh; to weigh the branches by the preset, set "
                 "strategy_options {merge: weights}"
             )
+        self._args = args
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -111,6 +122,7 @@ class MergeOfThoughts(Strategy):
             )
         self._total = total_steps
         self._ends = _ends(total_steps, branches)
+        self._schedule = None if self._args is None else _factors(self._args, total_steps)
         if not self._start:
             _refuse_adapters(model)
             self._start = _copy(model)
@@ -122,8 +134,12 @@ class MergeOfThoughts(Strategy):
         """Every branch of a round trains on the problems of the same steps."""
         branch = bisect_right(self._ends, step)
         first = self._ends[branch - 1] if branch else 0
-        longest = -(-self._total // len(self._ends))
-        return branch // len(self.teachers) * longest + step - first
+        return branch // len(self.teachers) * self._longest + step - first
+
+    @property
+    def _longest(self) -> int:
+        """Steps of the longest branch."""
+        return -(-self._total // len(self._ends))
 
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
@@ -144,14 +160,16 @@ class MergeOfThoughts(Strategy):
 
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Weight 1 for the branch's teacher; a problem without its rationale is left out."""
-        mine = [float(teacher == self.teacher) for teacher in pass_.batch.teachers]
-        found = torch.tensor(mine, device=weights.weight.device)
-        self._own[0] += float((found * weights.weight).sum())
-        self._own[1] += float(found.sum())
+        batch, used = pass_.batch, weights.used
+        found = torch.tensor([float(t == self.teacher) for t in batch.teachers], device=used.device)
+        trains = segment_sum(used, batch.problem_offsets)[batch.problem] > 0
+        self._own[0] += float((found * used).sum())
+        self._own[1] += float((found * trains).sum())
         return found
 
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
         """Ends a branch after its last step, and a round after its last branch."""
+        self._set_rate(step, optimizer)
         if self.merge == "weights":  # in each step: a checkpoint has the sums of all ranks
             found = sum_over_ranks(self._own, model)
             self._seen = [a + b for a, b in zip(self._seen, found, strict=True)]
@@ -175,6 +193,26 @@ class MergeOfThoughts(Strategy):
         _write(model, merged)
         self._start = _copy(model)
         self._sum, self._factors, self._mass = {}, {}, 0.0
+
+    def _set_rate(self, step: int, optimizer: Any) -> None:
+        """Sets the rate of the step after `step` steps; the schedule has set that of the run."""
+        if self._schedule is None or step >= self._total:
+            return
+        place = self.data_step(step) * self._total // (self._longest * self.rounds)
+        asked = self._schedule(step)
+        for group in optimizer.param_groups:
+            base = group.get("initial_lr", math.nan)
+            if not math.isclose(group["lr"], base * asked, rel_tol=1e-6, abs_tol=1e-30):
+                logger.warning(
+                    "mot: the learning rate is not that of lr_scheduler_type in the settings, so "
+                    "the branches of a round have different rates and the merge depends on the "
+                    "order of the teachers; set lr_scheduler_type to constant"
+                )
+                self._schedule = None
+                return
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self._schedule(place)
+        self._means.add("learning rate", optimizer.param_groups[0]["lr"])
 
     def _keep(self, model: nn.Module, share: float) -> None:
         """Adds the weights of the branch that has ended, times w_k."""
@@ -262,6 +300,27 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 def _ends(total: int, parts: int) -> list[int]:
     """Returns the step at which each of `parts` parts ends; lengths differ by at most 1."""
     return [total * (i + 1) // parts for i in range(parts)]
+
+
+def _factors(args: CompactConfig, total: int) -> Callable[[int], float]:
+    """Returns the factor that the schedule of the settings has at each step of a run, from 0.
+
+    For a schedule that follows the losses it is 1.
+    """
+    kwargs = args.lr_scheduler_kwargs
+    assert not isinstance(kwargs, str)  # transformers has read it
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    found = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(total),
+        num_training_steps=total,
+        scheduler_specific_kwargs=kwargs,
+    )
+    if not isinstance(found, LambdaLR):
+        return lambda step: 1.0
+    factor: Callable[[int], float] = found.lr_lambdas[0]
+    return factor
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,7 +11,9 @@ function of yours. Ours: the wording of the request.
 
 from __future__ import annotations
 
-from compact.data import Problem, text_of
+from compact.data import Problem, Text, text_of
+from compact.data.problems import REASONING
+from compact.options import check_number
 from compact.passes.encode import encode_prompt
 from compact.strategies.base import register_strategy
 from compact.strategies.building import Builder, Built, Counts, reads_gold
@@ -30,6 +32,16 @@ Wrong attempts of a student:
 
 Say where the attempts go wrong. Then write the solution again, in small steps, so that this student
 gets it right. End with "The answer is" and the answer."""
+
+
+def _with_reasoning(completion: Text) -> str:
+    """Returns a completion as one text, the reasoning of chat messages before their content."""
+    if isinstance(completion, str):
+        return completion
+    parts = [
+        part for message in completion for part in (message.get(REASONING), message["content"])
+    ]
+    return "\n".join(part for part in parts if part)
 
 
 @register_strategy("orion")
@@ -53,7 +65,7 @@ class Orion(Builder):
             writer: "student"; FILE.yaml:TEACHER, a teacher of `compact collect`; or
                 MODULE:FUNCTION, a function from requests to as many texts.
             samples: n, answers of the student to each question.
-            temperature: of these answers.
+            temperature: of these answers; 0 for the likeliest one only.
             max_new_tokens: most tokens that the student writes at once.
             budget: most that the teacher's store may cost in all.
 
@@ -61,8 +73,8 @@ class Orion(Builder):
             ValueError: a value is not allowed, or there is no such writer.
             OSError: the file of teachers cannot be read.
         """
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples of orion must be a whole number above 0, got {samples!r}")
+        check_number("samples of orion", samples, least=1, whole=True)
+        check_number("temperature of orion", temperature, least=0)
         super().__init__(
             writer,
             budget,
@@ -73,8 +85,8 @@ class Orion(Builder):
         self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
 
     def build(self, problem: Problem, student: Student) -> Built:
-        """Returns the rewritten rationales, and the originals where the answer is not the gold."""
-        originals = [text_of(r.completion) for r in problem.rationales]
+        """Returns the rewritten rationales, None where the answer is not the gold one."""
+        originals = [_with_reasoning(r.completion) for r in problem.rationales]
         right = reads_gold(problem)
         wrong = list(dict.fromkeys(a for a in self._answers(problem, student) if right(a) is None))
         counts: Counts = {
@@ -84,7 +96,7 @@ class Orion(Builder):
             "rewritten but wrong": 0.0,
         }
         if not wrong:
-            return originals, counts
+            return [None] * len(originals), counts
         question, attempts = text_of(problem.prompt), "\n---\n".join(wrong)
         found = yield [
             Task(REQUEST.format(question=question, rationale=text, attempts=attempts), right)
@@ -92,7 +104,7 @@ class Orion(Builder):
         ]
         counts["rewritten"] = float(sum(text is not None for text in found))
         counts["rewritten but wrong"] = len(originals) - counts["rewritten"]
-        return [new or old for new, old in zip(found, originals, strict=True)], counts
+        return list(found), counts
 
     def _answers(self, problem: Problem, student: Student) -> list[str]:
         """Returns the student's own answers to a question."""

@@ -10,7 +10,7 @@ Source: P-ALIGN (arXiv 2601.10064). Judges of a prefix:
 - `reaches`: one of n continuations of the student reaches the gold answer.
 - `leaves` (ours, the default): the gold answer's mean log-likelihood after the prefix, I_i of
   docs/method.md, is at least log(`level`). One forward gives it for all prefixes, so nothing is
-  searched.
+  searched. A student that cannot use trees needs several.
 
 Binary search assumes that a longer prefix of a sufficient one is sufficient too. The log counts the
 rationales for which the judge was not `monotone`: with `leaves` over all prefixes, else over the
@@ -22,17 +22,27 @@ the student itself on a server.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from compact.data import Problem, text_of
+from compact.options import check_number
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
+from compact.passes.layout import choose_layout
+from compact.passes.packing import Layout
 from compact.strategies.base import register_strategy
 from compact.strategies.building import Builder, Built, Counts, reads_gold
 from compact.student import Student
 from compact.student.generation import generate, seed_of
 from compact.teachers.tasks import Task, Work
+
+if TYPE_CHECKING:
+    from compact.config import CompactConfig
+    from compact.weighting import Weigher
 
 ASKED = """Question:
 {question}
@@ -51,6 +61,8 @@ Continue this solution from where it stops. Write only what follows, in the same
 repeating the beginning. End with "The answer is" and the answer."""
 QUESTION = "\nIs the reasoning so far enough to answer the question? Answer yes or no: "
 JUDGES = ("leaves", "reaches", "asked")
+_OF_STEPS = ("steps kept", "steps")  # counts over the rationales whose prefix is kept
+_MOST_TOKENS = 16_384  # of the padded rows of a forward with leaves
 
 
 def shortest_prefix(
@@ -107,7 +119,7 @@ class PrefixAlign(Builder):
             judge: "leaves", "reaches" or "asked".
             level: least mean probability of a token of the gold answer, for `leaves`.
             samples: continuations that the student writes of each prefix.
-            temperature: of the continuations.
+            temperature: of the continuations; 0 for the likeliest one only.
             max_new_tokens: most tokens of a continuation.
             search: "binary", or "all" to ask about every prefix.
             writer: who is asked and who continues: "student"; FILE.yaml:TEACHER, a teacher of
@@ -123,10 +135,9 @@ class PrefixAlign(Builder):
             raise ValueError(f"judge of p-align must be one of {', '.join(JUDGES)}, got {judge!r}")
         if search not in ("binary", "all"):
             raise ValueError(f"search of p-align must be binary or all, got {search!r}")
-        if not 0.0 < level <= 1.0:
-            raise ValueError(f"level of p-align must be above 0 and at most 1, got {level!r}")
-        if samples < 1:
-            raise ValueError(f"samples of p-align must be at least 1, got {samples!r}")
+        check_number("level of p-align", level, above=0, most=1)
+        check_number("samples of p-align", samples, least=1, whole=True)
+        check_number("temperature of p-align", temperature, least=0)
         super().__init__(
             writer,
             budget,
@@ -139,15 +150,22 @@ class PrefixAlign(Builder):
         )
         self.judge, self.level, self.samples = judge, level, samples
         self.temperature, self.max_new_tokens, self.search = temperature, max_new_tokens, search
+        self._asked_layout = "auto"
+        self._layout: Layout | None = None  # of the student; chosen when it is first needed
+
+    def check(self, weigher: Weigher, args: CompactConfig) -> None:
+        """Keeps the layout that is asked for, besides what every builder keeps."""
+        super().check(weigher, args)
+        self._asked_layout = args.layout
 
     def build(self, problem: Problem, student: Student) -> Built:
-        """Returns the rationales from the student's hand on, where they reach the gold answer."""
+        """Returns the rationales from the student's hand on; None where no one is right."""
         encoded = encode_problem(
             problem, student.tokenizer, max_length=self.max_length, leaf_budget=math.inf
         )
-        levels = _levels(encoded, student) if self.judge == "leaves" else []
+        levels = self._levels(encoded, student) if self.judge == "leaves" else []
         names = ("rationales", "never sufficient", "not monotone", "prefixes kept")
-        counts: Counts = dict.fromkeys((*names, "share of steps kept"), 0.0)
+        counts: Counts = dict.fromkeys((*names, *_OF_STEPS), 0.0)
         texts = []
         for k, rationale in enumerate(encoded.rationales):
             prefixes = _Prefixes(self, problem, encoded, student, k)
@@ -166,9 +184,22 @@ class PrefixAlign(Builder):
             counts["not monotone"] += not monotone
             counts["prefixes kept"] += text is not None
             if text is not None:
-                counts["share of steps kept"] += float(prefix or 0) / len(rationale.steps)
-            texts.append(text if text is not None else text_of(problem.rationales[k].completion))
+                counts["steps kept"] += prefix or 0
+                counts["steps"] += len(rationale.steps)
+            texts.append(text)
         return texts, counts
+
+    def take_log(self) -> dict[str, float]:
+        """Returns the sums of the counts, and the share of steps of the prefixes kept, once."""
+        found = super().take_log()
+        kept, steps = (found.pop(name, 0.0) for name in _OF_STEPS)
+        return found | ({"share of steps kept": kept / steps} if steps else {})
+
+    def _levels(self, encoded: EncodedProblem, student: Student) -> list[list[float]]:
+        """Returns `levels_of`, in the layout that suits the student."""
+        if self._layout is None:
+            self._layout, _ = choose_layout(student, self._asked_layout, self.max_length)
+        return levels_of(encoded, student, self._layout)
 
 
 class _Prefixes:
@@ -264,9 +295,31 @@ def _prefix_ids(rationale: EncodedRationale, steps: int) -> Sequence[int]:
     return rationale.ids[: rationale.steps[steps - 1][1]] if steps else ()
 
 
-def _levels(encoded: EncodedProblem, student: Student) -> list[list[float]]:
+def levels_of(encoded: EncodedProblem, student: Student, layout: Layout) -> list[list[float]]:
     """Returns for each rationale the levels I_0 (bare question), I_1, ... I_n, nats per token."""
-    pass_ = observe(student, [encoded], layout="padded")
-    offsets, levels = pass_.batch.leaf_offsets.tolist(), pass_.leaf_logp.tolist()
-    question = levels[int(pass_.batch.question_leaf[0])]
-    return [[question, *levels[a:b]] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    levels: list[list[float]] = [[] for _ in encoded.rationales]
+    question = 0.0
+    for k, part in _parts(encoded, layout):
+        pass_ = observe(student, [part], layout=layout)
+        offsets, found = pass_.batch.leaf_offsets.tolist(), pass_.leaf_logp.tolist()
+        question = found[int(pass_.batch.question_leaf[0])]
+        for own, (a, b) in zip(levels[k:], pairwise(offsets), strict=False):
+            own += found[a:b]
+    return [[question, *own] for own in levels]
+
+
+def _parts(encoded: EncodedProblem, layout: Layout) -> Iterator[tuple[int, EncodedProblem]]:
+    """Yields the forwards that ask after every step, each with the place of its first rationale.
+
+    A tree has one. A padded row repeats the text before its leaf, so there each forward has few
+    leaves of one rationale.
+    """
+    if layout == "tree":
+        yield 0, encoded
+        return
+    for k, rationale in enumerate(encoded.rationales):
+        at_once = max(_MOST_TOKENS // (len(encoded.prompt_ids) + len(rationale.ids)), 1)
+        steps = range(len(rationale.steps))
+        for first in range(0, len(steps), at_once):
+            few = replace(rationale, leaf_steps=tuple(steps[first : first + at_once]))
+            yield k, replace(encoded, rationales=(few,))

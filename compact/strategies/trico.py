@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from compact.metrics import COMPATIBILITY, VALIDITY
+from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.strategies.base import Strategy, register_strategy, sum_over_ranks
 from compact.weighting.gradients import head_gradients
-from compact.weighting.presets import PRESETS
+from compact.weighting.weighers import PresetWeigher
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -66,15 +67,14 @@ class Trico(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        for name, value in (("gold", gold), ("every", every)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} of trico must be a whole number above 0, got {value!r}")
-        if not rate >= 0 or not tau > 0:
-            raise ValueError(
-                f"rate of trico must be at least 0 and tau above 0, got {rate!r} and {tau!r}"
-            )
-        if len(beta) != len(COMPATIBILITY):
+        check_number("gold of trico", gold, least=1, whole=True)
+        check_number("every of trico", every, least=1, whole=True)
+        check_number("rate of trico", rate, least=0)
+        check_number("tau of trico", tau, above=0)
+        if not isinstance(beta, Sequence) or len(beta) != len(COMPATIBILITY):
             raise ValueError(f"beta of trico must be three numbers, got {beta!r}")
+        for factor in beta:
+            check_number("beta of trico: each factor", factor)
         self.gold, self.rate, self.every = gold, rate, every
         signs = (1.0, 1.0, -1.0)
         self.beta = {
@@ -88,30 +88,49 @@ class Trico(Strategy):
         self._count = 0.0
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
-        """Refuses policies, which have no scores to weigh."""
-        if args.preset not in PRESETS:
+        """Refuses policies, which have no scores to weigh, and settings that it does not read."""
+        if not isinstance(weigher, PresetWeigher):
             raise ValueError(
                 "preset must be one with scores with strategy trico, which tunes their factors, "
                 f"got the policy {args.preset!r}"
             )
+        if not weigher.metrics:
+            raise ValueError(
+                f"overrides must leave one of {', '.join(COMPATIBILITY)} with strategy trico, "
+                "which tunes their factors, got none for all"
+            )
+        for name in ("floor", "warmup"):
+            if value := getattr(weigher.preset, name):
+                raise ValueError(
+                    f"{name} of the preset must be 0 with strategy trico, whose weights have "
+                    f"none, got {value!r}"
+                )
+        for name in ("beta", "tau"):
+            if name in (args.overrides or ()):
+                raise ValueError(
+                    f"overrides must not have {name} with strategy trico, which starts from its "
+                    f"own; set strategy_options {{{name}: ...}}"
+                )
         self.max_length = args.max_length
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
     ) -> Sequence[Problem]:
         """Takes the gold set out of the problems: the last ones with a right rationale."""
-        encoded = [
-            encode_problem(p, processing_class, max_length=self.max_length) for p in problems
-        ]
-        right = [i for i, p in enumerate(encoded) if any(p.right)]
-        chosen = set(right[-self.gold :])
-        if not chosen or len(chosen) >= len(problems):
+        found: dict[int, EncodedProblem] = {}
+        for i in reversed(range(len(problems))):  # large data are not encoded as a whole here
+            encoded = encode_problem(problems[i], processing_class, max_length=self.max_length)
+            if any(encoded.right):
+                found[i] = encoded
+            if len(found) == self.gold:
+                break
+        if not found or len(found) == len(problems):
             raise ValueError(
                 f"trico needs problems with a right rationale besides those to train on, found "
-                f"{len(right)} among {len(problems)}, with gold {self.gold}"
+                f"{len(found)} among {len(problems)}, with gold {self.gold}"
             )
-        self._encoded = [encoded[i] for i in sorted(chosen)]
-        return [p for i, p in enumerate(problems) if i not in chosen]
+        self._encoded = [found[i] for i in sorted(found)]
+        return [p for i, p in enumerate(problems) if i not in found]
 
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
@@ -123,7 +142,8 @@ class Trico(Strategy):
             total: Tensor | None = None
             for problem in self._encoded:
                 pass_ = observe(student, [problem], layout="padded", leaves=False)
-                own = head_gradients(pass_)[0][list(problem.right)].mean(0)
+                (gradients,) = head_gradients(pass_)
+                own = gradients[list(problem.right)].mean(0)
                 total = own if total is None else total + own
             student.model.train(training)
             assert total is not None  # prepare found a gold set

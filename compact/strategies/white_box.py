@@ -5,7 +5,10 @@ They are read through `compact_ops.head_divergence`, so the logits of neither mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,23 @@ from compact.passes.forward import token_states
 from compact.passes.packing import build_batch
 from compact.student import Student, load_student
 from compact_ops import head_divergence
+
+logger = logging.getLogger(__name__)
+
+ModelOf = Callable[[str], Student | None]
+"""From a teacher of the data to its white-box model; None if it has none."""
+
+
+def check_teachers(strategy: str, teachers: object) -> None:
+    """Raises ValueError if `teachers` of a strategy cannot be those of `load_teachers`."""
+    names = [teachers]
+    if isinstance(teachers, dict):
+        names = [*teachers, *teachers.values()]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"teachers of {strategy} must be a model, or a mapping from teachers of the data to "
+            f"models, got {teachers!r}"
+        )
 
 
 def load_teacher(
@@ -92,6 +112,68 @@ def teacher_states(teacher: Student, problems: Sequence[EncodedProblem]) -> Tens
         problems, layout="padded", leaves=False, pad_token_id=teacher.pad_token_id
     ).to(teacher.weight.device)
     return token_states(teacher, batch)
+
+
+def model_of(
+    teachers: str | Mapping[str, str], models: Mapping[str, Student], teacher: str
+) -> Student | None:
+    """Returns the white-box model of a teacher; None if an evaluation has other teachers.
+
+    Args:
+        teachers: as in `load_teachers`; one model for all is also that of other teachers.
+        models: what `load_teachers` returned.
+        teacher: its name in the data.
+    """
+    return next(iter(models.values())) if isinstance(teachers, str) else models.get(teacher)
+
+
+def read_by_models(
+    problems: Sequence[EncodedProblem], find: ModelOf
+) -> Iterator[tuple[Student, Tensor, Tensor]]:
+    """Yields each white-box model with what it reads: the rationales of its own teachers.
+
+    Yields:
+        The model, [M] bool which completion tokens of the problems it has read, and its hidden
+        states [M', H2] that predict these.
+    """
+    teachers = [r.teacher for p in problems for r in p.rationales]
+    models = {id(m): m for t in teachers if (m := find(t)) is not None}
+    for model in models.values():
+        parts: list[EncodedProblem] = []
+        tokens: list[bool] = []
+        for problem in problems:
+            mine = [find(r.teacher) is model for r in problem.rationales]
+            for rationale, is_mine in zip(problem.rationales, mine, strict=True):
+                tokens += [is_mine] * len(rationale.ids)
+            kept = tuple(compress(problem.rationales, mine))
+            if kept:
+                parts.append(replace(problem, rationales=kept))
+        yield model, torch.tensor(tokens), teacher_states(model, parts)
+
+
+def with_model(weight: Tensor, teachers: Sequence[str], find: ModelOf, told: set[str]) -> Tensor:
+    """Returns weights [R] without the rationales whose teacher has no white-box model.
+
+    An evaluation may have such teachers. Their divergence is unknown, and 0 would be the best one.
+    So the other weights of the pass are scaled to the same sum.
+
+    Args:
+        weight: [R] weights.
+        teachers: [R] the teacher of each rationale.
+        find: see `ModelOf`.
+        told: teachers of which the log has told before; new ones are added.
+    """
+    unknown = {teacher for teacher in teachers if find(teacher) is None}
+    if not unknown:
+        return weight
+    if unknown - told:
+        logger.warning(
+            "evaluation: the divergence leaves out %s, which have no white-box model",
+            ", ".join(sorted(unknown)),
+        )
+        told |= unknown
+    kept = weight * weight.new_tensor([float(teacher not in unknown) for teacher in teachers])
+    return kept * (weight.sum() / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny))
 
 
 def divergence(

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from compact.metrics import get_metric
+from compact.options import check_number
 from compact.passes import Needs, Pass
 from compact.passes.segments import segment_mean
 from compact.passes.transfer import put
@@ -67,15 +68,13 @@ class Mind(StatefulPolicy):
     def __init__(
         self, tau: float, beta: float, rate: float, every: int, seed: int, consistency: str
     ) -> None:
-        for name, value, least in (("tau", tau, 1e-6), ("rate", rate, 0.0), ("every", every, 1)):
-            if not value >= least:
-                raise ValueError(f"override of mind: {name} must be at least {least}, got {value}")
-        if not 0.0 <= beta <= 1.0:
-            raise ValueError(f"override of mind: beta must be from 0 to 1, got {beta}")
+        check_number("tau", tau, least=1e-6)
+        check_number("beta", beta, least=0, most=1)
+        check_number("rate", rate, least=0)
+        check_number("every", every, least=1, whole=True)
+        check_number("seed", seed, whole=True)
         if consistency not in ("stated", "believed"):
-            raise ValueError(
-                f"override of mind: consistency must be stated or believed, got {consistency!r}"
-            )
+            raise ValueError(f"consistency must be stated or believed, got {consistency!r}")
         believed = get_metric("posterior-consensus")
         self.needs = believed.needs if consistency == "believed" else Needs()
         self.consistency = believed.score if consistency == "believed" else stated

@@ -3,9 +3,9 @@
     c_k = 1 - H(answers of teacher k) / log n,   alpha = softmax_k(c_k / tau),   tau = .2
 
 H is the entropy of the n answers that the teacher gave when it was asked the question n times
-(self-consistency). With `margin`, a question counts as much as its two best teachers differ,
-c_(1) - c_(2), divided by the running mean of this margin; the weights of a problem then sum to that
-factor instead of to 1.
+(self-consistency). Answers are compared in the problem's answer domain. With `margin`, a question
+counts as much as its two best teachers differ, c_(1) - c_(2), divided by the running mean of this
+margin; the weights of a problem then sum to that factor instead of to 1.
 
 Source: MUKI (arXiv 2210.05230), which merges classifiers by the entropy of their softmax and weighs
 an instance by the margin. Ours: text teachers, so answers are sampled or their probability is
@@ -27,28 +27,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compact.answers import normalise_answer
+from compact.answers import Domain, unified
+from compact.options import check_number
 from compact.passes import Pass
 from compact.passes.segments import segment_softmax
 from compact.passes.transfer import put
 from compact.weighting.policies import StatefulPolicy, register_policy
 
 
-def confidence(answers: Sequence[str]) -> float:
-    """Returns 1 - entropy / log n of n >= 2 sampled answers, after normalising them."""
-    counts = Counter(normalise_answer(answer) for answer in answers).values()
-    n = len(answers)
+def confidence(answers: Sequence[str], domain: Domain) -> float:
+    """Returns 1 - entropy / log n of n >= 2 sampled answers; those that match are the same one."""
+    normal = [domain.normalise(answer) for answer in answers]
+    n, counts = len(answers), Counter(unified(normal, domain, None)).values()
     return 1.0 + sum(c / n * math.log(c / n) for c in counts) / math.log(n)
 
 
-def read_confidences(path: str | Path) -> dict[tuple[str, str], float]:
-    """Returns (question_id, teacher) -> confidence in 0..1.
+def read_confidences(path: str | Path) -> dict[tuple[str, str], float | list[str]]:
+    """Returns (question_id, teacher) -> confidence in 0..1, or two or more sampled answers.
 
     Raises:
         ValueError: a line cannot be used; the message names file and line.
         OSError: the file cannot be read.
     """
-    found: dict[tuple[str, str], float] = {}
+    found: dict[tuple[str, str], float | list[str]] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -66,10 +67,10 @@ def read_confidences(path: str | Path) -> dict[tuple[str, str], float]:
     return found
 
 
-def _confidence_of(row: Mapping[str, Any], where: str) -> float:
+def _confidence_of(row: Mapping[str, Any], where: str) -> float | list[str]:
     value, answers = row.get("confidence"), row.get("answers")
     if isinstance(answers, list) and len(answers) >= 2:
-        return confidence([str(answer) for answer in answers])
+        return [str(answer) for answer in answers]
     if isinstance(value, int | float) and 0.0 <= value <= 1.0:
         return float(value)
     raise ValueError(
@@ -82,8 +83,9 @@ class _Muki(StatefulPolicy):
     """The policy `muki`; its state is the running mean of the margins."""
 
     def __init__(self, confidences: str, tau: float, margin: bool) -> None:
-        if not tau > 0.0:
-            raise ValueError(f"override of muki: tau must be above 0, got {tau!r}")
+        check_number("tau", tau, above=0)
+        if not isinstance(margin, bool):
+            raise ValueError(f"margin must be true or false, got {margin!r}")
         self.table = read_confidences(confidences)
         self.tau, self.margin = tau, margin
         self.sum, self.count = 0.0, 0
@@ -98,7 +100,10 @@ class _Muki(StatefulPolicy):
                         f"override of muki: confidences must have question_id {key[0]!r}, teacher "
                         f"{key[1]!r}, found no line"
                     )
-                values.append(self.table[key])
+                found = self.table[key]
+                if isinstance(found, list):  # only now the domain is known
+                    found = self.table[key] = confidence(found, problem.domain)
+                values.append(found)
         return {"confidence": put(values, pass_.batch.problem)}
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compact.metrics import get_metric
 from compact.metrics.answer import votes
+from compact.options import check_number
 from compact.passes import Batch, EncodedProblem, Needs, Pass
 from compact.passes.segments import (
     segment_max,
@@ -206,8 +207,7 @@ def softmax_nll(tau: float = 1.0) -> Policy:
     Raises:
         ValueError: `tau` is not above 0.
     """
-    if not tau > 0:
-        raise ValueError(f"tau must be > 0, got {tau!r}")
+    check_number("tau", tau, above=0)
 
     def policy(pass_: Pass, _: int) -> Tensor:
         return segment_softmax(-_mean_nll(pass_) / tau, pass_.batch.counts)
@@ -356,10 +356,10 @@ def lark_chi2(keep: int | None = None) -> Policy:
         keep: B, at least 1; None for K - 1.
 
     Raises:
-        ValueError: `keep` is less than 1 or no integer.
+        ValueError: `keep` is less than 1 or no whole number.
     """
-    if keep is not None and (not isinstance(keep, int) or keep < 1):
-        raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+    if keep is not None:
+        check_number("keep", keep, least=1, whole=True)
 
     def weigh(score: Tensor, offsets: Tensor) -> Tensor:
         return torch.cat([_above_next(e, keep) for e in score.split(offsets.diff().tolist())])

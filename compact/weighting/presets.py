@@ -9,10 +9,11 @@ To add a preset, write a function without arguments that returns a `Preset`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compact.metrics import COMPATIBILITY, METRICS
+from compact.options import check_number
 from compact.registry import Registry
 
 
@@ -58,22 +59,16 @@ class Preset:
         Raises:
             ValueError: a value is not allowed; the message names the field.
         """
-        if not isinstance(self.beta, Sequence) or [_is_number(b) for b in self.beta] != [True] * 3:
+        if not isinstance(self.beta, Sequence) or len(self.beta) != 3:
             raise ValueError(f"beta must be three numbers, got {self.beta!r}")
+        for factor in self.beta:
+            check_number("beta: each factor", factor)
         object.__setattr__(self, "beta", tuple(self.beta))
-        for name, least, most in (
-            ("ddof", 0, 1),
-            ("eps", 0, math.inf),
-            ("shrink", 0, math.inf),
-            ("tau", 1e-6, math.inf),
-            ("floor", 0, 1),
-            ("warmup", 0, math.inf),
-            ("consistency_weight", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if not _is_number(value) or not (least <= value <= most and math.isfinite(value)):
-                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-                raise ValueError(f"{name} must be a number {limits}, got {value!r}")
+        check_number("ddof", self.ddof, least=0, most=1, whole=True)
+        check_number("tau", self.tau, least=1e-6)
+        check_number("floor", self.floor, least=0, most=1)
+        for name in ("eps", "shrink", "warmup", "consistency_weight"):
+            check_number(name, getattr(self, name), least=0)
         if not isinstance(self.keep_tail, bool):
             raise ValueError(f"keep_tail must be true or false, got {self.keep_tail!r}")
         kinds = ("positions", "answer", "none")
@@ -81,10 +76,13 @@ class Preset:
             raise ValueError(
                 f"consistency must be one of {', '.join(kinds)}, got {self.consistency!r}"
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        for axis in COMPATIBILITY:
+            name = getattr(self, axis)
+            if name in METRICS and METRICS[name].pooled:
+                raise ValueError(
+                    f"{axis} must not be {name} in a preset, since its scores depend on which "
+                    "problems share a micro-batch; `compact metrics` has it"
+                )
 
 
 PRESETS: Registry[Preset] = Registry("preset")

@@ -180,8 +180,12 @@ def test_weights_are_a_share_of_each_problem(rationales) -> None:
 
 @pytest.mark.parametrize("axis", ["adaptability", "consensus", "difficulty"])
 def test_every_metric_can_stand_in_a_preset(axis: str) -> None:
-    """Named as an override it gives weights that sum to 1."""
+    """Named as an override it gives weights that sum to 1; a pooled one is refused."""
     for name in metric_names(axis):
+        if get_metric(name).pooled:
+            with pytest.raises(ValueError, match=f"{axis} must not be {name} in a preset"):
+                make_weigher("robust", **{axis: name})
+            continue
         weigher = make_weigher("robust", **{axis: name})
         passes = _passes([_problem([_rationale(["3 + 4 = 7"], "7"), _rationale(["hence"], "8")])])
         weight = weigher(passes[weigher.needs.padded]).weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from compact.passes import Pass
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe, token_states
 from compact.passes.segments import segment_mean
+from compact.strategies import adaswitch
 from compact.strategies.adaswitch import AdaSwitch, switch_point
 from compact.student import Student
 from compact.student.generation import generate
@@ -182,6 +184,91 @@ def test_each_text_is_compared_with_its_own_teacher(tmp_path: Path) -> None:
         assert not torch.allclose(part, alone[(r + 1) % 3][r], rtol=1e-2)
 
 
+def test_a_teacher_without_a_model_is_left_out(
+    tmp_path: Path, teacher: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In an evaluation: the loss is that of the other rationales with the whole weight."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
+    values = []
+    for names in (("good",), ("good", "verbose")):
+        given = load_problems(rows_of(*names))
+        problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
+        if len(names) == 1:
+            strategy = AdaSwitch({"good-0": teacher}, dtype="float32")
+            strategy.prepare(given, nn.Identity(), tokenizer)
+        pass_ = observe(student, problems, leaves=False)
+        (term,) = strategy.loss_terms()
+        weight = torch.full((pass_.batch.num_rationales,), 1 / len(names))
+        values.append(term(pass_.hidden, pass_, weight))
+    torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-6)
+    assert "leaves out verbose-1, which have no white-box model" in caplog.text
+
+
+def test_a_text_has_at_most_max_new_tokens(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Student's and teacher's part together, whatever the other prompts of the micro-batch."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
+    given = load_problems(rows_of("good", problems=2))
+    problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
+    longer = replace(problems[1], prompt_ids=problems[1].prompt_ids * 2)
+    monkeypatch.setattr(adaswitch, "switch_point", lambda d, *_: len(d) - 1)
+    strategy = _strategy(teacher, tokenizer, max_new_tokens=12)
+    strategy.max_length = len(longer.prompt_ids) + 5
+    strategy.max_length = max(strategy.max_length, len(problems[0].prompt_ids) + 12)
+    alone = strategy.rollout([problems[0]], student)
+    mixed = strategy.rollout([problems[0], longer], student)
+    assert mixed[0] == alone[0] and len(mixed[0].rationales[0].ids) == 12
+    assert len(longer.prompt_ids) + len(mixed[1].rationales[0].ids) <= strategy.max_length
+
+
+@pytest.mark.parametrize("wanted", ["auto", "padded"])
+def test_the_teachers_are_chosen_in_the_layout_of_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
+    given = load_problems(rows_of(*TEACHERS))
+    problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
+    strategy = AdaSwitch(_several(tmp_path), dtype="float32")
+    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, max_length=400, layout=wanted)
+    strategy.check(PolicyWeigher("even", _Planted(torch.full((12,), 1 / 3))), args)
+    layouts = []
+    plain = adaswitch.observe
+    monkeypatch.setattr(
+        adaswitch, "observe", lambda *a, **k: layouts.append(k["layout"]) or plain(*a, **k)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        strategy._chosen(problems, student)
+    assert layouts == ["tree" if wanted == "auto" else "padded"]
+
+
+def test_a_preset_may_read_option_leaves(tmp_path: Path) -> None:
+    """The written text has none; the leaf after the bare question stands for it."""
+    models = _several(tmp_path)
+    prompt = "Ann has {} beads and gets {}. How many?\n(A) {}\n(B) {}\n(C) 3"
+    rows = [
+        {
+            "question_id": f"q{i}",
+            "prompt": prompt.format(i + 2, i, 2 * i + 2, i),
+            "teacher": name,
+            "completion": "So many beads. The answer is (A)",
+            "answer": "(A)",
+        }
+        for i in range(4)
+        for name in models
+    ]
+    losses, _ = train(
+        tmp_path / "run",
+        rows,
+        preset="robust",
+        overrides={"consensus": "posterior-consensus"},
+        strategy="adaswitch",
+        strategy_options={"teachers": models, "max_new_tokens": 4, "dtype": "float32"},
+    )
+    assert all(map(math.isfinite, losses))
+
+
 @pytest.mark.parametrize("preset", ["uniform", "robust"])
 def test_resumes_with_several_teachers(tmp_path: Path, preset: str) -> None:
     options = {"teachers": _several(tmp_path), "max_new_tokens": 6, "dtype": "float32"}
@@ -206,6 +293,10 @@ def test_refused(tmp_path: Path, teacher: str) -> None:
                 strategy="adaswitch",
                 strategy_options={"teachers": teachers},
             )
-    for options in ({"kind": "l2"}, {"factor": -1}, {"window": 0}, {"temperature": -1}):
+    for options in (
+        *({"kind": "l2"}, {"factor": -1}, {"factor": "x"}, {"window": 0}, {"window": 2.5}),
+        *({"temperature": -1}, {"max_new_tokens": 0}, {"max_new_tokens": 8.0}),
+        *({"teachers": ["a", "b"]}, {"teachers": {"a": 3}}, {"teachers": 3}),
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(options))} of adaswitch must be .*got"):
-            AdaSwitch(teacher, **options)  # type: ignore[arg-type]
+            AdaSwitch(**{"teachers": teacher} | options)  # type: ignore[arg-type]

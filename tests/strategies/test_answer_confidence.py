@@ -82,9 +82,33 @@ def test_resumes(tmp_path: Path) -> None:
     assert_resumes(tmp_path / "runs", strategy="answer-confidence", strategy_options=options)
 
 
+def test_rationales_without_an_answer_marker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any answer there would be nothing but even weights."""
+    save_student(tmp_path / "teacher")
+    options = {"teachers": str(tmp_path / "teacher"), "dtype": "float32"}
+    settings: dict[str, Any] = {"strategy": "answer-confidence", "strategy_options": options}
+    rows = rows_of(*TEACHERS)
+    rows[0] = rows[0] | {"completion": "I do not know."}
+    train(tmp_path / "some", rows, **settings, max_steps=1)
+    assert "answer-confidence: 1 of 12 rationales lack an answer marker" in caplog.text
+    none = [row | {"completion": "I do not know."} for row in rows]
+    with pytest.raises(ValueError, match="must have an answer marker, .* got none among 12"):
+        train(tmp_path / "none", none, **settings)
+
+
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tau of answer-confidence must be above 0, got 0"):
+    with pytest.raises(
+        ValueError, match="tau of answer-confidence must be a number above 0, got 0"
+    ):
         AnswerConfidence("x", tau=0)
+    with pytest.raises(ValueError, match="tau of answer-confidence must be .* got '.2'"):
+        AnswerConfidence("x", tau=".2")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="teachers of answer-confidence must be a model, or .* got"
+    ):
+        AnswerConfidence({"a": 3})  # type: ignore[dict-item]
     settings = {"strategy": "answer-confidence", "strategy_options": {"teachers": "x"}}
     with pytest.raises(ValueError, match="preset must be uniform with strategy answer-confidence"):
         train(tmp_path, rows_of(*TEACHERS), **settings, preset="robust")

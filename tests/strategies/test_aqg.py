@@ -103,7 +103,15 @@ def test_questions_join_the_training_problems(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"count": 0}, {"leaves": 1}, {"steps": 9}, {"steps": 1}, {"kinds": ["odd"]}, {"kinds": []}],
+    [
+        {"count": 0},
+        {"leaves": 1},
+        {"steps": 9},
+        {"steps": 1},
+        {"kinds": ["odd"]},
+        {"kinds": []},
+        {"kinds": 3},
+    ],
 )
 def test_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} of aqg must be .*got"):

@@ -12,6 +12,7 @@ import torch
 
 from compact.data import Problem, load_problems
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import lazily
 from compact.strategies import co_supervised
 from compact.strategies.co_supervised import CoSupervised
 from compact.student import Student
@@ -53,8 +54,7 @@ def test_planted_experts_get_their_questions() -> None:
     strategy = CoSupervised(samples=1, probe=4, max_new_tokens=2)
     strategy.prepare(problems, student.model, student.processing_class)
     strategy.begin(student.model, 10)
-    encoded = [e for _, e in strategy._encoded]
-    kept = strategy.rollout(encoded, student)
+    kept = strategy.rollout(list(strategy._encoded), student)
     found = [p.rationales[0].teacher for p in kept]
     assert all(len(p.rationales) == 1 for p in kept)
     right = sum(a == b for a, b in zip(found, experts, strict=True))
@@ -83,7 +83,7 @@ def test_the_filter_beats_the_base_rate(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(strategy, "_keep_rate", lambda _: 0.5)
     strategy.prepare(given, student.model, student.processing_class)
     strategy.begin(student.model, 10)
-    strategy.rollout([e for _, e in strategy._encoded], student)
+    strategy.rollout(list(strategy._encoded), student)
     sound = [q for q in strategy.kept if q not in garbled]
     assert len(strategy.kept) == 12 and len(sound) >= 10  # 6 by chance
 
@@ -99,7 +99,7 @@ def test_keep_rate_counts_sampled_answers(monkeypatch: pytest.MonkeyPatch) -> No
     strategy = CoSupervised(samples=2, probe=8, least=0.01)
     strategy.prepare(problems, student.model, tokenizer)
     strategy.begin(student.model, 10)
-    strategy.rollout([e for _, e in strategy._encoded], student)
+    strategy.rollout(list(strategy._encoded), student)
     want = sum(p.answer == first for p in problems) / 8
     assert strategy.take_log()["keep rate"] == want and len(strategy.kept) == round(8 * want)
 
@@ -119,11 +119,54 @@ def test_questions_that_are_not_kept_have_no_loss(tmp_path: Path) -> None:
     assert sorted(weights) == [0.0, 0.0, 1.0, 1.0]
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert log[0]["strategy/keep rate"] >= 0.5
+    assert log[0]["strategy/questions kept in a step"] == 0.5
+    assert log[0]["strategy/steps without a question kept"] == 0
     with pytest.raises(ValueError, match="preset must be uniform with strategy co-supervised"):
         train(tmp_path / "b", rows_of(*TEACHERS), **settings, preset="robust")
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"samples": 0}, {"probe": 0}, {"least": 0}])
+def test_steps_without_a_question_that_is_kept_are_logged(tmp_path: Path) -> None:
+    """One of four questions is kept, and a step has one question."""
+    options = {"samples": 1, "max_new_tokens": 2, "least": 0.25, "rounds": 1}
+    settings: dict[str, Any] = {"strategy": "co-supervised", "strategy_options": options}
+    settings |= {"per_device_train_batch_size": 1, "max_steps": 4, "logging_steps": 4}
+    train(tmp_path, rows_of(*TEACHERS), **settings)
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["strategy/questions kept in a step"] == 0.25
+    assert log[0]["strategy/steps without a question kept"] == 0.75
+
+
+def test_large_data_are_encoded_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=32, layers=1).eval(), tokenizer)
+    problems = load_problems(rows_of(*TEACHERS, problems=8))
+    monkeypatch.setattr("compact.passes.lazily.AT_ONCE", 2)
+    encoded: list[str] = []
+    encode = lazily.encode_problem
+    monkeypatch.setattr(
+        lazily,
+        "encode_problem",
+        lambda p, *_, **options: (encoded.append(p.question_id), encode(p, *_, **options))[1],
+    )
+    strategy = CoSupervised(samples=1, probe=2, max_new_tokens=2)
+    strategy.prepare(problems, student.model, tokenizer)
+    assert len(encoded) == 2
+    strategy.begin(student.model, 10)
+    strategy.rollout(strategy._encoded[:1], student)
+    assert strategy.assigned.keys() == {p.question_id for p in problems}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rounds": 0},
+        {"samples": 0},
+        {"probe": 0},
+        {"least": 0},
+        {"temperature": -1},
+        {"max_new_tokens": 0},
+    ],
+)
 def test_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} of co-supervised must be .*got"):
         CoSupervised(**options)

@@ -14,6 +14,7 @@ from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_problem
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
+from compact.strategies import white_box
 from compact.strategies.crsd import Crsd
 from compact.strategies.feature_contrast import FeatureContrast, contrast, projection
 from compact.student import Student
@@ -190,9 +191,97 @@ def test_a_choice_is_an_answer_to_its_question_alone(tmp_path: Path) -> None:
         [row | {"question_id": f"q{i}", "prompt": p, "answer": a} for i, (p, a) in enumerate(asked)]
     )
     strategy = FeatureContrast(str(tmp_path / "teacher"), dtype="float32")
-    strategy.prepare(problems, nn.Identity(), tokenizer)
     encoded = [encode_problem(p, tokenizer, max_length=400) for p in problems]
-    assert strategy.labels(encoded) == [0, 0, 1, 2, 3, 4]
+    assert strategy.labels(encoded) == [0, 0, 1, 2, 3, 4]  # whether it trains on them or not
+
+
+def test_each_model_reads_the_rationales_of_its_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The term is that of all rationales read by both models, as written out here."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=32, layers=1).eval(), tokenizer)
+    rows = rows_of("good", "verbose")
+    names = [row["teacher"] for row in rows[:2]]
+    for seed, name in enumerate(names):
+        build_model(tokenizer, 7 + seed, hidden=16, layers=1).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    options: dict[str, Any] = {"dtype": "float32", "factor": 0.5, "soft": 2.0}
+    strategy = FeatureContrast({n: str(tmp_path / n) for n in names}, **options)
+    strategy.prepare(load_problems(rows), nn.Identity(), tokenizer)
+    hidden, pass_ = _pass(student, rows)
+    weight = torch.tensor([0.7, 0.3] * 4)
+    read = []
+    plain = white_box.teacher_states
+    monkeypatch.setattr(
+        white_box,
+        "teacher_states",
+        lambda model, ps: (
+            read.append([r.teacher for p in ps for r in p.rationales]) or plain(model, ps)
+        ),
+    )
+    got = strategy.term(hidden, pass_, weight)
+    assert read == [[name] * 4 for name in names]
+
+    batch, own = pass_.batch, white_box.completion_states(hidden, pass_)
+    models = [strategy.models[name] for name in names]
+    states = [plain(model, batch.problems) for model in models]
+    kl = torch.stack([white_box.divergence(own, student, states[i], models[i]) for i in range(2)])
+    soft = sum(
+        weight[r] * kl[r % 2, slice(*batch.token_offsets[r : r + 2].tolist())].mean()
+        for r in range(8)
+    )
+    rationales = [r for p in batch.problems for r in p.rationales]
+    at = [int(batch.token_offsets[i]) + r.marker for i, r in enumerate(rationales)]
+    p = projection(16, 32, 0)
+    seen = torch.stack([states[r % 2][t] @ p for r, t in enumerate(at)])
+    labels = torch.tensor(strategy.labels(batch.problems)).repeat_interleave(2)
+    mine = own[at]
+    want = sum(contrast(mine, other, labels, 0.1) for other in (mine, seen))
+    torch.testing.assert_close(got, 2.0 * soft + 0.5 * 4 * want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_without_a_model_is_left_out_of_an_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The value is that of the others, with the whole weight, and the log tells once."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=32, layers=1).eval(), tokenizer)
+    save_student(tmp_path / "teacher")
+    strategy = FeatureContrast(
+        {"good-0": str(tmp_path / "teacher")}, dtype="float32", soft=1.0, factor=0.5
+    )
+    strategy.prepare(load_problems(rows_of("good")), nn.Identity(), tokenizer)
+    alone = strategy.term(*_pass(student, rows_of("good")), torch.ones(4))
+    strategy.factor = 0.0  # the contrast within the student has the other teacher's states
+    soft = strategy.term(*_pass(student, rows_of("good")), torch.ones(4))
+    assert float(alone) != float(soft)
+    rows = rows_of("good", "verbose")
+    for _ in range(2):
+        both = strategy.term(*_pass(student, rows), torch.full((8,), 0.5))
+        torch.testing.assert_close(both, soft, rtol=1e-5, atol=1e-6)
+    told = [r.getMessage() for r in caplog.records if r.name == "compact.strategies.white_box"]
+    assert told == [
+        "evaluation: the divergence leaves out verbose-1, which have no white-box model"
+    ]
+    strategy.factor = 1.0
+    assert torch.isfinite(strategy.term(*_pass(student, rows), torch.full((8,), 0.5)))
+
+
+def test_rationales_without_a_marker_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"teacher": "a", "prompt": "2 + 2?", "answer": "4"}
+    texts = ["2 + 2 = 4.", "2 + 2 = 4. The answer is 4.", "So. The answer is 5."]
+    problems = load_problems(
+        [row | {"question_id": f"q{i}", "completion": text} for i, text in enumerate(texts)]
+    )
+    save_student(tmp_path / "teacher")
+    strategy = FeatureContrast(str(tmp_path / "teacher"), dtype="float32")
+    with pytest.raises(ValueError, match="found 1 right rationales and none with a marker"):
+        strategy.prepare([problems[0], problems[2]], nn.Identity(), build_tokenizer())
+    strategy.prepare(problems, nn.Identity(), build_tokenizer())
+    assert "1 of 2 right rationales have no answer marker" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -216,6 +305,10 @@ def test_bad_options() -> None:
     for options in ({"kl": -1}, {"temperature": 0}, {"rationales": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} of crsd must be .* got"):
             Crsd(**options)  # type: ignore[arg-type]
-    for options in ({"factor": -1}, {"soft": -1}, {"temperature": 0}):
-        with pytest.raises(ValueError, match="of feature-contrast must be .* got"):
+    for options in ({"factor": -1}, {"soft": "1"}, {"temperature": 0}, {"seed": 0.5}):
+        name = next(iter(options))
+        with pytest.raises(ValueError, match=f"{name} of feature-contrast must be .* got"):
             FeatureContrast("x", **options)  # type: ignore[arg-type]
+    for teachers in (["a", "b"], {"a": 3}):
+        with pytest.raises(ValueError, match="teachers of feature-contrast must be a model, or"):
+            FeatureContrast(teachers)  # type: ignore[arg-type]

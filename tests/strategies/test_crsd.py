@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.crsd import Crsd
 from compact.student import Student
+from helpers.trajectories import train
 
 LABEL_ONLY = {"kl": 0.0, "nce": 0.0, "label": 1.0, "rationales": 0.0}
 # The terms kl and nce do not help here (docs/strategies.md), so what is tested are the others.
@@ -87,6 +90,41 @@ def _right_without_rationale(options: dict[str, float], *, shuffled: bool) -> fl
     at = pass_.batch.token_offsets[:-1] + 3  # "The", " answer", " is", the answer
     logits = student.logits(pass_.hidden.flatten(0, 1)[pass_.batch.rows][at])
     return float((logits.argmax(1) == pass_.batch.target[at]).float().mean())
+
+
+def _rows(completion: str) -> list[dict[str, str]]:
+    sums = [(2 + i, i) for i in range(4)]
+    return [
+        {
+            "question_id": f"q{i}",
+            "prompt": f"{a} + {b}",
+            "teacher": "t",
+            "completion": completion.format(a=a, b=b, sum=a + b),
+            "answer": str(a + b),
+        }
+        for i, (a, b) in enumerate(sums)
+    ]
+
+
+def test_right_rationales_without_an_answer_marker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are right, but it is not known which of their tokens are the answer."""
+    without = _rows("{a} + {b} = {sum} beads are left.")
+    with pytest.raises(ValueError, match="must have an answer marker.*got none among 4 right"):
+        train(tmp_path / "none", without, strategy="crsd")
+    wrong = _rows("{a} + {b} = 99.\nThe answer is 99")
+    with pytest.raises(ValueError, match="must have an answer marker.*got none among 0 right"):
+        train(tmp_path / "wrong", wrong, strategy="crsd")
+    some = without[:1] + _rows("{a} + {b} = {sum}.\nThe answer is {sum}")[1:]
+    train(tmp_path / "some", some, strategy="crsd", max_steps=1)
+    assert "crsd: 1 of 4 right rationales lack an answer marker" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"kl": "1"}, {"nce": -1}, {"temperature": 0}])
+def test_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of crsd must be .* got"):
+        Crsd(**options)
 
 
 @pytest.mark.slow

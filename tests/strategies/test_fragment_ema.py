@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from compact.config import CompactConfig
+from compact.data import load_problems
+from compact.lab import zoo
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes.encode import encode_problem
+from compact.passes.forward import observe, run_pass
+from compact.passes.packing import build_batch
 from compact.strategies.fragment_ema import FragmentEma, momentum_at
+from compact.student import Student
+from compact.trainer import CompactTrainer
 from helpers.resuming import assert_resumes
 from helpers.trajectories import TEACHERS, rows_of, train
 
@@ -59,12 +69,48 @@ def test_the_term_is_zero_at_first_and_changes_the_run_later(tmp_path: Path) -> 
     assert log[1]["strategy/kl to the self-teacher"] > 0
 
 
+def test_under_autocast_the_self_teacher_has_its_own_weights() -> None:
+    """As outside of the cache of autocast; and the student does not get those of the average."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0, hidden=32, layers=2).eval()
+    student = Student.of(model, tokenizer)
+    problems = [
+        encode_problem(p, tokenizer, max_length=400)
+        for p in load_problems(rows_of("good", problems=2))
+    ]
+    batch = build_batch(problems, layout="tree", leaves=False, pad_token_id=student.pad_token_id)
+    strategy = FragmentEma()
+    strategy.begin(model, 10)
+    for average in strategy.average.values():
+        average.mul_(1.2)
+
+    def read() -> tuple[torch.Tensor, float]:
+        """Returns the student's hidden states and the term, in a new context of autocast."""
+        with torch.autocast("cpu", torch.bfloat16):
+            _, hidden, pass_ = run_pass(student, batch)
+            term = strategy.term(hidden, pass_, torch.ones(2))
+            again = run_pass(student, batch)[1]
+        assert torch.equal(hidden, again)
+        (gradient,) = torch.autograd.grad(again.float().sum(), student.weight)
+        assert float(gradient.abs().max()) > 0
+        return hidden, float(term.detach())
+
+    hidden, term = read()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        _, alone, pass_ = run_pass(student, batch)
+        want = float(strategy.term(alone, pass_, torch.ones(2)).detach())
+    assert torch.equal(hidden, alone) and term == pytest.approx(want, rel=1e-3)
+    assert want > 1e-3
+
+
 def test_resumes(tmp_path: Path) -> None:
     assert_resumes(tmp_path, strategy="fragment-ema")
 
 
-@pytest.mark.parametrize("options", [{"share": 0}, {"momentum": 1}, {"factor": -1}])
-def test_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"share": 0}, {"share": ".2"}, {"momentum": 1}, {"factor": -1}]
+)
+def test_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} of fragment-ema must be .*got"):
         FragmentEma(**options)
 
@@ -75,14 +121,6 @@ def test_the_self_teacher_is_better_where_rationales_are_corrupted(tmp_path: Pat
 
     The average has a lower loss on sound rationales of other questions than the student.
     """
-    from compact.config import CompactConfig
-    from compact.data import load_problems
-    from compact.lab import zoo
-    from compact.lab.zoo_student import build_model, build_tokenizer
-    from compact.passes.encode import encode_problem
-    from compact.passes.forward import observe
-    from compact.trainer import CompactTrainer
-
     tokenizer = build_tokenizer()
     rows = zoo.make_rows(("good",), 60, seed=1)
     spare = zoo.make_rows(("style-shifted",), 60, seed=2)

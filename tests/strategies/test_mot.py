@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from compact.strategies.mot import MergeOfThoughts, truncated
 from helpers.resuming import assert_resumes
-from helpers.trajectories import TEACHERS, rows_of, train
+from helpers.trajectories import TEACHERS, rows_of, train, trainer_of
 
 MOT = {"strategy": "mot", "strategy_options": {"rounds": 1}}
 
@@ -33,6 +34,48 @@ def test_identical_teachers_are_plain_sft(tmp_path: Path) -> None:
     ours = train(tmp_path / "a", rows_of("good", "good", "good"), max_steps=6, **MOT)[1]
     plain = train(tmp_path / "b", rows_of("good"), max_steps=2)[1]
     torch.testing.assert_close(ours, plain, rtol=0, atol=2e-6)
+
+
+SCHEDULES: list[dict[str, Any]] = [
+    {"lr_scheduler_type": "linear"},
+    {"lr_scheduler_type": "cosine", "warmup_steps": 4},
+    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}},
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_branch_has_the_same_rates(tmp_path: Path, schedule: dict[str, Any]) -> None:
+    """So the order of the teachers does not change what the branches are merged to."""
+    rows = rows_of("good", "wrong-step")
+    swapped = [row for pair in zip(rows[1::2], rows[::2], strict=True) for row in pair]
+    settings = {"max_steps": 8, "learning_rate": 1e-2} | MOT | schedule
+    one, other = (train(tmp_path / n, r, **settings)[1] for n, r in (("a", rows), ("b", swapped)))
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_identical_teachers_are_plain_sft_with_a_schedule(tmp_path: Path) -> None:
+    """Also over two rounds: the rates fall as in one run, not anew in each round."""
+    settings: dict[str, Any] = {"lr_scheduler_type": "linear"}
+    settings |= {"adam_beta1": 0.0, "adam_beta2": 0.0}  # the optimizer starts anew in each branch
+    mot = MOT | {"strategy_options": {"rounds": 2}}
+    rows = rows_of("good", "good")
+    ours = train(tmp_path / "a", rows, max_steps=8, **settings, **mot)[1]
+    plain = train(tmp_path / "b", rows_of("good"), max_steps=4, **settings)[1]
+    torch.testing.assert_close(ours, plain, rtol=0, atol=2e-6)
+
+
+def test_a_schedule_that_is_not_known_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_of(
+        tmp_path, rows_of("good", "verbose"), max_steps=4, lr_scheduler_type="linear", **MOT
+    )
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-3)
+    own = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    trainer.optimizer, trainer.lr_scheduler = optimizer, own
+    trainer.train()
+    told = [r.getMessage() for r in caplog.records if r.name == "compact.strategies.mot"]
+    assert len(told) == 1 and "not that of lr_scheduler_type" in told[0]
 
 
 @pytest.mark.parametrize("rank", [3, 12, 20])
@@ -74,7 +117,33 @@ def test_weights_of_the_preset_weigh_the_branches(tmp_path: Path) -> None:
     assert not torch.allclose(robust, mean, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"stop": 2}, {"preset": "softmax-nll"}])
+def test_problems_that_are_left_out_have_no_say(tmp_path: Path) -> None:
+    """Two of four problems have no right rationale; in the others one teacher is right."""
+    rows = []
+    for i in range(4):
+        gold, right = 2 * i + 2, i < 2
+        for teacher in "ab":
+            answer = gold if right and teacher == "a" else gold + 1 + (teacher == "b")
+            rows.append(
+                {
+                    "question_id": f"q{i}",
+                    "prompt": f"Ann has {i + 2} beads and gets {i}. How many?",
+                    "teacher": teacher,
+                    "completion": f"She has {answer} beads.\nThe answer is {answer}",
+                    "answer": str(gold),
+                }
+            )
+    options = {"strategy": "mot", "strategy_options": {"rounds": 1, "merge": "weights"}}
+    trainer = trainer_of(tmp_path, rows, preset="robust", **options)
+    trainer.train()
+    log = {k: v for entry in trainer.state.log_history for k, v in entry.items()}
+    assert log["strategy/branch weight/a"] == 1.0 and log["strategy/branch weight/b"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"stop": 2}, {"preset": "softmax-nll"}, {"lr_scheduler_type": "cosine"}],
+)
 def test_resumes_within_a_round(tmp_path: Path, settings: dict[str, object]) -> None:
     """From a checkpoint in the middle of the first round, and from one within a branch."""
     merge = "weights" if "preset" in settings else "mean"
@@ -88,7 +157,8 @@ def test_resumes_within_a_round(tmp_path: Path, settings: dict[str, object]) -> 
         ({"preset": "robust"}, "preset must be uniform with strategy mot, got 'robust'"),
         ({"preset": "single:good-0"}, "preset must not be single:good-0 with strategy mot"),
         ({"max_steps": 2}, "max_steps must be at least 3 for 1 rounds of 3 branches, got 2"),
-        ({"strategy_options": {"rounds": 0}}, "rounds of mot must be .* got 0"),
+        ({"strategy_options": {"rounds": 0}}, "rounds of mot must be a whole number .* got 0"),
+        ({"strategy_options": {"rounds": True}}, "rounds of mot must be .* got True"),
         ({"strategy_options": {"merge": "sum"}}, "merge of mot must be mean or weights"),
         ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 1}, "must divide"),
     ],

@@ -90,14 +90,13 @@ def test_wrong_rewrites_and_right_students_keep_the_original(
     tokenizer = build_tokenizer()
     student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1).eval(), tokenizer)
     (problem,) = load_problems(rows_of("good", "verbose", problems=1))
-    originals = [r.completion for r in problem.rationales]
     answers = ["The answer is 99"]
     monkeypatch.setattr(
         orion, "generate", lambda m, t, p, *_, **__: [t(answers[0])["input_ids"]] * len(p)
     )
     writer.texts = ["The answer is 98", f"Well. The answer is {problem.answer}"]
     texts, counts = rewritten(problem, student)
-    assert texts == [originals[0], writer.texts[1]]
+    assert texts == [None, writer.texts[1]]
     assert counts["rewritten"] == 1 and counts["rewritten but wrong"] == 1
     writer.texts = []
     with pytest.raises(ValueError, match="must return a text for each of 2 requests, got 0"):
@@ -105,7 +104,7 @@ def test_wrong_rewrites_and_right_students_keep_the_original(
     answers[0] = f"The answer is {problem.answer}"
     writer.requests.clear()
     texts, _ = rewritten(problem, student)
-    assert texts == originals and not writer.requests
+    assert texts == [None, None] and not writer.requests
 
 
 def test_the_student_writes(tmp_path: Path) -> None:
@@ -124,7 +123,17 @@ def test_resumes(tmp_path: Path) -> None:
     assert_resumes(tmp_path, strategy="orion", strategy_options=options)
 
 
-@pytest.mark.parametrize("options", [{"samples": 0}, {"writer": "me"}, {"writer": "no.such:one"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"samples": 0},
+        {"samples": 2.5},
+        {"temperature": -0.8},
+        {"max_new_tokens": 0},
+        {"writer": "me"},
+        {"writer": "no.such:one"},
+    ],
+)
 def test_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}.* must be .*got"):
         Orion(**options)

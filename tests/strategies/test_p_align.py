@@ -11,8 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compact.data import load_problems
+from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import EncodedProblem
+from compact.passes.encode import encode_problem
+from compact.passes.forward import observe
 from compact.strategies import p_align
-from compact.strategies.p_align import PrefixAlign, shortest_prefix
+from compact.strategies.p_align import PrefixAlign, levels_of, shortest_prefix
+from compact.student import Student
 from compact.teachers.tasks import Work, work_off
 from helpers.resuming import assert_resumes
 from helpers.trajectories import TEACHERS, rows_of, train
@@ -64,21 +70,16 @@ ANSWER = [0]
 
 def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[list[int]]) -> None:
     """Levels planted to pass after the second step: two steps and the student's right end."""
-    from compact.data import load_problems
-    from compact.lab.zoo_student import build_model, build_tokenizer
-    from compact.passes.encode import encode_problem
-    from compact.student import Student
-
     (problem,) = load_problems(rows_of("good", "verbose", problems=1))
     ANSWER[0] = int(problem.answer)
     tokenizer = build_tokenizer()
     student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1).eval(), tokenizer)
     planted = [[-9.0, -9.0, -0.1, -0.1, -0.1, -0.1], [-9.0, -0.1, -9.0, -0.1, -0.1, -0.1]]
 
-    def levels(encoded: Any, _: Any) -> list[list[float]]:
+    def levels(_: Any, encoded: Any, __: Any) -> list[list[float]]:
         return [own[: len(r.steps) + 1] for own, r in zip(planted, encoded.rationales, strict=True)]
 
-    monkeypatch.setattr(p_align, "_levels", levels)
+    monkeypatch.setattr(PrefixAlign, "_levels", levels)
     texts, counts = PrefixAlign().built([problem], student)[problem.question_id]
     encoded = encode_problem(problem, tokenizer, max_length=400)
     prefixes = [
@@ -89,7 +90,84 @@ def test_levels_give_the_prefix(monkeypatch: pytest.MonkeyPatch, scripted: list[
     assert counts["not monotone"] == 1 and counts["prefixes kept"] == 2
     ANSWER[0] = 98  # never right: the original stays
     texts, counts = PrefixAlign().built([problem], student)[problem.question_id]
-    assert texts == [r.completion for r in problem.rationales] and counts["prefixes kept"] == 0
+    assert texts == [None, None] and counts["prefixes kept"] == counts["steps"] == 0
+
+
+def test_the_log_has_the_share_of_steps_kept(
+    tmp_path: Path, scripted: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of the first rationale of each question are enough; the other has no prefix."""
+
+    def levels(_: Any, encoded: Any, __: Any) -> list[list[float]]:
+        first, other = (len(r.steps) for r in encoded.rationales)
+        return [[-9.0, -9.0, *[-0.1] * (first - 1)], [-9.0] * (other + 1)]
+
+    monkeypatch.setattr(PrefixAlign, "_levels", levels)
+    monkeypatch.setattr(p_align, "reads_gold", lambda _: lambda text: text)
+    rows = rows_of("good", "verbose")
+    train(tmp_path, rows, strategy="p-align")
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]
+    steps = [
+        len(encode_problem(p, build_tokenizer(), max_length=400).rationales[0].steps)
+        for p in load_problems(rows)
+    ]
+    assert log["strategy/share of steps kept"] == pytest.approx(2 * len(steps) / sum(steps))
+    assert log["strategy/prefixes kept"] == len(steps) and "strategy/steps" not in log
+
+
+def test_levels_of_padded_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They equal those of a tree, and no forward has more tokens than the most."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1).eval(), tokenizer)
+    (problem,) = (
+        encode_problem(p, tokenizer, max_length=400, leaf_budget=float("inf"))
+        for p in load_problems(rows_of(*TEACHERS, problems=1))
+    )
+    rows: list[int] = []
+
+    def counted(student: Student, problems: Any, **options: Any) -> Any:
+        pass_ = observe(student, problems, **options)
+        rows.append(pass_.batch.main.input_ids.numel())
+        if pass_.batch.leaves is not None:
+            rows[-1] = pass_.batch.leaves.input_ids.numel()
+        return pass_
+
+    monkeypatch.setattr(p_align, "observe", counted)
+    tree = levels_of(problem, student, "tree")
+    assert len(rows) == 1 and [len(own) for own in tree] == [
+        len(r.steps) + 1 for r in problem.rationales
+    ]
+    longest = len(problem.prompt_ids) + max(len(r.ids) for r in problem.rationales)
+    monkeypatch.setattr(p_align, "_MOST_TOKENS", 2 * longest)
+    rows.clear()
+    padded = levels_of(problem, student, "padded")
+    leaf = len(problem.spaced_cue_ids) + len(problem.gold_ids)
+    # Besides the leaves of two steps, each forward asks after the bare question.
+    assert len(rows) > len(problem.rationales) and max(rows) <= 4 * (longest + leaf)
+    for ours, theirs in zip(padded, tree, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("asked, found", [("auto", "tree"), ("padded", "padded")])
+def test_the_layout_is_chosen_once(monkeypatch: pytest.MonkeyPatch, asked: str, found: str) -> None:
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1).eval(), tokenizer)
+    layouts: list[str] = []
+
+    def levels(encoded: EncodedProblem, _: Any, layout: str) -> list[list[float]]:
+        layouts.append(layout)
+        return [[-9.0] * (len(r.steps) + 1) for r in encoded.rationales]
+
+    monkeypatch.setattr(p_align, "levels_of", levels)
+    chosen: list[str] = []
+    choose = p_align.choose_layout
+    monkeypatch.setattr(
+        p_align, "choose_layout", lambda *args: (chosen.append(args[1]), choose(*args))[1]
+    )
+    strategy = PrefixAlign()
+    strategy._asked_layout = asked
+    strategy.built(load_problems(rows_of("good", problems=3)), student)
+    assert layouts == [found] * 3 and chosen == [asked]
 
 
 @pytest.mark.parametrize("judge", ["leaves", "reaches", "asked"])
@@ -120,7 +198,19 @@ def test_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"judge": "me"}, {"search": "x"}, {"level": 0}, {"samples": 0}]
+    "options",
+    [
+        {"judge": "me"},
+        {"search": "x"},
+        {"level": 0},
+        {"level": "high"},
+        {"samples": 0},
+        {"samples": 2.5},
+        {"samples": "4"},
+        {"temperature": -1},
+        {"max_new_tokens": 0},
+        {"budget": "5", "writer": "x.yaml:y"},
+    ],
 )
 def test_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} of p-align must be .* got"):

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from compact.data import load_problems
+from compact.lab.zoo_student import build_tokenizer
+from compact.passes.encode import encode_problem
 from compact.strategies import trico
 from compact.strategies.trico import Trico
 from compact.weighting.weighers import Weights
@@ -100,12 +103,58 @@ def test_the_gold_set_does_not_train(tmp_path: Path) -> None:
         train(tmp_path / "c", rows_of("wrong-step"), **settings, preset="robust")
 
 
+def test_the_gold_set_is_the_last_right_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No problem before them is encoded."""
+    rows = rows_of("good", "wrong-step", problems=6)
+    bad = rows[-1]["question_id"]
+    rows = [r for r in rows if r["question_id"] != bad or r["teacher"] == "wrong-step-1"]
+    problems = load_problems(rows)
+    asked: list[str] = []
+
+    def encode(problem: Any, *args: Any, **settings: Any) -> Any:
+        asked.append(problem.question_id)
+        return encode_problem(problem, *args, **settings)
+
+    monkeypatch.setattr(trico, "encode_problem", encode)
+    strategy = Trico(gold=2)
+    left = strategy.prepare(problems, torch.nn.Identity(), build_tokenizer())
+    ids = [p.question_id for p in problems]
+    assert ids[-1] == bad and [p.question_id for p in left] == [*ids[:3], bad]
+    assert [p.question_id for p in strategy._encoded] == ids[3:5] and asked == ids[:2:-1]
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"floor": 0.2}, "floor of the preset must be 0 with strategy trico.* got 0.2"),
+        ({"warmup": 10}, "warmup of the preset must be 0 with strategy trico.* got 10"),
+        ({"beta": [1, 1, 0]}, "overrides must not have beta .* strategy_options {beta: ...}"),
+        ({"tau": 2.0}, "overrides must not have tau .* strategy_options {tau: ...}"),
+        (
+            {"adaptability": "none", "consensus": "none", "difficulty": "none"},
+            "overrides must leave one of adaptability, consensus, difficulty",
+        ),
+    ],
+)
+def test_settings_that_it_does_not_read_are_refused(
+    tmp_path: Path, overrides: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path, [], preset="robust", overrides=overrides, strategy="trico")
+
+
 def test_resumes(tmp_path: Path) -> None:
     options = {"gold": 1, "every": 2, "rate": 1.0}
     assert_resumes(tmp_path, preset="robust", strategy="trico", strategy_options=options)
 
 
-@pytest.mark.parametrize("options", [{"gold": 0}, {"every": 0}, {"rate": -1}, {"beta": [1]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"gold": 0}, {"gold": True}, {"every": 0}, {"rate": -1}, {"tau": 0}, {"tau": "1"}),
+        *({"beta": [1]}, {"beta": 1.0}, {"beta": ["a", "b", "c"]}),
+    ],
+)
 def test_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} of trico must be .*got"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of trico.* must be .*got"):
         Trico(**options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,5 +105,25 @@ def test_gram_is_that_of_a_map_before_the_head() -> None:
         log = weigher.take_log()
         assert len(log) == 3 and all(-1.001 <= value <= 1.001 for value in log.values())
         assert weigher.take_log() == {}
-    with pytest.raises(ValueError, match="override of mgda: nu must be above 0"):
-        make_weigher("mgda", nu=0)
+    for nu in (0, "1"):
+        with pytest.raises(ValueError, match="override of mgda: nu must be a number above 0"):
+            make_weigher("mgda", nu=nu)
+
+
+def test_the_conflict_matrix_has_one_entry_a_pair() -> None:
+    """Also if the teachers stand in another order in each problem."""
+    tokenizer = build_tokenizer()
+    student = Student.of(build_model(tokenizer, 0, hidden=16, layers=1), tokenizer)
+    first, second = load_problems(rows_of("good", "verbose", problems=2))
+    other = replace(second, rationales=second.rationales[::-1])
+    logs = []
+    for pair in ([first, second], [first, other]):
+        problems = [encode_problem(p, tokenizer, max_length=400) for p in pair]
+        student.model.eval()
+        pass_ = observe(student, problems, leaves=False)
+        student.model.train()
+        weigher = make_weigher("pcgrad")
+        weigher(pass_)
+        logs.append(weigher.take_log())
+    assert list(logs[0]) == ["policy/cosine/good-0 x verbose-1"]
+    assert logs[1] == pytest.approx(logs[0], abs=1e-5)

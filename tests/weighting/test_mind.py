@@ -98,7 +98,13 @@ def test_resumes(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("override", [{"tau": 0}, {"beta": 2}, {"every": 0}, {"consistency": "x"}])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *({"tau": 0}, {"tau": "x"}, {"beta": 2}, {"every": 0}, {"every": 2.5}),
+        *({"rate": float("nan")}, {"seed": "a"}, {"consistency": "x"}),
+    ],
+)
 def test_bad_settings(override: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"override of mind: {next(iter(override))} must be"):
         make_weigher("mind", **override)

@@ -7,10 +7,15 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from compact.answers import find_domain
+from compact.data import load_problems
+from compact.lab.zoo_student import build_tokenizer
+from compact.passes.encode import encode_problem
 from compact.weighting import make_weigher
 from compact.weighting.muki import confidence
 from helpers.passes import pass_of
@@ -18,10 +23,40 @@ from helpers.toy import make_problem
 
 
 def test_confidence() -> None:
-    assert confidence(["7", "7 apples", "7.0"]) == pytest.approx(1.0)
-    assert confidence(["1", "2", "3", "4"]) == pytest.approx(0.0)
+    domain = find_domain("7")
+    assert confidence(["7", "7 apples", "7.0"], domain) == pytest.approx(1.0)
+    assert confidence(["1", "2", "3", "4"], domain) == pytest.approx(0.0)
     mixed = 1 + (0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
-    assert confidence(["7", "7", "7", "8"]) == pytest.approx(mixed)
+    assert confidence(["7", "7", "7", "8"], domain) == pytest.approx(mixed)
+
+
+@pytest.mark.parametrize(
+    "gold, prompt, answers",
+    [
+        ("B", "Which?\n(A) sea\n(B) the field", ["(B)", "B", "B) the field", "the field"]),
+        ("yes", "Is it so?", ["yes", "Yes, it is", "True", "yes"]),
+    ],
+)
+def test_sampled_answers_are_compared_in_the_domain(
+    tmp_path: Path, gold: str, prompt: str, answers: list[str]
+) -> None:
+    """All four say the same, so the teacher is sure."""
+    row = {"question_id": "q0", "prompt": prompt, "teacher": "t0", "answer": gold}
+    (given,) = load_problems([row | {"completion": f"So it is. The answer is {gold}"}])
+    problem = encode_problem(given, build_tokenizer(), max_length=200)
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({"question_id": "q0", "teacher": "t0", "answers": answers}))
+    found = make_weigher("muki", confidences=str(path))(pass_of([problem])).scores
+    assert found["confidence"].tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("override", [{"tau": 0}, {"tau": "x"}, {"margin": "yes"}])
+def test_bad_settings(tmp_path: Path, override: dict[str, Any]) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text("")
+    name = next(iter(override))
+    with pytest.raises(ValueError, match=f"override of muki: {name} must be .* got"):
+        make_weigher("muki", confidences=str(path), **override)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -214,13 +215,20 @@ def test_state_comes_back() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("robst", {}, "weigher must be one of released, paper, robust, uniform, .*'robst'"),
+        ("robst", {}, "preset must be one of released, paper, robust, uniform, .*'robst'"),
         ("single", {}, "got 'single'"),
         ("robust", {"temperature": 1}, "override of robust must be one of .*'temperature'"),
         ("random", {"tau": 1}, "override of random: "),
+        ("robust", {"tau": 0}, "override of robust: tau must be a number of at least 1e-06, got 0"),
+        ("robust", {"ddof": 0.5}, "ddof must be a whole number of at least 0 and at most 1, got"),
+        ("robust", {"floor": 2}, "floor must be a number of at least 0 and at most 1, got 2"),
+        ("robust", {"warmup": float("inf")}, "warmup must be a number of at least 0, got inf"),
+        ("robust", {"beta": (1, 2)}, "beta must be three numbers"),
+        ("robust", {"beta": (1, 2, "3")}, "beta: each factor must be a number, got '3'"),
+        ("paper", {"adaptability": "aslec-casl"}, "must not be aslec-casl in a preset"),
     ],
 )
-def test_unknown_names_are_told(name: str, overrides: dict[str, int], message: str) -> None:
-    """The message lists the known names."""
+def test_bad_overrides_are_told(name: str, overrides: dict[str, Any], message: str) -> None:
+    """The message lists the known names, or says what is allowed."""
     with pytest.raises(ValueError, match=message):
         make_weigher(name, **overrides)
