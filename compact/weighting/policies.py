@@ -321,6 +321,20 @@ class _ByMetric:
         return self.weigh(score, pass_.batch.problem_offsets)
 
 
+def _by_length(batch: Batch, _: int) -> Tensor:
+    return _share(batch.token_offsets.diff().float(), batch.problem_offsets)
+
+
+@register_policy("sft")
+def sft() -> Policy:
+    """Weights T_k / sum T, T_k the completion tokens: plain SFT on all rationales of a problem.
+
+    Every token of a problem then counts the same. In TRL's SFTTrainer every token of a batch does,
+    so problems with more tokens count more; with one problem a step the losses are equal.
+    """
+    return _ByData(_by_length)
+
+
 @register_policy("longest")
 def longest() -> Policy:
     """All weight on the rationale with the most tokens; ties share it."""

@@ -99,6 +99,15 @@ def test_policies_by_length(finished: Pass) -> None:
     """Rationales of 5, 9, 7 and 12 tokens."""
     np.testing.assert_allclose(weight(finished, "longest"), [0, 0, 0, 1])
     np.testing.assert_allclose(weight(finished, "shortest"), [1, 0, 0, 0])
+    np.testing.assert_allclose(weight(finished, "sft"), np.array([5, 9, 7, 12]) / 33, rtol=1e-6)
+
+
+def test_sft_is_the_mean_over_all_tokens(finished: Pass) -> None:
+    """The loss of plain SFT on the rationales of one problem."""
+    means = by_rationale(finished, finished.stats.nll)
+    loss = float((weight(finished, "sft") * means).sum())
+    assert loss == pytest.approx(float(finished.stats.nll.mean()), rel=1e-5)
+    assert not make_weigher("sft").needs.student
 
 
 def test_persyn_takes_the_most_likely_of_the_right_ones(finished: Pass) -> None:
