@@ -1,7 +1,9 @@
 """Fused operators for multi-teacher distillation: the LM head, its gradients, teacher weights.
 
-On one machine, results are bit-identical from run to run and for any number of threads. Machines
-with other caches or instruction sets split sums differently, so the last bits may differ.
+On one machine, results are bit-identical from run to run and on CPUs for any number of threads.
+Exceptions: the gradient of `accumulate_weighted` with respect to its weights, which torch sums, and
+on CUDA the gradients of `tree_attention`. Machines with other caches or instruction sets split sums
+differently, so the last bits may differ.
 """
 
 from compact_ops._library import about_backend, backend

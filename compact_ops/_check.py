@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -78,16 +80,36 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def number(op: str, name: str, value: float, low: float, *, inclusive: bool) -> float:
-    """Checks value > low (or >= low) and returns it as a float.
+def number(
+    op: str, name: str, value: float, low: float | None = None, *, inclusive: bool = False
+) -> None:
+    """Checks that a value is a finite number, and > low (or >= low) if there is a bound.
 
     Raises:
-        ValueError: the value is out of range or NaN.
+        TypeError: the value is not a number.
+        ValueError: the value is out of range, infinite or NaN.
     """
-    if not (value >= low if inclusive else value > low):
-        sign = ">=" if inclusive else ">"
-        raise ValueError(f"{op}: {name} must be {sign} {low:g}, got {value}")
-    return float(value)
+    # A tracer's numbers have other types, and their values are not known.
+    tracing = torch.compiler.is_compiling()
+    if not tracing and not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    inside = low is None or (value >= low if inclusive else value > low)
+    if not inside or not (tracing or math.isfinite(value)):
+        bound = "" if low is None else f"{'>=' if inclusive else '>'} {low:g} and "
+        raise ValueError(f"{op}: {name} must be {bound}finite, got {value}")
+
+
+def integer(op: str, name: str, value: int, low: int | None = None) -> None:
+    """Checks that a value is an integer, and >= low if there is a bound.
+
+    Raises:
+        TypeError: the value is not an integer.
+        ValueError: the value is out of range.
+    """
+    if not torch.compiler.is_compiling() and not isinstance(value, (Integral, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+    if low is not None and value < low:
+        raise ValueError(f"{op}: {name} must be >= {low}, got {value}")
 
 
 def head(
@@ -107,12 +129,27 @@ def head(
     tensor(op, "weight", weight, FLOATS, ["V", "H"], H=hidden.shape[1])
     if weight.shape[0] == 0:
         raise ValueError(f"{op}: weight must have at least one row (V >= 1), got shape [0, H]")
+    terms(op, weight.shape[0], bias, softcap, logit_scale)
+
+
+def terms(
+    op: str,
+    vocabulary: int,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    prefix: str = "",
+) -> None:
+    """Checks what a head does besides its product; `prefix` is that of the arguments' names.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what was found.
+    """
     if bias is not None:
-        tensor(op, "bias", bias, FLOATS, ["V"], V=weight.shape[0])
+        tensor(op, f"{prefix}bias", bias, FLOATS, ["V"], V=vocabulary)
     if softcap is not None:
-        number(op, "softcap", softcap, 0, inclusive=False)
-    if not torch.compiler.is_compiling() and logit_scale != logit_scale:
-        raise ValueError(f"{op}: logit_scale must be a number, got {logit_scale}")
+        number(op, f"{prefix}softcap", softcap, 0)
+    number(op, f"{prefix}logit_scale", logit_scale)
 
 
 def gold(op: str, value: GoldAnswers, count: int) -> None:
@@ -121,7 +158,7 @@ def gold(op: str, value: GoldAnswers, count: int) -> None:
     Raises:
         TypeError, ValueError: names the field, what was expected and what was found.
     """
-    if not isinstance(value, tuple) or len(value) != 3:
+    if not isinstance(value, GoldAnswers):
         raise TypeError(f"{op}: gold must be a GoldAnswers, got {type(value).__name__}")
     ids, offsets, problem = value
     tensor(op, "gold.ids", ids, INTS, ["G"])
@@ -133,10 +170,10 @@ def statistics(op: str, asked: Collection[str], known: Sequence[str]) -> None:
     """Checks the names of optional statistics.
 
     Raises:
-        TypeError: `asked` is one text instead of a collection of names.
+        TypeError: `asked` is not a collection (an iterator could be read once only), or a text.
         ValueError: a name is unknown.
     """
-    if isinstance(asked, str):
+    if isinstance(asked, str) or not isinstance(asked, Collection):
         raise TypeError(f"{op}: statistics must be a collection of names, got {asked!r}")
     for name in asked:
         if name not in known:

@@ -22,7 +22,8 @@ def accumulate_weighted(
 
     Args:
         unit: [M, H] unit gradients of M tokens.
-        rows: [M] int32 or int64, the row of each token, in [0, num_rows).
+        rows: [M] int32 or int64, the row of each token, in [0, num_rows). On CUDA a token out of
+            range is left out, because the host does not wait to check it.
         weight: [G] weight of each group (a group is a rationale).
         group: [M] int32 or int64, the group of each token; None means group[m] = m and G = M.
         num_rows: N, the number of rows of the result.
@@ -42,7 +43,7 @@ def accumulate_weighted(
     else:
         _check.tensor(_OP, "weight", weight, _check.FLOATS, ["G"])
         _check.tensor(_OP, "group", group, _check.INTS, ["M"], M=count)
-    _check.number(_OP, "num_rows", num_rows, 0, inclusive=True)
+    _check.integer(_OP, "num_rows", num_rows, 0)
     _check.same_device(_OP, unit=unit, rows=rows, weight=weight, group=group)
     if backend() == "reference":
         return reference.accumulate_weighted(unit, rows, weight, group, num_rows)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_OP = "tree_attention"
 DTYPES = (torch.float16, torch.bfloat16)
 """The dtypes that flash attention computes with."""
 MAX_DEPTH, DEPTH_MULTIPLE = 256, 8
@@ -79,16 +80,16 @@ class TreeTables(NamedTuple):
         users: dict[tuple[int, int], list[int]] = {}  # a prefix -> the tokens that see it
         for n, (row, begin, end, first, last) in enumerate(parts.tolist()):
             if not 0 <= row < rows:
-                raise RuntimeError(f"parts[{n}, 0] must be a row in [0, {rows}), got {row}")
+                raise RuntimeError(f"{_OP}: parts[{n}, 0] must be a row in [0, {rows}), got {row}")
             if not 0 <= begin < end <= length:
                 raise RuntimeError(
-                    f"parts[{n}, 1:3] must be a span of at least one token in [0, {length}], got "
-                    f"{begin} to {end}"
+                    f"{_OP}: parts[{n}, 1:3] must be a span of at least one token in "
+                    f"[0, {length}], got {begin} to {end}"
                 )
             if not 0 <= first <= last <= length or max(first, begin) < min(last, end):
                 raise RuntimeError(
-                    f"parts[{n}, 3:5] must be a span in [0, {length}] outside of the part, got "
-                    f"{first} to {last}"
+                    f"{_OP}: parts[{n}, 3:5] must be a span in [0, {length}] outside of the part, "
+                    f"got {first} to {last}"
                 )
             at = row * length
             spans.append((at + begin, at + end, n))
@@ -98,7 +99,8 @@ class TreeTables(NamedTuple):
         for begin, end, n in [*sorted(spans), (rows * length, rows * length, -1)]:
             if begin < edges[-1]:
                 raise RuntimeError(
-                    f"parts[{n}] must not overlap another part, got token {begin % length} twice"
+                    f"{_OP}: parts[{n}] must not overlap another part, got token "
+                    f"{begin % length} twice"
                 )
             outside += range(edges[-1], begin)
             edges += [edge for edge in dict.fromkeys((begin, end)) if edge > edges[-1]]
@@ -235,7 +237,7 @@ def _flash_forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns attention [T, Hq, D] and log-sum-exp [Hq, T]."""
     if not q.is_cuda:
-        raise ValueError(f"tree_attention: query must be on CUDA with tables, got {q.device}")
+        raise ValueError(f"{_OP}: query must be on CUDA with tables, got {q.device}")
     offsets = (of.queries, of.keys, of.longest_query, of.longest_key)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         *(q, k, v, *offsets, 0.0, of.causal, False), scale=scale

@@ -172,7 +172,7 @@ def _sweep(
         scale = weigh_chunk(weigh, some, by_name)
         parts.append((*stats, scale))
         if need_hidden:
-            torch.mul(unit, scale[:, None], out=d_read[some])
+            d_read[some] = weighed(unit, scale, target[some], ignore_index)
         if need_weight or need_bias:
             torch.ops.compact.linear_token_stats_fused_backward(
                 d_weight, d_bias, blocks, scale, read[some], target[some], stats[0], stats[1],
@@ -180,11 +180,20 @@ def _sweep(
             )  # fmt: skip
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     if need_hidden and rows is not None:
-        d_read = _to_rows(d_read, rows, hidden.shape[0])
+        d_read = to_rows(d_read, rows, hidden.shape[0])
     return *columns, d_read, d_weight, d_bias
 
 
-def _to_rows(each: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+def weighed(unit: Tensor, upstream: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Returns upstream[m] * unit[m], [M, H].
+
+    It is 0 for a token that is ignored or has upstream 0, also if the other factor is not finite.
+    """
+    without = (target == ignore_index) | (upstream == 0)
+    return (upstream[:, None] * unit).masked_fill_(without[:, None], 0)
+
+
+def to_rows(each: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Adds up the gradients [M, H] of the tokens that read the same row; returns [N, H]."""
     ones = each.new_ones(rows.shape)
     out: Tensor = torch.ops.compact.accumulate_weighted(each, rows, ones, None, num_rows)
@@ -335,7 +344,7 @@ def _gradients(
         softcap, logit_scale, ignore_index, filter_eps, *needs,
     )  # fmt: skip
     if needs[0] and rows is not None:
-        d_read = _to_rows(d_read, rows, hidden.shape[0])
+        d_read = to_rows(d_read, rows, hidden.shape[0])
     return d_read, d_weight, d_bias
 
 
@@ -363,8 +372,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     if grad is None:
         return (None,) * 20
     saved = ctx.saved_tensors
-    # Tensors of a tracer have another type and no values, so record one operator for all of this.
-    run = _gradients if type(grad) is Tensor else torch.ops.compact_fused.gradients
+    # The operator copies what it returns. Without a copy, a caller that changes its gradients would
+    # change those of a later backward. Tensors of a tracer have another type and no values.
+    last = type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    run = _gradients if last else torch.ops.compact_fused.gradients
     found = run(grad, *saved, *ctx.numbers)
     kinds = (saved[4], saved[5], saved[8])  # hidden, weight, bias
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]

@@ -5,6 +5,7 @@ Written in torch, for any device: the time goes into matrix products, which a ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -75,12 +76,12 @@ def head_divergence(
     _check.tensor(_OP, "teacher_hidden", teacher_hidden, _check.FLOATS, ["N", "H2"], **sizes)
     sizes["H2"] = teacher_hidden.shape[1]
     _check.tensor(_OP, "teacher_weight", teacher_weight, _check.FLOATS, ["V", "H2"], **sizes)
-    if teacher_bias is not None:
-        _check.tensor(_OP, "teacher_bias", teacher_bias, _check.FLOATS, ["V"], **sizes)
-    if teacher_softcap is not None:
-        _check.number(_OP, "teacher_softcap", teacher_softcap, 0, inclusive=False)
+    _check.terms(
+        _OP, sizes["V"], teacher_bias, teacher_softcap, teacher_logit_scale, prefix="teacher_"
+    )
     if kind not in KINDS:
         raise ValueError(f"{_OP}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _check.number(_OP, "mix", mix)
     if not 0.0 < mix < 1.0:
         raise ValueError(f"{_OP}: mix must be between 0 and 1, got {mix}")
     _check.same_device(
@@ -159,13 +160,15 @@ def _blocks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 def _mixture(log_q: Tensor, log_p: Tensor, mix: float) -> Tensor:
     """Returns log(b p + (1 - b) q) from the logarithms."""
-    b = log_q.new_tensor(mix)
-    return torch.logaddexp(log_p + b.log(), log_q + (1 - b).log())
+    return torch.logaddexp(log_p + math.log(mix), log_q + math.log1p(-mix))
 
 
 def _product(p: Tensor, log_ratio: Tensor) -> Tensor:
-    """Returns p * log_ratio; 0 where p is 0, also if the logarithm is not finite there."""
-    return torch.where(p > 0, p * log_ratio, 0)
+    """Returns p * log_ratio; 0 where p is 0, also if the logarithm is not finite there.
+
+    A NaN in p stays one.
+    """
+    return torch.where(p == 0, 0, p * log_ratio)
 
 
 def _terms(log_q: Tensor, log_p: Tensor, kind: int, mix: float) -> tuple[Tensor, Tensor]:
@@ -261,34 +264,43 @@ def _backward_op(
     logit_scale: float,
     teacher_softcap: float,
     teacher_logit_scale: float,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns d hidden [N, H], d weight [V, H] and d bias [V]."""
+    """Returns d hidden [N, H], d weight [V, H] and d bias [V]; 0 rows where not needed."""
     dtype = _check.compute_dtype(hidden)
     own = _Head(hidden, weight, bias, softcap, logit_scale)
     teacher = _Head(
         teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, teacher_logit_scale
     )
-    d_hidden = hidden.new_empty(hidden.shape, dtype=dtype)
-    d_weight = weight.new_zeros(weight.shape, dtype=dtype)
-    d_bias = weight.new_zeros(weight.shape[:1], dtype=dtype)
+    (count, width), vocabulary = hidden.shape, weight.shape[0]
+    d_hidden = hidden.new_empty((count if need_hidden else 0, width), dtype=dtype)
+    d_weight = hidden.new_zeros((vocabulary if need_weight else 0, width), dtype=dtype)
+    d_bias = hidden.new_zeros((vocabulary if need_bias else 0,), dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in _blocks(hidden.shape[0], weight.shape[0]):
             dz = _block(own, teacher, rows, kind, mix, dtype)[1] * grad[rows, None]
-            d_hidden[rows] = own.back(dz)
-            d_weight += logit_scale * (dz.T @ hidden[rows].to(dtype))
-            d_bias += dz.sum(0)
+            if need_hidden:
+                d_hidden[rows] = own.back(dz)
+            if need_weight:
+                d_weight.addmm_(dz.T, hidden[rows].to(dtype), alpha=logit_scale)
+            if need_bias:
+                d_bias += dz.sum(0)
     return d_hidden, d_weight, d_bias
 
 
 @_backward_op.register_fake
 def _backward_fake(
-    grad: Tensor, hidden: Tensor, weight: Tensor, *_: Any
+    grad: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _check.compute_dtype(hidden)
+    (count, width), vocabulary = hidden.shape, weight.shape[0]
+    need_hidden, need_weight, need_bias = rest[-3:]
     return (
-        hidden.new_empty(hidden.shape, dtype=dtype),
-        weight.new_empty(weight.shape, dtype=dtype),
-        weight.new_empty(weight.shape[:1], dtype=dtype),
+        hidden.new_empty((count if need_hidden else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_weight else 0, width), dtype=dtype),
+        hidden.new_empty((vocabulary if need_bias else 0,), dtype=dtype),
     )
 
 
@@ -302,12 +314,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     refuse_second_derivative(_OP)
+    needs = ctx.needs_input_grad[:3]
     found: tuple[Tensor | None, ...]
     if ctx.kept:
         found = (ctx.saved_tensors[0] * grad[:, None], None, None)
     else:
-        found = torch.ops.compact.head_divergence_backward(grad, *ctx.saved_tensors, *ctx.numbers)
-    needed = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)
+        found = torch.ops.compact.head_divergence_backward(
+            grad, *ctx.saved_tensors, *ctx.numbers, *needs
+        )
+    needed = zip(found, ctx.dtypes, needs, strict=True)
     given = (d.to(t) if need and d is not None and t is not None else None for d, t, need in needed)
     return (*given, *[None] * 10)
 

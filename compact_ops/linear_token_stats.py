@@ -19,14 +19,14 @@ from compact_ops._library import (
     register_autograd,
     register_fake,
 )
-from compact_ops.fused_weights import Weigher, fused_head, weigh_tokens
+from compact_ops.fused_weights import Weigher, fused_head, to_rows, weigh_tokens, weighed
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
 _LOG = logging.getLogger("compact_ops")
 
-# What the forward keeps for the backward; the values of `keep` in csrc/library.cpp.
-_NOTHING, _UNIT, _UNIT_AND_STASH = 0, 1, 2
+# What the forward keeps for the backward; the flags of `keep` in csrc/library.cpp.
+_NOTHING, _UNIT, _STASH = 0, 1, 2
 
 STATISTICS = ("rank", "sum_p2", "margin")
 """The statistics that a call may ask for by name; `TokenStats` says what they are."""
@@ -87,13 +87,12 @@ def plan_head_grad(
         raise ValueError(
             f"{_OP}: token_weight must be None with head_grad {head_grad!r}, got weights"
         )
-    unit_bytes = 4 * tokens * width
+    unit_bytes = 4 * tokens * width if train_hidden else 0
     stash_bytes = 2 * tokens * vocabulary
     if not train_hidden and not train_head:
         return HeadPlan("none", 1, 0)
     if weighed and train_head:
-        kept = (unit_bytes if train_hidden else 0) + 4 * vocabulary * width
-        return HeadPlan("fused-weights", 2 + train_hidden, kept)
+        return HeadPlan("fused-weights", 2 + train_hidden, unit_bytes + 4 * vocabulary * width)
     if head_grad == "auto":
         if not train_head:
             head_grad = "frozen"
@@ -103,7 +102,7 @@ def plan_head_grad(
         return HeadPlan("recompute", 2 + train_hidden + train_head, 0)
     if not train_head:
         return HeadPlan("frozen", 2, unit_bytes)
-    return HeadPlan("stash", 3, unit_bytes + stash_bytes)
+    return HeadPlan("stash", 2 + train_hidden, unit_bytes + stash_bytes)
 
 
 def linear_token_stats(
@@ -128,7 +127,8 @@ def linear_token_stats(
 
     One pass over the vocabulary gives the statistics and, if `hidden` requires a gradient, the unit
     gradient d nll / d hidden of every token. The backward of nll multiplies the unit gradients by
-    the upstream gradient. The M x V logits are never stored. Only `nll` is differentiable.
+    the upstream gradient; where that is 0 a token adds nothing, also if its logits are not finite.
+    The M x V logits are never stored. Only `nll` is differentiable.
 
     Args:
         hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
@@ -180,6 +180,7 @@ def linear_token_stats(
     if rows is not None:
         count = _check.tensor(_OP, "rows", rows, _check.INTS, ["M"]).shape[0]
     _check.tensor(_OP, "target", target, _check.INTS, ["M"], M=count)
+    _check.integer(_OP, "ignore_index", ignore_index)
     _check.number(_OP, "filter_eps", filter_eps, 0, inclusive=True)
     if gold is not None:
         _check.gold(_OP, gold, count)
@@ -208,13 +209,14 @@ def linear_token_stats(
         **_check.gold_tensors(gold),
     )
     grad = torch.is_grad_enabled()
+    train_hidden = grad and hidden.requires_grad
     train_head = grad and (weight.requires_grad or (bias is not None and bias.requires_grad))
     plan = plan_head_grad(
         head_grad,
         count,
         hidden.shape[1],
         weight.shape[0],
-        train_hidden=grad and hidden.requires_grad,
+        train_hidden=train_hidden,
         train_head=train_head,
         weighed=token_weight is not None,
     )
@@ -254,7 +256,8 @@ def linear_token_stats(
             out = fused_head(where, token_weight, problem_offsets, settings, needs, asked)
             token_weight = out[10]
         else:
-            keep = {"frozen": _UNIT, "stash": _UNIT_AND_STASH}.get(plan.mode, _NOTHING)
+            stash = _STASH | (_UNIT if train_hidden else _NOTHING)
+            keep = {"frozen": _UNIT, "stash": stash}.get(plan.mode, _NOTHING)
             out = torch.ops.compact.linear_token_stats(*where, *numbers, keep, filter_eps, *asked)
         stats = named_statistics(out, gold is not None, score_ids is not None, asked)
     # Detach all but nll, so that a backward through another output raises instead of giving zeros.
@@ -290,10 +293,10 @@ def _fake(
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
 
-    stashed = count if keep == _UNIT_AND_STASH else 0
+    stashed = count if keep & _STASH else 0
     return (
         *empty_head_statistics(hidden, count, gold_ids, score_ids, needs),
-        empty(0 if keep == _NOTHING else count, width),
+        empty(count if keep & _UNIT else 0, width),
         empty(stashed, vocabulary, dtype=torch.bfloat16),
         # On CUDA the stash is final and needs no shift, which has width 0.
         empty(stashed, 0 if hidden.is_cuda else -(-vocabulary // STASH_BLOCK), dtype=torch.float32),
@@ -343,15 +346,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.keep = keep
     # Only nll is differentiable: do not allocate zeros [M, V] for the stash's gradient.
     ctx.set_materialize_grads(False)
-    # A frozen head needs only the unit gradient and the rows.
+    # A frozen head needs only the unit gradient and where it goes.
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     again = keep == _NOTHING or trained
     ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
     ctx.save_for_backward(
+        target,
         rows,
-        None if keep == _NOTHING else unit,
-        *((hidden, weight, target, bias, nll, lse) if again else (None,) * 6),
-        *((stash, stash_shift) if keep == _UNIT_AND_STASH else (None, None)),
+        unit if keep & _UNIT else None,
+        *((hidden, weight, bias, nll, lse) if again else (None,) * 5),
+        *((stash, stash_shift) if keep & _STASH else (None, None)),
     )
 
 
@@ -359,7 +363,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     refuse_second_derivative(_OP)
     if grad is None:
         return (None,) * 17
-    rows, unit, hidden, weight, target, bias, nll, lse, stash, shift = ctx.saved_tensors
+    target, rows, unit, hidden, weight, bias, nll, lse, stash, shift = ctx.saved_tensors
     softcap, logit_scale, ignore_index, filter_eps = ctx.numbers
     need_hidden, need_weight = ctx.needs_input_grad[:2]
     need_bias = ctx.needs_input_grad[7]
@@ -376,12 +380,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         d_bias = d_bias.to(bias.dtype) if need_bias else None
     d_read: Any = None
     if need_hidden:
-        # For every token: its factor, and the gradient of the row that it reads.
-        scale, each = (torch.ones_like(grad), d_hidden) if unit is None else (grad, unit)
-        if rows is not None:
-            d_read = torch.ops.compact.accumulate_weighted(each, rows, scale, None, ctx.num_rows)
-        else:
-            d_read = each if unit is None else scale[:, None] * each
+        # For every token: the gradient of the row that it reads.
+        each = d_hidden if unit is None else weighed(unit, grad, target, ignore_index)
+        d_read = each if rows is None else to_rows(each, rows, ctx.num_rows)
         d_read = d_read.to(ctx.dtype)
     return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 9
 

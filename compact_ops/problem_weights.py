@@ -33,7 +33,8 @@ def problem_weights(
     Args:
         scores: [S, R] S scores of R rationales; rationales are ordered by problem.
         offsets: [P + 1] int32 or int64, rationales of problem p are offsets[p] : offsets[p + 1];
-            every problem has at least one.
+            every problem has at least one. On CUDA, where the host does not wait to check them,
+            rationales that wrong offsets leave out become NaN.
         beta: [S] weight of each score; negative if a small value is good.
         prior_std: [S] in units of the score; its square is added to the variance.
         tau: temperature, > 0.
@@ -52,8 +53,8 @@ def problem_weights(
     _check.tensor(_OP, "offsets", offsets, _check.INTS, ["P + 1"])
     _check.tensor(_OP, "beta", beta, _check.FLOATS, ["S"], S=scores.shape[0])
     _check.tensor(_OP, "prior_std", prior_std, _check.FLOATS, ["S"], S=scores.shape[0])
-    _check.number(_OP, "tau", tau, 0, inclusive=False)
-    _check.number(_OP, "ddof", ddof, 0, inclusive=True)
+    _check.number(_OP, "tau", tau, 0)
+    _check.integer(_OP, "ddof", ddof, 0)
     _check.number(_OP, "eps", eps, 0, inclusive=True)
     _check.number(_OP, "floor", floor, 0, inclusive=True)
     if floor > 1:
@@ -81,7 +82,8 @@ def _fake(
     floor: float,
 ) -> tuple[Tensor, Tensor]:
     dtype = _check.compute_dtype(scores)
-    return scores.new_empty((scores.shape[1],), dtype=dtype), torch.empty_like(scores, dtype=dtype)
+    weight, zscores = (scores.new_empty(s, dtype=dtype) for s in (scores.shape[1:], scores.shape))
+    return weight, zscores
 
 
 register_fake("compact::problem_weights", _fake)

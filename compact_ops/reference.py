@@ -27,7 +27,7 @@ def _finish(raw: Tensor, bias: Tensor | None, softcap: float | None, logit_scale
     """Returns z = softcap(logit_scale * raw + bias) of raw logits; softcap(x) = c tanh(x / c)."""
     x = logit_scale * raw.to(torch.promote_types(raw.dtype, torch.float32))
     if bias is not None:
-        x = x + bias
+        x = x + bias.to(x.dtype)
     return x if softcap is None else softcap * torch.tanh(x / softcap)
 
 
@@ -124,8 +124,10 @@ def pairwise_symmetric_kl(
     """See compact_ops.pairwise_symmetric_kl."""
     logp = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
     p, q = logp[left], logp[right]
-    # A token that has probability 0 in both (-inf in both) adds nothing.
-    return torch.where(p == q, 0, (p.exp() - q.exp()) * (p - q)).sum(dim=1)
+    # A token that has probability 0 in both (-inf in both) adds nothing. The difference is masked
+    # and not the product, whose gradient would be NaN.
+    apart = torch.where(p == q, 0, p - q)
+    return ((p.exp() - q.exp()) * apart).sum(dim=1)
 
 
 def head_divergence(
@@ -152,13 +154,14 @@ def head_divergence(
     p, q = log_p.exp(), log_q.exp()
 
     def kl(a: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-        return torch.where(a > 0, a * (log_a - log_b), 0).sum(dim=1)
+        return (a * torch.where(a == 0, 0, log_a - log_b)).sum(dim=1)
 
     if kind == "forward":
         return kl(p, log_p, log_q)
     if kind == "reverse":
         return kl(q, log_q, log_p)
-    log_m = (mix * p + (1 - mix) * q).log()
+    m = mix * p + (1 - mix) * q
+    log_m = torch.where(m == 0, 1, m).log()  # not used where it is 0; its gradient would be NaN
     return mix * kl(p, log_p, log_m) + (1 - mix) * kl(q, log_q, log_m)
 
 
@@ -174,6 +177,8 @@ def problem_weights(
     floor: float = 0.0,
 ) -> ProblemWeights:
     """See compact_ops.problem_weights."""
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    scores, beta, prior_std = (t.to(dtype) for t in (scores, beta, prior_std))
     parts, standard = [scores.new_empty(0)], [scores.new_empty(len(scores), 0)]
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         s = scores[:, begin:end]
@@ -185,8 +190,9 @@ def problem_weights(
         centred = s - s.mean(dim=1, keepdim=True)
         var = centred.square().sum(dim=1, keepdim=True) / max(k - ddof, 1)
         denominator = var.sqrt() + eps if eps > 0 else (var + prior_std[:, None].square()).sqrt()
-        # If all scores are equal, z is 0, also when the denominator is 0.
-        z = torch.where(denominator == 0, 0, centred / denominator)
+        # If all scores are equal, z is 0; they may differ from their rounded mean.
+        equal = (s == s[:, :1]).all(dim=1, keepdim=True)
+        z = torch.where(equal | (denominator == 0), 0, centred / denominator)
         alpha = torch.softmax((beta[:, None] * z).sum(dim=0) / tau, dim=0)
         parts.append((1 - floor) * alpha + floor / k)
         standard.append(z)
@@ -210,7 +216,8 @@ def row_stats_(
         stats = _stats(_finish(raw, bias, softcap, logit_scale), target, gold, ignore_index)
         upstream = torch.ones_like(stats.nll) if weight is None else weight.to(stats.nll.dtype)
         (unit,) = torch.autograd.grad(stats.nll, raw, upstream)
-    logits.copy_(unit)
+    # A row of weight 0 has no gradient, also if its logits are not finite.
+    logits.copy_(torch.where(upstream[:, None] == 0, 0, unit))
     return stats._replace(nll=stats.nll.detach())
 
 

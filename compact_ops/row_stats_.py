@@ -32,7 +32,8 @@ def row_stats_(
     Args:
         logits: [R, V] contiguous, of any float dtype, the product hidden @ head.T; overwritten.
         target: [R] int32 or int64 token ids.
-        weight: [R] factor of each row's gradient; None means 1.
+        weight: [R] factor of each row's gradient; None means 1. With 0 the row becomes 0, also if
+            its logits are not finite.
         gold: the gold answers; gives gold_logit and gold_logp of every row.
         bias: [V] or None.
         softcap: c of c * tanh(x / c), or None.
@@ -52,10 +53,8 @@ def row_stats_(
     _check.tensor(_OP, "target", target, _check.INTS, ["R"], R=count)
     if weight is not None:
         _check.tensor(_OP, "weight", weight, _check.FLOATS, ["R"], R=count)
-    if bias is not None:
-        _check.tensor(_OP, "bias", bias, _check.FLOATS, ["V"], V=vocabulary)
-    if softcap is not None:
-        _check.number(_OP, "softcap", softcap, 0, inclusive=False)
+    _check.terms(_OP, vocabulary, bias, softcap, logit_scale)
+    _check.integer(_OP, "ignore_index", ignore_index)
     if gold is not None:
         _check.gold(_OP, gold, count)
     if not logits.is_contiguous():
@@ -86,6 +85,8 @@ def row_stats_(
         logit_scale,
         ignore_index,
     )
+    # A graph that saved these logits must raise in its backward instead of reading the gradients.
+    torch.autograd.graph.increment_version(logits)
     if gold is None:
         gold_logit = gold_logp = None
     return TokenStats(nll, lse, entropy, correct, gold_logit, gold_logp)

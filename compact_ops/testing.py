@@ -327,7 +327,7 @@ def check(
         The results of the operator, named as in `run`.
 
     Raises:
-        AssertionError: see `compare`; or a gradient does not have its argument's dtype.
+        AssertionError: see `compare`; or a result does not have the dtype of the reference's.
     """
     sample = SAMPLES[op]
     if leaves is None:
@@ -338,8 +338,9 @@ def check(
     theirs = run(plain, given, leaves, sample.changed)
     truth = run(plain, cast(given, torch.float64), leaves, sample.changed)
     for name, value in truth.items():
-        if name.startswith("d_") and got[name].dtype != dtype:
-            raise AssertionError(f"{op}: {name} must have dtype {dtype}, got {got[name].dtype}")
+        found, wanted = got[name].dtype, theirs[name].dtype
+        if found != wanted:
+            raise AssertionError(f"{op}: {name} must have dtype {wanted}, got {found}")
         compare(f"{op}: {name}", got[name], theirs[name], value, factor=factor, ulps=ulps)
     return got
 

@@ -74,6 +74,7 @@ def tree_attention(
         )
     if scale is None:
         scale = depth**-0.5
+    _check.number(_OP, "scale", scale)
     if query.is_cuda and not flash_supports(query.device, query.dtype, depth):
         raise ValueError(
             f"{_OP}: query on CUDA must be float16 or bfloat16 with D a multiple of 8 up to 256, "

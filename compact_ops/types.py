@@ -14,7 +14,7 @@ class GoldAnswers(NamedTuple):
     Attributes:
         ids: [G] int32 or int64, the token ids of all answers, one after the other.
         offsets: [P + 1] int32 or int64; the answer of problem p is
-            ids[offsets[p] : offsets[p + 1]].
+            ids[offsets[p] : offsets[p + 1]]. It has at least one token if a token belongs to p.
         problem: [M] int32 or int64, the problem of each token (each row of the statistics).
     """
 

@@ -16,7 +16,7 @@
 STABLE_TORCH_LIBRARY(COMPACT_NAMESPACE, m) {
   // Statistics of M tokens; token m reads hidden[rows[m]] (rows = None: hidden[m]). rank, sum_p2
   // and margin are computed where needed, score_logp [M, C] for score_ids [M, C]. `keep` is what
-  // the backward gets: 0 nothing, 1 unit = d nll / d hidden [M, H], 2 unit and the stash. The stash
+  // the backward gets: 0 nothing, 1 unit = d nll / d hidden [M, H], 2 the stash, 3 both. The stash
   // is the softmax part of d nll / d x in bfloat16 [M, V], 0 at the target, to be multiplied by
   // exp(stash_shift[m, v / 256] - lse[m]). If stash_shift has width 0, the stash is final.
   m.def(

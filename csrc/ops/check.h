@@ -5,11 +5,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 
 namespace compact {
 
@@ -19,27 +21,40 @@ using torch::stable::Tensor;
 // Most columns of score_ids; a warp of the CUDA kernel has a lane for each.
 constexpr int64_t kMostScores = 16;
 
+// Throws a message made of `parts` unless `good`. torch's own macro would put this source's
+// function, file and line before it.
+template <typename... Parts>
+void require(bool good, const Parts&... parts) {
+  if (good) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
 inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
-  STD_TORCH_CHECK(t.dim() == dim, op, ": ", name, " must have ", dim, " dimension(s), got ",
-                  t.dim());
+  require(t.dim() == dim, op, ": ", name, " must have ", dim, " dimension(s), got ", t.dim());
 }
 
 inline void check_size(const char* op, const char* name, const Tensor& t, int64_t axis,
                        int64_t size) {
-  STD_TORCH_CHECK(t.size(axis) == size, op, ": ", name, " must have size ", size, " at dimension ",
-                  axis, ", got ", t.size(axis));
+  require(t.size(axis) == size, op, ": ", name, " must have size ", size, " at dimension ", axis,
+          ", got ", t.size(axis));
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t,
                         std::initializer_list<ScalarType> allowed) {
   bool found = false;
   for (ScalarType type : allowed) found = found || t.scalar_type() == type;
-  STD_TORCH_CHECK(found, op, ": ", name, " has an unsupported dtype ",
-                  torch::headeronly::toString(t.scalar_type()));
+  if (found) return;
+  std::string names;
+  for (ScalarType type : allowed)
+    names += (names.empty() ? "" : " or ") + std::string(torch::headeronly::toString(type));
+  require(false, op, ": ", name, " must have dtype ", names, ", got ",
+          torch::headeronly::toString(t.scalar_type()));
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+  require(t.is_contiguous(), op, ": ", name, " must be contiguous");
 }
 
 // Checks an int64 index vector: its length, and that every entry is in [0, high) or equal to
@@ -52,8 +67,8 @@ inline Tensor checked_index(const char* op, const char* name, const Tensor& inde
   Tensor flat = torch::stable::contiguous(index);
   const auto* entries = static_cast<const int64_t*>(flat.data_ptr());
   for (int64_t i = 0; i < length; ++i) {
-    STD_TORCH_CHECK((entries[i] >= 0 && entries[i] < high) || entries[i] == also, op, ": ", name,
-                    "[", i, "] must be in [0, ", high, "), got ", entries[i]);
+    require((entries[i] >= 0 && entries[i] < high) || entries[i] == also, op, ": ", name, "[", i,
+            "] must be in [0, ", high, "), got ", entries[i]);
   }
   return flat;
 }

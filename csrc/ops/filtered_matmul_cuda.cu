@@ -37,7 +37,7 @@ Tensor filtered_matmul(Tensor grad, Tensor weight, double eps) {
   const Tensor out = new_empty(grad, {grad.size(0), weight.size(1)}, compute_type(grad));
   multiply_filtered(op, out, contiguous_as(grad, grad.scalar_type()),
                     contiguous_as(weight, grad.scalar_type()), eps, std::nullopt);
-  return torch::stable::to(out, grad.scalar_type());
+  return out;
 }
 
 }  // namespace

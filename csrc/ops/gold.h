@@ -15,7 +15,7 @@ class GoldTable {
   GoldTable(const char* op, const OptionalTensor& ids, const OptionalTensor& offsets,
             const OptionalTensor& problem, int64_t rows, int64_t vocabulary) {
     if (!ids) return;
-    STD_TORCH_CHECK(offsets && problem, op, ": gold needs ids, offsets and problem");
+    require(offsets && problem, op, ": gold needs ids, offsets and problem");
     const int64_t problems = offsets->size(0) - 1;
     Tensor flat = checked_index(op, "gold.ids", *ids, ids->size(0), vocabulary);
     Tensor bounds = checked_index(op, "gold.offsets", *offsets, problems + 1, ids->size(0) + 1);
@@ -23,10 +23,15 @@ class GoldTable {
     ids_.assign(data<const int64_t>(flat), data<const int64_t>(flat) + ids->size(0));
     offsets_.assign(data<const int64_t>(bounds), data<const int64_t>(bounds) + problems + 1);
     for (int64_t p = 0; p < problems; ++p) {
-      STD_TORCH_CHECK(offsets_[p] < offsets_[p + 1], op, ": gold.offsets[", p + 1,
-                      "] must be larger than gold.offsets[", p, "] = ", offsets_[p], ", got ",
-                      offsets_[p + 1]);
+      require(offsets_[p] <= offsets_[p + 1], op, ": gold.offsets[", p + 1,
+              "] must be at least gold.offsets[", p, "] = ", offsets_[p], ", got ",
+              offsets_[p + 1]);
       std::sort(ids_.begin() + offsets_[p], ids_.begin() + offsets_[p + 1]);
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      require(begin(m) < end(m), op, ": gold.problem[", m,
+              "] must be a problem with an answer, got ", of(m), " with gold.offsets ", begin(m),
+              " to ", end(m));
     }
   }
 

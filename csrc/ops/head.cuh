@@ -13,7 +13,7 @@ struct GoldTensors {
   GoldTensors(const char* op, const OptionalTensor& ids_, const OptionalTensor& offsets_,
               const OptionalTensor& problem_, int64_t rows) {
     if (!ids_) return;
-    STD_TORCH_CHECK(offsets_ && problem_, op, ": gold needs ids, offsets and problem");
+    require(offsets_ && problem_, op, ": gold needs ids, offsets and problem");
     ids = index_vector(op, "gold.ids", *ids_, ids_->size(0));
     offsets = index_vector(op, "gold.offsets", *offsets_, offsets_->size(0));
     problem = index_vector(op, "gold.problem", *problem_, rows);
@@ -33,7 +33,7 @@ struct HeadTensors {
     check_dim(op, "hidden", hidden_, 2);
     check_dim(op, "weight", weight_, 2);
     check_size(op, "weight", weight_, 1, hidden_.size(1));
-    STD_TORCH_CHECK(weight_.size(0) > 0, op, ": weight must have at least one row");
+    require(weight_.size(0) > 0, op, ": weight must have at least one row");
     if (bias_) check_size(op, "bias", *bias_, 0, weight_.size(0));
     hidden = contiguous_as(hidden_, hidden_.scalar_type());
     weight = contiguous_as(weight_, hidden_.scalar_type());
@@ -63,8 +63,8 @@ struct Asked {
     check_dim(op, "score_ids", *score_ids_, 2);
     check_size(op, "score_ids", *score_ids_, 0, rows);
     check_dtype(op, "score_ids", *score_ids_, {ScalarType::Long});
-    STD_TORCH_CHECK(score_ids_->size(1) <= kMostScores, op, ": score_ids must have at most ",
-                    kMostScores, " columns, got ", score_ids_->size(1));
+    require(score_ids_->size(1) <= kMostScores, op, ": score_ids must have at most ", kMostScores,
+            " columns, got ", score_ids_->size(1));
     score_ids = torch::stable::contiguous(*score_ids_);
   }
   bool any() const { return rank || sum_p2 || margin || score_ids; }

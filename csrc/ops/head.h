@@ -258,8 +258,8 @@ inline void check_blocks(const char* op, const Tensor& blocks, int64_t count, in
   check_dtype(op, "blocks", blocks,
               {computes_in_double(hidden) ? ScalarType::Double : ScalarType::Float});
   check_size(op, "blocks", blocks, 1, vocabulary);
-  STD_TORCH_CHECK(blocks.size(0) >= count, op, ": blocks must have at least ", count, " rows, got ",
-                  blocks.size(0));
+  require(blocks.size(0) >= count, op, ": blocks must have at least ", count, " rows, got ",
+          blocks.size(0));
 }
 
 // Repeats the Python checks; shared by every operator that takes a head.
@@ -268,7 +268,7 @@ inline void check_head(const char* op, const Tensor& hidden, const Tensor& weigh
   check_dim(op, "hidden", hidden, 2);
   check_dim(op, "weight", weight, 2);
   check_size(op, "weight", weight, 1, hidden.size(1));
-  STD_TORCH_CHECK(weight.size(0) > 0, op, ": weight must have at least one row");
+  require(weight.size(0) > 0, op, ": weight must have at least one row");
   if (bias) check_size(op, "bias", *bias, 0, weight.size(0));
 }
 

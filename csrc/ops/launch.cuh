@@ -41,7 +41,7 @@ using OptionalTensor = std::optional<Tensor>;
 #if defined(__CUDACC__)
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
 // Makes the tensor's device current for as long as it lives.
@@ -80,10 +80,12 @@ template <typename Args>
 void launch(const char* op, const Tensor& on, void (*kernel)(Args), int64_t blocks, int64_t threads,
             const Args& args, int64_t dynamic_bytes = 0) {
   if (blocks == 0) return;
-  STD_TORCH_CHECK(blocks <= INT32_MAX, op, ": too many rows for one launch: ", blocks);
+  require(blocks <= INT32_MAX, op, ": too many rows for one launch: ", blocks);
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
-  if (dynamic_bytes > (48 << 10)) {
+  // A block has 48 KiB if it does not ask for more, and the kernel's own arrays count too. A
+  // kernel that uses dynamic memory has less than 8 KiB of them.
+  if (dynamic_bytes > (40 << 10)) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(dynamic_bytes)),
                op);
@@ -188,7 +190,8 @@ inline OptionalTensor contiguous_as(const OptionalTensor& t, ScalarType type) {
 }
 
 // Checks an index vector of `length` entries. It does not check the values, because that would wait
-// for the device. For an index out of range the kernels return NaN.
+// for the device. For an index out of range the kernels return NaN; accumulate_weighted leaves out
+// a token whose row is out of range.
 inline Tensor index_vector(const char* op, const char* name, const Tensor& t, int64_t length) {
   check_dim(op, name, t, 1);
   check_size(op, name, t, 0, length);

@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_token_stats_backward(
   check_size(kOp, "nll", nll, 0, count);
   check_size(kOp, "lse", lse, 0, count);
   if (stash) {
-    STD_TORCH_CHECK(!need_hidden, kOp, ": with a stash d_hidden comes from the unit gradient");
+    require(!need_hidden, kOp, ": with a stash d_hidden comes from the unit gradient");
     check_dtype(kOp, "stash", *stash, {ScalarType::BFloat16});
     check_size(kOp, "stash", *stash, 0, count);
     check_size(kOp, "stash", *stash, 1, weight.size(0));

@@ -21,7 +21,7 @@ constexpr const char* kOp = "linear_token_stats";
 constexpr const char* kFusedOp = "linear_token_stats_fused";
 static_assert(kBlock == kStashBlock, "a block of the walk has one reference a row");
 
-enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
+enum Keep : int64_t { kNothing = 0, kUnit = 1, kStash = 2 };  // flags
 
 // The statistics that a call may ask for.
 struct Asked {
@@ -39,13 +39,13 @@ Asked checked(const char* op, bool rank, bool sum_p2, bool margin, const Optiona
   check_size(op, "score_ids", *score_ids, 0, rows);
   check_dtype(op, "score_ids", *score_ids, {ScalarType::Long});
   const int64_t columns = score_ids->size(1);
-  STD_TORCH_CHECK(columns <= kMostScores, op, ": score_ids must have at most ", kMostScores,
-                  " columns, got ", columns);
+  require(columns <= kMostScores, op, ": score_ids must have at most ", kMostScores,
+          " columns, got ", columns);
   asked.score_ids = torch::stable::contiguous(*score_ids);
   const auto* ids = data<const int64_t>(*asked.score_ids);
   for (int64_t i = 0; i < rows * columns; ++i) {
-    STD_TORCH_CHECK(ids[i] >= -1 && ids[i] < vocabulary, op, ": score_ids[", i / columns, ", ",
-                    i % columns, "] must be in [-1, ", vocabulary, "), got ", ids[i]);
+    require(ids[i] >= -1 && ids[i] < vocabulary, op, ": score_ids[", i / columns, ", ", i % columns,
+            "] must be in [-1, ", vocabulary, "), got ", ids[i]);
   }
   return asked;
 }
@@ -57,7 +57,7 @@ struct Sweep {
   const GoldTable& gold;
   const Tensor hidden;    // [M, H] gathered, in the compute type
   const int64_t* target;  // [M]
-  const int64_t ignore_index, keep;
+  const int64_t ignore_index;
   const double filter_eps;
   Rivals<T> rivals;
   const int64_t* score_ids;  // [M, scores]
@@ -70,7 +70,7 @@ struct Sweep {
   std::vector<T> score_logits{};      // [M, scores]
   std::vector<int64_t> ranks{};       // [M], only if asked for
   Scratch<T> partial{};               // [slices - 1, M, H]
-  T* unit = nullptr;                  // [M, H]; also the partial sum of slice 0
+  T* unit = nullptr;                  // [M, H] if it is kept; also the partial sum of slice 0
   uint16_t* stash = nullptr;          // [M, V]
   float* shift = nullptr;             // [M, V / kStashBlock]
   T* blocks = nullptr;                // [M * V], the blocks of e as fused_block() lays them out
@@ -85,9 +85,9 @@ struct Sweep {
     states.resize(grid.slices * rows);
     target_logit.assign(rows, T(0));
     if (gold) gold_sums.assign(grid.slices * rows, 0.0);
-    if (keep != kNothing) partial = scratch<T>((grid.slices - 1) * rows * head.width);
+    if (unit != nullptr) partial = scratch<T>((grid.slices - 1) * rows * head.width);
     score_logits.assign(rows * scores, T(0));
-    if (rivals.ranks || (keep != kNothing && filter_eps > 0.0)) find_seeds();
+    if (rivals.ranks || (unit != nullptr && filter_eps > 0.0)) find_seeds();
     run_tasks(grid.tiles * grid.slices, [&](int64_t task) {
       walk(grid.tile_begin(task / grid.slices), grid.tile_end(task / grid.slices),
            task % grid.slices);
@@ -101,7 +101,7 @@ struct Sweep {
     auto own = scratch<T>(blocks == nullptr ? rows * kBlock : 0);
     auto buffer = scratch<T>(head.converts() ? kBlock * width : 0);
     const Tensor read = matrix(data<const T>(hidden) + row_begin * width, rows, width);
-    T* sums = keep == kNothing ? nullptr : partial_rows(slice) + row_begin * width;
+    T* sums = unit == nullptr ? nullptr : partial_rows(slice) + row_begin * width;
     const bool sparse = filter_eps > 0.0;
     if (sums != nullptr && sparse) std::memset(sums, 0, rows * width * sizeof(T));
     for (int64_t first = begin; first < end; first += kBlock) {
@@ -284,8 +284,8 @@ Results run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
          sum_p2 = empty_of<T>(hidden, {asked.sum_p2 ? count : 0}),
          margin = empty_of<T>(hidden, {asked.margin ? count : 0}),
          score_logp = empty_of<T>(hidden, {asked.score_ids ? count : 0, asked.scores()}),
-         unit = empty_of<T>(hidden, {keep == kNothing ? 0 : count, width});
-  const bool stashes = keep == kUnitAndStash;
+         unit = empty_of<T>(hidden, {keep & kUnit ? count : 0, width});
+  const bool stashes = keep & kStash;
   const int64_t references = ceil_div(vocabulary, kStashBlock);
   Tensor stash = torch::stable::new_empty(hidden, {stashes ? count : 0, vocabulary},
                                           ScalarType::BFloat16),
@@ -300,12 +300,11 @@ Results run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                  rows ? gather_rows<T>(hidden, *rows) : in_compute_type<T>(hidden),
                  data<const int64_t>(target),
                  ignore_index,
-                 keep,
                  filter_eps,
                  Rivals<T>(asked.rank, asked.margin, count, grid.slices),
                  asked.score_ids ? data<const int64_t>(*asked.score_ids) : nullptr,
                  asked.scores()};
-  sweep.unit = keep == kNothing ? nullptr : data<T>(unit);
+  sweep.unit = keep & kUnit ? data<T>(unit) : nullptr;
   if (stashes) {
     sweep.stash = data<uint16_t>(stash);
     sweep.shift = data<float>(shift);
@@ -348,7 +347,7 @@ Results run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
         data<T>(gold_logit)[m] = static_cast<T>(mean);
         data<T>(gold_logp)[m] = static_cast<T>(mean - log_sum);
       }
-      if (keep == kNothing) continue;
+      if (sweep.unit == nullptr) continue;
       T* out = sweep.unit + m * width;
       if (!live) {
         std::memset(out, 0, width * sizeof(T));

@@ -23,7 +23,7 @@ namespace {
 constexpr const char* kOp = "linear_token_stats";
 constexpr const char* kBackward = "linear_token_stats_backward";
 
-enum Keep : int64_t { kNothing = 0, kUnit = 1, kUnitAndStash = 2 };
+enum Keep : int64_t { kNothing = 0, kUnit = 1, kStash = 2 };  // flags
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor>
@@ -42,18 +42,18 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
   const ScalarType compute = compute_type(hidden);
   const Asked asked(kOp, need_rank, need_sum_p2, need_margin, score_ids, count);
   const StatsTensors out(hidden, count, static_cast<bool>(gold), asked);
-  Tensor unit = new_empty(hidden, {keep == kNothing ? 0 : count, head.width()}, compute);
-  Tensor stash = new_empty(hidden, {keep == kUnitAndStash ? count : 0, head.vocabulary()},
-                           ScalarType::BFloat16);
+  Tensor unit = new_empty(hidden, {keep & kUnit ? count : 0, head.width()}, compute);
+  Tensor stash =
+      new_empty(hidden, {keep & kStash ? count : 0, head.vocabulary()}, ScalarType::BFloat16);
   // Width 0: the stash has final values.
-  Tensor stash_shift = new_empty(hidden, {keep == kUnitAndStash ? count : 0, 0}, ScalarType::Float);
+  Tensor stash_shift = new_empty(hidden, {keep & kStash ? count : 0, 0}, ScalarType::Float);
 
   RowOptions options;
   options.overwrite = keep != kNothing;
   options.asked = asked;
-  if (keep == kUnitAndStash) options.stash = stash;
+  if (keep & kStash) options.stash = stash;
   const Tensor to_logits = torch::stable::transpose(head.weight, 0, 1);
-  const int64_t columns = keep == kNothing ? head.vocabulary() : head.width();
+  const int64_t columns = keep & kUnit ? head.width() : head.vocabulary();
   const int64_t step = rows_of_block(count, head.vocabulary(), columns, head.hidden);
   Tensor buffer = torch::stable::new_empty(head.hidden, {count == 0 ? 0 : step, head.vocabulary()});
   for (int64_t begin = 0; begin < count; begin += step) {
@@ -62,7 +62,7 @@ linear_token_stats(Tensor hidden, Tensor weight, Tensor target, OptionalTensor r
     multiply(logits, take_rows(head.hidden, rows, begin, size), to_logits);
     row_stats_of_block(kOp, logits, begin, targets, gold, head.bias, softcap, logit_scale,
                        ignore_index, options, out);
-    if (keep == kNothing) continue;
+    if (!(keep & kUnit)) continue;
     const Tensor block_unit = slice(unit, begin, size);
     if (filter_eps > 0.0) {
       multiply_filtered(kOp, block_unit, logits, head.weight, filter_eps * std::abs(logit_scale),
@@ -161,8 +161,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_token_stats_backward(
   (void)stash_shift;  // has width 0 here
   const DeviceGuard guard(hidden);
   const HeadTensors head(kBackward, hidden, weight, bias, softcap, logit_scale);
-  STD_TORCH_CHECK(!need_bias || logit_scale != 0.0, kBackward,
-                  ": logit_scale must not be 0 where the bias needs a gradient");
+  require(!need_bias || logit_scale != 0.0, kBackward,
+          ": logit_scale must not be 0 where the bias needs a gradient");
   const ScalarType compute = compute_type(hidden);
   const int64_t count = rows ? rows->size(0) : hidden.size(0);
   check_size(kBackward, "grad", grad, 0, count);

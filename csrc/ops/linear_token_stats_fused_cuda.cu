@@ -26,8 +26,8 @@ linear_token_stats_fused(Tensor blocks, Tensor hidden, Tensor weight, Tensor tar
   check_size(kOp, "blocks", blocks, 1, head.vocabulary());
   check_dtype(kOp, "blocks", blocks, {compute});
   check_contiguous(kOp, "blocks", blocks);
-  STD_TORCH_CHECK(blocks.size(0) >= count, kOp, ": blocks must have at least ", count,
-                  " rows, got ", blocks.size(0));
+  require(blocks.size(0) >= count, kOp, ": blocks must have at least ", count, " rows, got ",
+          blocks.size(0));
   const Tensor targets = index_vector(kOp, "target", target, count);
   const GoldTensors gold(kOp, gold_ids, gold_offsets, gold_problem, count);
   RowOptions options;
@@ -64,20 +64,34 @@ void add_to(const Tensor& to, const Tensor& x) {
   });
 }
 
+// Fills `factor` and clears the rows of `units` for the tokens without a gradient.
+void clear_rows(const Tensor& units, const Tensor& grad, const Tensor& target, const Tensor& factor,
+                int64_t ignore_index) {
+  for_dtype(kBackward, "blocks", units, [&](auto tag) {
+    using A = simt::accumulate_t<typename decltype(tag)::type>;
+    const ClearRows<A> args{data<A>(units),  data<A>(grad), data<int64_t>(target),
+                            data<A>(factor), units.size(1), ignore_index};
+    launch(kBackward, units, &clear_rows_kernel<A>, units.size(0),
+           threads_for(args.cols, 4, kGradientThreads), args);
+  });
+}
+
 void linear_token_stats_fused_backward(Tensor d_weight, Tensor d_bias, Tensor blocks, Tensor grad,
                                        Tensor hidden, Tensor target, Tensor nll, Tensor lse,
                                        Tensor shift, double softcap, double logit_scale,
                                        int64_t ignore_index) {
-  // Not needed: the blocks are final.
-  (void)target, (void)nll, (void)lse, (void)shift, (void)softcap, (void)ignore_index;
+  (void)nll, (void)lse, (void)shift, (void)softcap;  // the blocks are final
   const DeviceGuard guard(hidden);
   const ScalarType compute = compute_type(hidden);
   const int64_t count = hidden.size(0), vocabulary = blocks.size(1);
   check_size(kBackward, "grad", grad, 0, count);
-  STD_TORCH_CHECK(d_bias.size(0) == 0 || logit_scale != 0.0, kBackward,
-                  ": logit_scale must not be 0 where the bias needs a gradient");
+  check_dtype(kBackward, "blocks", blocks, {compute});
+  require(d_bias.size(0) == 0 || logit_scale != 0.0, kBackward,
+          ": logit_scale must not be 0 where the bias needs a gradient");
   if (count == 0) return;
-  const Tensor upstream = contiguous_as(grad, compute), units = slice(blocks, 0, count);
+  const Tensor units = slice(blocks, 0, count), upstream = new_empty(hidden, {count}, compute);
+  clear_rows(units, contiguous_as(grad, compute), index_vector(kBackward, "target", target, count),
+             upstream, ignore_index);
   if (d_weight.size(0) > 0) {
     check_contiguous(kBackward, "d_weight", d_weight);
     check_dtype(kBackward, "d_weight", d_weight, {compute});

@@ -31,8 +31,8 @@ struct DevicePlan {
              int64_t blocks, int64_t columns) {
     const Tensor& hidden = head.hidden;
     const int64_t count = left_.size(0);
-    STD_TORCH_CHECK(left_.device().is_cpu() && right_.device().is_cpu(), op,
-                    ": left and right must be on the CPU");
+    require(left_.device().is_cpu() && right_.device().is_cpu(), op,
+            ": left and right must be on the CPU");
     const Tensor ls = checked_index(op, "left", left_, count, hidden.size(0));
     const Tensor rs = checked_index(op, "right", right_, count, hidden.size(0));
     const auto *from = data<const int64_t>(ls), *to = data<const int64_t>(rs);
@@ -149,13 +149,16 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
     double logit_scale, bool need_hidden, bool need_weight, bool need_bias) {
   const DeviceGuard guard(hidden);
   const HeadTensors head(kBackward, hidden, weight, bias, softcap, logit_scale);
-  STD_TORCH_CHECK(!need_bias || logit_scale != 0.0, kBackward,
-                  ": logit_scale must not be 0 where the bias needs a gradient");
+  require(!need_bias || logit_scale != 0.0, kBackward,
+          ": logit_scale must not be 0 where the bias needs a gradient");
   const ScalarType compute = compute_type(hidden);
   const int64_t count = left.size(0), vocabulary = head.vocabulary();
-  for (const Tensor* per_pair : {&grad, &kl_left, &kl_right, &lse_left, &lse_right}) {
-    check_size(kBackward, "a vector over the pairs", *per_pair, 0, count);
-  }
+  const std::pair<const char*, const Tensor&> per_pair[] = {{"grad", grad},
+                                                            {"kl_left", kl_left},
+                                                            {"kl_right", kl_right},
+                                                            {"lse_left", lse_left},
+                                                            {"lse_right", lse_right}};
+  for (const auto& [name, t] : per_pair) check_size(kBackward, name, t, 0, count);
   // Logits and their gradient are there at the same time.
   const DevicePlan plan(kBackward, head, left, right, 2, head.width());
   const PairTensors known{contiguous_as(kl_left, compute), contiguous_as(kl_right, compute),

@@ -23,8 +23,8 @@ std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor
   check_size(kOp, "prior_std", prior_std, 0, kinds);
   const Tensor bounds = checked_index(kOp, "offsets", offsets, offsets.size(0), rationales + 1);
   const auto* at = data<const int64_t>(bounds);
-  STD_TORCH_CHECK(problems >= 0 && at[0] == 0 && at[problems] == rationales, kOp,
-                  ": offsets must run from 0 to R = ", rationales);
+  require(problems >= 0 && at[0] == 0 && at[problems] == rationales, kOp,
+          ": offsets must run from 0 to R = ", rationales);
   const Tensor values = in_compute_type<double>(scores), betas = in_compute_type<double>(beta),
                priors = in_compute_type<double>(prior_std);
   Tensor out = torch::stable::new_empty(values, {rationales});
@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor
   std::vector<double> utility;
   for (int64_t p = 0; p < problems; ++p) {
     const int64_t begin = at[p], count = at[p + 1] - at[p];
-    STD_TORCH_CHECK(count > 0, kOp, ": offsets[", p + 1, "] must be larger than offsets[", p,
-                    "] = ", begin, ", got ", at[p + 1]);
+    require(count > 0, kOp, ": offsets[", p + 1, "] must be larger than offsets[", p, "] = ", begin,
+            ", got ", at[p + 1]);
     if (count == 1) {
       alpha[begin] = 1.0;
       continue;
@@ -51,9 +51,11 @@ std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor
       const double prior = data<const double>(priors)[s];
       const double scale =
           eps > 0.0 ? std::sqrt(variance) + eps : std::sqrt(variance + prior * prior);
-      // If all scores are equal, z is 0, also when the scale is 0. The comparison is written so
-      // that a NaN reaches the weights, where the caller can see it.
-      if (scale == 0.0) continue;
+      // If all scores are equal, z is 0; they may differ from their rounded mean. The comparisons
+      // are written so that a NaN reaches the weights, where the caller can see it.
+      const bool equal =
+          std::all_of(score, score + count, [&](double other) { return other == score[0]; });
+      if (equal || scale == 0.0) continue;
       const double weight = data<const double>(betas)[s];
       for (int64_t k = 0; k < count; ++k) {
         z[k] = (score[k] - mean) / scale;

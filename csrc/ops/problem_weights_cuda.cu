@@ -1,4 +1,6 @@
 // Weights of the rationales of each problem from their scores.
+#include <limits>
+
 #include "kernels/cuda/problem_weights.cuh"
 #include "ops/launch.cuh"
 
@@ -17,8 +19,12 @@ std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor
   const Tensor read = contiguous_as(scores, compute), factors = contiguous_as(beta, compute),
                priors = contiguous_as(prior_std, compute),
                bounds = index_vector(op, "offsets", offsets, offsets.size(0));
-  const Tensor out = new_empty(scores, {scores.size(1)}, compute),
-               zscores = new_empty(scores, {scores.size(0), scores.size(1)}, compute);
+  Tensor out = new_empty(scores, {scores.size(1)}, compute),
+         zscores = new_empty(scores, {scores.size(0), scores.size(1)}, compute);
+  // What no problem covers stays NaN, so that wrong offsets are seen.
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  torch::stable::fill_(out, kNaN);
+  torch::stable::fill_(zscores, kNaN);
   for_dtype(op, "scores", read, [&](auto tag) {
     using A = simt::accumulate_t<typename decltype(tag)::type>;
     ProblemWeights<A> args{};

@@ -9,7 +9,7 @@ void row_stats_of_block(const char* op, const Tensor& logits, int64_t begin, con
                         double scale, int64_t ignore_index, const RowOptions& options,
                         const StatsTensors& out) {
   const int64_t cols = logits.size(1);
-  STD_TORCH_CHECK(cols <= INT32_MAX, op, ": the vocabulary must be below 2^31, got ", cols);
+  require(cols <= INT32_MAX, op, ": the vocabulary must be below 2^31, got ", cols);
   for_dtype(op, "logits", logits, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = simt::accumulate_t<T>;

@@ -36,19 +36,20 @@ std::vector<Part> checked_parts(const Tensor& parts, int64_t rows, int64_t lengt
   std::vector<bool> taken(rows * length, false);
   for (int64_t i = 0; i < parts.size(0); ++i, entry += 5) {
     const Part part{entry[0], entry[1], entry[2], entry[3], entry[4]};
-    STD_TORCH_CHECK(part.row >= 0 && part.row < rows, kOp, ": parts[", i,
-                    ", 0] must be a row in [0, ", rows, "), got ", part.row);
-    STD_TORCH_CHECK(0 <= part.begin && part.begin < part.end && part.end <= length, kOp, ": parts[",
-                    i, ", 1:3] must be a span of tokens in [0, ", length, "), got ", part.begin,
-                    " to ", part.end);
-    STD_TORCH_CHECK(0 <= part.prefix_begin && part.prefix_begin <= part.prefix_end &&
-                        part.prefix_end <= length &&
-                        (part.prefix_end <= part.begin || part.prefix_begin >= part.end),
-                    kOp, ": parts[", i, ", 3:5] must be a span of tokens in [0, ", length,
-                    ") outside of the part, got ", part.prefix_begin, " to ", part.prefix_end);
+    require(part.row >= 0 && part.row < rows, kOp, ": parts[", i, ", 0] must be a row in [0, ",
+            rows, "), got ", part.row);
+    require(0 <= part.begin && part.begin < part.end && part.end <= length, kOp, ": parts[", i,
+            ", 1:3] must be a span of tokens in [0, ", length, "), got ", part.begin, " to ",
+            part.end);
+    require(
+        0 <= part.prefix_begin && part.prefix_begin <= part.prefix_end &&
+            part.prefix_end <= length &&
+            (part.prefix() == 0 || part.prefix_end <= part.begin || part.prefix_begin >= part.end),
+        kOp, ": parts[", i, ", 3:5] must be a span of tokens in [0, ", length,
+        ") outside of the part, got ", part.prefix_begin, " to ", part.prefix_end);
     for (int64_t t = part.begin; t < part.end; ++t) {
-      STD_TORCH_CHECK(!taken[part.row * length + t], kOp, ": parts[", i,
-                      "] must not overlap another part, got token ", t, " twice");
+      require(!taken[part.row * length + t], kOp, ": parts[", i,
+              "] must not overlap another part, got token ", t, " twice");
       taken[part.row * length + t] = true;
     }
     found.push_back(part);
@@ -214,9 +215,9 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value) {
   check_dim(kOp, "query", query, 4);
   check_dim(kOp, "key", key, 4);
   for (int64_t i : {0, 1, 3}) check_size(kOp, "key", key, i, query.size(i));
-  STD_TORCH_CHECK(key.size(2) > 0 && query.size(2) % key.size(2) == 0, kOp,
-                  ": query must have a multiple of the ", key.size(2), " heads of key, got ",
-                  query.size(2));
+  require(key.size(2) > 0 && query.size(2) % key.size(2) == 0, kOp,
+          ": query must have a multiple of the ", key.size(2), " heads of key, got ",
+          query.size(2));
   check_dim(kOp, "value", value, 4);
   for (int64_t i = 0; i < 4; ++i) check_size(kOp, "value", value, i, key.size(i));
 }

@@ -19,12 +19,27 @@ SOURCES = ["tests/native/kernels.cpp"] + [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test program, built without torch: the kernels must not need it."""
-    out = tmp_path_factory.mktemp("native") / "kernels"
+    return _build("g++", tmp_path_factory.mktemp("native") / "kernels")
+
+
+def _build(compiler: str, out: Path) -> Path:
     flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", "-static"]
-    command = ["g++", *flags, "-Icsrc", *SOURCES, "-o", str(out)]
+    command = [compiler, *flags, "-Icsrc", *SOURCES, "-o", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None,
+    reason="no compiler for ARM: apt-get install -y g++-aarch64-linux-gnu qemu-user",
+)
+def test_kernels_on_another_processor(tmp_path: Path) -> None:
+    """Without the instruction sets of x86-64 there is one build, `base`."""
+    program = _build("aarch64-linux-gnu-g++", tmp_path / "kernels")
+    done = _run(["qemu-aarch64", str(program)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == "base"
 
 
 def _run(command: list[str], capability: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -51,6 +51,7 @@ def test_expanded_weight() -> None:
         ({"weight": torch.zeros(2, 2)}, ValueError, "weight must have shape"),
         ({"group": torch.zeros(5).long()}, ValueError, "group must have shape"),
         ({"num_rows": -1}, ValueError, "num_rows must be >= 0"),
+        ({"num_rows": 2.0}, TypeError, "num_rows must be an integer"),
         ({"group": None}, ValueError, r"weight must have shape \[M\] = \[4\]"),
     ],
 )

@@ -115,6 +115,11 @@ def _each(inputs: Inputs, keep: tuple[str, ...], change: Callable[[Tensor], Tens
     return {k: v if k in keep else changed(v) for k, v in inputs.items()}
 
 
+def _transposed(value: Tensor) -> Tensor:
+    """The same numbers, column by column."""
+    return value.mT.contiguous().mT if value.dim() > 1 else value
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_layout_and_index_type_change_nothing(way: str) -> None:
     """Strided tensors and int32 indices give the same bits as contiguous ones and int64."""
@@ -124,6 +129,16 @@ def test_layout_and_index_type_change_nothing(way: str) -> None:
     assert same(results(way, _each(inputs, changed, _strided)), want)
     narrow = _each(inputs, changed, lambda x: x.int() if x.dtype == torch.int64 else x)
     assert same(results(way, narrow), want)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fakes_know_the_strides(way: str) -> None:
+    """Of the results for transposed inputs: torch.compile relies on them."""
+    op = WAYS[way][0]
+    changed = SAMPLES[op].changed
+    inputs = _each(sample(way, torch.float32), changed, _transposed)
+    options = {"leaves": SAMPLES[op].leaves, "changed": changed}
+    testing.opcheck(getattr(compact_ops, op), inputs, ("test_faketensor",), **options)
 
 
 @pytest.mark.parametrize("way", [w for w in WAYS if SAMPLES[WAYS[w][0]].leaves])

@@ -230,16 +230,32 @@ def test_compiled_with_a_loss_of_its_own() -> None:
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_backward_twice() -> None:
-    """With retain_graph, a second backward gives the same gradients."""
+@pytest.mark.parametrize("by_function", [False, True])
+def test_backward_again(by_function: bool) -> None:
+    """With retain_graph, a later backward gives the same gradients, whatever happened to them."""
+    inputs = cast(head_inputs(12), torch.float32)
+    leaves = [inputs[name].requires_grad_() for name in ("hidden", "weight")]
+    known = (lambda some, _: upstream(37)[some]) if by_function else upstream(37)
+    stats = linear_token_stats(**inputs, token_weight=known)
+    loss = (stats.weight * stats.nll).sum()
+    loss.backward(retain_graph=True)
+    once = [leaf.grad.clone() for leaf in leaves]
+    for more in (True, False):
+        for leaf in leaves:
+            leaf.grad.mul_(0.5)  # clipped
+        loss.backward(retain_graph=more)
+    for leaf, grad in zip(leaves, once, strict=True):
+        torch.testing.assert_close(leaf.grad, 1.75 * grad)
+
+
+def test_the_last_backward_does_not_copy() -> None:
+    """The gradient of the head is the tensor that the forward made."""
     inputs = cast(head_inputs(12), torch.float32)
     inputs["weight"].requires_grad_()
     stats = linear_token_stats(**inputs, token_weight=upstream(37))
-    loss = (stats.weight * stats.nll).sum()
-    loss.backward(retain_graph=True)
-    once = inputs["weight"].grad.clone()
-    loss.backward()
-    torch.testing.assert_close(inputs["weight"].grad, 2 * once)
+    kept = stats.nll.grad_fn.saved_tensors[1].data_ptr()
+    (stats.weight * stats.nll).sum().backward()
+    assert inputs["weight"].grad.data_ptr() == kept
 
 
 def test_registration_of_the_compiled_path() -> None:

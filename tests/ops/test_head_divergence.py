@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compact_ops import head_divergence, pairwise_symmetric_kl
+from compact_ops import head_divergence, pairwise_symmetric_kl, reference
 from compact_ops.head_divergence import KINDS
 from compact_ops.testing import check, head_terms
 
@@ -71,6 +71,43 @@ def test_forward_plus_reverse_is_the_symmetric_divergence() -> None:
     torch.testing.assert_close(both, pairwise_symmetric_kl(states, weight, left, right))
 
 
+@pytest.mark.parametrize("whose", ["hidden", "teacher_hidden"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_nan_is_seen(kind: str, whose: str) -> None:
+    inputs = _inputs(3, 4, 4, 40, 7) | {"kind": kind}
+    inputs[whose][1] = torch.nan
+    hidden = inputs["hidden"].requires_grad_()
+    for function in (head_divergence, reference.head_divergence):
+        found = function(**inputs)
+        (grad,) = torch.autograd.grad(found.sum(), hidden)
+        assert found.isnan().tolist() == grad.isnan().any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_both_exclude(kind: str) -> None:
+    """A bias of -inf removes a token, in the gradients too."""
+    bias = torch.zeros(60, dtype=torch.float64)
+    bias[10:50:3] = -torch.inf
+    inputs = _inputs(6, 8, 8, 60, 8) | {"kind": kind, "bias": bias, "teacher_bias": bias}
+    found = check("head_divergence", inputs, ulps=512)
+    assert all(bool(x.isfinite().all()) for x in found.values())
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
+def test_only_the_gradients_that_are_needed(trained: str) -> None:
+    """The backward makes no other, and one tensor of the size of the head."""
+    inputs = _inputs(6, 5, 4, 300, 9)
+    numbers = (0, 0.5, 0.0, 1.0, 0.0, 1.0)
+    own = (inputs["hidden"], inputs["weight"], torch.zeros(300, dtype=torch.float64))
+    args = (torch.ones(6).double(), *own, inputs["teacher_hidden"], inputs["teacher_weight"], None)
+    needs = [name == trained for name in ("hidden", "weight", "bias")]
+    backward = sys.modules["compact_ops.head_divergence"]._backward_op._init_fn
+    with _Heads(300 * 5) as heads:
+        found = backward(*args, *numbers, *needs)
+    assert [x.numel() > 0 for x in found] == needs
+    assert len(heads.storages) == (trained == "weight")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_models_have_no_divergence(kind: str) -> None:
     inputs = {k: v.float() for k, v in _inputs(6, 8, 8, 300, 3).items()}
@@ -104,6 +141,22 @@ def test_rows_do_not_depend_on_their_block(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(found, wanted)
 
 
+class _Heads(TorchDispatchMode):
+    """The storages of all tensors of a size that ops make; kept, so that none is used twice."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.storages, self.kept = size, set[int](), list[torch.Tensor]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() == self.size:
+            self.kept.append(out)
+            self.storages |= {out.untyped_storage().data_ptr()} - given
+        return out
+
+
 class _Largest(TorchDispatchMode):
     """The most elements of any tensor that an op returns."""
 
@@ -132,6 +185,8 @@ def test_no_row_of_the_whole_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch)
     [
         ({"kind": "l2"}, ValueError, "kind must be one of forward, reverse, jsd"),
         ({"mix": 1.0}, ValueError, "mix must be between 0 and 1"),
+        ({"mix": "half"}, TypeError, "mix must be a number"),
+        ({"teacher_logit_scale": torch.inf}, ValueError, "teacher_logit_scale must be finite"),
         ({"teacher_hidden": torch.zeros(5, 3)}, ValueError, "teacher_hidden must have shape"),
         ({"teacher_weight": torch.zeros(29, 3)}, ValueError, "teacher_weight must have shape"),
         ({"teacher_weight": torch.zeros(30, 4)}, ValueError, "teacher_weight must have shape"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compact_ops import GoldAnswers, linear_token_stats
+from compact_ops import GoldAnswers, linear_token_stats, reference
 from compact_ops.linear_token_stats import plan_head_grad
 from compact_ops.testing import cast, check, head_inputs, head_terms, run
 
@@ -57,7 +57,42 @@ def test_any_shape(
     check(_OP, inputs | (head_terms(vocabulary) if terms else {}), leaves=("hidden",), ulps=64)
 
 
-@pytest.mark.parametrize("leaves", [("hidden",), ("hidden", "weight")])
+@pytest.mark.parametrize("mode", ["frozen", "recompute", "stash", "fused-weights", "function"])
+@pytest.mark.parametrize("rows", [None, 40])
+def test_a_token_without_gradient_adds_nothing(mode: str, rows: int | None) -> None:
+    """Weight 0 with logits that are not finite, and an ignored token with a weight of NaN."""
+    inputs = cast(head_inputs(3, rows=rows) | {"gold": None}, torch.float32)
+    if rows is not None:
+        inputs["rows"] = torch.arange(37).flip(0)
+    read = torch.arange(37) if rows is None else inputs["rows"]
+    upstream = torch.linspace(-1, 2, 37)
+    upstream[1::7] = 0
+    without = (inputs["target"] == -100) | (upstream == 0)
+    leaves = ("hidden",) if mode == "frozen" else ("hidden", "weight")
+
+    def gradients(weight: Tensor, **change: Any) -> tuple[Tensor, ...]:
+        changed = inputs | change
+        wanted = [changed[name].requires_grad_() for name in leaves]
+        if mode == "fused-weights":
+            changed["token_weight"] = weight
+        elif mode == "function":
+            changed["token_weight"] = lambda some, _: weight[some]
+        options = {} if mode == "function" else {"head_grad": mode}
+        nll = linear_token_stats(**changed, **options).nll
+        return torch.autograd.grad(nll, wanted, weight)
+
+    want = gradients(upstream)
+    hidden = inputs["hidden"].detach().clone()
+    hidden[read[without]] = 3e38
+    wrong = torch.where(inputs["target"] == -100, torch.nan, upstream)
+    found = gradients(wrong, hidden=hidden)
+    assert not bool(linear_token_stats(**inputs | {"hidden": hidden}).lse[without].isfinite().any())
+    assert not bool(found[0][read[without]].any())
+    for got, true in zip(found, want, strict=True):
+        torch.testing.assert_close(got, true)
+
+
+@pytest.mark.parametrize("leaves", [("hidden",), ("weight",), ("hidden", "weight")])
 def test_modes_agree(leaves: tuple[str, ...]) -> None:
     """All gradient modes agree; the stash has the precision of bfloat16."""
     inputs = cast(head_inputs(2, tokens=64, vocabulary=777), torch.float32)
@@ -138,13 +173,15 @@ def test_auto_picks_by_budget_and_says_so(caplog: pytest.LogCaptureFixture) -> N
     assert plan_head_grad("auto", **sizes, train_head=False).mode == "frozen"
     assert plan_head_grad("auto", **sizes, train_head=True).mode == "stash"
     assert plan_head_grad("auto", **sizes, train_head=True, budget_bytes=1).mode == "recompute"
+    alone = plan_head_grad("auto", **sizes | {"train_hidden": False}, train_head=True)
+    assert alone == ("stash", 2, 2 * 1024 * 49152)
     fused = plan_head_grad("auto", **sizes, train_head=True, weighed=True)
     assert (fused.mode, fused.products) == ("fused-weights", 3)
     inputs = cast(head_inputs(), torch.float32)
     inputs["weight"].requires_grad_()
     with caplog.at_level(logging.INFO, "compact_ops"):
         linear_token_stats(**inputs)
-    assert "head_grad=auto picked stash (3 products" in caplog.text
+    assert "head_grad=auto picked stash (2 products" in caplog.text
 
 
 @pytest.mark.parametrize("leaf", ["hidden", "weight"])
@@ -182,11 +219,17 @@ def test_only_nll_is_differentiable() -> None:
         ({"hidden": torch.zeros(37)}, ValueError, "hidden must have shape"),
         ({"hidden": torch.zeros(37, 19, dtype=torch.int64)}, TypeError, "hidden must"),
         ({"bias": torch.zeros(300)}, ValueError, "bias must have shape"),
-        ({"softcap": -1.0}, ValueError, "softcap must"),
-        ({"logit_scale": float("nan")}, ValueError, "logit_scale must be a number"),
+        ({"softcap": -1.0}, ValueError, "softcap must be > 0"),
+        ({"softcap": torch.inf}, ValueError, "softcap must be > 0 and finite"),
+        ({"softcap": "a"}, TypeError, "softcap must be a number"),
+        ({"logit_scale": torch.nan}, ValueError, "logit_scale must be finite"),
+        ({"logit_scale": torch.inf}, ValueError, "logit_scale must be finite"),
+        ({"logit_scale": None}, TypeError, "logit_scale must be a number"),
+        ({"ignore_index": None}, TypeError, "ignore_index must be an integer"),
         ({"filter_eps": -1e-3}, ValueError, "filter_eps must"),
         ({"head_grad": "magic"}, ValueError, "head_grad must be one of"),
-        ({"gold": (1, 2)}, TypeError, "gold must be a GoldAnswers"),
+        ({"gold": tuple(head_inputs()["gold"])}, TypeError, "gold must be a GoldAnswers"),
+        ({"statistics": iter(["rank"])}, TypeError, "statistics must be a collection"),
         ({"rows": torch.zeros(36, dtype=torch.int64)}, ValueError, "target must have shape"),
         ({"weight": torch.zeros(301, 19, device="meta")}, ValueError, "weight must be on cpu"),
         (
@@ -213,6 +256,40 @@ def test_a_trained_head_refuses_frozen() -> None:
     inputs["weight"].requires_grad_()
     with pytest.raises(ValueError, match="must not be 'frozen'"):
         linear_token_stats(**inputs, head_grad="frozen")
+
+
+def test_a_problem_without_an_answer() -> None:
+    """It is an error only if a token belongs to it."""
+    inputs = cast(head_inputs(), torch.float32)
+    ids, offsets, problem = inputs["gold"]
+    want = linear_token_stats(**inputs)
+    empty = torch.cat([offsets[:1], offsets[:1], offsets[1:]])  # problem 1 of 4
+    moved = torch.where(problem == 0, 0, problem + 1)
+    inputs["gold"] = GoldAnswers(ids, empty, torch.where(moved == 0, 1, moved))
+    got = linear_token_stats(**inputs)
+    assert torch.equal(got.gold_logp, want.gold_logp)
+    bad = int((problem == 0).nonzero()[0])
+    inputs["gold"].problem[bad] = 0
+    with pytest.raises(
+        RuntimeError, match=rf"gold.problem\[{bad}\] must be a problem with an answer, got 0"
+    ):
+        linear_token_stats(**inputs)
+
+
+def test_dtype_of_the_results_is_that_of_hidden() -> None:
+    """A wider head or bias does not change it, in the reference too."""
+    inputs = cast(head_inputs() | head_terms(), torch.float32)
+    inputs |= {name: inputs[name].double() for name in ("weight", "bias")}
+    for function in (linear_token_stats, reference.linear_token_stats):
+        assert function(**inputs).nll.dtype == torch.float32
+
+
+def test_a_dtype_that_the_operator_does_not_take() -> None:
+    """A caller of torch.ops.compact is told the expected dtypes."""
+    with pytest.raises(RuntimeError, match="target must have dtype Long, got Float"):
+        torch.ops.compact.row_stats_(
+            torch.zeros(2, 3), torch.zeros(2), None, None, None, None, None, 0.0, 1.0, -100
+        )
 
 
 @pytest.mark.parametrize("name", ["target", "rows", "gold.ids", "gold.problem"])

@@ -63,6 +63,8 @@ def test_tokens_that_both_exclude() -> None:
     with_bias = pairwise_symmetric_kl(**inputs, bias=bias)
     without = pairwise_symmetric_kl(**inputs | {"weight": inputs["weight"][keep]})
     torch.testing.assert_close(with_bias, without)
+    found = check("pairwise_symmetric_kl", inputs | {"bias": bias}, ulps=256)
+    assert all(bool(x.isfinite().all()) for x in found.values())
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,17 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
     """Each error names the argument, what was expected and what was found."""
     with pytest.raises(error, match=f"^pairwise_symmetric_kl: {message}.*got"):
         pairwise_symmetric_kl(**_inputs(6, 8, 30, 5, 0) | change)
+
+
+@pytest.mark.parametrize("name", ["grad", "kl_left", "kl_right", "lse_left", "lse_right"])
+def test_a_vector_that_does_not_fit_the_pairs(name: str) -> None:
+    """The backward names it."""
+    inputs = _inputs(6, 8, 30, 5, 0)
+    vectors = {n: torch.zeros(5) for n in ("grad", "kl_left", "kl_right", "lse_left", "lse_right")}
+    grad, *stats = (vectors | {name: torch.zeros(4)}).values()
+    backward = torch.ops.compact.pairwise_symmetric_kl_backward
+    with pytest.raises(RuntimeError, match=f"{name} must have size 5 at dimension 0, got 4"):
+        backward(grad, *inputs.values(), None, *stats, 0.0, 1.0, True, True, False)
 
 
 def test_row_out_of_range() -> None:

@@ -54,6 +54,17 @@ def test_known_cases() -> None:
     assert z.tolist() == [[0, 0, 0, 0, -1, 1]]
 
 
+@pytest.mark.parametrize("function", [problem_weights, reference.problem_weights])
+def test_equal_scores_differ_from_their_rounded_mean(function: Any) -> None:
+    """z is 0, and a NaN among equal scores is seen."""
+    scores = torch.full((2, 7), 0.1, dtype=torch.float64)
+    scores[1, 4] = torch.nan
+    assert float(scores[0].mean()) != 0.1
+    found = function(scores, torch.tensor([0, 7]), torch.ones(2), torch.zeros(2))
+    assert not bool(found.zscores[0].any())
+    assert bool(found.zscores[1].isnan().all()) and bool(found.weight.isnan().all())
+
+
 def test_a_score_that_is_nan_is_seen() -> None:
     """It makes the weights and z-scores of its problem NaN, and no others."""
     inputs = _inputs([2, 3], 0)
@@ -80,6 +91,8 @@ def test_ranking_survives_units() -> None:
         ({"prior_std": torch.zeros(4)}, ValueError, r"prior_std must have shape \[S\] = \[3\]"),
         ({"tau": 0.0}, ValueError, "tau must be > 0"),
         ({"ddof": -1}, ValueError, "ddof must be >= 0"),
+        ({"ddof": 0.5}, TypeError, "ddof must be an integer"),
+        ({"tau": torch.inf}, ValueError, "tau must be > 0 and finite"),
         ({"eps": -1e-6}, ValueError, "eps must be >= 0"),
         ({"floor": 1.5}, ValueError, "floor must be <= 1"),
     ],

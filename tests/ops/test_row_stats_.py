@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compact_ops import row_stats_
+from compact_ops import reference, row_stats_
 from compact_ops.testing import check, head_inputs, head_terms
 
 
@@ -42,11 +42,12 @@ def test_huge_logits() -> None:
     check("row_stats_", _inputs(9, 700, 1, scale=100.0))
 
 
-def test_weight_0_leaves_a_row_of_zeros() -> None:
+@pytest.mark.parametrize("function", [row_stats_, reference.row_stats_])
+def test_weight_0_leaves_a_row_of_zeros(function: Any) -> None:
     """An ignored token adds nothing, also if the row's logits are infinite."""
     logits = torch.full((2, 50), torch.inf)
     logits[1] = torch.linspace(0, 1, 50)
-    row_stats_(logits, torch.tensor([3, 4]), weight=torch.tensor([0.0, 1.0]))
+    function(logits, torch.tensor([3, 4]), weight=torch.tensor([0.0, 1.0]))
     assert float(logits[0].abs().max()) == 0 and float(logits[1, 4]) < 0
 
 
@@ -60,6 +61,8 @@ def test_weight_0_leaves_a_row_of_zeros() -> None:
         ({"weight": torch.zeros(2)}, ValueError, "weight must have shape"),
         ({"bias": torch.zeros(49)}, ValueError, "bias must have shape"),
         ({"softcap": -2.0}, ValueError, "softcap must be > 0"),
+        ({"logit_scale": -torch.inf}, ValueError, "logit_scale must be finite"),
+        ({"ignore_index": None}, TypeError, "ignore_index must be an integer"),
         ({"gold": 3}, TypeError, "gold must be a GoldAnswers"),
     ],
 )
@@ -68,6 +71,15 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
     inputs = {"logits": torch.zeros(3, 50), "target": torch.zeros(3).long()}
     with pytest.raises(error, match=f"^row_stats_: {message}.*got"):
         row_stats_(**inputs | change)
+
+
+def test_a_graph_that_saved_the_logits_raises() -> None:
+    """Its backward would read the gradients that are there now."""
+    logits, factor = torch.rand(3, 50), torch.ones(3, 50, requires_grad=True)
+    product = (logits * factor).sum()
+    row_stats_(logits, torch.zeros(3).long())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
 
 
 def test_logits_with_a_gradient() -> None:

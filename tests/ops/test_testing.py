@@ -58,6 +58,16 @@ def test_check_finds_a_planted_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         testing.check("filtered_matmul", inputs)
 
 
+def test_check_finds_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result has the dtype of the reference's."""
+    right = compact_ops.filtered_matmul
+    monkeypatch.setattr(compact_ops, "filtered_matmul", lambda *a, **k: right(*a, **k).double())
+    with pytest.raises(
+        AssertionError, match="out must have dtype torch.float32, got torch.float64"
+    ):
+        testing.check("filtered_matmul", SAMPLES["filtered_matmul"].make(0, 9))
+
+
 def test_opcheck_wants_a_native_call() -> None:
     """Code that calls no operator of the package raises an error."""
     with pytest.raises(AssertionError, match="no operator of compact_ops was called"):

@@ -140,6 +140,17 @@ def test_a_part_never_changes_another() -> None:
     assert after[0, 3:7].isnan().all() and (after[0, 7:] == 0).all() and (after[1, :2] == 0).all()
 
 
+@pytest.mark.parametrize("at", [3, 5, 9])
+def test_an_empty_prefix_may_lie_anywhere(at: int) -> None:
+    """Inside of the part too."""
+    inputs = arguments()
+    inputs["parts"][1, 3:] = 0
+    want = tree_attention(**inputs)
+    inputs["parts"][1, 3:] = at
+    assert torch.equal(tree_attention(**inputs), want)
+    assert TreeTables.of(inputs["parts"], 2, 9).to_prefix.longest_query == 7
+
+
 @pytest.mark.parametrize("count", [0, 9])
 def test_nothing_to_attend(count: int) -> None:
     """Rows without tokens, and rows without parts: zeros, and zero gradients."""
@@ -171,6 +182,7 @@ def test_large_products_do_not_overflow() -> None:
         ({"key": torch.zeros(2, 9, 2, 3).double()}, TypeError, "key must have dtype float32"),
         ({"parts": torch.zeros(3, 4).long()}, ValueError, r"parts must have shape \[N, 5\]"),
         ({"parts": torch.zeros(3, 5)}, TypeError, "parts must have dtype int64 or int32"),
+        ({"scale": torch.nan}, ValueError, "scale must be finite"),
     ],
 )
 def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -194,7 +206,7 @@ def test_bad_parts(part: tuple[int, ...], message: str) -> None:
     """A part out of range, or one that overlaps another, raises an error that names it."""
     inputs = arguments()
     inputs["parts"][1] = torch.tensor(part)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"tree_attention: {message}"):
         tree_attention(**inputs)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"tree_attention: {message}"):
         TreeTables.of(inputs["parts"], *inputs["query"].shape[:2])

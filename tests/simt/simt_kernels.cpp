@@ -47,7 +47,7 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
     target[r] =
         values == kAllIgnored || r % 5 == 4 ? ignore : static_cast<int64_t>(random() % cols);
     gold_problem[r] = r % 2;
-    weight[r] = static_cast<A>(0.25 + (r % 7));
+    weight[r] = static_cast<A>(r % 7 == 3 ? 0 : 0.25 + (r % 7));
     for (int64_t v = 0; v < cols; ++v) {
       double x = normal(random) * (values == kHuge ? 1e3 : 1);
       if (values == kSomeExcluded && v != target[r] && random() % 3 == 0) x = -kInf;
@@ -153,11 +153,12 @@ void row_case(int64_t rows, int64_t cols, int64_t shift, int threads, int64_t st
         continue;
       }
       const double p = std::exp(z[v] - l), slope = head.slope(z[v]);
-      const double g = live ? weight[r] * (p - (v == target[r])) * slope * head.scale : 0;
+      const bool some = live && weight[r] != 0;  // else 0, also where p is NaN
+      const double g = some ? weight[r] * (p - (v == target[r])) * slope * head.scale : 0;
       near("gradient", r * cols + v, now, g, kUlp<T>, 1e-2 * weight[r] + 1e-4 * (values == kHuge));
       if (with_stash)
         near("stash", r * cols + v, simt::to_float(stash[r * cols + v]),
-             live && v != target[r] ? p * slope : 0, kUlp<bfloat16>, 1e-3);
+             some && v != target[r] ? p * slope : 0, kUlp<bfloat16>, 1e-3);
     }
   }
 }
@@ -221,7 +222,7 @@ void head_gradient(uint64_t seed) {
         }
         const double l = lse_of(z);
         target[r] = r == 2 ? -100 : r == 0 ? first : static_cast<int64_t>(random() % vocabulary);
-        up[r] = static_cast<float>(1 + r);
+        up[r] = r == 3 ? 0.f : static_cast<float>(1 + r);
         lse[r] = static_cast<float>(l);
         nll[r] = r == 2 ? 0 : static_cast<float>(l - z[target[r]]);
         for (int64_t v = 0; v < vocabulary; ++v) {
@@ -231,6 +232,12 @@ void head_gradient(uint64_t seed) {
           block[r * cols + v - first] = raw[v];
           want[r * cols + v - first] =
               r == 2 ? 0 : up[r] * head.scale * (part - (v == target[r] ? head.slope(z[v]) : 0));
+          // With upstream 0 the logits do not matter.
+          if (r == 3) {
+            block[r * cols + v - first] = std::nanf("");
+            stash[r * vocabulary + v] = make<bfloat16>(std::nan(""));
+            lse[r] = nll[r] = std::nanf("");
+          }
         }
       }
       HeadGradient<float> args{block.get(), cols,          first,
@@ -259,6 +266,24 @@ void head_gradient(uint64_t seed) {
     near("column_sum", c, out[c], want, 1e-5, 1);
   }
   if (out[cols] != -5.f) fail("past the last column", cols, out[cols], -5);
+  Buffer<float> cleared(rows * cols, 1);
+  std::vector<int64_t> target(rows, 5);
+  std::vector<float> given(up), factor(rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r % 5 == 0) target[r] = -100, given[r] = std::nanf("");
+    for (int64_t c = 0; c < cols; ++c)
+      cleared[r * cols + c] = given[r] > 0 || given[r] < 0 ? matrix[r * cols + c] : std::nanf("");
+  }
+  const ClearRows<float> clear{cleared.get(), given.data(), target.data(),
+                               factor.data(), cols,         -100};
+  simt::host::run(rows, 32, 0, [&] { clear_rows_kernel(clear); });
+  cleared.check("surroundings");
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool some = r % 5 != 0 && up[r] != 0;
+    near("factor", r, factor[r], some ? up[r] : 0, 0, 0);
+    for (int64_t c = 0; c < cols; ++c)
+      near("cleared", r * cols + c, cleared[r * cols + c], some ? matrix[r * cols + c] : 0, 0, 0);
+  }
   const AddTo<float> add{matrix.data(), 99, sums.data()};
   simt::host::run(4, 32, 0, [&] { add_to_kernel(add); });
   for (int64_t i = 0; i < 128; ++i)

@@ -78,11 +78,13 @@ def test_statistics_and_gradients_of_the_head(impl, shape, dtype, full):
     grads = torch.autograd.grad((want.nll * upstream).sum(), leaves, retain_graph=True)
     unit = torch.autograd.grad(want.nll.sum(), h64)[0]
     args = [to(hidden), to(weight), to(target), None, *(to(t) for t in gold), to(bias), to(ids)]
-    out = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 2, 0.0, *flags)
+    out = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 3, 0.0, *flags)
     compare_statistics(out[:10], want, dtype)
     close(out[10], unit, dtype)
+    stashed = ops.linear_token_stats(*args, softcap or 0.0, scale, -100, 2, 0.0, *flags)
+    assert len(stashed[10]) == 0 and torch.equal(stashed[11], out[11])
     plain = ops.linear_token_stats(
-        *args[:-1], None, softcap or 0.0, scale, -100, 2, 0.0, False, False, False
+        *args[:-1], None, softcap or 0.0, scale, -100, 3, 0.0, False, False, False
     )
     assert all(torch.equal(a, b) for a, b in zip(plain[:6], out[:6], strict=True))
     assert [x.numel() for x in plain[6:10]] == [0] * 4 and torch.equal(plain[10], out[10])
@@ -97,6 +99,89 @@ def test_statistics_and_gradients_of_the_head(impl, shape, dtype, full):
         close(result[1], grads[1], max(dtype, coarse, key=EPS.get))
         if full:
             close(result[2], grads[2], max(dtype, coarse, key=EPS.get))
+
+
+def test_a_token_without_gradient_adds_nothing(impl):
+    """Logits that are not finite with weight 0, and an ignored token with a weight of NaN."""
+    ops, to = impl
+    hidden, weight, bias, target, _, _, _ = case(torch.float32, 5, 6, 40, True)
+    live, upstream = target != -100, torch.tensor([1.0, torch.nan, 2.0, 0.0, torch.nan])
+    weight *= 1e20
+    some = live & (upstream != 0)
+    hidden[~some] = 1e20
+    hidden[some] *= 1e-20
+    h, w, b, t, up = (to(x) for x in (hidden, weight, bias, target, upstream))
+    numbers = (0.0, 1.0, -100)
+    out = ops.linear_token_stats(
+        h, w, t, None, None, None, None, b, None, *numbers, 3, 0.0, False, False, False
+    )
+    nll, lse, stash = out[0], out[1], out[11:]
+    assert not bool(lse[3].isfinite())
+    head = (up, h, w, t, None, b, nll, lse)
+    again = ops.linear_token_stats_backward(*head, None, None, *numbers, 0.0, True, True, True)
+    stashed = ops.linear_token_stats_backward(*head, *stash, *numbers, 0.0, False, True, True)
+    blocks = to(torch.empty(5, 40))
+    fused = ops.linear_token_stats_fused(
+        blocks, h, w, t, None, None, None, b, None, *numbers, 0.0, True, False, False, False
+    )
+    sums = to(torch.zeros(40, 6)), to(torch.zeros(40))
+    ops.linear_token_stats_fused_backward(*sums, blocks, up, h, t, *fused[:2], fused[-1], *numbers)
+    assert torch.equal(up.cpu().isnan(), upstream.isnan())  # an input
+    logits = to(hidden @ weight.T)
+    ops.row_stats_(logits, t, up, None, None, None, b, *numbers)
+    assert int(logits[to(~some)].abs().sum()) == int(again[0][to(~some)].abs().sum()) == 0
+    h64, w64, b64 = (x.double().requires_grad_() for x in (hidden[some], weight, bias))
+    want = reference.linear_token_stats(h64, w64, target[some], bias=b64)
+    grads = torch.autograd.grad((want.nll * upstream[some]).sum(), (w64, b64))
+    for result, dtype in ((again[1:], torch.float32), (stashed[1:], torch.bfloat16),
+                          (sums, torch.float32)):  # fmt: skip
+        for got, true in zip(result, grads, strict=True):
+            close(got, true, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes_of_results(impl, dtype):
+    """float32, or float64 for float64."""
+    ops, to = impl
+    wide = torch.promote_types(dtype, torch.float32)
+    rows, some = to(torch.randn(3, 64).to(dtype)), to(torch.randn(64, 8).to(dtype))
+    one, index = to(torch.ones(3, dtype=dtype)), to(torch.arange(3))
+    found = (
+        ops.filtered_matmul(rows, some, 0.1),
+        ops.accumulate_weighted(rows, index, one, None, 3),
+        *ops.problem_weights(rows, to(torch.tensor([0, 64])), one, one, 1.0, 0, 0.0, 0.0),
+    )
+    assert {x.dtype for x in found} == {wide}
+    product = rows.cpu().double() @ some.cpu().double()
+    close(ops.filtered_matmul(rows, some, 0.0), product, torch.float32)
+
+
+def test_equal_scores_differ_from_their_rounded_mean(impl):
+    """z is 0, and a NaN among equal scores is seen."""
+    ops, to = impl
+    scores = torch.full((2, 7), 0.1)
+    scores[1, 4] = torch.nan
+    args = [to(torch.tensor([0, 7])), to(torch.ones(2)), to(torch.zeros(2)), 1.0, 0, 0.0, 0.0]
+    weight, z = ops.problem_weights(to(scores), *args)
+    assert int(z[0].abs().sum()) == 0 and bool(z[1].isnan().all() & weight.isnan().all())
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 9], [2, 4], [0, 4, 3, 6], [-1, 6]])
+def test_what_wrong_offsets_leave_out_is_nan(impl, offsets):
+    """A CPU raises an error; elsewhere the host does not know the offsets."""
+    ops, to = impl
+    scores = to(torch.arange(12.0).view(2, 6))
+    args = [to(torch.tensor(offsets)), to(torch.ones(2)), to(torch.ones(2)), 1.0, 0, 0.0, 0.0]
+    if ops is torch.ops.compact and not scores.is_cuda:
+        with pytest.raises(RuntimeError, match="problem_weights: offsets"):
+            ops.problem_weights(scores, *args)
+        return
+    covered = torch.zeros(6, dtype=torch.bool)
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        if 0 <= begin < end <= 6:
+            covered[begin:end] = True
+    for found in ops.problem_weights(scores, *args):
+        assert torch.equal(found.isfinite().cpu(), covered.expand(found.shape))
 
 
 def test_repeated_rows_and_the_filter(impl):
@@ -202,10 +287,14 @@ def test_row_stats_in_place(impl, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "rows,cols,shift",
-    [(0, 9, 0), (1, 1, 1), (10_000, 1_003, 1), (3, 262_144, 0), (3, 262_143, 1), (70_001, 5, 3)],
-)
+    [(0, 9, 0), (1, 1, 1), (10_000, 1_003, 1), (3, 262_144, 0), (3, 262_143, 1), (70_001, 5, 3),
+     (3, 12_288, 0), (3, 24_576, 0)],
+)  # fmt: skip
 def test_row_stats_at_every_size(impl, rows, cols, shift, dtype, ignored):
-    """Misaligned rows (by `shift` elements), excluded classes, grids over 65,535."""
+    """Misaligned rows (by `shift` elements), excluded classes, grids over 65,535.
+
+    Rows of 48 KiB: with the kernel's own arrays they are more than a block has by default.
+    """
     ops, to = impl
     if ops is torch.ops.compact_simt:
         rows = min(rows, 50)  # simt_kernels plays all of them

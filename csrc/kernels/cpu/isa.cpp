@@ -10,12 +10,14 @@ namespace {
 constexpr const char* kNames[] = {"base", "avx2", "avx512"};
 
 Isa best() {
+#if defined(__x86_64__)
   // The avx512 build needs F, DQ, VL and BW.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
     return Isa::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
   return Isa::base;
 }
 

@@ -225,11 +225,12 @@ SIMT_DEVICE void rewrite_row(T* row, int64_t cols, const Change& change) {
 }
 
 // The gradient of one row: upstream * (exp(z - ref) * over_sum - [v = target]) * softcap'(z).
+// A row without one (`none`: ignored, or upstream is 0) gets zeros, also if a logit is not finite.
 template <typename A>
 struct RowGradient {
   Head<A> head;
   int64_t target;
-  bool ignored;
+  bool none;
   A ref, over_sum, upstream;
 
   // z: on entry raw logits from `column` on, on return the gradient.
@@ -256,7 +257,7 @@ struct RowGradient {
     }
     head.through_softcap(z, part);
     for (int i = 0; i < kCount; ++i) z[i] = upstream * (column + i == target ? own[0] : part[i]);
-    if (ignored) {
+    if (none) {
       for (int i = 0; i < kCount; ++i) z[i] = part[i] = A(0);
     }
   }

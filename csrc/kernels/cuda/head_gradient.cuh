@@ -27,6 +27,12 @@ struct HeadGradient {
   const simt::bfloat16* stash;
 };
 
+// Whether a token has no gradient, whatever its logits are.
+template <typename A>
+SIMT_DEVICE bool without(int64_t target, int64_t ignore_index, A upstream) {
+  return target == ignore_index || upstream == A(0);
+}
+
 template <typename T>
 SIMT_DEVICE simt::accumulate_t<T> upstream_of(const HeadGradient<T>& args, int64_t r) {
   const int64_t target = args.target[r];
@@ -39,10 +45,12 @@ SIMT_KERNEL(kGradientThreads)
 head_gradient_kernel(HeadGradient<T> args) {
   using A = simt::accumulate_t<T>;
   const int64_t r = simt::block();
-  const int64_t target = args.target[r];
-  const RowGradient<A> gradient{
-      args.head, target - args.first, target == args.ignore_index, args.lse[r],
-      A(1),      upstream_of(args, r)};
+  const RowGradient<A> gradient{args.head,
+                                args.target[r] - args.first,
+                                without(args.target[r], args.ignore_index, args.upstream[r]),
+                                args.lse[r],
+                                A(1),
+                                upstream_of(args, r)};
   rewrite_row(args.logits + r * args.cols, args.cols, gradient);
 }
 
@@ -54,7 +62,7 @@ stash_gradient_kernel(HeadGradient<T> args) {
   using A = simt::accumulate_t<T>;
   const int64_t r = simt::block();
   const int64_t target = args.target[r] - args.first;
-  const bool ignored = args.target[r] == args.ignore_index;
+  const bool none = without(args.target[r], args.ignore_index, args.upstream[r]);
   const A upstream = upstream_of(args, r);
   A z[1] = {args.lse[r] - args.nll[r]}, own[1] = {simt::expm1(-args.nll[r])};
   args.head.through_softcap(z, own);
@@ -62,8 +70,31 @@ stash_gradient_kernel(HeadGradient<T> args) {
   T* row = args.logits + r * args.cols;
   for (int64_t column = simt::thread(); column < args.cols; column += simt::threads()) {
     const A part = column == target ? own[0] : A(simt::to_float(stash[column]));
-    row[column] = simt::narrow<T>(ignored ? A(0) : upstream * part);
+    row[column] = simt::narrow<T>(none ? A(0) : upstream * part);
   }
+}
+
+// For a product of `matrix` with rows times `upstream`: a token without a gradient gets a row of
+// zeros and the factor 0, because 0 * inf and NaN * 0 would be NaN.
+template <typename A>
+struct ClearRows {
+  A* matrix;              // [rows, cols]
+  const A* upstream;      // [rows]
+  const int64_t* target;  // [rows]
+  A* factor;              // [rows], upstream or 0
+  int64_t cols, ignore_index;
+};
+
+template <typename A>
+SIMT_KERNEL(kGradientThreads)
+clear_rows_kernel(ClearRows<A> args) {
+  const int64_t r = simt::block();
+  const bool none = without(args.target[r], args.ignore_index, args.upstream[r]);
+  if (simt::thread() == 0) args.factor[r] = none ? A(0) : args.upstream[r];
+  if (!none) return;
+  A* row = args.matrix + r * args.cols;
+  for (int64_t column = simt::thread(); column < args.cols; column += simt::threads())
+    row[column] = A(0);
 }
 
 // The gradient of the bias: out[c] = factor * sum over the rows of matrix[r, c], in the order of

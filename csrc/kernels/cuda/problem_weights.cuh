@@ -2,7 +2,8 @@
 // problem.
 //   z_s = (score_s - mean) / sqrt(var + prior_std_s^2)   or, with eps > 0, / (std + eps)
 //   alpha = softmax(sum_s beta_s z_s / tau),  out = (1 - floor) alpha + floor / K
-// Scores that are all equal give z = 0; K = 1 gives 1.
+// Scores that are all equal give z = 0; K = 1 gives 1. A problem whose offsets are out of range is
+// not written.
 #pragma once
 
 #include "kernels/cuda/simt.cuh"
@@ -46,18 +47,20 @@ problem_weights_kernel(ProblemWeights<A> args) {
     for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) sum += score[i];
     const A mean = simt::warp_sum(sum) / k;
     A squares = 0;
+    int different = 0;  // a NaN counts
     for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) {
       const A d = score[i] - mean;
       squares += d * d;
+      different += !(score[i] == score[begin]);
     }
     const int64_t freedom = count - args.ddof;
     const A var = simt::warp_sum(squares) / static_cast<A>(freedom > 1 ? freedom : 1);
     const A prior = args.prior_std[s];
     const A spread = args.eps > A(0) ? simt::sqrt(var) + args.eps : simt::sqrt(var + prior * prior);
-    // The comparison is written so that a NaN spread stays NaN.
-    const A factor = spread <= A(0) ? A(0) : A(1) / spread;
+    // Equal scores may differ from their rounded mean. A NaN spread stays NaN.
+    const bool flat = simt::warp_sum(different) == 0 || spread <= A(0);
     for (int64_t i = begin + simt::thread(); i < end; i += simt::kWarp) {
-      z[i] = factor * (score[i] - mean);
+      z[i] = flat ? A(0) : (score[i] - mean) / spread;
       args.out[i] += args.beta[s] * z[i];
     }
   }

@@ -180,7 +180,7 @@ row_stats_kernel(RowStats<T> args) {
   // Second pass. If the target is neither in range nor ignore_index, the row becomes NaN.
   A upstream = args.weight == nullptr ? A(1) : args.weight[r];
   if (!in_range) upstream = simt::nan<A>();
-  const RowGradient<A> gradient{args.head, target,         ignored,
+  const RowGradient<A> gradient{args.head, target,         ignored || upstream == A(0),
                                 ref,       A(1) / all.sum, upstream * args.out_scale};
   simt::bfloat16* stash = args.stash == nullptr ? nullptr : args.stash + r * args.cols;
   const auto give = [&](int i, const simt::Pack<T>& pack) {
