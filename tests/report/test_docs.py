@@ -72,33 +72,26 @@ def test_the_trainer_of_the_page_trains(page, tmp_path, monkeypatch):
 
 
 def test_the_loop_of_the_operators_guide_gives_the_gradient_of_full_logits():
-    block = block_with(ROOT / "docs/operators.md", "linear_token_stats(")
-    assert len(ten_lines(block)) <= 11
-    torch.manual_seed(0)
-    embedding, lm_head = torch.nn.Embedding(23, 8), torch.nn.Linear(8, 23, bias=False)
-    lm_head.requires_grad_(False)
-    target = torch.randint(0, 23, (12,))
-    rows = torch.arange(12) // 2  # two tokens read one row
-    names = {
-        "body": embedding,
-        "input_ids": torch.randint(0, 23, (2, 3)),
-        "lm_head": lm_head,
-        "target": target,
-        "rows": rows,
-        "problem": torch.arange(12) // 6,
-        "token_offsets": torch.tensor([0, 2, 6, 9, 12]),
-        "rationale_offsets": torch.tensor([0, 2, 4]),
-        "answer_ids": torch.tensor([3, 4, 5]),
-        "answer_offsets": torch.tensor([0, 1, 3]),
-    }
-    exec(block, names)
-    weight, found = names["weight"], embedding.weight.grad.clone()
-    assert weight.shape == (12,) and not weight.requires_grad and weight.std() > 0
-    assert torch.allclose(names["found"].weight.view(2, 2).sum(1), torch.ones(2))
-    embedding.weight.grad = None
-    logits = lm_head(embedding(names["input_ids"]).flatten(0, 1))[rows]
+    inputs, loop = (
+        block_with(ROOT / "docs/operators.md", word) for word in ("texts = [", "problem_weights(")
+    )
+    assert len(ten_lines(loop)) <= 12
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0)
+    model.lm_head.weight.requires_grad_(False)
+    names = {"model": model, "tokenizer": tokenizer}
+    exec(inputs, names)
+    exec(loop, names)
+    weight, target, rows = (names[name] for name in ("weight", "target", "rows"))
+    assert weight.shape == target.shape and not weight.requires_grad
+    assert names["found"].weight[:2].sum() == pytest.approx(1) == names["found"].weight[2]
+    flat = names["input_ids"].flatten()
+    assert torch.equal(flat[rows + 1], target)  # each is predicted from the place before it
+    parameter = model.model.layers[0].mlp.up_proj.weight
+    found, parameter.grad = parameter.grad, None
+    logits = model(names["input_ids"]).logits.flatten(0, 1)[rows]
     (weight * torch.nn.functional.cross_entropy(logits, target, reduction="none")).sum().backward()
-    assert torch.allclose(found, embedding.weight.grad, atol=1e-6)
+    assert torch.allclose(found, parameter.grad, atol=1e-6) and found.norm() > 0
 
 
 # --- docs/extending.md ------------------------------------------------------------------------
