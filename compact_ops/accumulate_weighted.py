@@ -24,7 +24,8 @@ def accumulate_weighted(
         unit: [M, H] unit gradients of M tokens.
         rows: [M] int32 or int64, the row of each token, in [0, num_rows). On CUDA a token out of
             range is left out, because the host does not wait to check it.
-        weight: [G] weight of each group (a group is a rationale).
+        weight: [G] weight of each group (a group is a rationale). A token of weight 0 adds nothing,
+            also if its unit gradient is not finite.
         group: [M] int32 or int64, the group of each token; None means group[m] = m and G = M.
         num_rows: N, the number of rows of the result.
 

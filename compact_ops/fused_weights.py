@@ -172,7 +172,7 @@ def _sweep(
         scale = weigh_chunk(weigh, some, by_name)
         parts.append((*stats, scale))
         if need_hidden:
-            d_read[some] = weighed(unit, scale, target[some], ignore_index)
+            d_read[some] = weighed(unit, that_counts(scale, target[some], ignore_index))
         if need_weight or need_bias:
             torch.ops.compact.linear_token_stats_fused_backward(
                 d_weight, d_bias, blocks, scale, read[some], target[some], stats[0], stats[1],
@@ -184,13 +184,14 @@ def _sweep(
     return *columns, d_read, d_weight, d_bias
 
 
-def weighed(unit: Tensor, upstream: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """Returns upstream[m] * unit[m], [M, H].
+def that_counts(upstream: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Returns upstream [M], 0 for ignored tokens, also where it is not finite."""
+    return upstream.masked_fill(target == ignore_index, 0)
 
-    It is 0 for a token that is ignored or has upstream 0, also if the other factor is not finite.
-    """
-    without = (target == ignore_index) | (upstream == 0)
-    return (upstream[:, None] * unit).masked_fill_(without[:, None], 0)
+
+def weighed(unit: Tensor, upstream: Tensor) -> Tensor:
+    """Returns upstream[m] * unit[m], [M, H]; 0 where upstream is 0, also if unit is not finite."""
+    return (upstream[:, None] * unit).masked_fill_((upstream == 0)[:, None], 0)
 
 
 def to_rows(each: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -19,7 +19,14 @@ from compact_ops._library import (
     register_autograd,
     register_fake,
 )
-from compact_ops.fused_weights import Weigher, fused_head, to_rows, weigh_tokens, weighed
+from compact_ops.fused_weights import (
+    Weigher,
+    fused_head,
+    that_counts,
+    to_rows,
+    weigh_tokens,
+    weighed,
+)
 from compact_ops.types import GoldAnswers, TokenStats
 
 _OP = "linear_token_stats"
@@ -380,9 +387,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         d_bias = d_bias.to(bias.dtype) if need_bias else None
     d_read: Any = None
     if need_hidden:
-        # For every token: the gradient of the row that it reads.
-        each = d_hidden if unit is None else weighed(unit, grad, target, ignore_index)
-        d_read = each if rows is None else to_rows(each, rows, ctx.num_rows)
+        if unit is None:  # d_hidden is weighed
+            d_read = d_hidden if rows is None else to_rows(d_hidden, rows, ctx.num_rows)
+        else:
+            scale = that_counts(grad, target, ignore_index)
+            if rows is None:
+                d_read = weighed(unit, scale)
+            else:
+                run = torch.ops.compact.accumulate_weighted
+                d_read = run(unit, rows, scale, None, ctx.num_rows)
         d_read = d_read.to(ctx.dtype)
     return (d_read, d_weight, None, None, None, None, None, d_bias) + (None,) * 9
 

@@ -108,6 +108,8 @@ def accumulate_weighted(
     scale = weight if group is None else weight[group]
     dtype = torch.promote_types(unit.dtype, torch.float32)
     out = torch.zeros(num_rows, unit.shape[1], dtype=dtype, device=unit.device)
+    # With weight 0 a token adds nothing, also if its unit gradient is not finite.
+    unit = torch.where((scale == 0)[:, None] & ~unit.isfinite(), 0, unit)
     return out.index_add(0, rows, scale[:, None].to(dtype) * unit.to(dtype))
 
 

@@ -32,8 +32,9 @@ Tensor run(const Tensor& unit, const int64_t* row_of, const Tensor& weight, cons
       std::memset(sum, 0, width * sizeof(T));
       for (int64_t i = start[n]; i < start[n + 1]; ++i) {
         const int64_t m = tokens[i];
-        add_scaled_row(sum, data<const T>(units) + m * width, width,
-                       data<const T>(weights)[group ? group[m] : m]);
+        const T weight = data<const T>(weights)[group ? group[m] : m];
+        if (weight == 0) continue;  // also if the unit gradient is not finite
+        add_scaled_row(sum, data<const T>(units) + m * width, width, weight);
       }
     }
   });

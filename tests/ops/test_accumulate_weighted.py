@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from compact_ops import accumulate_weighted
+from compact_ops import accumulate_weighted, reference
 from compact_ops.testing import check
 
 
@@ -32,6 +34,17 @@ def test_terms_are_added_in_order() -> None:
     unit = torch.tensor([[1e8], [1.0], [-1e8]])
     out = accumulate_weighted(unit, torch.zeros(3).long(), torch.ones(3), None, 1)
     assert float(out) == 0
+
+
+@pytest.mark.parametrize("function", [accumulate_weighted, reference.accumulate_weighted])
+def test_a_token_of_weight_0_adds_nothing(function: Callable[..., Tensor]) -> None:
+    """Also if its unit gradient is not finite. The gradient of its weight is that of the sum."""
+    unit = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
+    weight = torch.tensor([2.0, 0.0, 0.0], requires_grad=True)
+    out = function(unit, torch.tensor([0, 0, 1]), weight, None, 2)
+    assert out.tolist() == [[2, 4], [0, 0]]
+    out.sum().backward()
+    assert weight.grad is not None and weight.grad[[0, 2]].tolist() == [3, 7]
 
 
 def test_expanded_weight() -> None:

@@ -164,6 +164,8 @@ FAULTS = (
           "pair = args.index[simt::block()]", "pair = simt::block()"),
     Fault("two merges share one array", "pairwise_symmetric_kl.cuh",
           "block_merge(q, largest_q, sum_q, moment_q)", "block_merge(q, largest_p, sum_p, moment_p)"),
+    Fault("weight 0 times a unit gradient that is not finite", "accumulate_weighted.cuh",
+          "    if (weight == A(0)) continue;\n", ""),
     Fault("a row's second item dropped", "accumulate_weighted.cuh",
           "i < args.items && args.sorted_rows[i] == row; ++i)",
           "i < first + 1 && args.sorted_rows[i] == row; ++i)"),

@@ -388,15 +388,18 @@ void accumulate(uint64_t seed) {
       std::vector<float> weight(items);
       std::vector<double> want(rows * width);
       for (auto& w : weight) w = static_cast<float>(normal(random));
+      weight[1] = 0;  // its units are NaN
       for (int64_t i = 0; i < rows * width; ++i) out[i] = 0;
       for (int64_t m = 0; m < items; ++m) {
         row[m] = m == 3 ? rows : m == 4 ? -1 : static_cast<int64_t>(random() % (rows - 1));
         group[m] = static_cast<int64_t>(random() % groups);
         order[m] = m;
+        const double factor = weight[grouped ? group[m] : m];
         for (int64_t h = 0; h < width; ++h) {
-          unit[m * width + h] = static_cast<float>(normal(random));
-          if (row[m] >= 0 && row[m] < rows)
-            want[row[m] * width + h] += 1.0 * weight[grouped ? group[m] : m] * unit[m * width + h];
+          float& each = unit[m * width + h];
+          each = factor == 0 ? NAN : static_cast<float>(normal(random));
+          if (factor != 0 && row[m] >= 0 && row[m] < rows)
+            want[row[m] * width + h] += factor * each;
         }
       }
       std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return row[a] < row[b]; });

@@ -127,6 +127,9 @@ def test_a_token_without_gradient_adds_nothing(impl):
     sums = to(torch.zeros(40, 6)), to(torch.zeros(40))
     ops.linear_token_stats_fused_backward(*sums, blocks, up, h, t, *fused[:2], fused[-1], *numbers)
     assert torch.equal(up.cpu().isnan(), upstream.isnan())  # an input
+    unit, rows = to(torch.tensor([[torch.nan], [2.0]])), to(torch.zeros(2, dtype=torch.int64))
+    some_weight = to(torch.tensor([0.0, 3.0]))
+    assert ops.accumulate_weighted(unit, rows, some_weight, None, 1).item() == 6
     logits = to(hidden @ weight.T)
     ops.row_stats_(logits, t, up, None, None, None, b, *numbers)
     assert int(logits[to(~some)].abs().sum()) == int(again[0][to(~some)].abs().sum()) == 0

@@ -1,6 +1,7 @@
-// out[rows[m]] += weight[group[m]] * unit[m] without atomics. The items are sorted by row. The
-// block of the first item of a row sums the row's items in their order; the blocks of the other
-// items do nothing. So no two blocks write the same row, and the sum is the same in every run.
+// out[rows[m]] += weight[group[m]] * unit[m] without atomics. An item of weight 0 adds nothing,
+// also if its unit is not finite. The items are sorted by row. The block of the first item of a row
+// sums the row's items in their order; the blocks of the other items do nothing. So no two blocks
+// write the same row, and the sum is the same in every run.
 #pragma once
 
 #include "kernels/cuda/simt.cuh"
@@ -36,6 +37,7 @@ SIMT_DEVICE void sum_items(const AccumulateWeighted<T>& args, int64_t first, int
       const int64_t group = args.group == nullptr ? item : args.group[item];
       weight = group >= 0 && group < args.groups ? args.weight[group] : simt::nan<A>();
     }
+    if (weight == A(0)) continue;
     const T* from = args.unit + item * args.width + column;
     A x[kCount];
     if constexpr (kCount == 1) {
