@@ -81,7 +81,7 @@ def remove_step_share(mean: Tensor, others: Tensor, first: Tensor, share: Tensor
 
 @register("aslec-drop", axis="adaptability", aggregation=TOKEN_MEAN)
 def aslec_drop(pass_: Pass) -> Tensor:
-    """Returns [R] mean log-likelihood without first tokens, nats per token."""
+    """Adaptability as the likelihood without each step's first token: [R] mean, in nats a token."""
     return step_means(pass_)[1].to(pass_.stats.nll.dtype)
 
 
@@ -92,5 +92,5 @@ def aslec_drop(pass_: Pass) -> Tensor:
     aggregation="mean over tokens, corrected by a fit over the pool; mean over rationales",
 )
 def aslec_casl(pass_: Pass) -> Tensor:
-    """Returns [R] mean log-likelihood without the fitted effect of the share of first tokens."""
+    """Adaptability as the likelihood less the fitted effect of the share of first tokens: [R]."""
     return remove_step_share(*step_means(pass_)).to(pass_.stats.nll.dtype)
