@@ -10,9 +10,9 @@ from compact.commands.cli import REPORT_TO_LAUNCHER, main
 def _main_of_rank() -> None:
     """Runs `main` in one of several processes, and ends the process without Python's clean-up.
 
-    The threads of gloo still run then, because PyTorch's caches keep the groups of FSDP2 after they
-    were destroyed. During Python's clean-up such a thread can abort the process (SIGABRT), although
-    its work is done.
+    PyTorch's caches keep the process groups of FSDP2 even after they were destroyed. So threads of
+    gloo still run at the end. During Python's clean-up such a thread can abort the process
+    (SIGABRT), although the work is done.
     """
     status = 1  # of an error that `main` does not report
 

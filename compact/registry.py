@@ -97,10 +97,15 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
 
+def closest(name: str, names: Sequence[str]) -> str | None:
+    """Returns the name that a misspelt one was probably meant to be; None if none is close."""
+    return next(iter(difflib.get_close_matches(name, names, 1)), None)
+
+
 def unknown(kind: str, name: str, names: Sequence[str]) -> str:
     """Returns the message for a name that is not among `names`; it suggests the closest one."""
-    close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    near = closest(str(name), names)
+    hint = f"; did you mean {near!r}?" if near else ""
     listed = ", ".join(names) or "nothing (none is registered)"
     return f"{kind} must be one of {listed}, got {name!r}{hint}"
 

@@ -172,7 +172,7 @@ def _sweep(
         scale = weigh_chunk(weigh, some, by_name)
         parts.append((*stats, scale))
         if need_hidden:
-            d_read[some] = weighed(unit, that_counts(scale, target[some], ignore_index))
+            d_read[some] = weighed(unit, without_ignored(scale, target[some], ignore_index))
         if need_weight or need_bias:
             torch.ops.compact.linear_token_stats_fused_backward(
                 d_weight, d_bias, blocks, scale, read[some], target[some], stats[0], stats[1],
@@ -184,7 +184,7 @@ def _sweep(
     return *columns, d_read, d_weight, d_bias
 
 
-def that_counts(upstream: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+def without_ignored(upstream: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """Returns upstream [M], 0 for ignored tokens, also where it is not finite."""
     return upstream.masked_fill(target == ignore_index, 0)
 

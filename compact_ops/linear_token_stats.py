@@ -22,10 +22,10 @@ from compact_ops._library import (
 from compact_ops.fused_weights import (
     Weigher,
     fused_head,
-    that_counts,
     to_rows,
     weigh_tokens,
     weighed,
+    without_ignored,
 )
 from compact_ops.types import GoldAnswers, TokenStats
 
@@ -390,7 +390,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
         if unit is None:  # d_hidden is weighed
             d_read = d_hidden if rows is None else to_rows(d_hidden, rows, ctx.num_rows)
         else:
-            scale = that_counts(grad, target, ignore_index)
+            scale = without_ignored(grad, target, ignore_index)
             if rows is None:
                 d_read = weighed(unit, scale)
             else:

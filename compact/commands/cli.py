@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import json
@@ -18,7 +17,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from compact import __version__
-from compact.registry import import_modules, require, unknown
+from compact.registry import closest, import_modules, require, unknown
 
 # Subcommand -> (module, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -168,8 +167,8 @@ def _check_options(parser: _Parser, words: Sequence[str]) -> None:
     for word in words:
         name = word.partition("=")[0]
         if _OPTION.match(word) and name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            near = closest(name, known)
+            hint = f"; did you mean {near}?" if near else ""
             parser.error(f"unknown argument {name!r}{hint}")
 
 

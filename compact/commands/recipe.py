@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import yaml
 
 from compact.fields import as_written, compose, converted, field_types, mapping
 from compact.files import parse_yaml
+from compact.registry import closest
 from compact.settings import (
     OUTPUT_DIR,
     ComparisonConfig,
@@ -160,7 +160,6 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
             hint = f"; a recipe is --config {option}" if recipe else ""
             raise ValueError(f"expected --key value, got {option!r}{hint}")
         name, equals, text = option[2:].partition("=")
-        name = name.replace("-", "_")
         if not equals:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         if not text.strip():
@@ -174,7 +173,6 @@ def _read_options(options: Sequence[str]) -> dict[str, tuple[Any, str]]:
 
 
 def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key, known_keys(), 1)
-    near = _OTHER_NAMES.get(key) or (close[0] if close else None)
+    near = _OTHER_NAMES.get(key) or closest(key, known_keys())
     whose = ", which only `compact compare` takes" if key in field_types(ComparisonConfig) else ""
     return whose + (f"; did you mean {near!r}?" if near else "")

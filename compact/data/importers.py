@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.answers import Domain, find_domain
-from compact.data.problems import REASONING, Text, text_of
+from compact.data.problems import REASONING, Text, plain_of, prompt_key, text_of
 from compact.data.rows import field_name, read_rows, stem_of
 from compact.text.steps import find_marker
 
@@ -150,7 +149,7 @@ def from_sharegpt(row: Mapping[str, Any], where: str) -> Sample:
     *before, last = messages
     if last["role"] != "assistant":
         raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
-    return Sample(_plain(before), (_plain([last]),), _optional(row, where, "answer", "label"))
+    return Sample(plain_of(before), (plain_of([last]),), _optional(row, where, "answer", "label"))
 
 
 def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
@@ -277,23 +276,6 @@ def read_samples(path: Path, column: str | None = None) -> Iterator[tuple[str, S
         )
     if reader is None:
         raise ValueError(f"{path}: expected at least one row, got none")
-
-
-def prompt_key(prompt: Text) -> str:
-    """Returns the key of a prompt.
-
-    Prompts that differ only in white space have the same key. A lone message has that of its text.
-    """
-    plain = _plain(prompt)
-    text = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True)
-    return " ".join(text.split())
-
-
-def _plain(text: Text) -> Text:
-    """Returns the text of a lone message of user or assistant, and anything else unchanged."""
-    if isinstance(text, str) or len(text) > 1 or text[0]["role"] == "system":
-        return text
-    return text if REASONING in text[0] else text[0]["content"]
 
 
 def gold_answers(path: Path) -> dict[str, str]:

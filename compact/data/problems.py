@@ -10,6 +10,7 @@ error names the file and line (or the row of the data set), the field, and what 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,23 @@ class PreferencePair:
 def text_of(content: Text) -> str:
     """Returns a prompt or completion as one text, chat messages on lines of their own."""
     return content if isinstance(content, str) else "\n".join(m["content"] for m in content)
+
+
+def prompt_key(prompt: Text) -> str:
+    """Returns the key of a prompt.
+
+    Prompts that differ only in white space have the same key. A lone message has that of its text.
+    """
+    plain = plain_of(prompt)
+    text = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True)
+    return " ".join(text.split())
+
+
+def plain_of(text: Text) -> Text:
+    """Returns the text of a lone message of user or assistant, and anything else unchanged."""
+    if isinstance(text, str) or len(text) > 1 or text[0]["role"] == "system":
+        return text
+    return text if REASONING in text[0] else text[0]["content"]
 
 
 def load_problems(
@@ -217,15 +235,15 @@ def of_teacher(teacher: str, problems: Sequence[Problem]) -> list[Problem]:
 def warn_of_overlap(
     name: str, asked: Sequence[Problem | PreferencePair], trained: Sequence[Problem]
 ) -> None:
-    """Warns if questions of a test are in the training data too; ids and spaces do not matter.
+    """Warns if questions of a test are in the training data too, whatever their ids.
 
     Args:
         name: what the message calls the test.
         asked: what is asked in it.
         trained: the training data.
     """
-    known = {" ".join(text_of(problem.prompt).split()) for problem in trained}
-    shared = sum(" ".join(text_of(each.prompt).split()) in known for each in asked)
+    known = {prompt_key(problem.prompt) for problem in trained}
+    shared = sum(prompt_key(each.prompt) in known for each in asked)
     if shared:
         logger.warning(
             "%s: %d of its %d questions are in the training data too", name, shared, len(asked)

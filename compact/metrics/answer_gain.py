@@ -61,7 +61,7 @@ def _last_leaf(pass_: Pass) -> Tensor:
     "answer-gain-net", axis="adaptability", needs_leaves=True, needs_gold=True, aggregation=_LAST
 )
 def net(pass_: Pass) -> Tensor:
-    """Adaptability as the rise of the gold answer's level over a text: [R] I_n - I_0, in nats."""
+    """Adaptability as the rise of the gold answer's likelihood over a text: [R] I_n - I_0, nats."""
     return final_level(pass_) - step_gains(pass_).start
 
 
@@ -73,7 +73,7 @@ def net(pass_: Pass) -> Tensor:
     aggregation="least over steps with a leaf; mean over rationales",
 )
 def least(pass_: Pass) -> Tensor:
-    """Adaptability as the least rise of the gold answer's level in a step: [R], in nats."""
+    """Adaptability as the smallest rise of the gold answer's likelihood in a step: [R], in nats."""
     gains = step_gains(pass_)
     parts = gains.gain.split(gains.offsets.diff().tolist())
     # A problem without a gold answer has no leaves.

@@ -242,9 +242,10 @@ def with_judgements(problem: EncodedProblem, judgements: Sequence[Judgement]) ->
 
 
 def plain_rationale(teacher: str, ids: Sequence[int], text: str) -> EncodedRationale:
-    """Returns token ids that a model wrote as a rationale of one step, without marker or answer.
+    """Returns a rationale of one step, made of token ids that a model wrote.
 
-    Options are asked for after the bare question only: what the step states was not looked up.
+    It has no marker and no answer. Options are asked for after the bare question only, because it
+    is not known what the step states.
     """
     return EncodedRationale(
         teacher=teacher,

@@ -13,7 +13,6 @@ only be sampled. The teachers are frozen, so their confidences are computed once
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from compact.options import check_number
-from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes import EncodedProblem, Pass
 from compact.passes.lazily import LazyProblems
 from compact.passes.transfer import put
-from compact.strategies.base import Means, Strategy, register_strategy
+from compact.strategies.base import Means, Strategy, check_markers, register_strategy
 from compact.strategies.white_box import check_teachers, load_teachers, teacher_states
 from compact.weighting.muki import margin_of
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from compact.data import Problem
     from compact.student import Student
     from compact.weighting import Weigher, Weights
-
-logger = logging.getLogger(__name__)
 
 
 @register_strategy("answer-confidence")
@@ -90,7 +87,8 @@ class AnswerConfidence(Strategy):
                 to judge.
         """
         encoded = LazyProblems(problems, processing_class, judged=False, max_length=self.max_length)
-        self._check_markers([r for problem in encoded.sample for r in problem.rationales])
+        sample = [r for problem in encoded.sample for r in problem.rationales]
+        check_markers("answer-confidence", sample, "rationales", "their confidence is 0")
         models = load_teachers(
             "answer-confidence", self.teachers, problems, processing_class, self.device, self.dtype
         )
@@ -102,22 +100,6 @@ class AnswerConfidence(Strategy):
             for teacher, value in own.items():
                 self._means.add(f"confidence/{teacher}", value)
         return problems
-
-    def _check_markers(self, rationales: Sequence[EncodedRationale]) -> None:
-        """Warns of rationales without an answer to judge; ValueError if there is no other."""
-        count, without = len(rationales), sum(r.marker == len(r.ids) for r in rationales)
-        where = "an answer marker, such as 'The answer is', within max_length"
-        if without == count:
-            raise ValueError(
-                f"strategy answer-confidence: a rationale must have {where}, got none among {count}"
-            )
-        if without:
-            logger.warning(
-                "answer-confidence: %d of %d rationales lack %s; their confidence is 0",
-                without,
-                count,
-                where,
-            )
 
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Returns softmax(c / tau) of each problem, times its margin if asked for."""

@@ -15,6 +15,7 @@ The weights of the teachers are a separate choice (`preset`).
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -23,7 +24,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from compact.passes import EncodedProblem, Pass
+from compact.passes import EncodedProblem, EncodedRationale, Pass
 from compact.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from compact.data import Problem
     from compact.student import Student
     from compact.weighting import Weigher, Weights
+
+
+logger = logging.getLogger(__name__)
 
 
 class LossTerm(Protocol):
@@ -153,6 +157,31 @@ class Means:
         found = {name: total / n for name, (total, n) in self._sums.items() if n}
         self._sums.clear()
         return found
+
+
+def check_markers(
+    strategy: str, rationales: Sequence[EncodedRationale], what: str, then: str
+) -> None:
+    """Warns of rationales without an answer marker, where a method would learn nothing.
+
+    Args:
+        strategy: the name of the method.
+        rationales: those that it learns from.
+        what: what the messages call them, such as "right rationales".
+        then: what becomes of those without a marker.
+
+    Raises:
+        ValueError: none has a marker.
+    """
+    count, without = len(rationales), sum(r.marker == len(r.ids) for r in rationales)
+    where = "an answer marker, such as 'The answer is', within max_length"
+    if without == count:
+        raise ValueError(
+            f"strategy {strategy}: one of the {what} must have {where}, got none among {count} "
+            f"{what}"
+        )
+    if without:
+        logger.warning("%s: %d of %d %s lack %s; %s", strategy, without, count, what, where, then)
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")

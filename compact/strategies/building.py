@@ -87,8 +87,8 @@ class Builder(Strategy):
     def build(self, problem: Problem, student: Student) -> Built:
         """Returns the new completion of each rationale, and what was done, as counts to add up.
 
-        None in place of a completion keeps the rationale as it is. Yields tasks for the writer,
-        which is the student if no other is named.
+        A completion of None keeps the rationale unchanged. The method yields tasks for the writer;
+        without another writer, the student does them.
         """
 
     def built(self, problems: Sequence[Problem], student: Student) -> dict[str, Rows]:

@@ -17,7 +17,6 @@ block over the vocabulary. It costs one more forward over question and answer, w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,15 +31,19 @@ from compact.passes.forward import token_states
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
-from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
+from compact.strategies.base import (
+    LossTerm,
+    Means,
+    Strategy,
+    check_markers,
+    register_strategy,
+)
 from compact.strategies.white_box import completion_states, divergence
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
     from compact.weighting import Weigher
-
-logger = logging.getLogger(__name__)
 
 
 class _Term:
@@ -111,20 +114,8 @@ class Crsd(Strategy):
             problems, processing_class, judged=False, max_length=self.max_length
         ).sample
         right = [r for p in encoded for r, ok in zip(p.rationales, p.right, strict=True) if ok]
-        without = sum(r.marker == len(r.ids) for r in right)
-        where = "an answer marker, such as 'The answer is', within max_length"
-        if without == len(right):
-            raise ValueError(
-                f"strategy crsd: a right rationale must have {where}, got none among {len(right)} "
-                f"right ones of {len(encoded)} problems"
-            )
-        if without:
-            logger.warning(
-                "crsd: %d of %d right rationales lack %s; the student learns no answer from them",
-                without,
-                len(right),
-                where,
-            )
+        then = "the student learns no answer from them"
+        check_markers("crsd", right, "right rationales", then)
         return problems
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:

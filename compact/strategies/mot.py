@@ -303,9 +303,9 @@ def _ends(total: int, parts: int) -> list[int]:
 
 
 def _factors(args: CompactConfig, total: int) -> Callable[[int], float]:
-    """Returns the factor that the schedule of the settings has at each step of a run, from 0.
+    """Returns the learning-rate schedule of the settings: step, counted from 0 -> factor.
 
-    For a schedule that follows the losses it is 1.
+    A schedule that follows the losses gives 1 at every step.
     """
     kwargs = args.lr_scheduler_kwargs
     assert not isinstance(kwargs, str)  # transformers has read it

@@ -130,7 +130,7 @@ def model_of(
 def read_by_models(
     problems: Sequence[EncodedProblem], find: ModelOf
 ) -> Iterator[tuple[Student, Tensor, Tensor]]:
-    """Yields each white-box model with what it reads: the rationales of its own teachers.
+    """Lets each white-box model read the rationales of its own teachers; yields what it found.
 
     Yields:
         The model, [M] bool which completion tokens of the problems it has read, and its hidden

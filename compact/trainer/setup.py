@@ -259,7 +259,7 @@ def for_evaluation(trainer: Any) -> Any:
 def layout_for(
     student: Student, weigher: Weigher, args: CompactConfig, data: ProblemDataset | None, evals: Any
 ) -> Layout:
-    """Chooses the layout of the batches, logs the reason, and fits the data to it.
+    """Chooses the layout of the batches, logs why, and prepares the data for that layout.
 
     Raises:
         ValueError: the layout must be "tree", but the student or the weigher does not support it.

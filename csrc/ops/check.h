@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace compact {
 
@@ -39,6 +40,12 @@ inline void check_size(const char* op, const char* name, const Tensor& t, int64_
                        int64_t size) {
   require(t.size(axis) == size, op, ": ", name, " must have size ", size, " at dimension ", axis,
           ", got ", t.size(axis));
+}
+
+// Checks the size of vectors, each given with its name.
+inline void check_sizes(const char* op, int64_t size,
+                        std::initializer_list<std::pair<const char*, const Tensor*>> vectors) {
+  for (const auto& [name, t] : vectors) check_size(op, name, *t, 0, size);
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t,

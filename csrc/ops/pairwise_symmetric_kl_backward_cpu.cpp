@@ -130,12 +130,12 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
   const int64_t count = left.size(0);
   left = checked_index(kOp, "left", left, count, hidden.size(0));
   right = checked_index(kOp, "right", right, count, hidden.size(0));
-  const std::pair<const char*, const Tensor&> per_pair[] = {{"grad", grad},
-                                                            {"kl_left", kl_left},
-                                                            {"kl_right", kl_right},
-                                                            {"lse_left", lse_left},
-                                                            {"lse_right", lse_right}};
-  for (const auto& [name, t] : per_pair) check_size(kOp, name, t, 0, count);
+  check_sizes(kOp, count,
+              {{"grad", &grad},
+               {"kl_left", &kl_left},
+               {"kl_right", &kl_right},
+               {"lse_left", &lse_left},
+               {"lse_right", &lse_right}});
   const auto call = computes_in_double(hidden) ? &run<double> : &run<float>;
   return call(grad, hidden, weight, left, right, bias, kl_left, kl_right, lse_left, lse_right,
               softcap, logit_scale, need_hidden, need_weight, need_bias);

@@ -153,12 +153,12 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_symmetric_kl_backward(
           ": logit_scale must not be 0 where the bias needs a gradient");
   const ScalarType compute = compute_type(hidden);
   const int64_t count = left.size(0), vocabulary = head.vocabulary();
-  const std::pair<const char*, const Tensor&> per_pair[] = {{"grad", grad},
-                                                            {"kl_left", kl_left},
-                                                            {"kl_right", kl_right},
-                                                            {"lse_left", lse_left},
-                                                            {"lse_right", lse_right}};
-  for (const auto& [name, t] : per_pair) check_size(kBackward, name, t, 0, count);
+  check_sizes(kBackward, count,
+              {{"grad", &grad},
+               {"kl_left", &kl_left},
+               {"kl_right", &kl_right},
+               {"lse_left", &lse_left},
+               {"lse_right", &lse_right}});
   // Logits and their gradient are there at the same time.
   const DevicePlan plan(kBackward, head, left, right, 2, head.width());
   const PairTensors known{contiguous_as(kl_left, compute), contiguous_as(kl_right, compute),
