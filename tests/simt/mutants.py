@@ -5,12 +5,15 @@
 For every fault of the table, this copies csrc/kernels/cuda with the fault, compiles
 tests/simt/simt_kernels.cpp with the copy and runs it (fibers, up to three seeds, until one finds the
 fault). If the text of a fault is not found exactly once, this is an error: update the table when the
-kernels change. --write updates docs/results/mutants.md; without it every fault must be there. With WORD,
-only faults whose file or description contains it. The variable JOBS (2) sets how many run at a time.
+kernels change. --write updates docs/results/mutants.md; without it every fault must be there. Where the
+kernels, the harness, this file and the compiler are those of the table, the result is too, and nothing
+runs. With WORD, only faults whose file or description contains it. The variable JOBS (2) sets how many
+run at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import shutil
@@ -304,9 +307,28 @@ def symptom(done: subprocess.CompletedProcess[str]) -> str:
     return "does not end" if name == "SIGXCPU" else f"ends with {name}"
 
 
+def inputs() -> str:
+    """Returns a hash of all that the result depends on."""
+    sources = [str(SIMT / name) for name in ("simt_kernels.cpp", "simt_host.cpp")]
+    command = ["g++", "-std=c++20", "-MM", f"-I{ROOT / 'csrc'}", f"-I{SIMT}", *sources]
+    rules = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    read = {Path(word).resolve() for word in rules.split() if word.endswith((".cpp", ".h", ".cuh"))}
+    version = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(version)
+    for path in sorted(read | {Path(__file__).resolve()}):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def main() -> int:
     """Runs the faults; returns the number of faults not found plus those missing in the table."""
     words = [word for word in sys.argv[1:] if word != "--write"]
+    given = inputs()
+    if "--write" not in sys.argv and not words and f"`{given}`" in TABLE.read_text():
+        print(
+            f"kernels, harness and compiler are those of {TABLE.relative_to(ROOT)}: nothing to try"
+        )
+        return 0
     faults = [f for f in FAULTS if all(word in f"{f.file} {f.what}" for word in words)]
     start = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -324,12 +346,13 @@ def main() -> int:
     survivors = sum(not found for _, found in tried)
     seconds = time.monotonic() - start
     print(f"{len(faults) - survivors} of {len(faults)} faults found in {seconds:.0f} s")
-    if "--write" in sys.argv and not words:
+    if "--write" in sys.argv and not (words or survivors):
         TABLE.write_text(
             "# Faults planted in the CUDA kernels, and what found each\n\n"
             "Made by `python tests/simt/mutants.py --write`, without a GPU: the kernels run in the host\n"
             "harness (`tests/simt/simt_kernels.cpp`, fibers, seeds 1 to 3). The last column names the\n"
             "case that failed and how.\n\n"
+            f"SHA-256 of kernels, harness and compiler: `{given}`\n\n"
             + "\n".join(["| kernel file | fault | found by |", "|---|---|---|", *rows])
             + "\n"
         )
