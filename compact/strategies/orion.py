@@ -115,6 +115,6 @@ class Orion(Builder):
             [encode_prompt(problem.prompt, tokenizer)] * self.samples,
             self.max_new_tokens,
             temperature=self.temperature,
-            seed=seed_of(self.seed, problem.question_id),
+            seeds=[seed_of(self.seed, problem.question_id, i) for i in range(self.samples)],
         )
         return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]

@@ -257,13 +257,14 @@ class _Prefixes:
         """Returns the student's texts, prefix and continuation."""
         of, tokenizer = self._of, self._student.tokenizer
         prefix = _prefix_ids(self._rationale, steps)
+        key = (of.seed, self._problem.question_id, self._rationale.teacher, steps)
         answers = generate(
             self._student.model,
             tokenizer,
             [[*self._encoded.prompt_ids, *prefix]] * of.samples,
             of.max_new_tokens,
             temperature=of.temperature,
-            seed=seed_of(of.seed, self._problem.question_id, self._rationale.teacher, steps),
+            seeds=[seed_of(*key, i) for i in range(of.samples)],
         )
         return [str(tokenizer.decode([*prefix, *a], skip_special_tokens=True)) for a in answers]
 

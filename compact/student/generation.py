@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.options import check_number
@@ -40,7 +47,7 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Returns the continuation of each prompt, up to but without the end token.
@@ -52,15 +59,22 @@ def generate(
         prompts: token ids of each prompt, of any length; together they are one batch.
         max_new_tokens: most tokens of a continuation.
         temperature: 0 is greedy search; a value above samples from the whole softmax.
-        seed: seed of the samples. The global random state is not changed.
+        seeds: the seed of each sample; needed if temperature is above 0. A text depends on its own
+            prompt and seed, not on the rest of the batch. The global random state is not used.
         watch: called after each token with the number of continuations that have ended and the
             number of tokens.
 
     Raises:
-        ValueError: the temperature is negative, a token id has no embedding, or the model's table
-            of learned positions is too short for prompt and continuation.
+        ValueError: the temperature is negative, there is not one seed for each prompt, a token id
+            has no embedding, or the model's table of learned positions is too short for prompt and
+            continuation.
     """
     check_number("temperature", temperature, least=0)
+    if temperature and (seeds is None or len(seeds) != len(prompts)):
+        raise ValueError(
+            f"seeds must be one for each of {len(prompts)} prompts, got "
+            f"{seeds if seeds is None else len(seeds)}"
+        )
     ends = stop_ids(model, processing_class)
     pad = processing_class.pad_token_id
     pad = pad if pad is not None else ends[0]
@@ -78,15 +92,17 @@ def generate(
             f"the model has learned {limit} positions, got {max_new_tokens}"
         )
     device = next(model.parameters()).device
-    sampled = temperature > 0
-    devices = [device] if device.type == "cuda" else []
+    choose = LogitsProcessorList()
+    if temperature:
+        assert seeds is not None
+        sampler = _Sampler(seeds, max_new_tokens, temperature, device)
+        choose.append(sampler)
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # the continuations that have not ended
     made = 0  # tokens of each of them
     ids, mask = (t.to(device) for t in _left_padded(prompts, pad))
     cache: Cache | None = None  # the keys and values of all tokens but the last of each row
-    with _own_forward(model), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with _own_forward(model):
         while made < max_new_tokens:
             before = ids.shape[1]
             some = _SomeEnded(before, ends, made, len(prompts) - len(going), watch)
@@ -95,10 +111,8 @@ def generate(
                 attention_mask=mask,
                 past_key_values=cache,
                 max_new_tokens=max_new_tokens - made,
-                do_sample=sampled,
-                temperature=temperature if sampled else None,
-                top_p=1.0 if sampled else None,
-                top_k=0 if sampled else None,
+                do_sample=False,  # where one samples, `choose` does
+                logits_processor=choose,
                 repetition_penalty=1.0,
                 eos_token_id=ends,
                 pad_token_id=pad,
@@ -119,6 +133,8 @@ def generate(
             rest = torch.tensor(still, dtype=torch.int64, device=device)
             ids = output.sequences[rest]
             mask = torch.cat([mask, mask.new_ones(new.shape)], dim=1)[rest]
+            if temperature:
+                sampler.keep(rest)
             cache = _divided(output.past_key_values, rest)
     return found
 
@@ -142,6 +158,30 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
         ids[place, width - len(row) :] = torch.tensor(row)
         mask[place, width - len(row) :] = 1
     return ids, mask
+
+
+class _Sampler(LogitsProcessor):
+    """Leaves each row one token, drawn from the softmax with random numbers of the row's own."""
+
+    def __init__(
+        self, seeds: Sequence[int], tokens: int, temperature: float, device: torch.device
+    ) -> None:
+        self.temperature, self.made = temperature, 0
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [torch.rand(tokens, generator=g, dtype=torch.float64) for g in own]
+        self.drawn = torch.stack(drawn).to(device)  # [rows, tokens], from 0 to 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps some rows of the batch only."""
+        self.drawn = self.drawn[rows]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        # The distribution function, in float64: in float32 rare tokens would be lost in the sum.
+        up_to = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        at = self.drawn[:, self.made, None] * up_to[:, -1:]
+        self.made += 1
+        token = torch.searchsorted(up_to, at, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 class _SomeEnded(StoppingCriteria):

@@ -100,6 +100,40 @@ def test_rows_that_have_ended_leave_the_batch(tokenizer, monkeypatch):
     assert seen[-1][0] == sum(len(a) < 12 for a in alone)
 
 
+def test_a_sample_depends_on_its_own_seed_only(tokenizer, monkeypatch):
+    """Alone or in a batch whose rows end one by one; the global random state has no say."""
+    model = build_model(tokenizer, seed=0, layers=2).eval()
+    ends = list(range(0, model.config.vocab_size, 5))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    prompts = [encode_prompt(row["prompt"], tokenizer) for row in make_questions(30, seed=5)]
+    seeds = [i // 2 for i in range(30)]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    together = module.generate(model, tokenizer, prompts, 12, temperature=1.0, seeds=seeds)
+    assert torch.equal(state, torch.get_rng_state())
+    alone = [
+        module.generate(model, tokenizer, [p], 12, temperature=1.0, seeds=[s])[0]
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
+    assert together == alone and len({len(a) for a in alone}) > 3
+
+
+def test_samples_have_the_softmax_of_the_temperature(model, tokenizer):
+    """The first token, 4000 times: within four standard errors, also of tokens that are rare."""
+    prompt = encode_prompt(ROWS[0]["prompt"], tokenizer)
+    with torch.no_grad():
+        want = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
+    count = torch.zeros_like(want)
+    (end,) = generation.stop_ids(model, tokenizer)
+    for first in range(0, 4000, 500):
+        seeds = [*range(first, first + 500)]
+        found = module.generate(model, tokenizer, [prompt] * 500, 1, temperature=0.7, seeds=seeds)
+        drawn = torch.tensor([answer[0] if answer else end for answer in found])
+        count += torch.bincount(drawn, minlength=len(want))
+    error = (want * (1 - want) / 4000).sqrt()
+    assert ((count / 4000 - want).abs() <= 4 * error + 1 / 4000).all()
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -168,3 +168,11 @@ def test_a_negative_temperature_is_refused() -> None:
     model = build_model(tokenizer, 0, hidden=16, layers=1)
     with pytest.raises(ValueError, match="temperature must be a number of at least 0, got -0.5"):
         generate(model, tokenizer, [[1, 2]], 2, temperature=-0.5)
+
+
+def test_every_sample_needs_a_seed() -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0, hidden=16, layers=1)
+    for seeds, got in ((None, "None"), ([1], "1")):
+        with pytest.raises(ValueError, match=f"seeds must be one for each of 2 prompts, got {got}"):
+            generate(model, tokenizer, [[1], [2]], 2, temperature=1.0, seeds=seeds)
