@@ -140,10 +140,11 @@ def _checkpoints(run: Path) -> list[Path]:
 def visits(scores: dict[str, np.ndarray]) -> np.ndarray:
     """Returns [visits + 1]: the row of the log where each visit of a problem begins, and the end.
 
-    A visit is one use of a problem: consecutive rows with the same step and question_id.
+    A visit is one use of a problem: consecutive rows with the same step and question_id. A teacher
+    has one row in it: a problem of one rationale may be used twice in a step (co-supervised).
     """
-    step, question = scores["step"], scores["question_id"]
-    new = (step[1:] != step[:-1]) | (question[1:] != question[:-1])
+    step, question, teacher = scores["step"], scores["question_id"], scores["teacher"]
+    new = (step[1:] != step[:-1]) | (question[1:] != question[:-1]) | (teacher[1:] == teacher[:-1])
     return np.concatenate([[0], np.flatnonzero(new) + 1, [len(step)]])
 
 

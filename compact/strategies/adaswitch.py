@@ -36,15 +36,7 @@ from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
-from compact.strategies.white_box import (
-    check_teachers,
-    completion_states,
-    divergence,
-    load_teachers,
-    model_of,
-    read_by_models,
-    with_model,
-)
+from compact.strategies.white_box import WhiteBoxes, completion_states, divergence
 from compact.student.generation import generate, seed_of
 from compact.student.student import learned_positions
 from compact.validity import Judgement
@@ -86,7 +78,7 @@ class _Divergence:
         batch = pass_.batch
         own = completion_states(hidden, pass_)
         found = self.owner.divergences(own, batch.problems, pass_.student)
-        weight = self.owner.known(weight, batch.teachers)
+        weight = self.owner.white_boxes.known(weight, batch.teachers)
         return (weight * segment_mean(found, batch.token_offsets)).sum()
 
 
@@ -125,25 +117,23 @@ class AdaSwitch(Strategy):
         """
         if kind not in KINDS:
             raise ValueError(f"kind of adaswitch must be one of {', '.join(KINDS)}, got {kind!r}")
-        check_teachers("adaswitch", teachers)
         if factor != math.inf:
             check_number("factor of adaswitch", factor, least=0)
         check_number("window of adaswitch", window, least=1, whole=True)
         check_number("max_new_tokens of adaswitch", max_new_tokens, least=1, whole=True)
         check_number("temperature of adaswitch", temperature, least=0)
-        self.teachers, self.factor, self.window, self.kind = teachers, factor, window, kind
-        self.max_new_tokens, self.temperature, self.dtype = max_new_tokens, temperature, dtype
+        self.white_boxes = WhiteBoxes("adaswitch", teachers, dtype)
+        self.factor, self.window, self.kind = factor, window, kind
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.steps = self.seed = 0
         self.device: Any = "cpu"
         self.max_length = 2560
         self._layout: Layout | None = None  # that of the forward which chooses the teachers
-        self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
-        self._unknown: set[str] = set()
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
         """Keeps the weigher; refuses a preset for one teacher, which leaves nothing to choose."""
-        if args.preset != "uniform" and not isinstance(self.teachers, dict):
+        if args.preset != "uniform" and not self.white_boxes.several:
             raise ValueError(
                 "preset must be uniform with strategy adaswitch and one white-box teacher, since "
                 f"the preset chooses among several, got {args.preset!r}"
@@ -161,9 +151,7 @@ class AdaSwitch(Strategy):
         Raises:
             ValueError: a teacher of the data has no white-box model.
         """
-        self.models = load_teachers(
-            "adaswitch", self.teachers, problems, processing_class, self.device, self.dtype
-        )
+        self.white_boxes.load(problems, processing_class, self.device)
         return problems
 
     def rollout(
@@ -174,12 +162,12 @@ class AdaSwitch(Strategy):
         With several teachers, its `teacher` is the one that took over, or would have.
         """
         prompts = [p.prompt_ids for p in problems]
-        seed = seed_of(self.seed, self.steps, [p.question_id for p in problems])
+        seeds = [seed_of(self.seed, self.steps, p.question_id) for p in problems]
         training = student.model.training
         student.model.eval()
         names = self._chosen(problems, student)
         most = self.max_new_tokens
-        own = self._written(student, prompts, seed, [most] * len(prompts))
+        own = self._written(student, prompts, seeds, [most] * len(prompts))
         written = [
             _with_text(p, name, ids, student)
             for p, name, ids in zip(problems, names, own, strict=True)
@@ -192,9 +180,9 @@ class AdaSwitch(Strategy):
             kept = [own[i][: starts[i]] for i in mine]
             left = [most - len(ids) for ids in kept]
             begun = [(*prompts[i], *ids) for i, ids in zip(mine, kept, strict=True)]
-            model = self._model_of(name)
+            model = self.white_boxes.of(name)
             assert model is not None  # `prepare` has loaded that of every teacher
-            rest = self._written(model, begun, seed + 1, left)
+            rest = self._written(model, begun, [seeds[i] + 1 for i in mine], left)
             for i, before, after in zip(mine, kept, rest, strict=True):
                 written[i] = _with_text(problems[i], name, [*before, *after], student)
         self._means.add("switched", len(turned) / len(problems), len(problems))
@@ -203,21 +191,14 @@ class AdaSwitch(Strategy):
             self._means.add(
                 "share of tokens by the student", 1.0 if start is None else start / length
             )
-            if self._several:
-                for name in self.models:
+            if self.white_boxes.several:
+                for name in self.white_boxes.models:
                     self._means.add(f"questions/{name}", float(names[i] == name))
         return written
 
-    @property
-    def _several(self) -> bool:
-        return isinstance(self.teachers, dict)
-
-    def _model_of(self, name: str) -> Student | None:
-        return model_of(self.teachers, self.models, name)
-
     def _chosen(self, problems: Sequence[EncodedProblem], student: Student) -> list[str]:
         """Returns the teacher of each problem."""
-        if not self._several:
+        if not self.white_boxes.several:
             return [MIXED] * len(problems)
         needs = self.weigher.needs
         if self._layout is None:
@@ -246,7 +227,11 @@ class AdaSwitch(Strategy):
         return names
 
     def _written(
-        self, model: Student, prompts: Sequence[Sequence[int]], seed: int, most: Sequence[int]
+        self,
+        model: Student,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        most: Sequence[int],
     ) -> list[list[int]]:
         """Returns texts of at most `most` tokens, with the end token where one was written.
 
@@ -259,7 +244,7 @@ class AdaSwitch(Strategy):
             longest = max(min(longest, limit - max(map(len, prompts))), 1)
         tokenizer = model.tokenizer
         texts = generate(
-            model.model, tokenizer, prompts, longest, temperature=self.temperature, seed=seed
+            model.model, tokenizer, prompts, longest, temperature=self.temperature, seeds=seeds
         )
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [
@@ -282,7 +267,7 @@ class AdaSwitch(Strategy):
     ) -> Tensor:
         """Returns [M] float32 divergences of the student from the teacher of each rationale.
 
-        They are 0 where the teacher has no white-box model; see `known`.
+        They are 0 where the teacher has no white-box model; see `WhiteBoxes.known`.
 
         Args:
             own: [M, H] hidden states that predict the completion tokens of the problems.
@@ -290,14 +275,10 @@ class AdaSwitch(Strategy):
             student: its head.
         """
         found = own.new_zeros(len(own), dtype=torch.float32)
-        for model, mine, states in read_by_models(problems, self._model_of):
+        for model, mine, states in self.white_boxes.read(problems):
             rows = mine.to(own.device)
             found[rows] = divergence(own[rows], student, states, model, self.kind).float()
         return found
-
-    def known(self, weight: Tensor, teachers: Sequence[str]) -> Tensor:
-        """Returns weights [R] that count where a divergence is known; see `with_model`."""
-        return with_model(weight, teachers, self._model_of, self._unknown)
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the divergence on the mixed text."""

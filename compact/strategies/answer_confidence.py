@@ -25,7 +25,7 @@ from compact.passes import EncodedProblem, Pass
 from compact.passes.lazily import LazyProblems
 from compact.passes.transfer import put
 from compact.strategies.base import Means, Strategy, check_markers, register_strategy
-from compact.strategies.white_box import check_teachers, load_teachers, teacher_states
+from compact.strategies.white_box import WhiteBoxes, teacher_states
 from compact.weighting.muki import margin_of
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class AnswerConfidence(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        check_teachers("answer-confidence", teachers)
         check_number("tau of answer-confidence", tau, above=0)
-        self.teachers, self.tau, self.margin, self.dtype = teachers, tau, margin, dtype
+        self.white_boxes = WhiteBoxes("answer-confidence", teachers, dtype)
+        self.tau, self.margin = tau, margin
         self.device: Any = "cpu"
         self.max_length = 2560
         self.table: dict[str, dict[str, float]] = {}  # question_id -> teacher -> c
@@ -87,13 +87,11 @@ class AnswerConfidence(Strategy):
                 to judge.
         """
         encoded = LazyProblems(problems, processing_class, judged=False, max_length=self.max_length)
-        sample = [r for problem in encoded.sample for r in problem.rationales]
-        check_markers("answer-confidence", sample, "rationales", "their confidence is 0")
-        models = load_teachers(
-            "answer-confidence", self.teachers, problems, processing_class, self.device, self.dtype
-        )
+        check_markers("answer-confidence", encoded, "their confidence is 0")
+        self.white_boxes.load(problems, processing_class, self.device)
         for problem in encoded:
-            self.table[problem.question_id] = confidences(problem, models)
+            self.table[problem.question_id] = confidences(problem, self.white_boxes.models)
+        self.white_boxes.models = {}  # not needed any more
         margins = [float(margin_of(torch.tensor([*c.values()]))) for c in self.table.values()]
         self.mean_margin = sum(margins) / max(len(margins), 1) or 1.0
         for own in self.table.values():

@@ -24,12 +24,13 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from compact.passes import EncodedProblem, EncodedRationale, Pass
+from compact.passes import EncodedProblem, Pass
 from compact.registry import Registry
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
+    from compact.passes.lazily import LazyProblems
     from compact.student import Student
     from compact.weighting import Weigher, Weights
 
@@ -102,9 +103,10 @@ class Strategy:
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
     ) -> Sequence[EncodedProblem]:
-        """Returns the problems that replace those of a micro-batch: as many, with the same ids.
+        """Returns the problems that replace those of a micro-batch, as many and in their order.
 
-        Called for each micro-batch in training, not in evaluation.
+        Called for each micro-batch in training, not in evaluation. Other problems of the data may
+        replace them.
         """
         return problems
 
@@ -160,28 +162,37 @@ class Means:
 
 
 def check_markers(
-    strategy: str, rationales: Sequence[EncodedRationale], what: str, then: str
+    strategy: str, problems: LazyProblems, then: str, *, only_right: bool = False
 ) -> None:
     """Warns of rationales without an answer marker, where a method would learn nothing.
 
     Args:
         strategy: the name of the method.
-        rationales: those that it learns from.
-        what: what the messages call them, such as "right rationales".
-        then: what becomes of those without a marker.
+        problems: the problems, of which the sample is read.
+        then: what becomes of rationales without a marker.
+        only_right: whether the method learns from right rationales only.
 
     Raises:
         ValueError: none has a marker.
     """
-    count, without = len(rationales), sum(r.marker == len(r.ids) for r in rationales)
+    markers = [
+        r.marker < len(r.ids)
+        for problem in problems.sample
+        for r, right in zip(problem.rationales, problem.right, strict=True)
+        if right or not only_right
+    ]
+    what = "right rationales" if only_right else "rationales"
     where = "an answer marker, such as 'The answer is', within max_length"
-    if without == count:
+    if not any(markers):
         raise ValueError(
-            f"strategy {strategy}: one of the {what} must have {where}, got none among {count} "
-            f"{what}"
+            f"strategy {strategy}: one of the {what} must have {where}, got none among "
+            f"{len(markers)} {what}"
         )
-    if without:
-        logger.warning("%s: %d of %d %s lack %s; %s", strategy, without, count, what, where, then)
+    if not all(markers):
+        logger.warning(
+            "%s: %d of %d %s lack %s; %s",
+            *(strategy, markers.count(False), len(markers), what, where, then),
+        )
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")

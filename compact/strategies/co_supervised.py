@@ -12,34 +12,34 @@ Source: co-supervised learning (arXiv 2402.15505), for classifiers as weak super
 the keep rate is estimated on `probe` questions and is at least `least`, so that a student that
 never agrees still learns; the rounds divide the steps of one run.
 
-A step has its questions whether a round keeps them or not: one that is not kept is read with weight
-0, and a step with none that is kept changes no parameter. So at equal steps this method trains on
-fewer questions than others. The log says how many of a step were kept, and how many steps had none.
+A question that a round does not keep is replaced by one that it keeps, in turn. So a step trains on
+as many questions as with other methods, and on each kept question about equally often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compact.options import check_number
-from compact.passes import EncodedProblem, Pass
+from compact.passes import EncodedProblem
 from compact.passes.forward import observe
 from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
-from compact.strategies.base import Means, Strategy, register_strategy, sum_over_ranks
+from compact.strategies.base import Strategy, register_strategy
 from compact.student.generation import generate, seed_of
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
     from compact.student import Student
-    from compact.weighting import Weigher, Weights
+    from compact.weighting import Weigher
 
 _CHUNK = 8  # problems of a forward
 
@@ -91,8 +91,8 @@ class CoSupervised(Strategy):
         self._problems: Sequence[Problem] = ()
         self._encoded: Sequence[EncodedProblem] = ()
         self._log: dict[str, float] = {}
-        self._read = self._used = 0  # questions of the open step: all, and those that are kept
-        self._means = Means()
+        self._place: dict[str, int] = {}  # question_id -> place in the data
+        self._instead: dict[str, str] = {}  # question that is not kept -> the one read for it
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
         """Refuses a preset: the strategy gives all weight to one teacher."""
@@ -108,6 +108,7 @@ class CoSupervised(Strategy):
     ) -> Sequence[Problem]:
         """Keeps the problems, to assign them before each round."""
         self._problems = problems
+        self._place = {problem.question_id: i for i, problem in enumerate(problems)}
         self._encoded = LazyProblems(
             problems, processing_class, judged=False, max_length=self.max_length
         )
@@ -120,24 +121,22 @@ class CoSupervised(Strategy):
     def rollout(
         self, problems: Sequence[EncodedProblem], student: Student
     ) -> Sequence[EncodedProblem]:
-        """Assigns the questions at the start of a round; keeps the assigned rationales."""
+        """Assigns the questions at the start of a round; keeps its questions and rationales."""
         now = self.steps * self.rounds // max(self.total, 1)
         if now != self.round:
-            self._assign(student)
             self.round = now
-        return [
-            replace(p, rationales=tuple(r for r in p.rationales if r.teacher == self._teacher(p)))
-            for p in problems
-        ]
+            self._assign(student)
+        return [self._read_for(problem) for problem in problems]
 
-    def _teacher(self, problem: EncodedProblem) -> str:
-        return self.assigned[problem.question_id]
-
-    def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
-        """Leaves out the questions that the round does not keep."""
-        kept = [float(p.question_id in self.kept) for p in pass_.batch.problems]
-        self._read, self._used = self._read + len(kept), self._used + int(sum(kept))
-        return weights.weight * weights.weight.new_tensor(kept)[pass_.batch.problem]
+    def _read_for(self, problem: EncodedProblem) -> EncodedProblem:
+        """Returns the question that is read for another, with its assigned rationale."""
+        question = self._instead.get(problem.question_id)
+        if question is not None:
+            problem = self._encoded[self._place[question]]
+        teacher = self.assigned[problem.question_id]
+        return replace(
+            problem, rationales=tuple(r for r in problem.rationales if r.teacher == teacher)
+        )
 
     def _assign(self, student: Student) -> None:
         training = student.model.training
@@ -147,10 +146,20 @@ class CoSupervised(Strategy):
         student.model.train(training)
         order = sorted(losses, key=lambda q: (losses[q], q))
         self.kept = set(order[: max(round(rate * len(order)), 1)])
+        self._replace()
         self._log = {"keep rate": rate}
         teachers = list(self.assigned.values())
         for teacher in sorted(set(teachers)):
             self._log[f"questions/{teacher}"] = teachers.count(teacher) / len(teachers)
+
+    def _replace(self) -> None:
+        """Says what is read for a question that the round does not keep."""
+        rng = Random(f"{self.seed}/{self.round}")
+        kept = sorted(self.kept)
+        left_out = sorted(self.assigned.keys() - self.kept)
+        rng.shuffle(kept)
+        rng.shuffle(left_out)
+        self._instead = dict(zip(left_out, cycle(kept), strict=False))
 
     def _likeliest(self, student: Student) -> dict[str, float]:
         """Assigns every question; returns question_id -> nll of the assigned rationale."""
@@ -175,15 +184,14 @@ class CoSupervised(Strategy):
         agreed = 0
         for first in range(0, len(probed), _CHUNK):
             part = [(self._problems[i], self._encoded[i]) for i in probed[first : first + _CHUNK]]
-            prompts = [encoded.prompt_ids for _, encoded in part for _ in range(self.samples)]
-            seed = seed_of(self.seed, self.steps, first)
+            asked = [(encoded, i) for _, encoded in part for i in range(self.samples)]
             texts = generate(
                 student.model,
                 tokenizer,
-                prompts,
+                [encoded.prompt_ids for encoded, _ in asked],
                 self.max_new_tokens,
                 temperature=self.temperature,
-                seed=seed,
+                seeds=[seed_of(self.seed, self.steps, p.question_id, i) for p, i in asked],
             )
             for i, (problem, encoded) in enumerate(part):
                 mine = next(
@@ -198,17 +206,13 @@ class CoSupervised(Strategy):
         return agreed / len(probed)
 
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
-        """Counts the steps, and the questions of all ranks that trained in this one."""
+        """Counts the steps, which the rounds divide."""
         self.steps = step
-        used, read = sum_over_ranks((self._used, self._read), model)
-        self._means.add("questions kept in a step", used / max(read, 1.0), read)
-        self._means.add("steps without a question kept", float(not used))
-        self._read = self._used = 0
 
     def take_log(self) -> dict[str, float]:
-        """Returns what the steps kept; once a round, also keep rate and share of each teacher."""
+        """Returns the keep rate and the share of each teacher, once a round."""
         found, self._log = self._log, {}
-        return found | self._means.take()
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the round and its assignment."""
@@ -223,3 +227,4 @@ class CoSupervised(Strategy):
         """Restores what `state_dict` returned."""
         self.steps, self.round = int(state["steps"]), int(state["round"])
         self.assigned, self.kept = dict(state["assigned"]), set(state["kept"])
+        self._replace()

@@ -110,12 +110,8 @@ class Crsd(Strategy):
         Raises:
             ValueError: there is no other.
         """
-        encoded = LazyProblems(
-            problems, processing_class, judged=False, max_length=self.max_length
-        ).sample
-        right = [r for p in encoded for r, ok in zip(p.rationales, p.right, strict=True) if ok]
-        then = "the student learns no answer from them"
-        check_markers("crsd", right, "right rationales", then)
+        encoded = LazyProblems(problems, processing_class, judged=False, max_length=self.max_length)
+        check_markers("crsd", encoded, "the student learns no answer from them", only_right=True)
         return problems
 
     def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:

@@ -20,38 +20,23 @@ model. The contrast is within a micro-batch, so its size matters.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compact.answers import unified
-from compact.data.problems import text_of
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
-from compact.passes.lazily import AT_ONCE
+from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
-from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
-from compact.strategies.white_box import (
-    check_teachers,
-    completion_states,
-    divergence,
-    load_teachers,
-    model_of,
-    read_by_models,
-    with_model,
-)
-from compact.text.steps import find_marker
+from compact.strategies.base import LossTerm, Means, Strategy, check_markers, register_strategy
+from compact.strategies.white_box import WhiteBoxes, completion_states, divergence
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
-    from compact.student import Student
     from compact.weighting import Weigher
-
-logger = logging.getLogger(__name__)
 
 
 def contrast(own: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -123,16 +108,14 @@ class FeatureContrast(Strategy):
         Raises:
             ValueError: a value is not allowed.
         """
-        check_teachers("feature-contrast", teachers)
         check_number("factor of feature-contrast", factor, least=0)
         check_number("soft of feature-contrast", soft, least=0)
         check_number("temperature of feature-contrast", temperature, above=0)
         check_number("seed of feature-contrast", seed, whole=True)
-        self.teachers, self.factor, self.soft = teachers, factor, soft
-        self.temperature, self.dtype, self.seed = temperature, dtype, seed
+        self.white_boxes = WhiteBoxes("feature-contrast", teachers, dtype)
+        self.factor, self.soft, self.temperature, self.seed = factor, soft, temperature, seed
         self.device: Any = "cpu"
-        self.models: dict[str, Student] = {}  # teacher of the data -> its white-box model
-        self._unknown: set[str] = set()
+        self.max_length = 2560
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -143,7 +126,7 @@ class FeatureContrast(Strategy):
                 f"which contrasts the problems of a micro-batch, got "
                 f"{args.per_device_train_batch_size}"
             )
-        self.device = args.device
+        self.device, self.max_length = args.device, args.max_length
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -155,14 +138,13 @@ class FeatureContrast(Strategy):
                 contrast.
         """
         if self.factor:
-            _check_markers(problems)
-        self.models = load_teachers(
-            "feature-contrast", self.teachers, problems, processing_class, self.device, self.dtype
-        )
+            encoded = LazyProblems(
+                problems, processing_class, judged=False, max_length=self.max_length
+            )
+            then = "they are not contrasted (factor 0: soft targets alone)"
+            check_markers("feature-contrast", encoded, then, only_right=True)
+        self.white_boxes.load(problems, processing_class, self.device)
         return problems
-
-    def _model_of(self, name: str) -> Student | None:
-        return model_of(self.teachers, self.models, name)
 
     def labels(self, problems: Sequence[EncodedProblem]) -> list[int]:
         """Returns a number for each problem, equal for those with the same gold answer.
@@ -188,7 +170,7 @@ class FeatureContrast(Strategy):
         answers = self.labels(batch.problems)
         labels = torch.tensor([answers[p] for _, p, _ in places], device=own.device)
         tokens = torch.tensor([t for _, _, t in places], device=own.device, dtype=torch.int64)
-        for model, read, states in read_by_models(batch.problems, self._model_of):
+        for model, read, states in self.white_boxes.read(batch.problems):
             mine = read.to(own.device)
             if self.soft:
                 found[mine] = divergence(own[mine], pass_.student, states, model).float()
@@ -197,7 +179,7 @@ class FeatureContrast(Strategy):
             rows = mine.cumsum(0)[tokens[here]] - 1  # of the tokens among those that it has read
             features[here] = states[rows].float() @ matrix
             seen |= here
-        known = with_model(weight, batch.teachers, self._model_of, self._unknown)
+        known = self.white_boxes.known(weight, batch.teachers)
         total = self.soft * (segment_mean(found, batch.token_offsets) * known).sum()
         if self.factor and len(places) > 1:
             mine_now = own[tokens]
@@ -216,36 +198,6 @@ class FeatureContrast(Strategy):
     def take_log(self) -> dict[str, float]:
         """Returns the mean of each contrast."""
         return self._means.take()
-
-
-def _check_markers(problems: Sequence[Problem]) -> None:
-    """Warns if right rationales have no answer marker; of large data a sample is read.
-
-    Raises:
-        ValueError: none has one.
-    """
-    right = marked = 0
-    for problem in problems[:: -(-len(problems) // AT_ONCE)]:
-        assert problem.answer is not None  # the method needs gold answers
-        domain, texts = problem.domain, [text_of(r.completion) for r in problem.rationales]
-        gold = domain.normalise(problem.answer)
-        answers = unified([domain.extract(text) for text in texts], domain, gold)
-        mine = [text for text, answer in zip(texts, answers, strict=True) if answer == gold]
-        right += len(mine)
-        marked += sum(find_marker(text) < len(text) for text in mine)
-    if not marked:
-        raise ValueError(
-            "feature-contrast contrasts right rationales at their answer marker, such as 'The "
-            f"answer is', found {right} right rationales and none with a marker; set factor to 0 "
-            "for the soft targets alone"
-        )
-    if marked < right:
-        logger.warning(
-            "feature-contrast: %d of %d right rationales have no answer marker and are not "
-            "contrasted",
-            right - marked,
-            right,
-        )
 
 
 def _ends_of_reasoning(pass_: Pass, weight: Tensor) -> list[tuple[int, int, int]]:

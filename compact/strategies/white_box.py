@@ -6,7 +6,7 @@ They are read through `compact_ops.head_divergence`, so the logits of neither mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -24,20 +24,120 @@ from compact_ops import head_divergence
 
 logger = logging.getLogger(__name__)
 
-ModelOf = Callable[[str], Student | None]
-"""From a teacher of the data to its white-box model; None if it has none."""
 
+class WhiteBoxes:
+    """The white-box models of the teachers of a strategy.
 
-def check_teachers(strategy: str, teachers: object) -> None:
-    """Raises ValueError if `teachers` of a strategy cannot be those of `load_teachers`."""
-    names = [teachers]
-    if isinstance(teachers, dict):
-        names = [*teachers, *teachers.values()]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"teachers of {strategy} must be a model, or a mapping from teachers of the data to "
-            f"models, got {teachers!r}"
-        )
+    Attributes:
+        several: whether the teachers of the data have models of their own.
+        models: teacher of the data -> its model; empty before `load`.
+    """
+
+    def __init__(
+        self, strategy: str, teachers: str | Mapping[str, str], dtype: str = "bfloat16"
+    ) -> None:
+        """Keeps what to load.
+
+        Args:
+            strategy: its name, for messages.
+            teachers: teacher of the data -> model as in `load_teacher`; one text for all.
+            dtype: dtype of the weights.
+
+        Raises:
+            ValueError: `teachers` is neither.
+        """
+        self.several = isinstance(teachers, Mapping)
+        names = [*teachers, *teachers.values()] if isinstance(teachers, Mapping) else [teachers]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"teachers of {strategy} must be a model, or a mapping from teachers of the data "
+                f"to models, got {teachers!r}"
+            )
+        self._strategy, self._teachers, self._dtype = strategy, teachers, dtype
+        self._told: set[str] = set()  # teachers without a model of which the log has told
+        self.models: dict[str, Student] = {}
+
+    def load(
+        self,
+        problems: Sequence[Problem],
+        processing_class: Any,
+        device: torch.device | str,
+    ) -> None:
+        """Loads the model of each teacher of the problems; a model is loaded once.
+
+        Args:
+            problems: the problems to train on.
+            processing_class: as in `load_teacher`.
+            device: as in `load_teacher`.
+
+        Raises:
+            ValueError: a teacher has no model; or as in `load_teacher`.
+            FileNotFoundError: as in `load_teacher`.
+        """
+        names = list(dict.fromkeys(r.teacher for p in problems for r in p.rationales))
+        given = self._teachers
+        paths = given if isinstance(given, Mapping) else dict.fromkeys(names, given)
+        missing = [name for name in names if name not in paths]
+        if missing:
+            raise ValueError(
+                f"teachers of {self._strategy} must name a model for each of {names}, found none "
+                f"for {missing}"
+            )
+        models = {
+            path: load_teacher(path, processing_class, device, self._dtype)
+            for path in dict.fromkeys(paths[name] for name in names)
+        }
+        self.models = {name: models[paths[name]] for name in names}
+
+    def of(self, teacher: str) -> Student | None:
+        """Returns the model of a teacher; None if an evaluation has others.
+
+        One model for all is also that of other teachers.
+        """
+        return self.models.get(teacher) if self.several else next(iter(self.models.values()))
+
+    def read(self, problems: Sequence[EncodedProblem]) -> Iterator[tuple[Student, Tensor, Tensor]]:
+        """Lets each model read the rationales of its own teachers; yields what it found.
+
+        Yields:
+            The model, [M] bool which completion tokens of the problems it has read, and its hidden
+            states [M', H2] that predict these.
+        """
+        teachers = [r.teacher for p in problems for r in p.rationales]
+        models = {id(m): m for t in teachers if (m := self.of(t)) is not None}
+        for model in models.values():
+            parts: list[EncodedProblem] = []
+            tokens: list[bool] = []
+            for problem in problems:
+                mine = [self.of(r.teacher) is model for r in problem.rationales]
+                for rationale, is_mine in zip(problem.rationales, mine, strict=True):
+                    tokens += [is_mine] * len(rationale.ids)
+                kept = tuple(compress(problem.rationales, mine))
+                if kept:
+                    parts.append(replace(problem, rationales=kept))
+            yield model, torch.tensor(tokens), teacher_states(model, parts)
+
+    def known(self, weight: Tensor, teachers: Sequence[str]) -> Tensor:
+        """Returns weights [R] without the rationales whose teacher has no model.
+
+        An evaluation may have such teachers. Their divergence is unknown, and 0 would be the best
+        one. So the other weights of the pass are scaled to the same sum.
+
+        Args:
+            weight: [R] weights.
+            teachers: [R] the teacher of each rationale.
+        """
+        unknown = {teacher for teacher in teachers if self.of(teacher) is None}
+        if not unknown:
+            return weight
+        if unknown - self._told:
+            logger.warning(
+                "evaluation: the divergence leaves out %s, which have no white-box model",
+                ", ".join(sorted(unknown)),
+            )
+            self._told |= unknown
+        kept = weight * weight.new_tensor([float(teacher not in unknown) for teacher in teachers])
+        return kept * (weight.sum() / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny))
 
 
 def load_teacher(
@@ -68,43 +168,6 @@ def load_teacher(
     return Student.of(model.to(device).eval(), processing_class)
 
 
-def load_teachers(
-    strategy: str,
-    teachers: str | Mapping[str, str],
-    problems: Sequence[Problem],
-    processing_class: Any,
-    device: torch.device | str,
-    dtype: str,
-) -> dict[str, Student]:
-    """Returns the white-box model of each teacher of the problems; a model is loaded once.
-
-    Args:
-        strategy: whose `teachers` this is, for the error.
-        teachers: teacher of the data -> model as in `load_teacher`; one text for all.
-        problems: the problems to train on.
-        processing_class: as in `load_teacher`.
-        device: as in `load_teacher`.
-        dtype: as in `load_teacher`.
-
-    Raises:
-        ValueError: a teacher has no model; or as in `load_teacher`.
-        FileNotFoundError: as in `load_teacher`.
-    """
-    names = list(dict.fromkeys(r.teacher for p in problems for r in p.rationales))
-    paths = dict.fromkeys(names, teachers) if isinstance(teachers, str) else teachers
-    missing = [name for name in names if name not in paths]
-    if missing:
-        raise ValueError(
-            f"teachers of {strategy} must name a model for each of {names}, found none for "
-            f"{missing}"
-        )
-    models = {
-        path: load_teacher(path, processing_class, device, dtype)
-        for path in dict.fromkeys(paths[name] for name in names)
-    }
-    return {name: models[paths[name]] for name in names}
-
-
 @torch.no_grad()
 def teacher_states(teacher: Student, problems: Sequence[EncodedProblem]) -> Tensor:
     """Returns the teacher's hidden states [M, H2] that predict the problems' completion tokens."""
@@ -112,68 +175,6 @@ def teacher_states(teacher: Student, problems: Sequence[EncodedProblem]) -> Tens
         problems, layout="padded", leaves=False, pad_token_id=teacher.pad_token_id
     ).to(teacher.weight.device)
     return token_states(teacher, batch)
-
-
-def model_of(
-    teachers: str | Mapping[str, str], models: Mapping[str, Student], teacher: str
-) -> Student | None:
-    """Returns the white-box model of a teacher; None if an evaluation has other teachers.
-
-    Args:
-        teachers: as in `load_teachers`; one model for all is also that of other teachers.
-        models: what `load_teachers` returned.
-        teacher: its name in the data.
-    """
-    return next(iter(models.values())) if isinstance(teachers, str) else models.get(teacher)
-
-
-def read_by_models(
-    problems: Sequence[EncodedProblem], find: ModelOf
-) -> Iterator[tuple[Student, Tensor, Tensor]]:
-    """Lets each white-box model read the rationales of its own teachers; yields what it found.
-
-    Yields:
-        The model, [M] bool which completion tokens of the problems it has read, and its hidden
-        states [M', H2] that predict these.
-    """
-    teachers = [r.teacher for p in problems for r in p.rationales]
-    models = {id(m): m for t in teachers if (m := find(t)) is not None}
-    for model in models.values():
-        parts: list[EncodedProblem] = []
-        tokens: list[bool] = []
-        for problem in problems:
-            mine = [find(r.teacher) is model for r in problem.rationales]
-            for rationale, is_mine in zip(problem.rationales, mine, strict=True):
-                tokens += [is_mine] * len(rationale.ids)
-            kept = tuple(compress(problem.rationales, mine))
-            if kept:
-                parts.append(replace(problem, rationales=kept))
-        yield model, torch.tensor(tokens), teacher_states(model, parts)
-
-
-def with_model(weight: Tensor, teachers: Sequence[str], find: ModelOf, told: set[str]) -> Tensor:
-    """Returns weights [R] without the rationales whose teacher has no white-box model.
-
-    An evaluation may have such teachers. Their divergence is unknown, and 0 would be the best one.
-    So the other weights of the pass are scaled to the same sum.
-
-    Args:
-        weight: [R] weights.
-        teachers: [R] the teacher of each rationale.
-        find: see `ModelOf`.
-        told: teachers of which the log has told before; new ones are added.
-    """
-    unknown = {teacher for teacher in teachers if find(teacher) is None}
-    if not unknown:
-        return weight
-    if unknown - told:
-        logger.warning(
-            "evaluation: the divergence leaves out %s, which have no white-box model",
-            ", ".join(sorted(unknown)),
-        )
-        told |= unknown
-    kept = weight * weight.new_tensor([float(teacher not in unknown) for teacher in teachers])
-    return kept * (weight.sum() / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny))
 
 
 def divergence(

@@ -92,7 +92,8 @@ class Micro:
         records = self.outcome.records if self.outcome is not None else []
         found = self.gradients.found() if self.gradients is not None else None
         if found is not None:
-            raise NonFiniteError(f"{named([item.problem for item in self.items])}: {found}")
+            problems = self.outcome.problems if self.outcome is not None else []
+            raise NonFiniteError(f"{named(problems)}: {found}")
         return [r for r, item in zip(records, self.items, strict=False) if item.counted]
 
 

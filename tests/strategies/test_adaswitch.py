@@ -42,7 +42,7 @@ def test_switch_within_two_tokens_of_a_perturbation(planted: int) -> None:
 
 
 def white_box(strategy: AdaSwitch) -> Student:
-    (model,) = strategy.models.values()
+    (model,) = strategy.white_boxes.models.values()
     return model
 
 
@@ -151,11 +151,11 @@ def test_the_teacher_of_greatest_weight_takes_over(
     strategy.check(PolicyWeigher("planted", policy), args)
     strategy.prepare(given, nn.Identity(), tokenizer)
     mixed = strategy.rollout(problems, student)
-    names = list(strategy.models)
+    names = list(strategy.white_boxes.models)
     for problem, k in zip(mixed, want, strict=True):
         (rationale,) = problem.rationales
         assert rationale.teacher == names[k]
-        model = strategy.models[names[k]].model
+        model = strategy.white_boxes.models[names[k]].model
         (ids,) = generate(model, tokenizer, [problem.prompt_ids], 12)
         assert list(rationale.ids[:11]) == [*ids, tokenizer.eos_token_id][:11]
     log = strategy.take_log()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from compact.data import Problem, load_problems
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import lazily
+from compact.report.run import visits
 from compact.strategies import co_supervised
 from compact.strategies.co_supervised import CoSupervised
 from compact.student import Student
+from compact.trainer.runlog import SCHEMA, read_scores
 from helpers.resuming import assert_resumes
 from helpers.trajectories import TEACHERS, rows_of, train
 
@@ -54,9 +58,11 @@ def test_planted_experts_get_their_questions() -> None:
     strategy = CoSupervised(samples=1, probe=4, max_new_tokens=2)
     strategy.prepare(problems, student.model, student.processing_class)
     strategy.begin(student.model, 10)
-    kept = strategy.rollout(list(strategy._encoded), student)
-    found = [p.rationales[0].teacher for p in kept]
-    assert all(len(p.rationales) == 1 for p in kept)
+    read = strategy.rollout(list(strategy._encoded), student)
+    for problem in read:
+        (rationale,) = problem.rationales
+        assert rationale.teacher == strategy.assigned[problem.question_id]
+    found = [strategy.assigned[p.question_id] for p in problems]
     right = sum(a == b for a, b in zip(found, experts, strict=True))
     assert right >= 0.9 * len(experts)
     assert strategy.take_log()["questions/a"] == pytest.approx(0.5, abs=0.1)
@@ -83,9 +89,10 @@ def test_the_filter_beats_the_base_rate(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(strategy, "_keep_rate", lambda _: 0.5)
     strategy.prepare(given, student.model, student.processing_class)
     strategy.begin(student.model, 10)
-    strategy.rollout(list(strategy._encoded), student)
+    read = strategy.rollout(list(strategy._encoded), student)
     sound = [q for q in strategy.kept if q not in garbled]
     assert len(strategy.kept) == 12 and len(sound) >= 10  # 6 by chance
+    assert Counter(p.question_id for p in read) == Counter(dict.fromkeys(strategy.kept, 2))
 
 
 def test_keep_rate_counts_sampled_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,31 +116,24 @@ def test_resumes(tmp_path: Path) -> None:
     assert_resumes(tmp_path, strategy="co-supervised", strategy_options=options)
 
 
-def test_questions_that_are_not_kept_have_no_loss(tmp_path: Path) -> None:
-    from compact.trainer.runlog import read_scores
-
-    options = {"samples": 1, "max_new_tokens": 2, "least": 0.5}
+def test_kept_questions_take_the_places_of_the_others(tmp_path: Path) -> None:
+    """One of two questions is kept in a round: an epoch reads each of them twice."""
+    options = {"samples": 1, "max_new_tokens": 2, "least": 0.5, "rounds": 1}
     settings: dict[str, Any] = {"strategy": "co-supervised", "strategy_options": options}
     train(tmp_path, rows_of(*TEACHERS), **settings, max_steps=1)
-    weights = read_scores(tmp_path)["weight"].to_pylist()
-    assert sorted(weights) == [0.0, 0.0, 1.0, 1.0]
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    assert log[0]["strategy/keep rate"] >= 0.5
-    assert log[0]["strategy/questions kept in a step"] == 0.5
-    assert log[0]["strategy/steps without a question kept"] == 0
+    assert log[0]["strategy/keep rate"] == 0.5
+    scores = read_scores(tmp_path)
+    assert scores["weight"].to_pylist() == [1.0] * 4
+    questions = scores["question_id"].to_pylist()
+    assert sorted(map(questions.count, set(questions))) == [2, 2]
+    starts = visits({name: np.array(scores[name].to_pylist()) for name in SCHEMA.names})
+    assert len(starts) == 5  # also where one question has two places in a row
+
+
+def test_presets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="preset must be uniform with strategy co-supervised"):
-        train(tmp_path / "b", rows_of(*TEACHERS), **settings, preset="robust")
-
-
-def test_steps_without_a_question_that_is_kept_are_logged(tmp_path: Path) -> None:
-    """One of four questions is kept, and a step has one question."""
-    options = {"samples": 1, "max_new_tokens": 2, "least": 0.25, "rounds": 1}
-    settings: dict[str, Any] = {"strategy": "co-supervised", "strategy_options": options}
-    settings |= {"per_device_train_batch_size": 1, "max_steps": 4, "logging_steps": 4}
-    train(tmp_path, rows_of(*TEACHERS), **settings)
-    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    assert log[0]["strategy/questions kept in a step"] == 0.25
-    assert log[0]["strategy/steps without a question kept"] == 0.75
+        train(tmp_path, rows_of(*TEACHERS), strategy="co-supervised", preset="robust")
 
 
 def test_large_data_are_encoded_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

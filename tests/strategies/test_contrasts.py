@@ -224,7 +224,7 @@ def test_each_model_reads_the_rationales_of_its_teachers(
     assert read == [[name] * 4 for name in names]
 
     batch, own = pass_.batch, white_box.completion_states(hidden, pass_)
-    models = [strategy.models[name] for name in names]
+    models = [strategy.white_boxes.models[name] for name in names]
     states = [plain(model, batch.problems) for model in models]
     kl = torch.stack([white_box.divergence(own, student, states[i], models[i]) for i in range(2)])
     soft = sum(
@@ -278,10 +278,10 @@ def test_rationales_without_a_marker_are_told(
     )
     save_student(tmp_path / "teacher")
     strategy = FeatureContrast(str(tmp_path / "teacher"), dtype="float32")
-    with pytest.raises(ValueError, match="found 1 right rationales and none with a marker"):
+    with pytest.raises(ValueError, match="must have an answer marker.*got none among 1 right"):
         strategy.prepare([problems[0], problems[2]], nn.Identity(), build_tokenizer())
     strategy.prepare(problems, nn.Identity(), build_tokenizer())
-    assert "1 of 2 right rationales have no answer marker" in caplog.text
+    assert "1 of 2 right rationales lack an answer marker" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -126,17 +126,17 @@ def test_another_strategy_does_not_resume(tmp_path: Path) -> None:
 
 
 def test_rollouts_that_cannot_be_used(tmp_path: Path) -> None:
-    """Kept leaves need the same rationales at every step, and a rollout keeps the problems."""
+    """Kept leaves need the same rationales at every step, and a rollout keeps their number."""
     with pytest.raises(ValueError, match="leaf_every must be 1 with strategy every-hook"):
         train(tmp_path / "a", rows_of(*TEACHERS), strategy="every-hook", leaf_every=2)
 
-    @register_strategy("renames")
-    class Renames(Strategy):
+    @register_strategy("drops")
+    class Drops(Strategy):
         def rollout(self, problems: Sequence[EncodedProblem], student: Any) -> Any:
-            return [replace(p, question_id="other") for p in problems]
+            return problems[1:]
 
-    with pytest.raises(ValueError, match="rollout of Renames must return question_ids .*'other'"):
-        train(tmp_path / "b", rows_of(*TEACHERS), strategy="renames")
+    with pytest.raises(ValueError, match="rollout of Drops must return 4 problems.* got 3"):
+        train(tmp_path / "b", rows_of(*TEACHERS), strategy="drops")
 
 
 def test_the_consistency_term_is_a_loss_term() -> None:
