@@ -133,7 +133,7 @@ HOST = """## What a step costs besides body and head
 That is taking the batch, collating, scores, weights, clipping, the optimizer, records and log
 lines. The table has its CPU time in a step with answer leaves, beside transformers' Trainer on the
 same rationales (P = {P} problems in the only micro-batch, K = {K}, a tiny student;
-{where}).
+{where}; other machines: [benchmarks](results/benchmarks.md)).
 
 | trained | transformers' Trainer | ours | ratio | in all runs of that commit |
 |---|--:|--:|--:|--:|
@@ -238,8 +238,8 @@ PAGE = """# What does weighing teachers cost over plain SFT?
 {machines}Plain SFT means: each of the K rationales is a padded row of its own, the loss is
 transformers', and LoRA of rank {rank} trains the student; TRL's trainer takes longer ([case
 `step`](results/benchmarks.md)). COMPACT reads the question once for all K
-rationales and runs the head on completion tokens only, without ever holding their logits: that pays
-for the weights. With one teacher there is nothing to share and nothing to weigh. The longer the
+rationales and runs the head on completion tokens only, without ever holding their logits. This
+saves more time than the weights cost. With one teacher there is nothing to share and nothing to weigh. The longer the
 question, the more is saved. "Leaves": after every step the student is asked how likely the gold
 answer is, as the default preset `robust` wants it; without, any policy that does not ask.
 

@@ -60,7 +60,7 @@ def _kind(value: Any) -> str:
 _NO_EFFECT = "no effect"
 _TOKENIZER = "set it on the tokenizer and give that as processing_class"
 _COMPILE = "batches change their shape at each step, so that it would compile without end"
-_FREE = "nothing is padded or joined across problems; layout: tree saves the padding"
+_FREE = "layout: tree packs problems into rows; no problem sees another"
 
 SETTINGS: dict[str, Name] = {
     "activation_offloading": Name((False,), "", "gradient_checkpointing saves memory too"),

@@ -1,6 +1,6 @@
 """Counts how often the paired test of `compact compare` rejects, on drawn differences of two arms.
 
-    python tools/paired_rates.py [--draws 2000]
+    python tools/paired_rates.py [--draws 2000] [--seeds 3 5]
 
 The differences of 300 questions are normal, with the variances that the pairs of the study have:
 `rest` of single answers, `questions` of a question's mean. `seed sd` is the standard deviation of
@@ -41,11 +41,13 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=2_000, metavar="N")
-    draws: int = parser.parse_args().draws
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5], metavar="N")
+    args = parser.parse_args()
+    draws: int = args.draws
     heads = [f"difference {true:.2f}, at {level:.0%}" for true, level in COLUMNS]
     print(f"| seeds | variance of questions | seed sd | {' | '.join(heads)} |")
     print("|--:|--:|--:|" + "--:|" * len(COLUMNS))
-    for seeds, of_questions, sd in itertools.product((3, 5), (0.0, 0.06), (0.0, 0.03, 0.06)):
+    for seeds, of_questions, sd in itertools.product(args.seeds, (0.0, 0.06), (0.0, 0.03, 0.06)):
         drawn = {true: p_values(seeds, sd, of_questions, true, draws) for true in dict(COLUMNS)}
         shares = [sum(p < level for p in drawn[true]) / draws for true, level in COLUMNS]
         cells = [str(seeds), f"{of_questions:.2f}", f"{sd:.2f}", *(f"{x:.3f}" for x in shares)]

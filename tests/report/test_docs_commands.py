@@ -94,6 +94,10 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.jsonl", "rationales.jsonl", "held-out.jsonl"):
         write(name, rows)
     write("labelled.jsonl", labelled)
+    for name, teacher in (("a.jsonl", "gpt-4o"), ("b.jsonl", "gemini")):
+        kept = ("prompt", "completion", "answer")
+        mine = [row for row in rows if row["teacher"] == teacher]
+        write(name, [{key: row[key] for key in kept} for row in mine])
     for name in ("test.jsonl", "questions.jsonl", "old-task.jsonl"):
         write(name, questions)
     write("texts.jsonl", [{"text": row["completion"]} for row in rows[:3]])
