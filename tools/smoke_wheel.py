@@ -1,9 +1,9 @@
 """Installs a wheel into a fresh environment and runs the commands in it, away from the checkout.
 
-tools/smoke_wheel.py WHEEL [--backend native|reference]
+tools/smoke_wheel.py WHEEL [--backend native|reference] [--quick]
 
 The environment is a new venv that finds the packages of the Python that runs this file, because
-installing torch takes minutes. COMPACT itself comes from the wheel.
+installing torch takes minutes. COMPACT itself comes from the wheel. --quick runs two commands only.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--backend", choices=("native", "reference"), default="native")
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name).resolve()
@@ -62,7 +63,7 @@ def main() -> int:
         assert about.startswith(args.backend), about
         warned = made.stderr.count("plain torch, slow")
         assert warned == (args.backend == "reference"), made.stderr
-        for command in COMMANDS:
+        for command in COMMANDS[:2] if args.quick else COMMANDS:
             words = command.replace("GRAPH", _first(work / "graphs")).split()
             done = _run(work, [python.with_name("compact"), *words])
             assert words != ["env"] or about in done.stdout, done.stdout
