@@ -22,7 +22,11 @@ def _main_of_rank() -> None:
         os._exit(status)
 
     atexit.register(end)  # what is registered first runs last, so after the libraries' functions
-    status = main()
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
@@ -207,3 +208,7 @@ class CompactConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} must be a mapping, got {value!r}")
+            if name != "model_init_kwargs" and value:  # run.json holds no numbers of NumPy
+                plain = {k: v.item() if isinstance(v, Number) and hasattr(v, "item") else v
+                         for k, v in value.items()}  # fmt: skip
+                setattr(self, name, plain)

@@ -117,8 +117,9 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is bool:
         return value, isinstance(value, bool)
     if hint is int:
-        if isinstance(value, str) and value[:1].isdigit():  # `as_written`
-            value = parse_yaml(value, "")
+        if isinstance(value, str):  # `as_written`
+            with suppress(ValueError):
+                value = parse_yaml(value, "")
         return value, isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):

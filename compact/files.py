@@ -45,7 +45,8 @@ _READ_BY_NAME = re.compile(
     r"|.*\.(?:safetensors|bin|gguf|pt|pth|py)|.*\.index\.json"
 )
 _UNFINISHED = ".writing"
-_STREAMS = {"/dev/stdout": "1", "/dev/stderr": "2"}
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _BLOCK = 1 << 16  # bytes
 
 
@@ -358,11 +359,11 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
     _check_replaceable(path, kind)
     if _is_device(path):
         # Opened anew by its name, a file behind the descriptor would be truncated.
-        number = _STREAMS.get(str(path), str(path).removeprefix("/dev/fd/"))
-        with _named_errors(path):
-            opened = os.dup(int(number)) if number.isdigit() else path
-            with open(opened, "wb") as device:
-                device.write(content)
+        found = _DESCRIPTOR.fullmatch(str(path))
+        number = int(found[1]) if found else _STREAMS.get(str(path))
+        opened = path if number is None else number
+        with _named_errors(path), open(opened, "wb", closefd=number is None) as device:
+            device.write(content)
         return
     target = Path(os.path.realpath(path))
     note = target.parent / RECORDS / target.name

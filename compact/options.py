@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from numbers import Integral, Real
+from typing import Any
 
 
 def check_number(
@@ -19,25 +22,29 @@ def check_number(
 
     Args:
         name: what the message calls it, such as "tau of trico".
-        value: the value; True and False are not numbers.
+        value: the value, also one of NumPy; True and False are not numbers.
         least: the lowest value that is allowed, if any.
         above: the value has to be above this.
         most: the highest value that is allowed.
         below: the value has to be below this.
-        whole: whether it must be an int.
+        whole: whether it must be a whole number.
 
     Raises:
         ValueError: it is not; the message has name, limits and value.
     """
-    kind = int if whole else (int, float)
+    numeric = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    number: Any = value if numeric else math.nan
+    try:
+        finite = math.isfinite(number)
+    except OverflowError:
+        largest = f"{sys.float_info.max:.2g}"
+        raise ValueError(f"{name} must be a number up to {largest}, got a larger one") from None
     if (
-        isinstance(value, kind)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
+        finite
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
     ):
         return
     given = [("at least", least), ("above", above), ("at most", most), ("below", below)]
@@ -45,3 +52,11 @@ def check_number(
     limits = f" of {limits}" if limits.startswith("at ") else f" {limits}".rstrip()
     what = "a whole number" if whole else "a number"
     raise ValueError(f"{name} must be {what}{limits}, got {value!r}")
+
+
+def check_given(args: object, *names: str, **limits: Any) -> None:
+    """Checks options of a command line, as `check_number`; those that are None were not given."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None:
+            check_number(f"--{name}", value, **limits)

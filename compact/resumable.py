@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -125,13 +126,17 @@ class ResumableRows(Rows):
         self._kept: dict[str, Any] = {}  # what others added to the summary of a complete run
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Before it is read: an incomplete last line may be one that another process is writing.
-        self._held: IO[Any] | None = _hold(self.path.open("rb")) if self.path.is_file() else None
-        self.done = self._read()
-        if not self.done:
-            self._mark_running()
-        self._file = self.path.open("a", encoding="utf-8")
-        self._held = self._held or _hold(self._file)
+        with ExitStack() as opened:  # closes the files, and so unlocks them, if this fails
+            held = self.path.is_file()
+            if held:  # before it is read: another process may be writing the incomplete last line
+                opened.enter_context(_hold(self.path.open("rb")))
+            self.done = self._read()
+            if not self.done:
+                self._mark_running()
+            self._file = opened.enter_context(self.path.open("a", encoding="utf-8"))
+            if not held:
+                _hold(self._file)
+            self._opened = opened.pop_all()
 
     def append(self, row: Row) -> None:
         """Adds a row to the file and to `done`.
@@ -156,10 +161,8 @@ class ResumableRows(Rows):
         self._running, self._kept = True, {}
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-        if self._held is not None:
-            self._held.close()
+        """Closes the file, which unlocks it."""
+        self._opened.close()
 
     def _read(self) -> dict[str, Row]:
         side = summary_path(self.path)

@@ -58,6 +58,16 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_rows_that_were_refused_are_not_locked(tmp_path: Path) -> None:
+    """The error is still alive, as in an interactive session, and with it the object."""
+    path = tmp_path / "rows.jsonl"
+    write(path, "a")
+    with pytest.raises(ValueError, match="other settings") as error:
+        ResumableRows(path, SETTINGS | {"limit": 3}, key="id")
+    write(path, "b")
+    assert error.value.__traceback__ is not None
+
+
 @pytest.mark.parametrize("side", ["", "[]", "{}", "null", '{"settings": 3}', "\x00"])
 def test_a_damaged_summary_is_named(tmp_path: Path, side: str) -> None:
     path = tmp_path / "rows.jsonl"

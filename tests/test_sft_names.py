@@ -93,6 +93,11 @@ def test_names_that_become_others(tmp_path: Path) -> None:
     assert (config.max_length, config.token_weights) == (99, "dft")
     _, config = read_settings(None, ["--max_seq_length", "98", "--packing=false"])
     assert config.max_length == 98
+    assert read_settings(None, ["--max_seq_length", "1_024"])[1].max_length == 1024
+    with pytest.raises(
+        ValueError, match="^--max_seq_length: max_seq_length must be a whole number"
+    ):
+        read_settings(None, ["--max_seq_length", "long"])
     with pytest.raises(ValueError, match="max_seq_length must not stand beside max_length"):
         CompactConfig(max_seq_length=99, max_length=98)
     recipe = tmp_path / "recipe.yaml"

@@ -53,7 +53,7 @@ COMMANDS = {
 _DRAW = ("compare", "demo", "graph")
 _INTERRUPTED = 130
 _OPTION = re.compile(r"^--(\w[\w-]*)")
-_STDOUT = re.compile(r"(--\w+=)?/dev/(stdout|fd/1)")
+_STDOUT = re.compile(r"(--\w+=)?(/dev/stdout|/dev/fd/1|/proc/self/fd/1)")
 MOST_OF_A_LINE = 1000
 """Most characters of the line about an error; what data hold may be of any length."""
 # Set for the processes of `compact train --num_processes`; the launcher prints their errors.
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: success. 1: an error that the user can fix (one line on standard error). 2: an invalid
     command line. 130: interrupted. Any other error is a bug in COMPACT and shows its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     _open_streams()
     # Only the first of several processes prints.
     first = os.environ.get("RANK", "0") == "0"
@@ -147,7 +147,6 @@ def _run(arguments: list[str]) -> int:
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
     module.add_arguments(parser)
-    rest = [_OPTION.sub(lambda name: f"--{name[1].replace('-', '_')}", word) for word in rest]
     if command != "train":
         _check_options(parser, rest)
     args, options = parser.parse_known_args(rest)
@@ -159,6 +158,11 @@ def _run(arguments: list[str]) -> int:
     elif options:
         parser.error(f"unknown argument {options[0]!r}")
     return int(module.run(args))
+
+
+def _with_underscores(word: str) -> str:
+    """Returns an option with underscores for the dashes within its name; --test-out=a-b is one."""
+    return _OPTION.sub(lambda name: f"--{name[1].replace('-', '_')}", word)
 
 
 def _check_options(parser: _Parser, words: Sequence[str]) -> None:

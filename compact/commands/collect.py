@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from compact.data import Problem, load_questions
 from compact.files import check_output, write_json, write_json_lines, write_whole
+from compact.options import check_given
 from compact.resumable import summary_path
 from compact.teachers.collect import Plans, Result, collect, plan
 from compact.teachers.export import data_card, find_rows, rows_of
@@ -98,14 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact collect`; returns 1 if answers are missing, else 0."""
-    for name, least in (("limit", 1), ("attempts", 1), ("dry_run", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
-    for name in ("budget", "first_wait"):
-        value = getattr(args, name)
-        if value is not None and not value >= 0:
-            raise ValueError(f"--{name} must be at least 0, got {value}")
+    check_given(args, "limit", "attempts", least=1)
+    check_given(args, "dry_run", "budget", "first_wait", least=0)
     for name in ("student", "preset"):
         if args.route is None and getattr(args, name) is not None:
             raise ValueError(f"--{name} must be used with --route")

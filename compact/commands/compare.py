@@ -13,6 +13,7 @@ from compact.evaluation.arms import DEFAULT_ARMS, Arm, parse_arm
 from compact.evaluation.compare import compare, file_task, with_retained, zoo_task
 from compact.lab.zoo import RIGHT
 from compact.lab.zoo_student import CACHE, STAGES
+from compact.options import check_given
 
 SEEDS = (0, 1, 2)
 OF_FILE = ("config", "test", "development", "model", "limit", "max_new_tokens")
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--config",
         metavar="RECIPE",
-        help="recipe with student and settings; all options but the zoo's may stand in it too",
+        help="recipe with student and settings; tests, arms, seeds and others may stand in it too",
     )
     files.add_argument(
         "--test",
@@ -87,10 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact compare`; returns the exit status."""
-    for name in ("tokens", "limit", "max_new_tokens", "problems", "questions", "epochs"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name} must be greater than 0, got {value}")
+    given = ("tokens", "limit", "max_new_tokens", "problems", "questions", "epochs")
+    check_given(args, *given, above=0)
     of_zoo = args.data in ("zoo-a", "zoo-b")
     for name in OF_FILE if of_zoo else ZOO:
         if getattr(args, name) is not None:
@@ -126,7 +125,6 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             development=held,
             max_new_tokens=args.max_new_tokens or asked.max_new_tokens,
-            arms=arms,
         )
     if retained is not None:
         task = with_retained(task, retained)

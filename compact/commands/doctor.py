@@ -7,6 +7,7 @@ import argparse
 from peft import get_peft_model
 
 from compact.evaluation.doctor import describe, needs
+from compact.options import check_given
 from compact.settings import RecipeConfig
 from compact.student import Student, load_student, peft_config
 
@@ -30,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact doctor`; returns the exit status."""
-    for name in ("max_length", "tokens"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_given(args, "max_length", "tokens", least=1)
     model, processing_class = load_student(args.model)  # an adapter is checked, then left out
     model = model.unload() if hasattr(model, "peft_config") else model
     student = Student.of(model, processing_class)

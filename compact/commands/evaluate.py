@@ -13,6 +13,7 @@ from compact.answers import Judge, domain_names
 from compact.data import PreferencePair, Problem, load_questions, load_test
 from compact.data.rows import content_of_rows
 from compact.files import check_input, check_output, content_of_student, json_lines
+from compact.options import check_given
 from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name
 
@@ -88,10 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact evaluate`; returns the exit status."""
-    for name in ("limit", "max_new_tokens", "batch_size", "num_processes"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_given(args, "limit", "max_new_tokens", "batch_size", "num_processes", least=1)
     forgetting = bool(args.retained or args.retained_task)
     for name, used, what in (
         ("base", forgetting or args.endpoint, "--retained or --retained_task"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from compact.data.importers import import_files
 from compact.data.problems import Problem, load_problems
 from compact.files import check_output, write_json_lines
+from compact.options import check_given
 
 EPILOG = """example:
   compact import gpt-4o=gpt4.json human=human.json --gold human.json --out train.jsonl \\
@@ -55,13 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact import`; returns the exit status."""
-    if args.samples is not None and args.samples < 1:
-        raise ValueError(f"--samples must be at least 1, got {args.samples}")
+    check_given(args, "samples", least=1)
+    check_given(args, "test_share", above=0, below=1)
     if args.test_share is not None and args.test_out is None:
         raise ValueError("--test_share needs --test_out, got none")
     share = 0.1 if args.test_share is None else args.test_share
-    if not 0 < share < 1:
-        raise ValueError(f"--test_share must be between 0 and 1, got {share}")
     sources = []
     for text in args.files:
         name, equals, path = text.partition("=")

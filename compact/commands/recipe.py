@@ -124,9 +124,11 @@ def _read(recipe: str | Path | None, options: Sequence[str], *owners: Any) -> li
             if key not in SETTINGS:
                 raise ValueError(f"{where}: unknown key {key!r}{_suggestion(key)}")
             try:
-                values[1] |= settings_of({**values[1], key: value}, types_[1])
+                found = settings_of({**values[1], key: value}, types_[1])
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+            for name in found.keys() - values[1].keys():
+                values[1][name] = converted(found[name], types_[1][name], f"{where}: {key}")
     made = [owner(**mine) for owner, mine in zip(owners, values, strict=True)]
     config, dtype = made[1], made[0].dtype
     config.model_init_kwargs = {"dtype": dtype, **(config.model_init_kwargs or {})}

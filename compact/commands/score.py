@@ -12,6 +12,7 @@ from compact.data.rows import as_json_lines, content_of_rows
 from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of_student, write_json_lines, write_whole
+from compact.options import check_given
 from compact.resumable import remove_rows
 from compact.settings import DEFAULT_PRESET, LEAF_BUDGET
 
@@ -78,8 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact score`; returns the exit status."""
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {args.limit}")
+    check_given(args, "limit", least=1)
     if not args.leaf_budget > 0:
         raise ValueError(f"--leaf_budget must be above 0, got {args.leaf_budget}")
     if (args.kept is None) != (args.keep is None and args.top is None):

@@ -1,4 +1,4 @@
-"""`compact strategies`: lists the distillation methods besides weighting, their needs and options."""
+"""`compact strategies`: lists the methods besides weighting, what they need and their options."""
 
 from __future__ import annotations
 

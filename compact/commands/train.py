@@ -16,6 +16,7 @@ from compact.commands.cli import REPORT_TO_LAUNCHER
 from compact.commands.recipe import read_before_torch, read_settings
 from compact.data import Problem, load_problems, warn_of_overlap
 from compact.files import shipped
+from compact.options import check_given
 from compact.student import named_students
 from compact.trainer.checkpoints import check_fresh, check_not_student, newest_whole
 
@@ -144,9 +145,8 @@ def _launch(args: argparse.Namespace) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     command = ["--config_file", str(file)]
+    check_given(args, "num_processes", least=1)
     if args.num_processes is not None:
-        if args.num_processes < 1:
-            raise ValueError(f"--num_processes must be at least 1, got {args.num_processes}")
         command += ["--num_processes", str(args.num_processes)]
         if not torch.cuda.is_available():
             threads = max((os.cpu_count() or 1) // args.num_processes, 1)

@@ -8,7 +8,8 @@
 - cot: Question, CoT (or Rationale, Explanation, Solution, Reasoning), Answer; also question and
   answer alone (GSM8K's);
 - compact: the rows of this project, to merge files; also prompt and completion alone (TRL's);
-- if columns are named, one row a question: each of them holds the rationales of a teacher.
+- if columns are named, one row a question: each of them holds the rationales of a teacher, and
+  prompt and answer are read as in the format that the row has.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 ROLES["system"] = "system"
 _REASONING_NAMES = (REASONING, "reasoning", "thinking")
 _COT_NAMES = ("cot", "rationale", "explanation", "solution", "reasoning")
-_PROMPT_NAMES = ("prompt", "question", "instruction")
+_PROMPT_NAMES = ("prompt", "conversations", "messages", "instruction", "question")
+_COMPLETIONS = dict.fromkeys(("completion", "output", "cot"), "-")
+"""Stands where a row's format has the completion, when a column is read instead."""
 _OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 
@@ -165,17 +168,23 @@ def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
 
 
 def from_cot(row: Mapping[str, Any], where: str) -> Sample:
-    """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended."""
+    """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended.
+
+    If the answer is a rationale ("... #### 18"), the gold answer is the one that it states.
+    """
     name = next((name for name in _COT_NAMES if name in row), None)
     if name is None:
         raise ValueError(
             f"{where}: expected a rationale as {', '.join(_COT_NAMES)}, got the fields "
             f"{', '.join(row)}"
         )
-    cot, answer = _field(row, name, where), _optional(row, where, "answer")
+    question, cot = _field(row, "question", where), _field(row, name, where)
+    answer = _optional(row, where, "answer")
+    if answer is not None and find_marker(answer) < len(answer):
+        answer = find_domain(None, question).extract(answer)
     if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
-    return Sample(_field(row, "question", where), (cot,), answer)
+    return Sample(question, (cot,), answer)
 
 
 def from_question(row: Mapping[str, Any], where: str) -> Sample:
@@ -206,14 +215,23 @@ def from_compact(row: Mapping[str, Any], where: str) -> Sample:
 
 
 def from_column(row: Mapping[str, Any], where: str, column: str) -> Sample:
-    """Reads the rationale in one column of a row; the row may have none there."""
-    prompt = next((name for name in _PROMPT_NAMES if name in row), "prompt")
+    """Reads the rationale in one column of a row, and the rest as the row's format says.
+
+    The row may have no rationale there, and no completion where its format has it.
+    """
+    if not any(name in row for name in _PROMPT_NAMES):
+        raise ValueError(
+            f"{where}: expected a question as {', '.join(_PROMPT_NAMES)}, got the fields "
+            f"{', '.join(row)}"
+        )
+    whole = {**row, **_COMPLETIONS}
+    sample = reader_of(whole, where)(whole, where)
     found = _optional(row, where, field_name(column))
-    return Sample(
-        _field(row, prompt, where),
-        () if found is None else (found,),
-        _optional(row, where, "answer", "label"),
-        column,
+    return replace(
+        sample,
+        completions=() if found is None else (found,),
+        answer=sample.answer or _optional(row, where, "label"),
+        teacher=column,
     )
 
 

@@ -12,13 +12,25 @@ from compact.data import Problem
 from compact.fields import converted, field_types
 from compact.files import parse_yaml
 from compact.strategies import make_strategy
-from compact.trainer.setup import check_strategy, skips_of
+from compact.trainer.setup import check_strategy, skips_of, training_problems
 from compact.weighting import TOKEN_WEIGHTS, make_weigher
 from compact.weighting.policies import split_teacher
 
 DEFAULT_ARMS = ("uniform", "answer-vote", "softmax-nll", "robust", "rejection")
 OF_TRAINER = ("token_weights", "max_rationales_per_problem")
 """Settings of the trainer that an arm may change."""
+OF_A_RUN: dict[str, Any] = {
+    "resume_from_checkpoint": None,
+    "load_best_model_at_end": False,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "push_to_hub": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""Settings of every run of an arm, whatever the recipe says: only `compact train` has checkpoints,
+evaluation data and a model to keep."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,6 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     gold: bool = True
 
-    @property
-    def teacher(self) -> str | None:
-        """The only teacher that the arm trains on; None where it uses all."""
-        return split_teacher(self.preset)[1]
-
     def seen(self, problems: Sequence[Problem]) -> list[Problem]:
         """Returns the problems as the arm trains on them."""
         return [p if self.gold else replace(p, answer=None) for p in problems]
@@ -56,10 +63,10 @@ class Arm:
         """Returns the trainer's settings with those of the arm, and others."""
         own = {"preset": self.preset, "overrides": self.overrides, "strategy": self.strategy}
         own["strategy_options"] = self.options or None
-        return replace(config, **own | self.settings | others)
+        return replace(config, **OF_A_RUN | own | self.settings | others)
 
-    def check(self, config: CompactConfig) -> None:
-        """Checks that the arm goes together with the settings that all arms share.
+    def check(self, config: CompactConfig, problems: Sequence[Problem]) -> None:
+        """Checks that the arm goes together with the settings and problems that all arms share.
 
         Raises:
             ValueError: the trainer would refuse it.
@@ -69,6 +76,7 @@ class Arm:
         strategy = make_strategy(self.strategy, self.options)
         check_strategy(weigher, strategy, own)
         skips_of(weigher, strategy, own)
+        training_problems(weigher, strategy, own, self.seen(problems))
 
 
 def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:

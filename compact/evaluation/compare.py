@@ -38,7 +38,6 @@ from compact.data import (
     load_problems,
     load_questions,
     load_test,
-    of_teacher,
     text_of,
     warn_of_overlap,
 )
@@ -77,7 +76,6 @@ from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
 from compact.trainer.saving import command_line
 from compact.trainer.setup import encoded, skips_of
-from compact.weighting import check_gold, make_weigher
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +97,7 @@ _RUN = {
 }
 
 _Test = list[Problem] | list[PreferencePair]
-_Start = tuple[Any, Any, list[Problem], dict[str, _Test]]
+_Start = tuple[Any, Any, dict[str, _Test]]
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,9 @@ class Task:
 
     Attributes:
         name: name of the data.
-        start: seed -> (student, its tokenizer, training problems, test -> questions or preference
-            pairs). The first test gives the accuracy; paired.md has all.
+        start: seed -> (student, its tokenizer, test -> questions or preference pairs). The first
+            test gives the accuracy; paired.md has all.
+        problems: seed -> training problems.
         config: the trainer's settings; arm, seed, steps and folder are filled in.
         peft_config: () -> adapters to train, or None.
         right: problems -> (question_id, teacher) of the rationales that are right.
@@ -120,6 +119,7 @@ class Task:
 
     name: str
     start: Callable[[int], _Start]
+    problems: Callable[[int], list[Problem]]
     config: CompactConfig
     peft_config: Callable[[], Any]
     right: Callable[[Sequence[Problem]], set[tuple[str, str]]]
@@ -145,8 +145,7 @@ def zoo_task(
 
     def start(seed: int) -> _Start:
         model, tokenizer = load_zoo_student(stage, 0, cache=cache)
-        train = load_problems(the_zoo.rows(seed))
-        return model, tokenizer, train, {the_zoo_name: load_questions(the_zoo.test_rows(seed))}
+        return model, tokenizer, {the_zoo_name: load_questions(the_zoo.test_rows(seed))}
 
     config = CompactConfig(
         per_device_train_batch_size=8,
@@ -159,6 +158,7 @@ def zoo_task(
     return Task(
         name=the_zoo_name,
         start=start,
+        problems=lambda seed: load_problems(the_zoo.rows(seed)),
         config=config,
         peft_config=lambda: None,
         right=lambda problems: {
@@ -183,7 +183,6 @@ def file_task(
     limit: int | None,
     development: int = 0,
     max_new_tokens: int = 256,
-    arms: Sequence[Arm] = (),
 ) -> Task:
     """Rationales and test questions from files, student and settings from a recipe.
 
@@ -198,11 +197,9 @@ def file_task(
         development: so many problems, drawn with a seed of their own, are not trained on but
             tested, to choose between the arms of one teacher.
         max_new_tokens: most tokens of an answer to a test question.
-        arms: the weightings to compare, to refuse at once what the data do not allow.
 
     Raises:
-        ValueError: the recipe names no model, a row cannot be used, or the data have no gold
-            answers and an arm needs them.
+        ValueError: the recipe names no model, or a row cannot be used.
         OSError: a file cannot be read.
     """
     name = model or recipe.model
@@ -234,22 +231,17 @@ def file_task(
     problems = [p for i, p in enumerate(problems) if i not in held]
     for test, asked in questions.items():
         warn_of_overlap(test, asked, problems)
-    for arm in arms:
-        seen = arm.seen(problems)
-        if arm.teacher is not None:
-            seen = of_teacher(arm.teacher, seen)
-        check_gold(make_weigher(arm.preset, **arm.overrides), seen)
-
     kwargs = config.model_init_kwargs  # the student is loaded here, not by the trainer
 
     def start(seed: int) -> _Start:
         assert not isinstance(kwargs, str)  # CompactConfig refuses text that is no mapping
         student, processing_class = load_student(name, is_trainable=True, **(kwargs or {}))
-        return student, processing_class, problems, questions
+        return student, processing_class, questions
 
     return Task(
         name=data,
         start=start,
+        problems=lambda seed: problems,
         config=replace(config, model_init_kwargs=None),
         peft_config=lambda: peft_config(replace(recipe, model=name)),
         right=lambda problems: {
@@ -324,12 +316,13 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         )
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
-    model, processing_class, problems, tests = task.start(seed)
+    model, processing_class, tests = task.start(seed)
     for test in tests.values():  # what cannot be encoded is refused before hours of training
         if isinstance(test[0], PreferencePair):
             encode_pairs(test, processing_class)
         else:
             check_questions(test, processing_class)
+    problems = task.problems(seed)
     known_right = task.right(problems)  # with the gold answers, also for an arm without them
     problems = arm.seen(problems)
     overrides = dict(arm.overrides)
@@ -340,10 +333,6 @@ def run_arm(task: Task, arm: Arm, seed: int, folder: Path, tokens: int | None) -
         output_dir=str(folder),
         overrides=overrides,
         seed=seed,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
     trainer = CompactTrainer(
         model,
@@ -492,8 +481,9 @@ def compare(
     names = [f"compare.{suffix}" for suffix in ("json", "md", "csv", "png")]
     for name in (*names, "paired.md", "paired.csv", "paired.png"):
         check_output(out / name, kind=_KIND)
+    problems = task.problems(seeds[0])
     for arm in arms:
-        arm.check(task.config)
+        arm.check(task.config, problems)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     total, done = len(arms) * len(seeds), 0
     # Comparisons begun when the tokens of all rationales counted do not go on.

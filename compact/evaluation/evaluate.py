@@ -139,12 +139,9 @@ def evaluate(
     start = time.monotonic()
     prompts = check_questions(problems, processing_class)
     settings = {"max_new_tokens": max_new_tokens, **(settings or {})}
-    rows = rows_at(out, settings, key="question_id", shape=ITEM)
-    done = rows.done
-    todo = [(prompts[p.question_id], p) for p in problems if p.question_id not in done]
     # Longest first: prompts in a batch have similar length, and if memory is too small, the first
     # batch shows it.
-    todo.sort(key=lambda pair: -len(pair[0]))
+    asked_for = sorted(problems, key=lambda p: -len(prompts[p.question_id]))
     ids = list(prompts)
     golds = {p.question_id: p.answer for p in problems if p.answer is not None}
     training = model.training
@@ -153,14 +150,16 @@ def evaluate(
     judge = judge or Judge()
     try:
         with (
-            rows,
+            rows_at(out, settings, key="question_id", shape=ITEM) as rows,
             tqdm(
-                total=len(problems),
-                initial=len(problems) - len(todo),
+                total=len(ids),
+                initial=sum(i in rows.done for i in ids),
                 unit="item",
                 disable=not progress,
             ) as bar,
         ):
+            done = rows.done
+            todo = [(prompts[p.question_id], p) for p in asked_for if p.question_id not in done]
             for first in range(0, len(todo), batch_size):
                 part = todo[first : first + batch_size]
                 watch = _Within(bar, max_new_tokens) if progress else None

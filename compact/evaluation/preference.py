@@ -95,13 +95,16 @@ def evaluate_pairs(
     check_ids(student, encoded, leaves=False)
     longest = max(len(p.prompt_ids) + len(r.ids) for p in encoded for r in p.rationales)
     layout = choose_layout(student, "auto", longest)[0]
-    rows = rows_at(out, settings or {}, key="question_id", shape=PAIR)
-    todo = [problem for problem in encoded if problem.question_id not in rows.done]
     training = model.training
     model.eval()
-    bar = tqdm(total=len(pairs), initial=len(rows.done), unit="pair", disable=not progress)
     try:
-        with rows, bar:
+        with (
+            rows_at(out, settings or {}, key="question_id", shape=PAIR) as rows,
+            tqdm(
+                total=len(pairs), initial=len(rows.done), disable=not progress, unit="pair"
+            ) as bar,
+        ):
+            todo = [problem for problem in encoded if problem.question_id not in rows.done]
             for chunk in passes_of(todo):
                 pass_ = observe(student, chunk, layout=layout, leaves=False)
                 score = -segment_mean(pass_.stats.nll.float(), pass_.batch.token_offsets)

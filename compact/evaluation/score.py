@@ -86,37 +86,36 @@ def score_problems(
         ValueError: a problem cannot be encoded, a metric cannot be used, or `partial` has other
             settings.
     """
-    store = rows_at(partial, settings or {}, key="question_id", shape=_ROWS)
-    found = store.done
-    layout = "padded" if weigher.needs.padded else choose_layout(student, "auto", max_length)[0]
-    # What a vote or a check is worth is learned from all problems, those found earlier included.
-    encoded = encode_problems(
-        problems,
-        processing_class,
-        max_length=max_length,
-        leaf_budget=leaf_budget,
-        keep_tail=weigher.keep_tail,
-        options=weigher.needs.options,
-    )
-    tell_of_cuts(encoded, max_length)
-    left = [p for p in encoded if p.question_id not in found]
-    if layout == "padded":
-        left = [with_leaf_steps(p, leaf_budget, padded=True) for p in left]
-    bar = tqdm(total=len(problems), initial=len(found), desc="score", unit="problem")
-    with store, bar:
-        for chunk in passes_of(left):
-            pass_ = observe(
-                student,
-                chunk,
-                layout=layout,
-                options=weigher.needs.options,
-                statistics=weigher.needs.statistics,
-            )
-            if graphs:
-                _save_graphs(pass_, graphs)
-            for question_id, rows in _rows(pass_, weigher):
-                store.append({"question_id": question_id, "rows": rows})
-            bar.update(len(chunk))
+    with rows_at(partial, settings or {}, key="question_id", shape=_ROWS) as store:
+        found = store.done
+        layout = "padded" if weigher.needs.padded else choose_layout(student, "auto", max_length)[0]
+        # What a vote or a check is worth is learned from all problems, those found earlier too.
+        encoded = encode_problems(
+            problems,
+            processing_class,
+            max_length=max_length,
+            leaf_budget=leaf_budget,
+            keep_tail=weigher.keep_tail,
+            options=weigher.needs.options,
+        )
+        tell_of_cuts(encoded, max_length)
+        left = [p for p in encoded if p.question_id not in found]
+        if layout == "padded":
+            left = [with_leaf_steps(p, leaf_budget, padded=True) for p in left]
+        with tqdm(total=len(problems), initial=len(found), desc="score", unit="problem") as bar:
+            for chunk in passes_of(left):
+                pass_ = observe(
+                    student,
+                    chunk,
+                    layout=layout,
+                    options=weigher.needs.options,
+                    statistics=weigher.needs.statistics,
+                )
+                if graphs:
+                    _save_graphs(pass_, graphs)
+                for question_id, rows in _rows(pass_, weigher):
+                    store.append({"question_id": question_id, "rows": rows})
+                bar.update(len(chunk))
     scored: list[list[dict[str, Any]]] = [found[p.question_id]["rows"] for p in problems]
     if isinstance(weigher, PresetWeigher):
         _weigh(scored, weigher)

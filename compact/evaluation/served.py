@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,42 +82,40 @@ def evaluate_served(
         raise FileExistsError(
             f"{store_file}: exists, and is of no evaluation with this --out; choose another --out"
         )
-    rows = ResumableRows(out, about | (settings or {}), key="question_id")
-    todo = [p for p in problems if p.question_id not in rows.done]
-    items = plan(student, todo)
-    store = Store(store_file)
-    judge = Judge()
-    try:
-        with rows, tqdm(total=len(todo), unit="item", disable=not progress) as bar:
+    with (
+        ResumableRows(out, about | (settings or {}), key="question_id") as rows,
+        closing(Store(store_file)) as store,
+        closing(Judge()) as judge,
+    ):
+        todo = [p for p in problems if p.question_id not in rows.done]
+        items = plan(student, todo)
+        with tqdm(total=len(todo), unit="item", disable=not progress) as bar:
             result = collect(
                 store, [(student, items)], patience=patience, answered=lambda *_: bar.update()
             )["student"]
-            if result.left:
-                raise ValueError(
-                    f"{result.missing} of {len(items)} questions have no answer "
-                    f"({result.reason or dict(result.failures)}); the same command asks for them"
-                )
-            if result.refused:
-                logger.warning("%d questions were refused and count as wrong", result.refused)
-            found = store.answers([item.key for item in items])
-            answers = [found.get(item.key, Answer("")) for item in items]
-            texts = [answer.text.strip() for answer in answers]
-            verdicts = judge.judge(
-                [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]
+        if result.left:
+            raise ValueError(
+                f"{result.missing} of {len(items)} questions have no answer "
+                f"({result.reason or dict(result.failures)}); the same command asks for them"
             )
-            for problem, answer, text, verdict in zip(todo, answers, texts, verdicts, strict=True):
-                rows.append(
-                    {
-                        "question_id": problem.question_id,
-                        "completion": text,
-                        "gold": problem.answer,
-                        **asdict(verdict),
-                        "tokens": answer.completion_tokens,
-                    }
-                )
-    finally:
-        judge.close()
-        store.close()
+        if result.refused:
+            logger.warning("%d questions were refused and count as wrong", result.refused)
+        found = store.answers([item.key for item in items])
+        answers = [found.get(item.key, Answer("")) for item in items]
+        texts = [answer.text.strip() for answer in answers]
+        verdicts = judge.judge(
+            [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]
+        )
+        for problem, answer, text, verdict in zip(todo, answers, texts, verdicts, strict=True):
+            rows.append(
+                {
+                    "question_id": problem.question_id,
+                    "completion": text,
+                    "gold": problem.answer,
+                    **asdict(verdict),
+                    "tokens": answer.completion_tokens,
+                }
+            )
     summary = summarise(rows.done[p.question_id] for p in problems)
     summary["seconds"] = round(time.monotonic() - start, 1)
     rows.complete(summary)

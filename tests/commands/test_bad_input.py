@@ -63,7 +63,7 @@ def data(tmp_path: Path) -> Path:
         ({"resume_from_checkpoint": "true"}, ["no undamaged checkpoint"]),
         ({"resume_from_checkpoint": "no/such"}, ["no/such", "manifest.json"]),
         ({"output_dir": "/dev/null/run"}, ["/dev/null/run", "Not a directory"]),
-        ({"num_processes": "0"}, ["--num_processes", "at least 1"]),
+        ({"num_processes": "0"}, ["--num_processes must be a number of at least 1, got 0"]),
         (
             {"accelerate_config": "fsdp7"},
             ["ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "fsdp7"],
@@ -110,6 +110,19 @@ def test_names_that_look_like_numbers(tmp_path: Path) -> None:
             assert read_settings(*given)[1].output_dir == text
         if isinstance(number, int):
             assert read_settings(None, ["--max_steps", text])[1].max_steps == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("+5", 5), ("-1", -1), ("1_024", 1024), ("0x10", 16), ("+0b11", 3)]
+)
+def test_whole_numbers_as_yaml_writes_them(tmp_path: Path, text: str, number: int) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"max_steps: {text}\n")
+    for given in ((recipe, []), (None, ["--max_steps", text])):
+        assert read_settings(*given)[1].max_steps == number
+    for text in ("long", "1.5", "true", "[", "+"):
+        with pytest.raises(ValueError, match="max_steps must be a whole number, got"):
+            read_settings(None, ["--max_steps", text])
     recipe.write_text("learning_rate: 1.0e-4\nweight_decay: 0.10\n")
     config = read_settings(recipe, [])[1]
     assert (config.learning_rate, config.weight_decay) == (1e-4, 0.1)
@@ -215,7 +228,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], student: Path) -> None:
     text = capsys.readouterr().out
     assert "layout        tree" in text and "head: frozen, 2 matrix products" in text
     assert "probe-released (padded rows)" in text and "gain (answer leaves" in text
-    assert "--tokens must be at least 1, got 0" in fails(
+    assert "--tokens must be a number of at least 1, got 0" in fails(
         capsys, "doctor", str(student), "--tokens", "0"
     )
 

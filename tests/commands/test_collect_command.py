@@ -128,8 +128,12 @@ def test_a_file_of_others_is_left_alone(place: Path, capsys: pytest.CaptureFixtu
     Path("teachers.yaml").write_text("- {name: a, model: m, base_url: 'http://127.0.0.1:1/v1'}")
     words = ["questions.jsonl", "--teachers", "teachers.yaml", "--out", "out.jsonl"]
     assert "out.jsonl: exists, and compact did not make it" in fails(capsys, "collect", *words)
-    assert "--budget must be at least 0" in fails(capsys, "collect", *words, "--budget", "-1")
-    assert "--limit must be at least 1" in fails(capsys, "collect", *words, "--limit", "0")
+    assert "--budget must be a number of at least 0" in fails(
+        capsys, "collect", *words, "--budget", "-1"
+    )
+    assert "--limit must be a number of at least 1" in fails(
+        capsys, "collect", *words, "--limit", "0"
+    )
     assert Path("out.jsonl").read_text() == "mine\n"
 
 

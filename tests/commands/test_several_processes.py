@@ -110,6 +110,26 @@ runpy.run_module("compact", run_name="__main__")
         assert (done.returncode, done.stdout) == (3, expected), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [("SystemExit(2)", 2, ""), ("SystemExit()", 0, ""), ("SystemExit('no')", 1, "no\n")],
+)
+def test_a_rank_ends_with_the_status_of_what_ended_it(raised: str, status: int, told: str) -> None:
+    """A wrong option ends `main` with SystemExit(2)."""
+    code = f"""
+import runpy
+def main(argv=None):
+    raise {raised}
+import compact.commands.cli
+compact.commands.cli.main = main
+runpy.run_module("compact", run_name="__main__")
+"""
+    launched = os.environ | {"COMPACT_REPORT_TO_LAUNCHER": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=launched, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, told)
+
+
 def test_error_of_a_rank_is_one_line(recipe: Path, tmp_path: Path) -> None:
     """Input that ranks cannot read is reported once, without the launcher's own report."""
     (tmp_path / "empty").mkdir()

@@ -253,6 +253,64 @@ def test_a_column_for_each_teacher(tmp_path, capsys):
         command(f"a={wide}", "--columns", "small", "--out", out)
 
 
+@pytest.mark.parametrize(
+    ("rest", "prompt", "answer"),
+    [
+        ({"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}, "1 + 1?", "2"),
+        ({"question": "1 + 1?", "answer": "So #### 2", "rationale": "as 2"}, "1 + 1?", "2"),
+        ({"question": "1 + 1?", "label": 2}, "1 + 1?", "2"),
+        ({"question": "1 + 1?"}, "1 + 1?", None),
+        ({"instruction": "Add.", "input": "1, 1", "label": "2"}, "Add.\n1, 1", "2"),
+        ({"instruction": "Add.", "input": "", "output": "so 2", "answer": "2"}, "Add.", "2"),
+        (
+            {"instruction": "Add.", "input": "1", "system": "Be brief.", "output": ["x"]},
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add.\n1"}],
+            None,
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": 2},
+            [{"role": "user", "content": "1 + 1?"}],
+            "2",
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "1 + 1?"},
+                    {"from": "gpt", "value": "2"},
+                ]
+            },
+            "1 + 1?",
+            None,
+        ),
+    ],
+)
+def test_beside_columns_a_row_is_read_as_its_format_says(rest, prompt, answer, tmp_path):
+    path = write(tmp_path / "wide.json", [rest | {"gpt-4": "It is 2", "small": "Two"}])
+    found = importers.import_files([(None, path)], columns=["gpt-4", "small"])[0]
+    assert [(row["teacher"], row["completion"]) for row in found] == [
+        ("gpt-4", "It is 2"),
+        ("small", "Two"),
+    ]
+    (problem,) = load_problems(found)
+    assert (problem.prompt, problem.answer) == (prompt, answer)
+
+
+def test_columns_of_the_format_itself_and_rows_without_a_question(tmp_path):
+    """In GSM8K's rows the answer is the rationale of a human."""
+    rows = [{"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2", "small": "It is 3"}]
+    path = write(tmp_path / "wide.json", rows)
+    found = importers.import_files([(None, path)], columns=["answer", "small"])[0]
+    assert [(row["completion"], row["answer"]) for row in found] == [
+        ("1 + 1 = 2\n#### 2", "2"),
+        ("It is 3", "2"),
+    ]
+    path = write(tmp_path / "none.json", [{"problem": "1 + 1?", "small": "It is 3"}])
+    with pytest.raises(
+        ValueError, match="none.json:1: expected a question as .*got the fields pro"
+    ):
+        importers.import_files([(None, path)], columns=["small"])
+
+
 def test_a_row_without_a_rationale_names_what_it_may_be_called(tmp_path):
     rows = [{"question": "1?", "rationale": "so 1", "answer": 1}, {"question": "2?", "answer": 2}]
     with pytest.raises(ValueError, match="x.json:2: expected a rationale as cot, rationale, expl"):
@@ -337,8 +395,14 @@ def test_some_questions_are_held_out_for_a_test(tmp_path, capsys):
     ("options", "message"),
     [
         (["--test_share", "0.5"], "--test_share needs --test_out"),
-        (["--test_out", "test.jsonl", "--test_share", "1"], "must be between 0 and 1, got 1.0"),
-        (["--test_out", "test.jsonl", "--test_share", "nan"], "must be between 0 and 1, got nan"),
+        (
+            ["--test_out", "test.jsonl", "--test_share", "1"],
+            "above 0 and below 1, got 1.0",
+        ),
+        (
+            ["--test_out", "test.jsonl", "--test_share", "nan"],
+            "above 0 and below 1, got nan",
+        ),
         (["--test_out", "train.jsonl"], "another file than --out, got train.jsonl"),
         (["--test_out", "t.jsonl"], "another file than the input files, got t.jsonl"),
         (

@@ -154,10 +154,14 @@ def test_what_the_data_do_not_allow_is_told_before_the_first_run(tmp_path, caplo
     task = compare.file_task(str(data), [str(test)], *settings, **read)
     assert "test: 1 of its 2 questions are in the training data too" in caplog.text
     assert task.config.model_init_kwargs is None
-    arms = [parse_arm("single:good"), parse_arm("single:gpt4")]
-    compare.file_task(str(data), [str(test)], *settings, **read, arms=arms[:1])
-    with pytest.raises(ValueError, match="no rationale of teacher 'gpt4' in the data; its teach"):
-        compare.file_task(str(data), [str(test)], *settings, **read, arms=arms)
+    for arm, message in (
+        ("single:gpt4", "no rationale of teacher 'gpt4' in the data; its teach"),
+        ("rejection,gold=false", "preset: rejection needs gold answers, and no row of the data"),
+        ("uniform,strategy=crsd,strategy_options={nce: 0},gold=false", "strategy: crsd needs gold"),
+    ):
+        arms = [parse_arm("single:good"), parse_arm(arm)]
+        with pytest.raises(ValueError, match=message):
+            compare.compare(task, arms, [0], tmp_path / "out")
 
 
 def test_a_student_that_came_with_an_adapter_is_compared_with_that(task):
@@ -232,12 +236,12 @@ def test_a_run_is_tested_merged_and_in_the_format_it_trained_in(task, tmp_path, 
     assert tested[0].dtype == (torch.bfloat16 if bf16 else torch.float32)
 
 
-def test_an_arm_without_any_right_rationale_gives_a_result(task, tmp_path):
+def test_an_arm_without_any_right_rationale_is_refused(task, tmp_path):
     """Where no rationale is right, `oracle` has nothing to train on."""
     arm = parse_arm("oracle,teachers=[nobody]", compare.zoo.RIGHT)
     assert arm.overrides == {"teachers": ["nobody"]}
-    (found,) = compare.compare(task, [arm], [0], tmp_path)
-    assert found["right_weight"] == 0.0
+    with pytest.raises(ValueError, match="must have a rationale that preset oracle trains on"):
+        compare.compare(task, [arm], [0], tmp_path)
 
 
 def test_arms_may_change_the_trainer_and_drop_the_gold_answers():
@@ -268,6 +272,18 @@ def test_arms_that_the_trainer_refuses_are_refused_at_once(task, tmp_path, arm, 
     with pytest.raises(ValueError, match=f"max_rationales_per_problem {message}"):
         compare.compare(task, [parse_arm("uniform"), parse_arm(arm)], [0], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_recipe_that_only_training_follows(task, tmp_path):
+    """A comparison has no checkpoints, no evaluation data and no model to push."""
+    kept = {"save_steps": 10, "eval_steps": 10, "save_strategy": "steps", "eval_strategy": "steps"}
+    only = {"load_best_model_at_end": True, "eval_on_start": True, "push_to_hub": True}
+    config = replace(task.config, resume_from_checkpoint=True, **only, **kept)
+    found = parse_arm("robust").configured(config)
+    assert found.resume_from_checkpoint is None
+    assert not any(getattr(found, name) for name in only)
+    compare.compare(replace(task, config=config), [parse_arm("uniform")], [0], tmp_path)
+    assert "uniform" in (tmp_path / "compare.md").read_text()
 
 
 def test_a_recipe_may_limit_rationales_of_every_arm(task, tmp_path):
@@ -357,9 +373,9 @@ max_new_tokens: 4
 def test_questions_that_cannot_be_judged_are_refused_before_training(task, tmp_path, monkeypatch):
     """A test question without a gold answer; a development set larger than the answers."""
     monkeypatch.setattr(compare, "CompactTrainer", None)  # nothing is trained
-    model, tokenizer, problems, tests = task.start(0)
-    unknown = [replace(problems[0], answer=None)]
-    asked = replace(task, start=lambda seed: (model, tokenizer, problems, {"test": unknown}))
+    model, tokenizer, _ = task.start(0)
+    unknown = [replace(task.problems(0)[0], answer=None)]
+    asked = replace(task, start=lambda seed: (model, tokenizer, {"test": unknown}))
     with pytest.raises(ValueError, match="must have a gold answer, got none"):
         compare.run_arm(asked, parse_arm("uniform"), 0, tmp_path / "run", None)
 
@@ -378,7 +394,7 @@ def test_development_questions_have_answers(tmp_path):
     test.write_text(json.dumps(rows[1]) + "\n")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: m\n")
-    read = {"model": "m", "limit": None, "arms": ()}
+    read = {"model": "m", "limit": None}
     config = CompactConfig(str(tmp_path), use_cpu=True)
 
     def held(development):
@@ -408,7 +424,7 @@ def test_arm_settings_are_read_and_checked():
     assert arm.overrides == {"tau": 0.5, "consensus": "answer"}
     arm = parse_arm("robust,beta=[0, 1, 0],validity=none")
     assert arm.overrides == {"beta": [0, 1, 0], "validity": "none"}
-    assert parse_arm("single:a, b").teacher == "a, b"
+    assert parse_arm("single:a, b").preset == "single:a, b"
     with pytest.raises(ValueError, match="override of oracle: teachers must .* use rejection"):
         parse_arm("oracle")
     with pytest.raises(ValueError, match="NAME,key=value"):
@@ -466,6 +482,18 @@ def test_score_gives_a_row_a_rationale_and_goes_on_where_it_was(tiny, tmp_path, 
     for a, b in zip(again, first, strict=True):
         assert a["weight"] == pytest.approx(b["weight"], abs=1e-4)
     assert all(json.loads(line) for line in partial.read_text().splitlines())
+
+
+def test_data_that_cannot_be_encoded_leave_the_scores_unlocked(tiny, tmp_path):
+    model, tokenizer = tiny()
+    problems = load_problems(zoo.make_rows(("good", "wrong-step"), 1, seed=1))
+    student, partial = Student.of(model, tokenizer), tmp_path / "scores.partial"
+    for _ in ("new", "begun"):
+        given = (student, tokenizer, problems, make_weigher("robust"))
+        with pytest.raises(ValueError, match="max_length = 3") as error:
+            score.score_problems(*given, max_length=3, partial=partial)
+        assert len(score.score_problems(*given, max_length=512, partial=partial)) == 2
+        assert error.value.__traceback__ is not None
 
 
 def test_metric_overrides_are_read():

@@ -434,8 +434,8 @@ def test_paired_drop_of_few_equal_questions_has_an_interval(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--limit": 0}, "--limit must be at least 1, got 0"),
-        ({"--batch_size": -1}, "--batch_size must be at least 1, got -1"),
+        ({"--limit": 0}, "--limit must be a number of at least 1, got 0"),
+        ({"--batch_size": -1}, "--batch_size must be a number of at least 1, got -1"),
         ({"--data": "absent.jsonl"}, "absent.jsonl"),
         ({"--model": "absent.gguf"}, "absent.gguf: no such file"),
         ({"--retained": "absent.txt"}, "absent.txt"),
@@ -500,6 +500,24 @@ def test_retained_tasks_need_names_of_their_own(saved, data, tmp_path):
         words += ["--retained_task", tmp_path / folder / "test.jsonl"]
     with pytest.raises(ValueError, match="--retained_task must be files of different names"):
         command(*words)
+
+
+def test_a_start_that_fails_leaves_the_answers_unlocked(
+    model, tokenizer, data, tmp_path, monkeypatch
+):
+    """The error is still alive when the same process tries again."""
+
+    def broken():
+        raise OSError("no process can be started")
+
+    out, problems = tmp_path / "items.jsonl", load_questions(data)[:1]
+    for _ in ("new", "begun"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "Judge", broken)
+            with pytest.raises(OSError, match="no process") as error:
+                module.evaluate(model, tokenizer, problems, out, max_new_tokens=2, progress=False)
+        module.evaluate(model, tokenizer, problems, out, max_new_tokens=2, progress=False)
+        assert error.value.__traceback__ is not None
 
 
 def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):

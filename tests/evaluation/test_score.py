@@ -78,7 +78,7 @@ def test_another_metric_for_an_axis(score: Score) -> None:
         (["--metric", "vote=answer"], "--metric must be AXIS=NAME"),
         (["--preset", "robst"], "preset must be one of released, paper, robust"),
         (["--preset", "uniform", "--metric", "consensus=answer"], "override of uniform"),
-        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--limit", "0"], "--limit must be a number of at least 1, got 0"),
         (["--max_length", "10"], "prompt has .* leaves no room .* max_length = 10"),
         (["--max_length", "0"], "max_length"),
         (["--graphs", "rationales.jsonl"], "rationales.jsonl"),

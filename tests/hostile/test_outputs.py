@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from compact.commands.cli import main
 from compact.files import (
     check_output,
     content_of,
@@ -49,7 +50,8 @@ def test_an_output_is_replaced_until_somebody_changes_it(tmp_path: Path, kind: s
     assert path.read_text() == "edited by hand"
 
 
-def test_standard_output_as_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1"])
+def test_standard_output_as_a_file(tmp_path: Path, name: str) -> None:
     """What the shell appends to is kept, and messages go to standard error."""
     rows = [{"question": "1?", "cot": "so 1"}, {"question": "2?", "cot": "so 2"}]
     (tmp_path / "x.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -58,11 +60,27 @@ def test_standard_output_as_a_file(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "compact", "import", str(tmp_path / "x.json")]
     with mine.open("a") as stdout:
         done = subprocess.run(
-            [*argv, "--out", "/dev/stdout"], stdout=stdout, stderr=subprocess.PIPE, text=True
+            [*argv, "--out", name], stdout=stdout, stderr=subprocess.PIPE, text=True
         )
     first, *others = mine.read_text().splitlines()
     assert first == "my own line" and [json.loads(row)["prompt"] for row in others] == ["1?", "2?"]
     assert "2 problems" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--test-out", "--test_out"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_every_way_to_write_into_a_pipe(
+    tmp_path: Path, option: str, name: str, joined: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are alone on standard output, however option and file are written."""
+    rows = [{"question": f"{i}?", "cot": f"so {i}", "answer": i} for i in range(3)]
+    (tmp_path / "x.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"{option}={name}"] if joined else [option, name]
+    assert main(["import", str(tmp_path / "x.json"), "--out", str(tmp_path / "o"), *words]) == 0
+    written, told = capfd.readouterr()
+    (row,) = map(json.loads, written.splitlines())
+    assert row["completion"].startswith("so ") and "2 problems" in told
 
 
 def test_an_empty_file_and_a_link(tmp_path: Path) -> None:
