@@ -53,7 +53,7 @@ def extract_answer(completion: str) -> str | None:
 
 
 def answers_match(a: str | None, b: str | None) -> bool:
-    """Whether two answers match after normalising; numbers within 1e-6 x max(size, 1)."""
+    """Whether two answers match after normalising; numbers by value."""
     return _GENERAL.matches(a, b)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
-from compact.answers.reading import stated_answer
+from compact.answers.reading import stated_answer, statements, visible
 from compact.registry import Registry
 from compact.text.steps import find_markers
 
@@ -77,6 +77,10 @@ class Domain(ABC):
     def question(self, prompt: str) -> str:
         """Returns the prompt without the list of the answers that can be chosen."""
         return prompt
+
+    def opening(self, sentence: str) -> str | None:
+        """Returns the answer at the start of a sentence ("Yes, it would"), None without one."""
+        return None
 
     def states(self, step: str) -> bool:
         """Whether a step of a rationale states an answer, right or wrong, or announces one."""
@@ -148,10 +152,12 @@ def find_domain(
     answer with two possible readings gets the narrower one: "12" is a choice if it is the text of
     an option, and "05/01/2020" is a date, not a fraction.
 
-    Without a gold answer, the domain is choice if the prompt has options. Otherwise the answers
-    that the completions state stand in for the gold one: the domain of most of them is returned,
-    the narrower one in a tie. If no completion has an answer marker, the domain is general, which
-    reads numbers and short texts.
+    Without a gold answer, the domain is choice if the prompt has options and at least half of the
+    completions state one (or if there is only one completion). Otherwise the answers that the
+    completions state stand in for the gold one: the domain of most of them is returned, the
+    narrower one in a tie. "Yes, it would float" counts as yes. If no completion has an answer
+    marker, the domain is yes_no if half of them begin or end with such a sentence, else general,
+    which reads numbers and short texts.
 
     Args:
         gold: the gold answer, None if the data has none.
@@ -174,15 +180,47 @@ def find_domain(
                 + ("" if answer_type != "choice" else f" with the prompt {_shown(prompt[-200:])}")
             )
         return found
+    rationales = list(completions) if gold is None else []
+    for name in domain_names():
+        found = DOMAINS[name].recognise(gold, prompt)
+        if found is not None and gold is None and name == BUILT_IN[-1]:
+            return _voted(rationales, prompt, found)
+        open_choice = gold is None and name == "choice"
+        if found is not None and not (open_choice and _denied(found, rationales)):
+            return found
+    raise ValueError(f"gold: no domain recognises {_shown(gold)}")
+
+
+def _denied(choice: Domain, completions: Sequence[str]) -> bool:
+    """Whether most of several completions state no option: "Points (a) and (b) meet"."""
+    stating = [text for text in completions if find_markers(text)] or completions
+    confirmed = sum(choice.extract(text) is not None for text in stating)
+    return len(stating) > 1 and 2 * confirmed < len(stating)
+
+
+def _voted(completions: Sequence[str], prompt: str, default: Domain) -> Domain:
+    """Returns the domain of most answers that completions state, `default` if they state none."""
     names = domain_names()
-    found = next((d for n in names if (d := DOMAINS[n].recognise(gold, prompt)) is not None), None)
-    if found is None:
-        raise ValueError(f"gold: no domain recognises {_shown(gold)}")
-    if gold is None and found.name == BUILT_IN[-1]:
-        stated = (stated_answer(text) for text in completions)
-        votes = Counter(find_domain(text, prompt) for text in stated if text is not None)
-        return max(votes, key=lambda d: (votes[d], -names.index(d.name)), default=found)
-    return found
+    stated = [said for text in completions if (said := stated_answer(text)) is not None]
+    votes = Counter(_kind(said, prompt) for said in stated)
+    if votes:
+        return max(votes, key=lambda domain: (votes[domain], -names.index(domain.name)))
+    yes_no = get_domain("yes_no").of_prompt(prompt)
+    read = [lines for text in completions if (lines := statements(visible(text)))]
+    opened = sum(bool(yes_no.opening(x[0]) or yes_no.opening(x[-1])) for x in read)
+    return yes_no if opened and 2 * opened >= len(completions) else default
+
+
+def _kind(said: str, prompt: str) -> Domain:
+    """Returns the domain of a stated answer: "Yes, it would float" is yes, with a reason."""
+    for name in domain_names():
+        found = DOMAINS[name].recognise(said, prompt)
+        if found is None and name in ("yes_no", "date"):
+            domain = DOMAINS[name].of_prompt(prompt)
+            found = domain if domain.opening(said) else None
+        if found is not None:
+            return found
+    raise ValueError(f"gold: no domain recognises {_shown(said)}")
 
 
 def _shown(text: str | None) -> str:

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
+from compact.answers import number
 from compact.answers.base import Alternative, Domain, register_domain
-from compact.answers.number import free_numbers, same_number
+from compact.answers.mathematics import tidy
+from compact.answers.number import bare_number, free_numbers, same_number
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
-from compact.text.numbers import parse_number
+from compact.text.numbers import NUMBER_WORDS, parse_number
 from compact.text.steps import concludes
 
 LETTERS = "ABCDEFGHIJ"
-# Forms of option labels in a prompt, most reliable first: "(A) x", "A) x", "A. x" or "A: x".
+_FRONT = r"(?:\*\*|__|\$|\\text(?:bf|rm|it)?\{)"
+_BACK = r"(?:\*\*|__|\})?"
+# Forms of option labels in a prompt, most reliable first: "(A) x", "A) x", "A. x", "A: x", "[A] x".
+# A label may be bold.
 _LABELS = tuple(
-    re.compile(form.format(letters), re.MULTILINE)
+    re.compile(form.replace("@", f"([{letters}])"), re.MULTILINE)
     for form in (
-        r"^[ \t]*\(([{}])\)",
-        r"^[ \t]*([{}])\)",
-        r"^[ \t]*([{}])[.:](?=\s)",
-        r"\(([{}])\)",
-        r"(?<![\w(])([{}])\)",
-        r"(?<![\w(.])([{}])[.:](?=\s)",
+        rf"^[ \t]*{_FRONT}{{0,2}}\(@\){_BACK}",
+        rf"^[ \t]*{_FRONT}{{0,2}}@\){_BACK}",
+        rf"^[ \t]*{_FRONT}{{0,2}}@[.:](?:{_BACK}(?=\s)|\*\*)",
+        r"^[ \t]*\[@\]",
+        r"^[ \t]*@[.:](?=\S)",
+        r"^[ \t]*@[ ][-–][ ]",
+        rf"(?:(?<!\w)|(?=\\)){_FRONT}{{0,2}}\(@\){_BACK}",
+        rf"(?<![\w(]){_FRONT}{{0,2}}@\){_BACK}",
+        rf"(?<![\w(.]){_FRONT}{{0,2}}@[.:](?:{_BACK}(?=\s)|\*\*)",
+        r"(?<!\w)\[@\]",
     )
     for letters in ("A-Z", "a-z")
 )
-_GOLD = re.compile(r"\W*(?:(?:option|choice)\W+)?([A-Za-z])\W*", re.IGNORECASE)
+_GOLD = re.compile(
+    r"[\s.,:;!?()\[\]{}\"'`*_#]*(?:(?:option|choice)\W+)?([A-Za-z])[\s.,:;!?()\[\]{}\"'`*_#]*",
+    re.IGNORECASE,
+)
+_IS_LABEL = re.compile(r"[A-Z]|[a-z]\)|option|choice")
+_RATIO = re.compile(r"(?<=\d)\s*(?::|\bto\b)\s*(?=\d)")
+_MOST_WORDS = 3
+"""Most words of a sentence that is the value of an option and no more: "about 30 days"."""
 
 
 class Mention(NamedTuple):
@@ -99,6 +116,19 @@ def _places(option: str, sentence: str) -> Iterator[tuple[int, int]]:
             yield found.span()
 
 
+@lru_cache(maxsize=4096)
+def _value(text: str) -> str | None:
+    r"""Returns the number or expression that a text is, without unit and typesetting, else None."""
+    if not re.search(r"\d|\\|π", text) and not NUMBER_WORDS.match(text):
+        return None
+    expression = _RATIO.sub(":", tidy(text)).replace(" ", "").lower()
+    return bare_number(text) or expression or None
+
+
+def _is_number(value: str | None) -> bool:
+    return value is not None and parse_number(value) is not None
+
+
 def read_options(prompt: str) -> tuple[tuple[str, str], ...]:
     """Returns the options of a prompt as (letter, text in plain form), () if it has none."""
     return tuple((letter, plain_text(text)) for letter, text in written_options(prompt))
@@ -121,23 +151,30 @@ class _Written(NamedTuple):
 def _find(prompt: str) -> list[_Written]:
     """Returns the options of a prompt, [] if it has none.
 
-    The options are the last sequence of labels of one form that starts at A. Labels at the start of
-    a line have priority, so that "(A) (a) 5 volts, (b) 3 volts" is option A. The text of an option
-    is its first line that is not empty.
+    The options are the last sequence of labels of one form that starts at A and has a text behind
+    every label; "Reply with (A), (B) or (C)" has none. Labels at the start of a line have priority,
+    so that "(A) (a) 5 volts, (b) 3 volts" is option A. The text of an option is its first line that
+    is not empty.
     """
     for label in _LABELS:
-        best: list[re.Match[str]] = []
-        run: list[re.Match[str]] = []
-        for found in label.finditer(prompt):
-            if found[1] in "Aa":
-                run = [found]
-            elif run and ord(found[1]) == ord(run[-1][1]) + 1:
-                run.append(found)
-                best = run
-        if best:
-            ends = [found.start() for found in best[1:]] + [len(prompt)]
-            return [_written(prompt, *pair) for pair in zip(best, ends, strict=True)]
+        for run in reversed(_runs(label.finditer(prompt))):
+            ends = [found.start() for found in run[1:]] + [len(prompt)]
+            options = [_written(prompt, *pair) for pair in zip(run, ends, strict=True)]
+            texts = [prompt[option.start : option.end].strip(" ,.;:$") for option in options]
+            if not any(text in ("", "and", "or") for text in texts):
+                return options
     return []
+
+
+def _runs(labels: Iterable[re.Match[str]]) -> list[list[re.Match[str]]]:
+    """Returns the sequences of labels that start at A, of two or more."""
+    runs: list[list[re.Match[str]]] = []
+    for found in labels:
+        if found[1] in "Aa":
+            runs.append([found])
+        elif runs and ord(found[1]) == ord(runs[-1][-1][1]) + 1:
+            runs[-1].append(found)
+    return [run for run in runs if len(run) > 1]
 
 
 def _written(prompt: str, label: re.Match[str], end: int) -> _Written:
@@ -176,6 +213,8 @@ class Choice(Domain):
             shown = plain_text(unwrap(gold)[front.end :]) if front else plain_text(gold)
             if shown not in ([texts.get(front.letter)] if front else texts.values()):
                 return None
+        elif not domain.options and not _IS_LABEL.search(unwrap(gold)):
+            return None  # "e" and "x" may be mathematics
         return domain if domain.normalise(gold) in domain.letters else None
 
     @classmethod
@@ -199,11 +238,15 @@ class Choice(Domain):
             if plain == option:
                 return letter
         front = self._in_front(text) or self._in_front(plain)
-        return front.letter if front else plain
+        return front.letter if front else self._of_value(text) or plain
 
     def extract(self, completion: str) -> str | None:
-        """Returns the option after the last answer marker, else the last option that is named."""
-        return read(self, completion)
+        """Returns the option after the last answer marker, else the last option that is named.
+
+        Words that are no option are no answer, for they may mean one; a letter that is none is.
+        """
+        found = read(self, completion)
+        return found if found is not None and re.fullmatch("[A-Za-z]", found) else None
 
     def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
         """Returns the options of the prompt with their text; () if an option has no text."""
@@ -228,7 +271,7 @@ class Choice(Domain):
         text = unwrap(step)
         plain = plain_text(text)
         front = self._in_front(text)
-        rest = plain_text(text[front.end :]) if front else plain
+        rest = plain_text(text[front.end :].lstrip(" -–—:")) if front else plain
         if plain and (not rest or rest in [option for _, option in self.options]):
             return True
         named = list(self._labels(text, _LABEL)) or self._texts(text)
@@ -240,7 +283,7 @@ class Choice(Domain):
         if _NOT.match(sentence) and not self._text_in_front(sentence):
             return ""
         mention = self._stated(sentence)
-        return mention.letter if mention else None
+        return mention.letter if mention else self._of_value(sentence, prose=True)
 
     def opening(self, sentence: str) -> str | None:
         """Returns the option whose label or whole text is at the start of a sentence."""
@@ -263,9 +306,9 @@ class Choice(Domain):
         mentions = mentions or ([front] if front else []) or self._texts(sentence)
         mentions = mentions or list(self._labels(sentence, _CAPITAL))
         meant = [m for m in mentions if not _DENIED.search(sentence[: m.start][-24:])]
-        return (
-            max(meant or mentions, key=lambda mention: mention.start).letter if mentions else None
-        )
+        if mentions:
+            return max(meant or mentions, key=lambda mention: mention.start).letter
+        return self._of_value(sentence) if len(sentence.split()) <= _MOST_WORDS else None
 
     def _in_front(self, sentence: str) -> Mention | None:
         """Returns the label at the start of a sentence, None if the sentence starts with a word."""
@@ -283,6 +326,19 @@ class Choice(Domain):
         """Returns the option whose whole text is at the start of a sentence."""
         texts = self._texts(sentence)
         return texts[0].letter if texts and not sentence[: texts[0].start].strip(" \"'") else None
+
+    def _of_value(self, text: str, *, prose: bool = False) -> str | None:
+        r"""Returns the option of the same value, if exactly one has it.
+
+        "30" is the option "30 days", and "3 to 4" is "3:4". With `prose`, the number may stand in a
+        sentence, if every option is a number.
+        """
+        values = {letter: _value(option) for letter, option in self.options}
+        value = _value(text)
+        if prose and value not in values.values() and all(map(_is_number, values.values())):
+            value = number.stated(text) or None
+        equal = [] if value is None else [name for name, v in values.items() if v == value]
+        return equal[0] if len(equal) == 1 else None
 
     def _labels(self, sentence: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
         for found in pattern.finditer(sentence):

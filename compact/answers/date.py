@@ -30,6 +30,14 @@ _DATE = re.compile(
     r")(?![\w/:])",
     re.IGNORECASE,
 )
+_DAY_OF_WEEK = re.compile(
+    r"[^\w-]*(?:(?:the|on|at) )?(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+)?(?:the )?\W{0,3}",
+    re.IGNORECASE,
+)
+# "one day before 05/02/2020": a date that another one is reckoned from.
+_RECKONED = re.compile(
+    rf"\b(?:before|after|from|since|until|than)\s(?:the\s)?{_DATE.pattern}", re.IGNORECASE
+)
 _DAY_FIRST = re.compile(r"\bDD\s?[-/.]\s?MM\s?[-/.]\s?YY", re.IGNORECASE)
 _BRACKETS = re.compile(r"(?<=\s)\([^()]*\)")
 _TIME = re.compile(r"(\d\d:\d\d(?::\d\d)?)(?: ([ap]m))?")
@@ -64,12 +72,7 @@ class Date(Domain):
     def bare(self, answer: str) -> str | None:
         """Returns the normal form of a text that is one date or time, with or without a weekday."""
         text = unwrap(answer[:LONGEST_ANSWER]).strip(" .,:;!?()[]{}\"'\n\t")
-        text = re.sub(
-            r"^(?:the |on |at )?(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+)?(?:the )?",
-            "",
-            text,
-            flags=re.IGNORECASE,
-        )
+        text = text[weekday.end() :] if (weekday := _DAY_OF_WEEK.match(text)) else text
         found = _DATE.match(text)
         if found and not text[found.end() :].strip(" .,m"):
             return self._form(found)
@@ -114,12 +117,20 @@ class Date(Domain):
         return read(self, completion)
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the first date."""
-        return next(self.dates(sentence), None)
+        """Returns the date at the start, else the first that no other is reckoned from."""
+        first = self.opening(sentence)
+        if first is not None:
+            return first
+        return next(self.dates(_RECKONED.sub(" ", sentence)), None) or next(
+            self.dates(sentence), None
+        )
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the date at the start of a sentence."""
-        return next(self.dates(sentence[:30]), None) and self.stated(sentence)
+        """Returns the date at the start of a sentence; a weekday may come before it."""
+        found = _DATE.search(sentence)
+        if not found or not _DAY_OF_WEEK.fullmatch(sentence[: found.start()]):
+            return None
+        return self._form(found)
 
     def final(self, sentence: str) -> str | None:
         """Returns the last date."""

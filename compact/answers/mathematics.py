@@ -19,6 +19,7 @@ from compact.answers.reading import (
     statements,
     visible,
 )
+from compact.text.numbers import parse_number
 
 # Signs of mathematics: an operator, a command, a bracket with a digit, an unknown (2x).
 _SYMBOLS = re.compile(r"[\\^_=+*/$√π∞<>≤≥|]|[(\[{][^)\]}]{0,200}\d|\d[a-zA-Z]\b|[a-z]\s?-\s?\d")
@@ -37,11 +38,18 @@ _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s?\{\s?([^{}]*?)\s?\}"
 _ROOT = re.compile(r"√\s?(?:(\w+)|\(([^()]*)\))")
 _UNICODE = str.maketrans(
     {"²": "^2", "³": "^3", "∞": r"\infty ", "∪": r"\cup ", "≤": r"\le ", "≥": r"\ge "}
-    | {"·": r"\cdot "}
+    | {"·": r"\cdot ", "π": r"\pi "}
 )
 _UNITS = re.compile(
     r"(?<=[\w)}])(?:\\[,;: ]|~|\s)*\\(?:text|mathrm|mbox)\s?\{\s*"
     r"(?!(?:or|and|million|billion|thousand)\b)[a-zA-Z./]+(?:\s[a-z]+)?\s*\}(?:\s?\^\s?\{?\d\}?)?\s*$"
+)
+_AND = re.compile(r"\s*(?:(?:,(?!\d{3}(?!\d))|;)\s*(?:and\s+|or\s+)?|\b(?:and|or)\b)\s*")
+_UNKNOWN = re.compile(r"([a-zA-Z])\s?=\s?")
+_ORDERED = re.compile(
+    r"\b(?:order(?:ed|ing)?|sort(?:ed|ing)?|sequence|ascending|descending|arrange|permutation"
+    r"|coordinates?|pairs?|tuple|triples?|respectively)\b",
+    re.IGNORECASE,
 )
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s?\d)|`")
 
@@ -91,9 +99,14 @@ class Mathematics(Domain):
 
     @classmethod
     def recognise(cls, gold: str | None, prompt: str) -> Mathematics | None:
-        """Accepts an expression: a text with digits, operators, brackets or commands."""
+        """Accepts an expression: a text with digits, operators, brackets or commands.
+
+        So are several numbers, unless the prompt asks for an order.
+        """
         if gold is None or len(gold) > LONGEST_ANSWER:
             return None
+        if _solutions(tidy(gold)):
+            return None if _ORDERED.search(prompt) else cls()
         return cls() if _SYMBOLS.search(gold) or bare_number(gold) is not None else None
 
     def normalise(self, answer: str) -> str:
@@ -130,6 +143,9 @@ class Mathematics(Domain):
         same = same_number(x, y)
         if same is not None:
             return same
+        several = _solutions(x), _solutions(y)
+        if all(several):
+            return _equal(*several)
         if _is_words(x) or _is_words(y):
             return plain_text(x) == plain_text(y)
         return None
@@ -144,6 +160,23 @@ class Mathematics(Domain):
         if decided is not None or a is None or b is None:
             return bool(decided)
         return checked_apart(check, self.normalise(a), self.normalise(b))
+
+
+def _solutions(text: str) -> list[str]:
+    """Returns the numbers of "3, 7" or "x = 3 or x = 7" by size, [] for any other text."""
+    texts = _AND.split(text)
+    unknowns = {found[1] if found else "" for found in map(_UNKNOWN.match, texts)}
+    if len(texts) < 2 or len(unknowns - {""}) > 1 or re.search(r"[()\[\]{}]", text):
+        return []
+    found = [bare_number(_UNKNOWN.sub("", t, count=1)) for t in texts if len(t) <= 40]
+    if len(found) < len(texts) or None in found or any(re.search(r"[a-z]{2}", t) for t in texts):
+        return []
+    return sorted((n for n in found if n is not None), key=lambda n: parse_number(n) or 0)
+
+
+def _equal(a: list[str], b: list[str]) -> bool:
+    """Whether two lists of numbers are equal."""
+    return len(a) == len(b) and all(same_number(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _is_words(text: str) -> bool:

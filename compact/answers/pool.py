@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ START_LIMIT = 120.0
 """Most seconds for the start of a checker process, with its imports."""
 TIMEOUT = 10.0
 """Most seconds for one item."""
+_DIED = "checker died"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class _Worker:
             other.close()
         self.ready = False
         self.item: int | None = None
+        self.pair = ("", "")
         self.deadline = time.monotonic() + START_LIMIT
 
     def kill(self) -> None:
@@ -108,7 +111,8 @@ class CheckerPool:
     """Runs a checker in separate processes, and kills a process that takes too long.
 
     If the checker hangs or crashes, its item fails ("timeout", "checker died") and a new process
-    replaces the old one.
+    replaces the old one. An item fails as "checker died" only if it ends a second process too: the
+    first may have been killed from outside, even before it got the item.
 
     Args:
         check: the checker, a function at the top level of a module that can be imported by name.
@@ -129,6 +133,7 @@ class CheckerPool:
         self.check = check
         self.timeout = timeout
         self.workers: list[_Worker] = []
+        self.retried: set[int] = set()  # items of the current call that were given twice
         for _ in range(processes):
             self.workers.append(_Worker(check))
 
@@ -139,8 +144,9 @@ class CheckerPool:
             RuntimeError: a checker process could not be started.
         """
         outcomes: dict[int, Outcome] = {}
-        todo = iter(enumerate(pairs))
-        for worker in self.workers:
+        todo = deque(enumerate(pairs))
+        self.retried = set()
+        for worker in list(self.workers):
             if worker.ready:
                 self._give(worker, todo, outcomes)
         while len(outcomes) < len(pairs):
@@ -149,7 +155,7 @@ class CheckerPool:
             answered = wait([w.pipe for w in busy], timeout=max(0.0, left))
             for worker in busy:
                 if worker.pipe in answered:
-                    self._receive(worker, outcomes)
+                    self._receive(worker, todo, outcomes)
                 elif worker.deadline <= time.monotonic():
                     self._replace(worker, outcomes, "timeout")
             for worker in list(self.workers):
@@ -160,31 +166,50 @@ class CheckerPool:
     def _give(
         self,
         worker: _Worker,
-        todo: enumerate[tuple[str, str]],
+        todo: deque[tuple[int, tuple[str, str]]],
         outcomes: dict[int, Outcome],
     ) -> None:
         """Sends the next pair, if any is left, to an idle worker."""
-        item = next(todo, None)
-        if item is not None:
-            worker.item, pair = item
+        if todo and worker.process.poll() is not None:  # it died while it was idle
+            self._replace(worker, outcomes, _DIED)
+        elif todo:
+            worker.item, worker.pair = todo.popleft()
             worker.deadline = time.monotonic() + self.timeout
             try:
-                worker.pipe.send(pair)
-            except OSError:  # it died while it was idle
-                self._replace(worker, outcomes, "checker died")
+                worker.pipe.send(worker.pair)
+            except OSError:
+                self._died(worker, todo, outcomes)
 
-    def _receive(self, worker: _Worker, outcomes: dict[int, Outcome]) -> None:
+    def _receive(
+        self,
+        worker: _Worker,
+        todo: deque[tuple[int, tuple[str, str]]],
+        outcomes: dict[int, Outcome],
+    ) -> None:
         """Handles a message of a worker: it is ready, it has an outcome, or it has ended."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._replace(worker, outcomes, "checker died")
+            self._died(worker, todo, outcomes)
             return
         if not worker.ready:
             worker.ready = True
         elif worker.item is not None:
             outcomes[worker.item] = message
             worker.item = None
+
+    def _died(
+        self,
+        worker: _Worker,
+        todo: deque[tuple[int, tuple[str, str]]],
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        """Replaces a worker that has ended; its item is tried once more."""
+        if worker.item is not None and worker.item not in self.retried:
+            self.retried.add(worker.item)
+            todo.appendleft((worker.item, worker.pair))
+            worker.item = None
+        self._replace(worker, outcomes, _DIED)
 
     def _replace(self, worker: _Worker, outcomes: dict[int, Outcome], note: str) -> None:
         """Kills a worker, marks its item as failed, and starts a new worker."""
@@ -225,15 +250,27 @@ atexit.register(_close_shared)
 os.register_at_fork(after_in_child=_forget_shared)
 
 
-@lru_cache(maxsize=65536)
 def checked_apart(check: Check, a: str, b: str) -> bool:
     """Returns check(a, b), computed in a separate process; False if it takes too long.
 
-    There is one such process. A call with another checker replaces it.
+    There is one such process. A call with another checker replaces it. A check that was killed for
+    its time is not tried again, but one whose process died is.
 
     Raises:
         RuntimeError: the checker process could not be started.
     """
+    try:
+        return _checked_apart(check, a, b)
+    except _Died:
+        return False
+
+
+class _Died(Exception):
+    """The checker process died; as an error, so that it is not kept as a result."""
+
+
+@lru_cache(maxsize=65536)
+def _checked_apart(check: Check, a: str, b: str) -> bool:
     global _shared
     with _lock:
         if _shared is not None and _shared.check is not check:
@@ -241,7 +278,10 @@ def checked_apart(check: Check, a: str, b: str) -> bool:
         if _shared is None:
             _shared = CheckerPool(check, processes=1)
         try:
-            return _shared([(a, b)])[0].correct
+            outcome = _shared([(a, b)])[0]
         except BaseException:  # Ctrl-C or a failed start: the pool may be inconsistent
             _close_shared()
             raise
+    if outcome.note == _DIED:
+        raise _Died
+    return outcome.correct

@@ -8,9 +8,8 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from compact.text.numbers import plain_fractions, without_scales
-from compact.text.steps import ABBREVIATION, find_markers
+from compact.text.steps import ABBREVIATION, find_markers, thought_end
 
-_THINK_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _ANSWER_END = re.compile(r"</answer>", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|<>\n]{0,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|<\|")
 _WORD = re.compile(r"[^\W_]")
@@ -19,7 +18,7 @@ MOST_MARKERS = 5
 LONGEST_ANSWER = 2000
 """Most characters read of an answer, bare or after a marker."""
 
-_FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}|(\d)(\d))")
+_FRACTION = re.compile(r"\\[dt]?frac\s?(?:\{([^{}]{1,200})\}|(\w))\s?(?:\{([^{}]{1,200})\}|(\w))")
 _POWER_OF_TEN = re.compile(
     r"(?<=\d)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?(?:\^|\*\*)\s?\{?\s?([-+−]?)(\d{1,12})\s?\}?"
 )
@@ -32,7 +31,13 @@ _WRAP = re.compile(
     r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|emph|operatorname)"
     r"\s?\{([^{}]*)\}"
 )
-_IN_BOLD = re.compile(r"\*\*([^*\n]{1,80}[^*\n:])\*\*(?!\s*:)")
+_BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{0,80}[^*\n:])\*\*(?![\w(]|\s*:)")
+_OPEN, _CLOSE = "\ue000", "\ue001"  # stand for the signs of bold type while sentences are cut
+_MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+_FACTORIAL = re.compile(r"([\w)])!")  # "!" in a box; in a sentence it may end the sentence
+_IN_JSON = re.compile(
+    r'[\s:]{0,4}(?:"([^"\n]{1,500})"\s*(?:[,}\]]|\Z)|(-?\d[\d.]{0,40})\s*(?:,\s*"|\}))'
+)
 _THIN = re.compile(r"(?<=\d)(?:\\[,;:]|\u202f|\u2009|~)(?=\d{3}(?!\d))")
 _DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ\b)")
 _SPACE = re.compile(r"\\(?:quad|qquad|[,;: ])|~|\xa0")
@@ -44,8 +49,8 @@ _CURRENCY = re.compile(r"(?:\b(?:US|A|C|NZ|HK|S)(?=\$\d))?\\?[$€£¥₹]|\bRs\
 _EMPHASIS = re.compile(r"(?<![\w*)}])\*(?=\w)|(?<=[\w.!?)])\*(?![\w*({\\ ])")
 
 # A sentence ends at a new line or at ".!?;" before a space; not inside decimals, "A.J." or "3! * 2"
-_END = re.compile(r"\n|(?:[.?;]|!(?!\s{0,3}[-+*/=×)^])){1,9}[\"'”’)\]*_]{0,9}(?=\s|$)")
-_INITIAL = re.compile(r"(?:^|[\s.(])[A-Z]$")
+_END = re.compile(r"\n|(?:[.?;]|!(?!\s{0,3}[-+*/=×)^])){1,9}[\"'”’)\]*_\ue001]{0,9}(?=\s|$)")
+_INITIAL = re.compile(r"(?:^|[\s.(\ue000])[A-Z]$")
 
 
 class Part(NamedTuple):
@@ -62,23 +67,36 @@ class Part(NamedTuple):
     boxed: bool
 
 
+class Sentence(NamedTuple):
+    """A sentence of a completion, unwrapped.
+
+    Attributes:
+        text: the sentence.
+        bold: what it has in bold type, behind its last "=".
+    """
+
+    text: str
+    bold: tuple[str, ...]
+
+
 def visible(completion: str) -> str:
     """Returns the part of a completion that can state the answer.
 
     That is the text after the last `</think>`, or the whole text if nothing follows it. Special
     tokens become new lines.
     """
-    ends = list(_THINK_END.finditer(completion))
-    if ends and _WORD.search(completion, ends[-1].end()):
-        completion = completion[ends[-1].end() :]
-    return _SPECIAL.sub("\n", completion)
+    return _SPECIAL.sub("\n", completion[thought_end(completion) :])
 
 
-# What follows "The answer is" in a remark about an answer that was stated before.
-_REMARK = re.compile(
+# What follows "The answer is" in a remark about an answer that was stated before. "Rounded to 7"
+# and "in dollars 7" are remarks only where they have no answer.
+_JUDGED = re.compile(
     r"\s*(?:indeed\s+|also\s+|now\s+)?(?:correct|right|verified|confirmed|consistent|reasonable"
-    r"|rounded|clear|supported|in\s+(?:dollars|cents|the)|(?:as\s+)?(?:above|shown|given\s+above))\b"
-    r"[^:]*",
+    r"|clear|supported)\b[^:]*",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"\W*(?:rounded|in\s+(?:dollars|cents|the)|(?:as\s+)?(?:above|shown|given\s+above))\b[^:]*",
     re.IGNORECASE,
 )
 
@@ -87,20 +105,22 @@ def parts(text: str) -> Iterator[Part]:
     """Yields the text after each answer marker, last marker first, at most `MOST_MARKERS`."""
     markers = find_markers(text)
     for i, marker in enumerate(islice(reversed(markers), MOST_MARKERS), 1):
-        if i < len(markers) and marker.direct and _is_remark(text, marker.end):
+        if i < len(markers) and marker.direct and _judges(text, marker.end):
             continue
         boxed = text.endswith("boxed", marker.start, marker.end)
         inside = braced(text, marker.end) if boxed else None
         rest = inside if inside is not None else text[marker.end : marker.end + LONGEST_ANSWER]
         rest = _ANSWER_END.split(rest, maxsplit=1)[0]
+        value = _IN_JSON.match(rest)
+        rest = (value[1] or value[2]) if value else rest
         if _WORD.search(rest):
             yield Part(rest, marker.direct, boxed)
 
 
-def _is_remark(text: str, start: int) -> bool:
+def _judges(text: str, start: int) -> bool:
     """Whether a sentence says something about the answer: "The answer is correct."."""
     sentence = next(sentences(text[start : start + 200].split("\n")[0]), "")
-    return bool(_REMARK.fullmatch(sentence))
+    return bool(_JUDGED.fullmatch(sentence))
 
 
 def stated_answer(completion: str) -> str | None:
@@ -130,6 +150,9 @@ class Reader(Protocol):
     def final(self, sentence: str) -> str | None:
         """Returns the last answer that a sentence of a rationale names."""
 
+    def states(self, step: str) -> bool:
+        """Whether a sentence of a rationale states an answer, and does not only name one."""
+
 
 def read(reader: Reader, completion: str) -> str | None:
     """Returns the final answer of a completion as a domain reads it, None if there is none.
@@ -138,25 +161,28 @@ def read(reader: Reader, completion: str) -> str | None:
     none ("The correct answer is the following:"), a later sentence may be the answer. After
     "Answer:", the answer may come directly or at the end of a paragraph of reasoning. If no
     sentence after a marker names an answer, the first sentence after the last marker is the answer.
-    Without a marker, the answer is the last one that is named. Questions are ignored.
+    Without a marker, the last sentence that states an answer counts ("B.", "So it is (B)"), else
+    the last one that names one. Questions are ignored.
     """
     text = visible(completion)
     said = ""
-    bold = [unwrap(found) for found in _IN_BOLD.findall(text)]
     for part in parts(text):
-        lines = [statements(line) for line in part.text.split("\n")]
+        part_text = _FACTORIAL.sub(r"\1 factorial", part.text) if part.boxed else part.text
+        lines = [_statements(line) for line in part_text.split("\n")]
         lines = [line for line in lines if line]
         if not lines:
             continue
-        first = lines[0][0]
+        first = lines[0][0].text
         if part.direct:
             answer = reader.stated(first)
-            following = [sentence for line in lines for sentence in line][1:]
+            following = [sentence.text for line in lines for sentence in line][1:]
         else:
             answer = reader.opening(first)
             following = []
             for line in lines:
-                answer = _last(reader, line, bold) if answer is None else answer
+                answer = _last(reader, line) if answer is None else answer
+        if answer is None and part.direct and _REMARK.fullmatch(first):
+            continue
         for sentence in following:
             answer = reader.opening(sentence) if answer is None else answer
         if answer is not None:
@@ -166,22 +192,35 @@ def read(reader: Reader, completion: str) -> str | None:
             break
     if said:
         return reader.normalise(said) or None
-    return _last(reader, statements(text), bold) or None
+    return _last(reader, _statements(text)) or None
 
 
-def _last(reader: Reader, sentences: list[str], bold: list[str]) -> str | None:
-    """Returns the answer of the last sentence that names one: the only one in bold, if there is."""
-    for sentence in reversed(sentences):
-        answer = reader.final(sentence)
-        if answer is not None:
-            marked = {b for text in bold if text in sentence and (b := reader.final(text))}
-            return marked.pop() if len(marked) == 1 else answer
+def _last(reader: Reader, found: list[Sentence]) -> str | None:
+    """Returns the answer of the last sentence that states one, else of the last that names one."""
+    for named in (False, True):
+        for sentence in reversed(found):
+            if named or reader.states(sentence.text):
+                answer = reader.final(sentence.text)
+                if answer is not None:
+                    bold = {b for text in sentence.bold if (b := reader.final(text))}
+                    return bold.pop() if len(bold) == 1 else answer
     return None
+
+
+def _statements(text: str) -> list[Sentence]:
+    """Returns the sentences of a text, unwrapped, without questions."""
+    found = []
+    for sentence in sentences(unwrap(_BOLD.sub(rf"{_OPEN}\1{_CLOSE}", text))):
+        plain = sentence.replace(_OPEN, "").replace(_CLOSE, "")
+        if not is_question(plain):
+            bold = _MARKED.findall(sentence, sentence.rfind("=") + 1)
+            found.append(Sentence(plain, tuple(bold)))
+    return found
 
 
 def statements(text: str) -> list[str]:
     """Returns the sentences of a text, unwrapped, without questions."""
-    return [sentence for sentence in sentences(unwrap(text)) if not is_question(sentence)]
+    return [sentence.text for sentence in _statements(text)]
 
 
 def braced(text: str, start: int) -> str | None:
@@ -218,9 +257,8 @@ def unwrap(text: str) -> str:
 
 def _as_ratio(found: re.Match[str]) -> str:
     """Returns a LaTeX fraction as a/b, with a space after a whole number before it (1 1/2)."""
-    top, bottom = found[1] or found[3], found[2] or found[4]
-    simple = top.strip().isdigit() and bottom.strip().isdigit()
-    if not simple:
+    top, bottom = found[1] or found[2], found[3] or found[4]
+    if not (re.fullmatch(r"[-−]?\d+(?:\.\d+)?", top.strip()) and bottom.strip().isdigit()):
         return f"({top})/({bottom})"
     before = found.string[found.start() - 1 : found.start()] if found.start() else ""
     return f"{' ' if before.isdigit() else ''}{top.strip()}/{bottom.strip()}"
@@ -251,7 +289,9 @@ def is_question(sentence: str) -> bool:
     return sentence.rstrip("\"'”’)]*_ ").endswith("?")
 
 
-_FRONT = re.compile(r"^(?:[\s.,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[^\s.,:;!?]))+")
+_FRONT = re.compile(
+    r"^(?:\.(?!\d)|[\s,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[\w\"'“‘(\[{*`$\\√]))+"
+)
 
 
 def plain_text(text: str) -> str:

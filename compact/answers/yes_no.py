@@ -9,15 +9,22 @@ from compact.answers.base import Alternative, Domain, register_domain
 from compact.answers.reading import LONGEST_ANSWER, plain_text, read, unwrap
 from compact.text.steps import concludes
 
-_WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no|true|false)\b"
+_WORDS = r"(?P<negated>not\s+)?(?P<word>yes|no(?!\.\s(?:of\b|\d))|true|false)\b"
 # At the start, or after an option label: "Yes, it is", "B) False".
 _IN_FRONT = re.compile(rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}", re.IGNORECASE)
 # Inside a sentence "no" is a word like any other ("there is no evidence"), unless it ends a clause.
+_FILLED = r"(?:(?!only\b)(?:be|quite|\w{2,}ly)\s+)*"
+_DOUBTED = r"(?:(?:think|believe|seem|appear|look|sound|find|say|hold)s?\s+)"
 _INSIDE = re.compile(
     r"(?:\b|n(?=['’]t))"
-    r"(?P<negated>(?:not|n?['’]t|cannot|never|hardly|far\s+from)\s+(?:be\s+|quite\s+|\w{2,}ly\s+)*)?"
+    rf"(?P<negated>(?:not|n?['’]t|cannot|never|hardly|far\s+from)\s+{_FILLED}"
+    rf"(?:{_DOUBTED}(?:that\s+)?(?:(?:it|this|that|the\s+\w+)\s+(?:is|was|to)\s+)?(?:to\s+)?{_FILLED})?)?"
     r"(?<!the )(?P<word>yes|true|false|(?<!or )no(?=,|\W*$))\b",
     re.IGNORECASE,
+)
+# "true rather than false": what is denied.
+_CONTRAST = re.compile(
+    r"\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to)\s+(?:yes|no|true|false)\b", re.IGNORECASE
 )
 
 _PAIRS = {"yes": ("yes", "no"), "true": ("true", "false")}
@@ -25,7 +32,10 @@ _PAIRS |= {"no": _PAIRS["yes"], "false": _PAIRS["true"]}
 # The word as a sentence ("No, it cannot"), not as a part of one ("No country has"), or as the value
 # of the question ("the statement is false").
 _ALONE = re.compile(
-    rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}\W*(?:$|(?<=[,.:;!—–]\s))", re.I
+    rf"[^\w(]*(?:\(?[A-J][).:]+\s*)?\W{{0,9}}{_WORDS}"
+    r"(?:\W*(?:$|(?<=[,.:;!—–]\s))|\s-\s"
+    r"|\s(?:it|he|she|they|we|you|this|that|because|since|as)\b)",
+    re.IGNORECASE,
 )
 _CLAIM = re.compile(
     r"\b(?:statement|claim|question|answer|premise|it|this|that)\s+(?:is|was|must be|would be)\s+"
@@ -39,13 +49,9 @@ def _value(found: re.Match[str]) -> str:
     return "yes" if positive != bool(found["negated"]) else "no"
 
 
-def _stated(sentence: str) -> str | None:
-    """Returns the value at the start of a sentence, else the last one inside it."""
-    front = _IN_FRONT.match(sentence)
-    if front:
-        return _value(front)
-    inside = list(_INSIDE.finditer(sentence))
-    return _value(inside[-1]) if inside else None
+def _values(sentence: str) -> list[str]:
+    """Returns the values inside a sentence, in order."""
+    return [_value(found) for found in _INSIDE.finditer(_CONTRAST.sub(" ", sentence))]
 
 
 @register_domain("yes_no")
@@ -62,16 +68,17 @@ class YesNo(Domain):
     def normalise(self, answer: str) -> str:
         """Returns "yes" or "no" if the text starts with such a word, else plain text."""
         text = plain_text(answer)
-        found = _IN_FRONT.match(unwrap(answer[:LONGEST_ANSWER])) or _IN_FRONT.match(text)
+        found = _ALONE.match(unwrap(answer[:LONGEST_ANSWER])) or _ALONE.match(text)
         return _value(found) if found else text
 
     def extract(self, completion: str) -> str | None:
         """Returns the value after the last answer marker.
 
-        Without a marker, it is the value of the last sentence that starts with a value or has yes,
-        true or false inside.
+        Without a marker, it is the value of the last sentence that states one, else of the last one
+        that starts with a value or has yes, true or false inside.
         """
-        return read(self, completion)
+        found = read(self, completion)
+        return found if found in ("yes", "no") else None
 
     def alternatives(self, gold: str | None, prompt: str) -> tuple[Alternative, ...]:
         """Returns yes and no in the words and the case of the gold answer; () without one."""
@@ -90,14 +97,15 @@ class YesNo(Domain):
         return concludes(step) and bool(_INSIDE.search(step))
 
     def stated(self, sentence: str) -> str | None:
-        """Returns the value at the start of a sentence, else the last one inside it."""
-        return _stated(sentence)
+        """Returns the value at the start of a sentence, else the first one inside it."""
+        front = _IN_FRONT.match(sentence)
+        return _value(front) if front else next(iter(_values(sentence)), None)
 
     def opening(self, sentence: str) -> str | None:
-        """Returns the value at the start of a sentence."""
-        front = _IN_FRONT.match(sentence)
+        """Returns the value at the start of a sentence, as a word of its own."""
+        front = _ALONE.match(sentence)
         return _value(front) if front else None
 
     def final(self, sentence: str) -> str | None:
         """Returns the value at the start of a sentence, else the last one inside it."""
-        return _stated(sentence)
+        return self.opening(sentence) or next(reversed(_values(sentence)), None)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.answers import Domain, find_domain
+from compact.answers.reading import stated_answer
 from compact.data.problems import REASONING, Text, plain_of, prompt_key, text_of
 from compact.data.rows import field_name, read_rows, stem_of
 from compact.text.steps import find_marker
@@ -181,7 +182,7 @@ def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     question, cot = _field(row, "question", where), _field(row, name, where)
     answer = _optional(row, where, "answer")
     if answer is not None and find_marker(answer) < len(answer):
-        answer = find_domain(None, question).extract(answer)
+        answer = _stated(answer, question)
     if answer is not None and find_marker(cot) == len(cot):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(question, (cot,), answer)
@@ -195,7 +196,20 @@ def from_question(row: Mapping[str, Any], where: str) -> Sample:
     question, text = _field(row, "question", where), _field(row, "answer", where)
     if find_marker(text) == len(text):
         return Sample(question, (), text)
-    return Sample(question, (text,), find_domain(None, question).extract(text))
+    return Sample(question, (text,), _stated(text, question))
+
+
+def _stated(rationale: str, prompt: str) -> str | None:
+    """Returns the answer that a rationale states, as a gold answer.
+
+    Letters, words and mathematics stay as they are written: the normal form of the domain general
+    has neither brackets nor capitals.
+    """
+    domain, said = find_domain(None, prompt), (stated_answer(rationale) or "").strip().rstrip(".")
+    written = ("choice", "math", "text")
+    if domain.name == "general" and said and find_domain(said, prompt).name in written:
+        return said
+    return domain.extract(rationale)
 
 
 def from_compact(row: Mapping[str, Any], where: str) -> Sample:
@@ -312,8 +326,7 @@ def gold_answers(path: Path) -> dict[str, str]:
             if not sample.completions:
                 raise ValueError(f"{where}: field 'answer' must hold text, got a row without it")
             text = text_of(sample.completions[0])
-            domain = find_domain(None, text_of(sample.prompt))
-            answer = domain.extract(text) or (domain.normalise(text) if len(text) <= 40 else None)
+            answer = _stated(text, text_of(sample.prompt)) or (text if len(text) <= 40 else None)
             if not answer:
                 raise ValueError(
                     f"{where}: expected a final answer in the completion, got none in "

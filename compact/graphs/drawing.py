@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
+MOST_NODES = 2000
+"""Most nodes of a graph that is drawn: a picture of more shows nothing."""
 
 
 def picture_of(figure: Figure, format: str, *, tidy: bool = False) -> bytes:
@@ -47,7 +49,7 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
     that take it.
 
     Raises:
-        ValueError: if the format is unknown.
+        ValueError: if the format is unknown, or the graph has more than `MOST_NODES` nodes.
         OSError: if the picture cannot be written.
     """
     from matplotlib.figure import Figure
@@ -56,6 +58,10 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
     format = path.suffix.lower().removeprefix(".")
     if format not in FORMATS:
         raise ValueError(f"{path}: expected the suffix .{', .'.join(FORMATS)}, got {path.suffix!r}")
+    if len(graph) > MOST_NODES:
+        raise ValueError(
+            f"{path}: the graph has {len(graph)} nodes, at most {MOST_NODES} can be drawn"
+        )
     layers = rx.layers(graph, [n for n in graph.node_indices() if graph.in_degree(n) == 0], True)
     position = {
         int(node): ((j + 0.5) / len(layer), -float(depth))

@@ -20,7 +20,7 @@ import numpy as np
 import rustworkx as rx
 
 from compact.files import check_shape, parse_json, read_text, replace_whole
-from compact.text.equations import equations, numbers
+from compact.text.equations import equations, equations_of_steps, numbers
 from compact_ops import backend
 
 if TYPE_CHECKING or backend() == "native":
@@ -30,8 +30,6 @@ else:
 
 THRESHOLD = 0.8
 """Two steps match if their similarity is at least this."""
-MOST_NODES = 2000
-"""Most nodes of a graph that is drawn: a picture of more shows nothing."""
 _NODE_KEYS = ("text", "teachers", "support", "arithmetic", "mainstream")
 _GRAPH = {
     "directed": bool,
@@ -204,12 +202,12 @@ def as_rustworkx(
     start = int(np.searchsorted(graphs.step_class, first))
     mine = iter(graphs.step_class[start:])
     for name, rationale in zip(names, texts, strict=True):
-        for text in rationale:
+        for text, of_step in zip(rationale, equations_of_steps(rationale), strict=True):
             node = nodes[int(next(mine)) - first]
             node.setdefault("text", text)
             teachers = [*node["teachers"].split(", ")] if "teachers" in node else []
             node["teachers"] = ", ".join(dict.fromkeys([*teachers, name]))
-            checks = [equation.holds for equation in equations(text)]
+            checks = [equation.holds for equation in of_step]
             found = "none" if not checks else "holds" if all(checks) else "fails"
             if node.get("arithmetic", "none") == "none" or found == "fails":
                 node["arithmetic"] = found
@@ -269,8 +267,6 @@ def load_graph(path: Path) -> rx.PyDiGraph:
                 raise ValueError(f"count must be at least 1, got {count['count']!r}")
         if not len(graph) or not rx.is_directed_acyclic_graph(graph):
             raise ValueError("it has no node, or a cycle")
-        if len(graph) > MOST_NODES:
-            raise ValueError(f"it has {len(graph)} nodes, expected at most {MOST_NODES}")
     except (ValueError, rx.JSONDeserializationError, KeyError, TypeError, IndexError) as error:
         what = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: expected a saved graph (node-link JSON): {what}") from None

@@ -11,10 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
-from compact.text.numbers import NUMBER, format_number, parse_number, plain_fractions
+from compact.text.numbers import NUMBER, SCALE, format_number, parse_number, scale_of
+from compact.text.plain import ACTS_BACK, ACTS_ON, CONJUNCTIONS, LIST_NUMBER, plain
+from compact.text.units import CENT, Unit, takes_a_smaller_one, unit_of
 
 
 class Equation(NamedTuple):
@@ -35,43 +39,15 @@ class Equation(NamedTuple):
     right: tuple[str, ...]
 
 
-# fmt: off
-_SIGNS = {
-    "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\times": "*", r"\cdot": "*",
-    "÷": "/", "⁄": "/", r"\div": "/", "−": "-", "–": "-", "²": "^2", "³": "^3",
-    "[": "(", "]": ")", "{": "(", "}": ")",
-    r"^(\circ)": "°", r"^\circ": "°", r"\$": "$", r"\%": "%", "&": " ",
-}
-# fmt: on
-_LATEX_SPACES = re.compile(r"\\(?:left|right|[,;!() ])")
-_LATEX_BREAKS = re.compile(r"\\(?:Rightarrow|implies|iff|quad|qquad|therefore|\\|[\[\]])")
-_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
-_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed)\s*\{([^{}]*)\}")
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # 2 + 3 = <<2+3=5>>5
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)(\d))")
-_LATEX_MIXED = re.compile(r"(?<![\d.])(\d+) ?\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")
-_DIVISOR = re.compile(r"(÷|\\div|/|\^) ?(\([^()]{1,40}\)/\([^()]{1,40}\)|(?<=[÷v]) ?\d+/\d+)")
-_POWER = re.compile(r"(?<=[\d)]) ?\*\* ?(?=[\d(-])")
-_MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])")  # 1 1/2
-_THOUSANDS = re.compile(r"(?<=\d)(?:,\\[!,]|,|\{,\})(?=\d{3}(?!\d))")
-_BULLET = re.compile(r"^\s*[-*•]\s+(?=[-\d$A-Za-z(\\])")  # a space follows, so it is no minus sign
-_LIST_NUMBER = re.compile(
-    r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$)"
-    r"|\(?[a-z]\)\s)",
+_OTHER_ARITHMETIC = re.compile(
+    r"\bp?mod\b|\bmodulo\b|≡|\\equiv|\bbinary\s(?:number|addition)"
+    r"|\b(?:in|into|to|from)\s(?:binary|octal|hexadecimal|base[ -]?(?!10\b)\d)",
     re.IGNORECASE,
 )
-_CONJUNCTIONS = (
-    "and|or|so|then|while|whereas|but|where|when|if|since|because|thus|hence|therefore|giving|gives"
-    "|which|leaving|with|let"
-)
-# Words that compute something: a number or sign beside one is not all of the expression.
-_OPERATIONS = (
-    "plus|minus|over|divided|multiplied|mod|modulo|choose|squared?|cubed?|root|factorial|sqrt|log|ln"
-    "|exp|sin|cos|tan|gcd|lcm|less|more|fewer|remainder|negative|twice|thrice|double|triple|half"
-    "|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundred|thousand|million"
-    "|billion|trillion|dozen)s?"
-)
+"""A text with this may say 3 * 5 = 1 (mod 7) and be right."""
 _LINKS = frozenset(("the", "by", "than"))  # "divided by 2", "the root of the 16"
+_JOINS = frozenset(("of", "to", "at", "for", "with", "by"))  # "3 groups of 5", "5 tickets at $8"
+_RATES = frozenset(("each", "per", "every", "apiece"))
 _TOKEN = re.compile(
     r"(?P<skip>\d{1,2}:\d{2}(?!\d)|\d{1,2}\s?(?:[ap]\.?m|[AP]\.?M)\b"  # a time
     r"|\d+(?:st|nd|rd|th)\b|\d+-(?=[A-Za-z]))"  # 3rd, 5-year
@@ -80,12 +56,13 @@ _TOKEN = re.compile(
     r"|\d+(?![xX]\d)[A-Za-z]+\d\w*|(?<![\d)%])(?<![\d)%]\s)[A-Za-z]+\d\w*"  # 0b11, x1
     r"|\d+\.\d+[A-Za-z]+\d\w*"  # 1.5e3
     r"|[A-Za-z]+(?=\()|(?<=[\d)])(?:!|\s?(?:\.{3}|…)(?=\s?[(\d]))|_+|\?)"  # f(3), 5!, (2)...(9)
-    r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?P<percent>\s?%)?"
+    r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)"
+    rf"(?:(?P<percent>\s?(?:%|per\s?cent\b))|(?P<scale>{SCALE}(?!['’-])))?"
     r"|(?P<of>\bof\b)"
     r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
-    rf"|\b(?i:(?P<and>{_CONJUNCTIONS})|(?P<operation>{_OPERATIONS}))\b(?!['’-])"
+    rf"|\b(?i:(?P<and>{CONJUNCTIONS})|(?P<back>{ACTS_BACK})|(?P<operation>{ACTS_ON}))\b(?!['’-])"
     r"|(?P<word>[A-Za-z][A-Za-z'’-]*|(?:(?<=\d)|(?<=\d\s))¢(?!\d))"
-    r"|(?P<sign>[-+*/^=()])"
+    r"|(?P<sign>[-+*/^=≈()])"
     r"|(?P<stop>[^\s$£€¥₹¢°])"
 )
 _MOST_UNIT_WORDS = 5
@@ -98,25 +75,8 @@ _OPEN = "+-*/^("
 """After these an expression goes on."""
 _MARKS = _OPEN + ")"
 _CLAUSE_ENDS = frozenset(",;:.!\"'“”‘’«»…→⇒∴✓✔#`")
-_MEASURES = {
-    "time": "second seconds sec secs s|minute minutes min mins|hour hours hr hrs h|day days"
-    "|week weeks|month months|year years yr yrs|millisecond milliseconds ms|nanosecond ns",
-    "length": "millimeter millimeters mm|centimeter centimeters cm|meter meters metre metres m"
-    "|kilometer kilometers km|inch inches in|foot feet ft|yard yards yd|mile miles mi|nanometer nm",
-    "mass": "milligram milligrams mg|gram grams g|kilogram kilograms kg|ounce ounces oz"
-    "|pound pounds lb lbs|ton tons",
-    "volume": "milliliter milliliters ml mL|liter liters litre litres l L|cup cups|pint pints pt"
-    "|quart quarts qt|gallon gallons gal|tablespoon tablespoons tbsp|teaspoon teaspoons tsp",
-    "money": "dollar dollars $|cent cents ¢|penny pennies|nickel nickels|dime dimes",
-}
-_UNITS = {
-    name: (dimension, names.split()[0])
-    for dimension, units in _MEASURES.items()
-    for names in units.split("|")
-    for name in names.split()
-}
-_FIRST = {_UNITS[name] for name in ("year", "week", "day", "hour", "minute", "foot", "pound")}
-"""Units that a smaller one may follow."""
+_ROUGH = 0.1
+"""How far, relatively, the sides of "≈" may be apart."""
 
 
 class _Term(NamedTuple):
@@ -125,35 +85,53 @@ class _Term(NamedTuple):
     Attributes:
         text: a sign or bracket, or the digits of a number.
         value: the number as written, not divided by 100 for "%"; 0 for a sign.
-        percent: whether "%" follows the number.
-        unit: dimension and unit, as in `_UNITS`; None for anything else.
+        scale: what "million" multiplied the value by, 1 without such a word.
+        percent: whether the number may count hundredths: "20%", "20 cents".
+        rate: whether the number is for one of several: "5 each", "$8 per hour".
+        unit: its unit of measure, None for anything else.
+        rough: whether the number is on the right of "≈".
         maybe: whether this is the product of "5 (3 + 2)", which may be 5 and a remark.
+        tight: whether this is the "/" of "1/2", with no space or word beside it.
     """
 
     text: str
     value: float = 0.0
+    scale: int = 1
     percent: bool = False
-    unit: tuple[str, str] | None = None
+    rate: bool = False
+    unit: Unit | None = None
+    rough: bool = False
     maybe: bool = False
+    tight: bool = False
 
 
 @lru_cache(maxsize=65536)
 def numbers(text: str) -> tuple[str, ...]:
     """Returns the distinct numbers of a text in normal form, in order of appearance."""
     found: dict[str, None] = {}
-    for match in _TOKEN.finditer(_plain(text)):
+    for match in _TOKEN.finditer(plain(text)):
         if match["number"] or match["unknown"]:
-            digits = NUMBER.search(match["number"] or match["unknown"])
-            number = parse_number(digits.group()) if digits else None
+            number = _number_in(match)
             if number is not None:
                 found[format_number(number)] = None
     return tuple(found)
 
 
+def _number_in(match: re.Match[str]) -> Fraction | None:
+    """Returns the number of a token; the scale of "1/2 million" belongs to all of the fraction."""
+    digits = NUMBER.search(match["number"] or match["unknown"])
+    number = parse_number(digits.group()) if digits else None
+    return number if number is None or _divides(match) else number * scale_of(match["scale"])
+
+
+def _divides(match: re.Match[str]) -> bool:
+    return match.string[match.start() - 1 : match.start()] == "/"
+
+
 def list_number(step: str) -> str:
     """Returns the list number that a step begins with ("1. ", "Step 2: "), "" if there is none."""
     bare = step.lstrip("*_")  # bold
-    found = _LIST_NUMBER.match(bare)
+    found = LIST_NUMBER.match(bare)
     return step[: len(step) - len(bare) + found.end()] if found else ""
 
 
@@ -165,7 +143,7 @@ def equations(text: str) -> tuple[Equation, ...]:
     36 + 6 = 42.
     """
     found: list[Equation] = []
-    for chain in _chains(_plain(text)):
+    for chain in _chains(plain(text)):
         for i, (left, right) in enumerate(zip(chain[:-1], chain[1:], strict=True)):
             equation, remark = _equation(left, right), _remark(right)
             if equation is None or equation.holds or not right:
@@ -182,33 +160,22 @@ def equations(text: str) -> tuple[Equation, ...]:
     return tuple(found)
 
 
+def equations_of_steps(steps: Sequence[str]) -> list[tuple[Equation, ...]]:
+    """Returns the equations of each step; none if the text computes with other rules, as modulo."""
+    if any(_OTHER_ARITHMETIC.search(step) for step in steps):
+        return [()] * len(steps)
+    return [equations(step) for step in steps]
+
+
 def _remark(terms: Sequence[_Term] | None) -> int:
     """Returns where what may be a remark begins in an expression; 0 without one."""
     return next((i for i, term in enumerate(terms or ()) if term.maybe), 0)
 
 
-def _plain(text: str) -> str:
-    """Removes LaTeX, Markdown, list numbers and thousands separators; writes signs as + - * / ^."""
-    text = _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text.replace(r"\*", "*")))
-    text = _LATEX_MIXED.sub(r"\1 \2/\3", _THOUSANDS.sub("", _CALCULATOR.sub("", text)))
-    text = _DIVISOR.sub(r"\1(\2)", _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", text))
-    text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", plain_fractions(text)))
-    for sign, plain in _SIGNS.items():
-        text = text.replace(sign, plain)
-    text = _POWER.sub("^", _LIST_NUMBER.sub("", _BULLET.sub("", text)))
-    return _MIXED.sub(_as_sum, text)
-
-
-def _as_sum(mixed: re.Match[str]) -> str:
-    """Writes the mixed number "1 1/2" as "(1+1/2)"; "10 3/2" is not a mixed number."""
-    whole, above, below = mixed.groups()
-    return f"({whole}+{above}/{below})" if float(above) < float(below) else mixed.group()
-
-
-def _chains(plain: str) -> list[list[list[_Term] | None]]:
+def _chains(text: str) -> list[list[list[_Term] | None]]:
     """Returns chains of expressions joined by "="; an expression that cannot be read is None."""
-    reader = _Reader(plain)
-    for match in _TOKEN.finditer(plain):
+    reader = _Reader(text)
+    for match in _TOKEN.finditer(text):
         reader.take(match)
     reader.close_chain()
     return reader.chains
@@ -224,38 +191,41 @@ class _Reader:
         words: words since the last number or sign.
         unknown: whether the expression cannot be read.
         operated: whether the last word was one that computes something.
+        rough: whether the last "=" was "≈".
     """
 
-    def __init__(self, plain: str) -> None:
-        self.plain = plain
+    def __init__(self, text: str) -> None:
+        self.text = text
         self.chains: list[list[list[_Term] | None]] = []
         self.chain: list[list[_Term] | None] = []
         self.terms: list[_Term] = []
-        self.words, self.unknown, self.operated = 0, False, False
+        self.words, self.unknown, self.operated, self.rough = 0, False, False, False
 
     def take(self, match: re.Match[str]) -> None:
         """Reads the next token."""
         kind, text = match.lastgroup, match.group()
-        before = self.plain[match.start() - 1 : match.start()]
-        if kind in ("number", "percent"):
+        before = self.text[match.start() - 1 : match.start()]
+        if kind in ("number", "percent", "scale"):
             self._number(match, before)
-        elif kind == "word" or (kind == "operation" and before == "/"):
+        elif kind == "word" or (kind in ("operation", "back") and before == "/"):
             self._word(match, text, before)
         elif kind == "and":
             self.close_chain()
-        elif kind == "operation":
-            self.unknown = self.unknown or self._open()
+        elif kind in ("operation", "back"):
+            counted = kind == "back" and self._complete() and not self.words  # 5 squared, 2 dozen
+            self.unknown = self.unknown or self._open() or counted
             self.operated = True
             self.words += 1
         elif kind == "unknown":
             self._symbol(match, text)
         elif kind in ("times", "of"):
             self._times(kind)
-        elif kind == "sign" and text == "=":
+        elif kind == "sign" and text in "=≈":
             self.unknown = self.unknown or self.operated or self._open()
             self._close_side()
+            self.rough = text == "≈"
         elif kind == "sign":
-            self._sign(match, text)
+            self._sign(match, text, before)
         elif kind == "skip":
             self.words += 1
         else:
@@ -270,7 +240,8 @@ class _Reader:
 
     def _close_side(self) -> None:
         self.chain.append(None if self.unknown or not self.terms else self.terms)
-        self.terms, self.words, self.unknown, self.operated = [], 0, False, False
+        self.terms, self.words = [], 0
+        self.unknown, self.operated, self.rough = False, False, False
 
     def _open(self) -> bool:
         """Whether the expression so far must go on."""
@@ -282,38 +253,47 @@ class _Reader:
 
     def _after(self, match: re.Match[str]) -> str:
         """The next character, but for one space."""
-        return self.plain[match.end() : match.end() + 2].lstrip()[:1]
+        return self.text[match.end() : match.end() + 2].lstrip()[:1]
 
     def _number(self, match: re.Match[str], before: str) -> None:
         if self._complete():  # two numbers with no sign in between
-            if self.words == 1 and self.terms[-1].unit in _FIRST:  # 1 hour 15 minutes
-                self.unknown = True
-            last = self.plain[max(match.start() - 5, 0) : match.start()].rstrip(" $")[-3:]
-            linked = self.words < 3 and last in (" of", " to")  # "3 groups of 5", "1/6 to 3/6"
+            if self.words == 1 and takes_a_smaller_one(self.terms[-1].unit):
+                self.unknown = True  # 1 hour 15 minutes
+            last = self.text[max(match.start() - 8, 0) : match.start()].rstrip(" $€£")
+            linked = last.rpartition(" ")[2] in _JOINS
             self.close_chain(unread=self.operated or linked or self.words == 0)
         elif self.words and not self.terms and self.chain:  # "= she has 5": words after the "="
             self.close_chain(unread=self.operated)
-        self.unknown = self.unknown or self.operated  # "half of 10"
-        number = match["number"]
-        self.terms.append(_Term(number, float(number), bool(match["percent"]), _UNITS.get(before)))
+        scale = scale_of(match["scale"])
+        # "half of 10", "1/2 million"
+        self.unknown = self.unknown or self.operated or (scale > 1 and _divides(match))
+        number, unit = match["number"], unit_of(before)
+        percent = bool(match["percent"]) or unit == CENT
+        term = _Term(number, float(number) * scale, scale, percent, unit=unit, rough=self.rough)
+        self.terms.append(term)
         self.words, self.operated = 0, False
 
     def _word(self, match: re.Match[str], text: str, before: str) -> None:
-        unit = _UNITS.get(text, _UNITS.get(text.lower()))
+        unit = unit_of(text)
         counted = self._complete() and self.words == 0
-        beside = counted or self._after(match) in set("+-*/^=(")
+        beside = counted or self._after(match) in set("+-*/^=≈(")
         named = len(text) > 1 or unit  # any other letter is a variable: "1/a"
+        rate = text.lower() in _RATES or (counted and text in ("a", "an"))
         if self._open() and before and before in "/-" and named:
             self.terms.pop()  # "ounces/gallon": a unit, not a division
+            rate = before == "/"
         elif self._open() or (before.isdecimal() and len(text) < 4 and not unit):
             self.unknown = True  # "4 + x", "2xy"
         elif counted and unit:
-            self.terms[-1] = self.terms[-1]._replace(unit=unit)
+            percent = self.terms[-1].percent or unit == CENT
+            self.terms[-1] = self.terms[-1]._replace(unit=unit, percent=percent)
         elif len(text) == 1 and text not in "aAI" and beside:
             self.unknown = True  # a variable
+        if rate and self._complete():
+            self.terms[-1] = self.terms[-1]._replace(rate=True)
         if text in ("is", "equals", "makes") and self.chain and len(self.terms) > 2:
             self.unknown = True  # computed aloud: "= 4 + 5 is 9"
-        if self.chain and _REFUTED.match(self.plain, match.start()):
+        if self.chain and _REFUTED.match(self.text, match.start()):
             self.unknown = True
         self.words += 1
         self.operated = self.operated and text.lower() in _LINKS
@@ -329,35 +309,36 @@ class _Reader:
 
     def _times(self, kind: str) -> None:
         terms = self.terms
-        share = terms and (terms[-1].percent or [t.text for t in terms[-2:-1]] == ["/"])
+        percent = terms and terms[-1].percent and terms[-1].unit is None
+        share = percent or [t.text for t in terms[-2:-1]] == ["/"]
         if self._complete() and (kind == "times" or (share and not self.words)):
             terms.append(_Term("*"))
             self.words = 0
         elif kind == "of":
             self.words += 1
 
-    def _sign(self, match: re.Match[str], text: str) -> None:
+    def _sign(self, match: re.Match[str], text: str, before: str) -> None:
         self.unknown = self.unknown or self.operated  # "5 squared + 3"
         if text == "(" and self._complete():
             if self.words:  # a remark in brackets
                 self.close_chain(unread=self.operated)
             else:
-                apart = self.plain[match.start() - 1 : match.start()] == " "
-                self.terms.append(_Term("*", maybe=apart))
+                self.terms.append(_Term("*", maybe=before == " "))
         if text in "+*/^" and not self._complete():  # it goes with something that was not read
             self.unknown = True
             if not self.terms:
                 return
         if text == "^" and self.words:  # 3 cm^2
             self.unknown = True
-        spaced = self.plain[match.end() : match.end() + 1] == " "
+        spaced = self.text[match.end() : match.end() + 1] == " "
         if text == "-" and not self.terms and (self.words or spaced):
             self.unknown = True
-        self.terms.append(_Term(text))
+        tight = text == "/" and not (self.words or spaced or before == " ")
+        self.terms.append(_Term(text, tight=tight))
         self.words, self.operated = 0, False
 
     def _mark(self, match: re.Match[str], text: str, before: str) -> None:
-        following = self.plain[match.end() : match.end() + 1]
+        following = self.text[match.end() : match.end() + 1]
         ends = _ends_clause(text, before, following)
         root = text == "\\" or (text in "√π" and (before == ")" or before.isdecimal()))
         factor = self._complete() and not self.words and root and following not in ("", " ")  # 4√2
@@ -389,15 +370,18 @@ def _equation(left: Sequence[_Term] | None, right: Sequence[_Term] | None) -> Eq
     if len(results) > 1 and _value(right, False) is None:
         return None
     # "20%" may mean 20 or 0.2: the equation holds if it holds for either.
-    holds = False
-    for percent in _readings(left):
-        for percent_right in _readings(right):
-            computed, said = _value(left, percent), _value(right, percent_right)
+    holds, part = False, _is_fraction(left)
+    rough = _ROUGH if any(t.rough for t in right) else 0.0
+    for one, two in product(_alternatives(left), _alternatives(right)):
+        for percent, percent_right in product(_readings(one), _readings(two)):
+            computed, said = _value(one, percent), _value(two, percent_right)
             if computed is None or said is None:
                 return None
-            whole = not percent and not percent_right and _whole(left) and _whole(right)
-            holds = holds or _close(computed, said, _decimals(right, percent_right), whole)
-    if not holds and (_mixes_units(left, right) or _mixes_percent(left)):
+            whole = not percent and not percent_right and _whole(one) and _whole(two)
+            holds = holds or _close(computed, said, _decimals(two, percent_right), whole)
+            holds = holds or abs(computed - said) <= rough * abs(computed)
+            part = part and 0 < computed < 1 < said
+    if not holds and (part or _mixes_units(left, right) or _mixes_rates(left)):
         return None
     names = tuple(_name(t) for t in operands)
     result = _name(results[0]) if len(results) == 1 else _normal_form(right)
@@ -421,10 +405,46 @@ def _mixes_units(left: Sequence[_Term], right: Sequence[_Term]) -> bool:
     return len(units) > len({dimension for dimension, _ in units})
 
 
-def _mixes_percent(terms: Sequence[_Term]) -> bool:
-    """Whether a share is taken of what it is added to: "$50 - 20% = $40"."""
-    shares = {t.percent for t in terms if t.text not in _MARKS}
-    return len(shares) > 1 and {t.text for t in terms if t.text in _MARKS} <= set("+-")
+def _mixes_rates(terms: Sequence[_Term]) -> bool:
+    """Whether a share or rate is added to something else: "$50 - 20% = $40", "$8 each + $2"."""
+    kinds = {(t.percent, t.rate) for t in terms if t.text not in _MARKS}
+    return len(kinds) > 1 and {t.text for t in terms if t.text in _MARKS} <= set("+-")
+
+
+def _is_fraction(terms: Sequence[_Term]) -> bool:
+    """Whether the expression is a fraction in lowest terms: in "1/4 = 5 cookies" it is a share."""
+    signs = [t for t in terms if t.text in _MARKS and t.text not in "()"]
+    values = [t.value for t in terms if t.text not in _MARKS]
+    whole = all(value.is_integer() for value in values)
+    return len(signs) == 1 and signs[0].tight and whole and math.gcd(*map(int, values)) == 1
+
+
+def _alternatives(terms: list[_Term]) -> list[list[_Term]]:
+    """Returns the expression, and what else it may mean: "3 million" 3, "60 / 3/4" 60 / (3/4)."""
+    found = [terms]
+    if any(t.scale > 1 for t in terms):
+        found.append([t._replace(value=t.value / t.scale, scale=1) for t in terms])
+    regrouped = _regrouped(terms)
+    return found if len(regrouped) == len(terms) else [*found, regrouped]
+
+
+def _regrouped(terms: Sequence[_Term]) -> list[_Term]:
+    """Returns "2000 / 2/3" as "2000 / (2/3)", and any other expression as it is."""
+    found: list[_Term] = []
+    for i, term in enumerate(terms):
+        opens, closes = i > 0 and _divides_by(terms, i - 1), i > 2 and _divides_by(terms, i - 3)
+        found += [_Term("(")] * opens + [term] + [_Term(")")] * closes
+    return found
+
+
+def _divides_by(terms: Sequence[_Term], i: int) -> bool:
+    """Whether the term at `i` is the first sign of "/ 2/3"."""
+    return (
+        [t.text in _MARKS for t in terms[i : i + 4]] == [True, False, True, False]
+        and terms[i].text == "/"
+        and not terms[i].tight
+        and terms[i + 2].tight
+    )
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
@@ -434,8 +454,8 @@ def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:
 
 def _whole(terms: Sequence[_Term]) -> bool:
     """Whether the expression has whole numbers and no division, so that its value is exact."""
-    plain = "".join(term.text for term in terms)
-    return not any(mark in plain for mark in (".", "/", "^-", "^(-"))
+    written = "".join(term.text for term in terms)
+    return not any(mark in written for mark in (".", "/", "^-", "^(-"))
 
 
 def _decimals(right: Sequence[_Term], percent: bool) -> int | None:
@@ -443,12 +463,13 @@ def _decimals(right: Sequence[_Term], percent: bool) -> int | None:
 
     "1.5 * 10^8" may be rounded to -7. 2/5 is no rounded value: 1/2 + 1/3 = 2/5 does not hold.
     """
-    results = [t.text for t in right if t.text not in _MARKS]
-    decimals = max(len(number.partition(".")[2]) for number in results) + 2 * percent
+    results = [t for t in right if t.text not in _MARKS]
+    decimals = max(len(t.text.partition(".")[2]) - len(str(t.scale)) + 1 for t in results)
+    decimals += 2 * percent
     power = _SCIENTIFIC.fullmatch("".join(t.text for t in right))
     if power:
         return decimals - int(power[1])
-    return None if decimals == 0 and len(results) > 1 else decimals
+    return None if decimals <= 0 and len(results) > 1 else decimals
 
 
 def _close(computed: float, said: float, decimals: int | None, whole: bool) -> bool:
@@ -469,7 +490,7 @@ def _close(computed: float, said: float, decimals: int | None, whole: bool) -> b
 
 def _name(term: _Term) -> str:
     number = parse_number(term.text)
-    return term.text if number is None else format_number(number)
+    return term.text if number is None else format_number(number * term.scale)
 
 
 def _excess(terms: Sequence[_Term]) -> int:

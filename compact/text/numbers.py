@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -124,9 +125,18 @@ def plain_fractions(text: str) -> str:
     return _VULGAR.sub(as_ratio, text)
 
 
+SCALE = rf"(?:[ ](?:{'|'.join(_SCALES)})){{1,3}}\b"
+"""The words behind a number that multiply it: "5 million", "3 hundred thousand"."""
+
+
+def scale_of(words: str | None) -> int:
+    """Returns what `SCALE` multiplies by; 1 without such words."""
+    return math.prod(_SCALES[word] for word in (words or "").split())
+
+
 _SHORT_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
 _SCALED = re.compile(
-    rf"(?P<number>{NUMBER.pattern})(?:(?P<words>(?:[ ](?:{'|'.join(_SCALES)}))+)\b"
+    rf"(?P<number>{NUMBER.pattern})(?:(?P<words>{SCALE})"
     r"| ?(?P<letter>[kKmMB])\b)"
 )
 _IS_SCALED = re.compile(rf"(?<=\d)(?: (?:{'|'.join(_SCALES)})| ?[kKmMB])\b")
@@ -142,9 +152,8 @@ def without_scales(text: str) -> str:
         money = found.string[: found.start()].endswith(("$", "€", "£", "¥"))
         if number is None or not (found["words"] or money):
             return found.group()
-        for word in (found["words"] or "").split():
-            number *= _SCALES[word]
-        return format_number(number * _SHORT_SCALES.get((found["letter"] or "").lower(), 1))
+        letter = _SHORT_SCALES.get((found["letter"] or "").lower(), 1)
+        return format_number(number * scale_of(found["words"]) * letter)
 
     return _SCALED.sub(in_digits, text)
 
@@ -152,7 +161,7 @@ def without_scales(text: str) -> str:
 _NAMED = {"dozen": 12, "half": 2, "quarter": 4, "once": 1, "twice": 2, "double": 2, "triple": 3}
 _IN_WORDS = re.compile(
     rf"{NUMBER_WORDS.pattern}|\b(?P<named>{'|'.join(_NAMED)})s?\b"
-    r"|(?<![\w.])(?P<before>\d{1,9})-(?=[a-z])",
+    rf"|(?<![\w.])(?P<before>\d{{1,9}}(?:\.\d{{1,9}})?)(?:-(?=[a-z])|(?={SCALE}))",
     re.IGNORECASE,
 )
 
@@ -160,7 +169,8 @@ _IN_WORDS = re.compile(
 def numbers_in_words(text: str) -> tuple[str, ...]:
     """Returns the numbers that a text gives in words or before a hyphen, in normal form.
 
-    "twenty-five", "a dozen" (12), "half" (2, what it divides by), "a 6-ounce cup" (6).
+    "twenty-five", "a dozen" (12), "half" (2, what it divides by), "a 6-ounce cup" (6), "2.5
+    million" (2.5).
     """
     found: dict[str, None] = {}
     for match in _IN_WORDS.finditer(text):

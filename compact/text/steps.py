@@ -21,7 +21,7 @@ class Step(NamedTuple):
 # "Therefore," alone would be an empty step. So do the signs of a Markdown heading or of bold type.
 _KIND = (
     r"(?:(?:most\s+|more\s+)?(?:final|correct|right|best|likely|probable|appropriate|accurate"
-    r"|suitable|reasonable|logical|plausible|closest|overall|short)\s+)"
+    r"|suitable|reasonable|logical|plausible|closest|overall|short)[\s_]+)"
 )
 _NOUN = rf"(?:{_KIND}{{0,2}}answer(?:\s+choice)?|{_KIND}{{1,2}}(?:option|choice))"
 _TOPIC = r"(?:\s+to\s+(?:the|this|your)\s+(?:\w{1,20}\s+)?(?:question|problem|puzzle|riddle))?"
@@ -37,8 +37,8 @@ _MARKER = re.compile(
     # "#### 7", but not "#### 2. Add them" or "#### Step 2", which are headings
     r"|####(?![ \t]*\d{1,2}[.)][ \t])"
     r"(?=[ \t]*[-−+$\\(]{0,3}[\d.]|[ \t]{0,9}[^\s#][^\n#]{0,60}\n?\Z|[ \t]{0,9}\Z))"
-    # "Answer: 7", "**Final Answer:** 7", "**Answer**: 7"
-    rf"|[*_#]{{0,6}}[ \t]?\b(?:the\s+)?{_NOUN}{_TOPIC}[*_]{{0,3}}\s?:"
+    # "Answer: 7", "**Final Answer:** 7", "**Answer**: 7", "final_answer": 7
+    rf"|[*_#\"]{{0,6}}[ \t]?\b(?:the\s+)?{_NOUN}{_TOPIC}[*_\"]{{0,3}}\s?:"
     # "### Answer" and "**Final answer**" on a line of their own
     rf"|(?m:^)[*_#]{{0,6}}[ \t]?{_NOUN}[*_]{{0,3}}[ \t]{{0,3}}(?m:$)",
     re.IGNORECASE,
@@ -82,6 +82,18 @@ _CUT = re.compile(
 _CONTENT = re.compile(r"\w")
 
 
+_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+
+
+def thought_end(text: str) -> int:
+    """Returns where the answer of a model that thinks aloud begins: after the last `</think>`.
+
+    0 if there is none, or no word follows it.
+    """
+    end = max((found.end() for found in _THOUGHT_END.finditer(text)), default=0)
+    return end if _CONTENT.search(text, end) else 0
+
+
 class Marker(NamedTuple):
     """An answer marker text[start:end].
 
@@ -96,8 +108,8 @@ class Marker(NamedTuple):
 
 @lru_cache(maxsize=16)  # steps, answer and options of a text each ask for them
 def find_markers(text: str) -> tuple[Marker, ...]:
-    """Returns every answer marker of a text, in order."""
-    found = _MARKER.finditer(text)
+    """Returns every answer marker of a text, in order; those of a finished thought do not count."""
+    found = _MARKER.finditer(text, thought_end(text))
     return tuple(Marker(*match.span(), match["direct"] is not None) for match in found)
 
 

@@ -2,8 +2,9 @@
 
 - `arithmetic`: an equation of the text does not hold ("4 + 14 = 20").
 - `numbers`: a number comes from nowhere. It is not in the question, is not the result of an
-  equation that holds and has known operands, and no other text that counts has it. A text counts if
-  it weighs at least `LEAST_SUPPORT` of the one that weighs most.
+  equation that holds and has known operands, is none of these rewritten (`_sources_of`), and no
+  other text that counts has it. A text counts if it weighs at least `LEAST_SUPPORT` of the one that
+  weighs most.
 
 A check has n opportunities in a rationale (its equations; its new numbers) and fires u times. Its
 evidence against the rationale is how unlikely that is by chance: -log P(X >= u), X a Poisson
@@ -20,10 +21,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from typing import NamedTuple
 
-from compact.text.equations import Equation, equations, numbers
-from compact.text.numbers import numbers_in_words
+from compact.text.equations import Equation, equations, equations_of_steps, numbers
+from compact.text.numbers import format_number, numbers_in_words, parse_number
 from compact.validity.cases import Case
 
 MOST = 3.0
@@ -36,14 +38,13 @@ _PRIOR = {"arithmetic": (0.01, 20.0), "numbers": (0.05, 20.0)}
 CHECKS = tuple(_PRIOR)
 _KNOWN = frozenset(("0", "1", "2", "100"))
 """Numbers that need no source: halves, doubles, percentages."""
+_FACTORS = frozenset(("7", "12", "24", "52", "60", "365", "3600"))
+"""Numbers that need none as factors: days of a week, seconds of an hour. Where they needed none
+anywhere, AUC on svamp12 with planted errors fell by .005."""
 LEAST_SUPPORT = 0.5
 """Share of the largest weight that a text must have to be a source of numbers. One other such text
 is enough, however many there are. On asdiv with planted errors, AUC falls by .003 without gold
 answers if every text above weight 0 is a source, and by .004 with them if all texts are."""
-_OTHER_ARITHMETIC = re.compile(
-    r"\bp?mod\b|\bmodulo\b|≡|\\equiv|\bbinary\b|\bbase[ -]\d", re.IGNORECASE
-)
-"""A text with this may say 3 * 5 = 1 (mod 7) and be right."""
 
 
 class Outcome(NamedTuple):
@@ -68,8 +69,8 @@ def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
         case: the problem.
         weights: [K] how much each rationale counts as a source of numbers.
     """
-    question = _KNOWN.union(
-        numbers(case.prompt), numbers_in_words(case.prompt), numbers(case.gold or "")
+    question = frozenset(
+        (*numbers(case.prompt), *numbers_in_words(case.prompt), *numbers(case.gold or ""))
     )
     # Texts count, not rationales, because a copy says nothing new.
     found = {r.text: _found_numbers(r.step_texts) for r in case.rationales}
@@ -137,11 +138,9 @@ def _found_numbers(steps: Sequence[str]) -> frozenset[str]:
 
 
 def _arithmetic(steps: Sequence[str]) -> Outcome:
-    if any(_OTHER_ARITHMETIC.search(step) for step in steps):
-        return Outcome(0, ())
     count, failures = 0, []
-    for i, step in enumerate(steps):
-        for equation in equations(step):
+    for i, of_step in enumerate(equations_of_steps(steps)):
+        for equation in of_step:
             count += 1
             if not equation.holds:
                 failures.append((i, f"{_shown(equation)} does not hold"))
@@ -162,7 +161,7 @@ def _sources(steps: Sequence[str], question: frozenset[str], others: Set[str]) -
 
     Args:
         steps: the steps of the rationale.
-        question: numbers that need no source.
+        question: the numbers of the question.
         others: the numbers that other texts have.
     """
     known = set(question)
@@ -170,11 +169,13 @@ def _sources(steps: Sequence[str], question: frozenset[str], others: Set[str]) -
     failures = []
     for i, step in enumerate(steps):
         for equation in equations(step):
-            if equation.holds and known.issuperset(equation.operands):
-                new.update(number for number in equation.right if number not in known)
+            if equation.holds and ("*" in equation.key or "/" in equation.key):
+                known.update(_FACTORS.intersection(equation.operands))
+            if equation.holds and all(_has_source(n, known) for n in equation.operands):
+                new.update(number for number in equation.right if not _has_source(number, known))
                 known.update(equation.right)
         for number in numbers(step):
-            if number in known:
+            if _has_source(number, known):
                 continue
             known.add(number)
             new.add(number)
@@ -182,3 +183,22 @@ def _sources(steps: Sequence[str], question: frozenset[str], others: Set[str]) -
                 what = f"{number} is neither given nor computed, and no other rationale that counts"
                 failures.append((i, f"{what} has it"))
     return Outcome(len(new), tuple(failures))
+
+
+def _has_source(number: str, known: Set[str]) -> bool:
+    return number in _KNOWN or number in known or not known.isdisjoint(_sources_of(number))
+
+
+@lru_cache(maxsize=65536)
+def _sources_of(number: str) -> tuple[str, ...]:
+    """Returns the numbers that are often rewritten as `number` without an equation.
+
+    20% is 0.2, leaves 80% or 0.8, and raises to 120% or 1.2; 3 thousand is 3000, and 3 km 3000 m.
+    """
+    n = parse_number(number)
+    if n is None:
+        return ()
+    powers = [10**i for i in (2, 3, 6, 9)]
+    shares = [100 - n, n - 100, 100 * (1 - n), 100 * (n - 1)]
+    found = [*(n * p for p in powers), *(n / p for p in powers), *(x for x in shares if x > 0)]
+    return tuple(format_number(x) for x in found)

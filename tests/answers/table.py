@@ -184,13 +184,13 @@ CHOICES: list[Group] = [
         [
             ("The answer is 5.", "B", True),
             ("So 5 is right.", "B", True),
-            ("The answer is 5.7", "5.7", False),
-            ("The answer is -5", "-5", False),
-            ("The answer is 5,000", "5,000", False),
-            ("The answer is 0.5", "0.5", False),
-            ("The answer is 1/5", "1/5", False),
+            ("The answer is 5.7", None, False),
+            ("The answer is -5", None, False),
+            ("The answer is 5,000", None, False),
+            ("The answer is 0.5", None, False),
+            ("The answer is 1/5", None, False),
             ("The answer is 1200", "D", False),
-            ("The answer is x + 1", "x + 1", False),
+            ("The answer is x + 1", None, False),
             ("The answer is x.", "E", False),
         ],
     ),
@@ -205,6 +205,68 @@ CHOICES: list[Group] = [
             ("The answer is (B).", "B", False),
         ],
     ),
+]
+
+WAVES = "What causes waves?\n(A) wind\n(B) the moon\n(C) rain"
+GASES = "Which gas?\nA. oxygen\nB. carbon dioxide\nC. neon"
+CATS = "Which fits?\n(A) dog\n(B) cat\n(C) red cat"
+DAYS = "How long? Options: A)30 days B)25 days C)20 days"
+CHOICES += [
+    (
+        "B",
+        WAVES,
+        [
+            ("B\n\nWind (A) causes waves.", "B", True),
+            ("**B** – the moon. Rain and wind don't cause tides.", "B", True),
+            ("So, (B) is right. (A) is wrong.", "B", True),
+            ("So (B) is likely. In the end, it must be (A).", "B", True),
+            ("It must be **B** because A is absurd", "B", True),
+            ("Wind (A) or the moon (B)? Rain is out. So it is (B).", "B", True),
+            ("The answer is none of the above.", None, False),
+        ],
+    ),
+    ("B", GASES, [("B. carbon dioxide\n\nExplanation: A. oxygen is released", "B", True)]),
+    (
+        "C",
+        CATS,
+        [
+            ("A **cat** is small. So the red cat fits, (C).", "C", True),
+            ("So the **red cat** fits better than a dog.", "C", True),
+        ],
+    ),
+    (
+        "A",
+        DAYS,
+        [
+            ("The answer is 30.", "A", True),
+            (r"\boxed{30}", "A", True),
+            ("30", "A", True),
+            ("The answer is that it takes 30 in all.", "A", True),
+            ("The answer is 31.", None, False),
+            ("The answer is 25.", "B", False),
+        ],
+    ),
+    (
+        "A",
+        "Which share?\nA) 20%\nB) 30%\nC) 50%",
+        [("The answer is 20.", "A", True), ("The answer is 20 percent.", "A", True)],
+    ),
+    (
+        "A",
+        "Which?\nA) 5√3\nB) 5√2\nC) 3√5",
+        [(r"\boxed{5\sqrt{3}}", "A", True), (r"The answer is $3\sqrt{5}$.", "C", False)],
+    ),
+    (
+        "A",
+        "Which ratio?\nA) 3:4\nB) 4:3\nC) 1:2",
+        [("The answer is 3 : 4.", "A", True), ("The answer is 3 to 4.", "A", True)],
+    ),
+    (
+        "A",
+        "Which?\n(A) $2\\pi$\n(B) $3\\pi$",
+        [("The answer is 2π.", "A", True), (r"\boxed{3\pi}", "B", False)],
+    ),
+    ("A", "Which?\n(A) 5 cats\n(B) 5 dogs", [("The answer is 5.", None, False)]),
 ]
 
 YES_NO: list[Group] = [
@@ -274,6 +336,27 @@ YES_NO: list[Group] = [
     ),
 ]
 
+YES_NO += [
+    (
+        "no",
+        "Can they?",
+        [
+            ("No. Although true for cats, it isn't for dogs.", "no", True),
+            ("Yes. A hamster is a mammal. No mammals are cold-blooded.", "yes", False),
+            ("The answer is most likely no, but it could be yes.", "no", True),
+            ("The answer is no because it is true that they cannot.", "no", True),
+            ("The answer is: it doesn't seem true.", "no", True),
+            ("I do not think it is true.", "no", True),
+            ("No. 5 of them can. So it is true.", "yes", False),
+            ("It is true rather than false.", "yes", False),
+            ("It is not only true but obvious.", "yes", False),
+            ("The claim that cats can't swim is true.", "yes", False),
+            ("Yes\nNo one knows why.", "yes", False),
+            ("The answer is canFly(cats).", None, False),
+        ],
+    ),
+]
+
 DATES: list[Group] = [
     (
         "05/01/2020",
@@ -299,6 +382,13 @@ DATES: list[Group] = [
             ("The answer is 01/05/2020.", "2020-01-05", False),
             ("The answer is 05/01/2021.", "2021-05-01", False),
             ("The answer is May 1.", "05-01", False),
+            ("Answer: Today is 05/02/2020, so yesterday was 05/01/2020.", "2020-05-01", True),
+            (
+                "The answer is one day before 05/02/2020, that is 05/01/2020.",
+                "2020-05-01",
+                True,
+            ),
+            ("The answer is 05/01/2020, since today is 05/02/2020.", "2020-05-01", True),
             ("The answer is unknown.", "unknown", False),
             ("The answer is 13/32/2020.", "13/32/2020", False),
             ("Nobody knows.", None, False),

@@ -95,11 +95,11 @@ NUMBERS: list[Group] = [
             (r"The answer is $7\sqrt{2}$.", r"7\sqrt{2", False),
             (r"The answer is $7 + \sqrt{11}$.", r"7 + \sqrt{11", False),
             ("The answer is 7x.", "7x", False),
-            ("The answer is 7^2.", "7^2", False),
+            ("The answer is 7^2.", "49", False),
             ("The answer is 7, -1.", "7, -1", False),
             ("The answer is 7 or 8.", "7 or 8", False),
             ("The answer is not 7.", None, False),
-            ("The answer is 7 * 2.", "7 * 2", False),
+            ("The answer is 7 * 2.", "14", False),
             ("The answer is 1/7/2020.", "1/7/2020", False),
             ("The answer is unknown. 7 people came.", "7", True),
             ("The answer is not given.", None, False),
@@ -181,7 +181,7 @@ NUMBERS: list[Group] = [
         [
             ("The answer is $120k.", "120000", True),
             ("The answer is 120 thousand dollars.", "120000", True),
-            ("The answer is 120k.", "120", False),
+            ("The answer is 120k.", "120k", False),
         ],
     ),
     (
@@ -196,7 +196,7 @@ NUMBERS: list[Group] = [
             ("The answer is –4.", "-4", True),
             ("The answer is negative 4.", "-4", True),
             ("The answer is minus 4.", "-4", True),
-            ("The answer is 10 minus 4.", "10", False),
+            ("The answer is 10 minus 4.", "10 minus 4", False),
         ],
     ),
     (
@@ -211,6 +211,68 @@ NUMBERS: list[Group] = [
             ("The answer is 1.5 = 3 * 0.5", "1.5", True),
         ],
     ),
+]
+
+EXPRESSIONS = [
+    *(r"\boxed{2k}", r"\boxed{2ab}", r"\boxed{2(a+b)}", r"\boxed{\ln 2}", r"\boxed{\sin 2}"),
+    *(r"\boxed{[2,\infty)}", r"\boxed{x \le 2}", r"\boxed{x_{2}}", r"\boxed{2!}"),
+    *("The answer is log 2", "The answer is 2³.", "The answer is a − 2.", "The answer is 2 root 3"),
+    *(
+        r"\boxed{\frac{2}{3}}",
+        r"\boxed{\sqrt[2]{3}}",
+        r"\boxed{x=3, x=2}",
+        r"\boxed{2.\overline{6}}",
+    ),
+    *("The answer is x = 3, y = 2.", "The answer is 2 hours 30 minutes.", "The answer is 2 > 1."),
+    *("The answer is 5 feet 2 inches.", "The answer is two thirds.", "The answer is 2 and a half."),
+    *("The answer is 2 dozen.", "The answer is 2 plus 5.", "The answer is 2 to 5."),
+    *("The answer is 2-5.", "The answer is 2 apples and 3 pears."),
+]
+"""Answers with a 2 in them that are not 2."""
+
+NUMBERS += [
+    (
+        "12",
+        "",
+        [
+            (r"\boxed{4 \cdot 3}", "12", True),
+            ("The answer is 2 × (3 + 3).", "12", True),
+            ("The answer is 12 m/s.", "12", True),
+            ("The answer is 12 (4 × 3).", "12", True),
+            ("The answer is 12 (4 × 4).", "12 (4 × 4", False),
+            ("The answer is 12 (i.e., 4 × 3).", "12", True),
+            (r"\boxed{12\text{ cm}^2}", "12", True),
+            ("The answer is 12kg.", "12", True),
+            ("The answer is 12 out of 20.", "12", True),
+            ("The answer is 12 times as many.", "12", True),
+            ("The answer is 12 quarters.", "12", True),
+            ("The answer is approximately 12.", "12", True),
+            (r"\boxed{12_5}", "12", True),
+            ("The answer is 3*4=<<3*4=12>>12", "12", True),
+            ("Tom has **2 boxes** of 6.\nSo there are 12 boxes in all.", "12", True),
+            ("So he has **12** eggs left of 20.", "12", True),
+            ("He had **12** eggs. So he has 120 left.", "120", False),
+            ("**12** each. Total: 1200", "1200", False),
+            ("**Step 2** 3 * 4 = 12", "12", True),
+            ("The answer is 11.67. So the answer is rounded up to 12.", "12", True),
+            ("The answer is 1 dozen. The answer is in the unit of eggs 12", "12", True),
+            ("The answer is 12. The answer is in dollars.", "12", True),
+            ('{"answer": 12, "why": "3 * 4 = 13"}', "12", True),
+        ],
+    ),
+    (
+        "3/5",
+        "",
+        [(r"\boxed{\frac{3}5}", "0.6", True), (r"\boxed{\frac 3 5}", "0.6", True)],
+    ),
+    ("-1", "", [(r"\boxed{\frac{-1}{2}}", "-0.5", False), (r"\boxed{\frac{-2}{2}}", "-1", True)]),
+    ("1.5", "", [(r"\boxed{\frac{1.5}{2}}", "0.75", False)]),
+    ("1024", "", [(r"\boxed{2^{10}}", "1024", True)]),
+    ("300", "", [("The answer is 3 × 10².", "300", True)]),
+    ("1048575", "", [("The answer is 1048576.", "1048576", False)]),
+    ("12345678", "", [("The answer is 12345679.", "12345679", False)]),
+    ("6.67e-11", "", [("The answer is 3e-8.", "0.00000003", False)]),
+    ("1/3", "", [("The answer is 0.33333333", "0.33333333", True)]),
 ]
 
 MATH: list[Group] = [
@@ -287,6 +349,18 @@ MATH: list[Group] = [
             (r"\boxed{5}", "5", False),
         ],
     ),
+    (
+        "3,7",
+        "Solve it.",
+        [
+            (r"\boxed{7,3}", "7,3", True),
+            ("The answer is x = 3 and x = 7.", "x = 3 and x = 7", True),
+            ("The answer is 7 or 3.", "7 or 3", True),
+            (r"\boxed{3, 8}", "3, 8", False),
+            (r"\boxed{3}", "3", False),
+        ],
+    ),
+    ("3,5,-7", "", [(r"\boxed{3, 5, -7}", "3, 5, -7", True)]),
     ("<", "", [("<answer>x^2 + 1</answer>", "x^2 + 1", False)]),
 ]
 
@@ -342,9 +416,28 @@ TEXTS: list[Group] = [
             ("The answer is a sage", "sage", False),
         ],
     ),
+    ("August 2020", "", [("The answer is June 2020.", None, False), ("August 2020", None, True)]),
+    ("Apollo 11", "", [("The answer is Gemini 11.", None, False)]),
+    ("Box 3", "", [("The answer is Room 3.", None, False), ("The answer is Box 3.", None, True)]),
+    ("-i", "", [(r"\boxed{i}", "i", False), (r"\boxed{-i}", "-i", True)]),
+    ("e", "", [(r"\boxed{-e}", "-e", False), (r"\boxed{\frac{1}{e}}", "1)/(e", False)]),
+    ("5 km north", "", [("5 km south", None, False), ("The answer is 5 km north.", None, True)]),
+    ("20% increase", "", [("20% decrease", None, False), ("A 20% increase.", None, True)]),
+    (
+        "3, 5, 4",
+        "Sort the numbers in the order of their names.",
+        [(r"\boxed{3,5,4}", "3, 5, 4", True), (r"\boxed{3,4,5}", "3, 4, 5", False)],
+    ),
+    (
+        "blue",
+        "",
+        [
+            ('{"answer": "blue", "why": "sky"}', "blue", True),
+            ('{"why": "sky", "answer": "blue"}', "blue", True),
+        ],
+    ),
     ("J. K. Rowling", "", [("The answer is J. K. Rowling.", "j. k. rowling", True)]),
     ("Dr. Smith", "", [("The answer is Dr. Smith. He knew.", "dr. smith", True)]),
     ("red, green, blue", "", [("The answer is red, green, blue.", "red, green, blue", True)]),
-    ("3,5,-7", "", [(r"\boxed{3, 5, -7}", "3, 5, -7", True)]),
     ("Paris", "", [("<think>Rome?</think>\n<answer>\nParis\n</answer>", "paris", True)]),
 ]

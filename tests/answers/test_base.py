@@ -34,6 +34,10 @@ OPTIONS = "Which?\n(A) 12\n(B) yes\n(C) 05/01/2020"
         ("3:30 pm", "", "date"),
         ("B", "", "choice"),
         ("(c)", "", "choice"),
+        ("e", "", "text"),
+        ("-i", "", "text"),
+        ("3,7", "", "math"),
+        ("3,7", "Sort them.", "text"),
         ("(D)", OPTIONS, "text"),
         (r"\frac{1}{2}", "", "number"),
         (r"\frac{\pi}{2}", "", "math"),
@@ -90,6 +94,13 @@ def test_bad_input_is_named(arguments: tuple[str, str, str | None], message: str
         "Which? A) one B) two, three C) four",
         "Which of (A) and (B)?\n(A) one\n(B) two, three\n(C) four",
         "Which?\n(A)\none\n(B)\ntwo, three\n(C)\nfour\nAnswer with a letter.",
+        "Which?\n**A.** one\n**B.** two, three\n**C.** four",
+        "Which?\n[A] one\n[B] two, three\n[C] four",
+        "Which?\nA.one\nB.two, three\nC.four",
+        "Which?\nA - one\nB - two, three\nC - four",
+        r"Which? $\textbf{(A)}\ one \qquad \textbf{(B)}\ two, three \qquad\textbf{(C)}\ four$",
+        "Which?\n(A) one\n(B) two, three\n(C) four\nReply with (A), (B) or (C)",
+        "Which? A)one B)two, three C)four\nAnswer with the letter A), B), or C)",
     ],
 )
 def test_options_of_a_prompt(prompt: str) -> None:
@@ -103,9 +114,34 @@ def test_labels_inside_of_options_are_no_options() -> None:
     assert isinstance(domain, Choice) and domain.letters == "AB"
 
 
-@pytest.mark.parametrize("prompt", ["Vitamin A. Then vitamin C.", "f(a) is 3", "(A) only one", ""])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("Vitamin A. Then vitamin C.", "f(a) is 3", "(A) only one", "", "Find f(a) + f(b)"),
+        *("P(A) + P(B) is 1.", "Give P(A) and P(B)."),
+    ],
+)
 def test_prompts_without_options(prompt: str) -> None:
     assert find_domain(None, prompt).name == "general"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completions", "name"),
+    [
+        (OPTIONS, ["The answer is (A).", "The answer is 12."], "choice"),
+        (OPTIONS, ["So it is (A).", "(B)"], "choice"),
+        ("Points (a) and (b) lie on a line.", ["The answer is 7.", "#### 8"], "number"),
+        ("Mr. A. Smith met Mrs. B. Jones.", ["The answer is 7.", "#### 7"], "number"),
+        (OPTIONS, ["The answer is 7."], "choice"),
+        ("Does it float?", ["So the answer is yes, it floats.", "The answer is no."], "yes_no"),
+        ("Does it float?", ["**Yes**, it would.", "No, it can't.", "Wood floats."], "yes_no"),
+        ("How many?", ["So 3 + 4 = 7.", "It is 8.", "No, 9."], "general"),
+    ],
+)
+def test_completions_tell_the_domain_where_no_gold_answer_does(
+    prompt: str, completions: list[str], name: str
+) -> None:
+    assert find_domain(None, prompt, completions=completions).name == name
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def test_extract(completion: str, answer: str | None) -> None:
         ("7", "7.0", True),
         ("1/3", "0.3333333", True),
         ("1,000", "1000.0005", True),
+        ("1048575", "1048576", False),
+        ("0.0000001", "0.0000002", False),
         ("7", "8", False),
         ("0", "0.00001", False),
         ("(A)", "a", True),

@@ -108,6 +108,8 @@ PATTERNS = [
         "?",
     ),
     *("1 + ", "x = ", "most likely ", "the answer to the question ", "1! ", "\\left", "**", "**7 "),
+    *("1 a ", "1, ", "2 to ", "**a** ", "<<1", "x = 1, ", "1 (2", "not really ", "A) ", "[A] "),
+    *("not think that ", '"answer": "', '"7", ', "1-", "2^", "(A)\n", "$\\textbf{(", "before May "),
 ]
 
 

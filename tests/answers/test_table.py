@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from answers.table import CHOICES, DATES, YES_NO, Group
-from answers.table_numbers import MATH, NUMBERS, TEXTS
+from answers.table_numbers import EXPRESSIONS, MATH, NUMBERS, TEXTS
 
 from compact.answers import find_domain
 
@@ -42,3 +42,11 @@ def test_phrasing(
     if found is not None:
         assert domain.normalise(found) == found, "the normal form has to be its own normal form"
         assert domain.matches(found, found)
+
+
+@pytest.mark.parametrize("completion", EXPRESSIONS)
+def test_a_number_in_an_expression_is_not_the_answer(completion: str) -> None:
+    domain = find_domain("2")
+    found = domain.extract(completion)
+    assert found is not None and not domain.matches(found, "2")
+    assert domain.normalise(found) == found

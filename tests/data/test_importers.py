@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from compact.answers import find_domain
 from compact.data import importers, load_problems, load_questions
 from helpers.commands import run
 
@@ -419,3 +420,24 @@ def test_bad_tests_are_refused_and_write_nothing(tmp_path, monkeypatch, options,
         command("t.jsonl", "--out", "train.jsonl", *options)
     assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
     assert (tmp_path / "t.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("rationale", "gold"),
+    [
+        (r"So \boxed{2\sqrt{3}}", r"2\sqrt{3}"),
+        ("The answer is (2, 3].", "(2, 3]"),
+        (r"It is \boxed{\{1,2\}}", "{1,2}"),
+        (r"\boxed{y = 2x+3}", "y = 2x+3"),
+        ("The answer is Paris.", "Paris"),
+        ("So the answer is (B).", "(B)"),
+        ("The answer is $1,200.", "1200"),
+        ("48 + 24 = 72\n#### 72", "72"),
+    ],
+)
+def test_the_gold_answer_of_a_rationale_is_what_it_states(rationale: str, gold: str) -> None:
+    """So the rationale itself has the answer."""
+    sample = importers.from_question({"question": "What?", "answer": rationale}, "f:1")
+    assert sample.answer == gold
+    domain = find_domain(gold, "What?")
+    assert domain.matches(domain.extract(rationale), gold)

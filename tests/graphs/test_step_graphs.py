@@ -15,7 +15,7 @@ from compact.commands.cli import main
 from compact.data import load_problems
 from compact.evaluation.score import score_problems
 from compact.graphs import _graph, plain
-from compact.graphs.drawing import draw_graph
+from compact.graphs.drawing import MOST_NODES, draw_graph
 from compact.graphs.step_graphs import (
     Steps,
     as_rustworkx,
@@ -274,6 +274,26 @@ def test_graph_of_a_problem() -> None:
     }
     assert nodes["3 + 4 = 8"]["arithmetic"] == "fails"
     assert nodes["8 - 2 = 6"]["mainstream"] == "false"
+
+
+def test_other_arithmetic_is_not_checked() -> None:
+    """As by the judge."""
+    steps = [["5 + 8 = 1 in mod 12 arithmetic."], ["5 + 8 = 1"]]
+    graph = as_rustworkx(build_graphs(describe_steps([steps], None)), 0, steps[:1], ["ada"])
+    assert graph[0]["arithmetic"] == "none"
+
+
+def test_a_graph_too_large_to_draw_is_saved_again(tmp_path: Path) -> None:
+    """The limit is that of the picture."""
+    steps = [[f"{i} + 0 = {i}" for i in range(MOST_NODES + 1)]]
+    graph = as_rustworkx(build_graphs(describe_steps([steps], None)), 0, steps, ["ada"])
+    path = tmp_path / "graph.json"
+    save_graph(graph, path)
+    save_graph(graph, path)
+    assert len(load_graph(path)) == MOST_NODES + 1
+    with pytest.raises(ValueError, match="has 2001 nodes, at most 2000 can be drawn"):
+        draw_graph(graph, tmp_path / "graph.png")
+    assert not (tmp_path / "graph.png").exists()
 
 
 def test_saved_graph_is_loaded_and_drawn(tmp_path: Path) -> None:

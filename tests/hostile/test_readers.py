@@ -292,7 +292,6 @@ GRAPHS = {
     "support x": [node(support="x")],
     "support is a number": [node(support=1.0)],
     "no nodes": [],
-    "too many": [node() | {"id": i} for i in range(2001)],
     "text is a list": [node(text=[])],
 }
 

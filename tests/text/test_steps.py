@@ -73,6 +73,11 @@ def test_steps(text: str, steps: list[str]) -> None:
         ("Sum.\n#### 7", "#### 7"),
         (r"Sum. So \boxed{7}", r"\boxed{7}"),
         ("The answer is 25 x 14 = ? We get 350. THE ANSWER IS 350", "THE ANSWER IS 350"),
+        ('{"steps": "3 + 4 = 7", "answer": 7}', '"answer": 7}'),
+        ("<think>Maybe the answer is 7?</think> It is **6**.", ""),
+        ("<think>Maybe the answer is 7?</think> Sum. The answer is 6", "The answer is 6"),
+        ("<think>Sum. The answer is 7</think>\n", "The answer is 7</think>\n"),
+        ("<think>Sum. The answer is 7", "The answer is 7"),
         ("No marker here", ""),
         ("An answer issue", ""),
     ],
@@ -81,6 +86,26 @@ def test_marker(text: str, answer_part: str) -> None:
     """The last marker, with the connective in front of it; the end of the text without one."""
     assert text[find_marker(text) :] == answer_part
     assert split_steps(text)[-1].end <= max(find_marker(text), 1)
+
+
+@pytest.mark.parametrize("name", ["answer", "final_answer", "Final Answer"])
+def test_a_field_of_json_is_a_marker(name: str) -> None:
+    """It may come first: then the whole text is read."""
+    text = f'{{"{name}": 12, "steps": 3}}'
+    assert find_marker(text) == 1
+    assert texts(text) == [text]
+
+
+def test_a_thought_is_cut_into_steps_too() -> None:
+    """An answer that the text only thinks of does not end the steps."""
+    text = "<think>\nMaybe the answer is 7? No: 3 + 5 = 9.</think>\n\nTom has 3 + 5 = 9. So **6**."
+    assert texts(text) == [
+        "<think>",
+        "Maybe the answer is 7?",
+        "No: 3 + 5 = 9.</think>",
+        "Tom has 3 + 5 = 9.",
+        "So **6**.",
+    ]
 
 
 def test_text_without_steps_before_the_marker_is_one_step() -> None:

@@ -27,9 +27,20 @@ def failures(problem: Any, name: str, k: int = 0) -> list[tuple[int, str]]:
     return list(check(problem, [1.0] * len(problem.rationales))[k][name].failures)
 
 
-@pytest.mark.parametrize("where", ["3 * 5 = 1 (mod 7)", r"Work \pmod{7}.", "In base 2:", "binary"])
-def test_other_arithmetic_is_not_checked(where: str) -> None:
-    assert failures(case(["10 + 10 = 100", where]), "arithmetic") == []
+@pytest.mark.parametrize(
+    ("where", "checked"),
+    [
+        ("3 * 5 = 1 (mod 7)", False),
+        (r"Work \pmod{7}.", False),
+        ("In base 2:", False),
+        ("Write it in binary.", False),
+        ("Convert it to base-8.", False),
+        ("A triangle has base 6 and height 4.", True),
+        ("It is a binary choice on a base-10 scale.", True),
+    ],
+)
+def test_other_arithmetic_is_not_checked(where: str, checked: bool) -> None:
+    assert len(failures(case(["10 + 10 = 100", where]), "arithmetic")) == checked
 
 
 def test_an_equation_that_does_not_hold_is_named() -> None:
@@ -51,8 +62,31 @@ def test_numbers_from_nowhere(steps: list[str], count: int) -> None:
     assert len(failures(case(steps, *others), "numbers")) == count
 
 
+@pytest.mark.parametrize(
+    ("prompt", "steps", "count"),
+    [
+        ("20% off $50", ["50 * 0.2 = 10", "50 - 10 = 40"], 0),
+        ("20% off $50", ["He pays 80%.", "50 * 0.8 = 40"], 0),
+        ("A tip of 15% on $40", ["40 * 1.15 = 46"], 0),
+        ("20% off $50", ["He pays 85%.", "50 * 0.85 = 42.5"], 1),
+        ("20% off $50", ["50 * 0.3 = 15"], 2),
+        ("He has 5 million and spends 2 million", ["5,000,000 - 2,000,000 = 3,000,000"], 0),
+        ("He has 5 million and spends 2 million", ["5 - 2 = 3", "3 million are left"], 0),
+        ("He walks 3 km", ["that is 3000 m in 60 / 12 = 5 minutes"], 0),
+        ("He works 5 days", ["5 * 24 = 120 hours"], 0),
+        ("He works 5 days", ["24 hours"], 1),
+        ("60 of 90", ["9 more"], 1),
+        ("half of 8", ["he has 93 or 88 or 40"], 3),  # no constant is a percentage
+    ],
+)
+def test_numbers_that_are_rewritten(prompt: str, steps: list[str], count: int) -> None:
+    """Percentages, and what they leave; thousands; parts of a day as factors."""
+    problem = case(steps, ["no numbers"], prompt=prompt)
+    assert len(failures(problem, "numbers")) == count
+
+
 def test_a_number_that_another_rationale_has_is_supported() -> None:
-    problem = case(["she has 12"], ["he has 12"], ["3 + 4 = 7"])
+    problem = case(["she has 37"], ["he has 37"], ["3 + 4 = 7"])
     assert failures(problem, "numbers") == []
     outcome = check(problem, [1.0, 0.0, 1.0])[0]["numbers"]  # a rationale that does not count
     assert [step for step, _ in outcome.failures] == [0]
