@@ -18,13 +18,20 @@ from compact.student import Student
 from compact_ops import GoldAnswers, TokenStats
 
 
-def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: bool = True) -> None:
+def check_ids(
+    student: Student,
+    problems: Sequence[EncodedProblem],
+    *,
+    leaves: bool = True,
+    who: str = "student",
+) -> None:
     """Checks that the student has an embedding for each token id and position of the problems.
 
     Args:
-        student: the student.
+        student: any model in parts.
         problems: the problems that it is to read.
         leaves: whether it reads answer leaves too.
+        who: what the message calls it.
 
     Raises:
         ValueError: it has not; the message names the problem.
@@ -36,15 +43,40 @@ def check_ids(student: Student, problems: Sequence[EncodedProblem], *, leaves: b
         if largest >= rows:
             raise ValueError(
                 f"question_id {problem.question_id!r}: the tokenizer gives id {largest}, but the "
-                f"student's embedding has {rows} rows; tokenizer and model must belong together"
+                f"{who}'s embedding has {rows} rows; tokenizer and model must belong together"
             )
         longest, leaf = reach(problem, leaves)
         if limit is not None and max(longest, leaf) > limit:
             raise ValueError(
                 f"question_id {problem.question_id!r}: prompt, rationale and answer leaf have "
-                f"{max(longest, leaf)} tokens, but the student has learned {limit} positions; "
+                f"{max(longest, leaf)} tokens, but the {who} has learned {limit} positions; "
                 f"max_length must be at most {limit - max(leaf - longest, 0)}"
             )
+
+
+def check_window(
+    student: Student, problems: Sequence[EncodedProblem], *, leaves: bool = True
+) -> None:
+    """Checks that the student's attention reaches over every path of the problems' trees.
+
+    Raises:
+        ValueError: it does not; the message names the problem.
+    """
+    window = student.attention_window
+    if window is None:
+        return
+    for problem in problems:
+        tokens = max(reach(problem, leaves))
+        if tokens > window:
+            raise _beyond(problem, tokens, window)
+
+
+def _beyond(problem: EncodedProblem, tokens: int, window: int) -> ValueError:
+    return ValueError(
+        f"question_id {problem.question_id!r}: prompt, rationale and answer leaf must have at most "
+        f"{window} tokens in a tree, the reach of this student's attention, got {tokens}; set "
+        "layout: padded"
+    )
 
 
 def reach(problem: EncodedProblem, leaves: bool) -> tuple[int, int]:
@@ -218,10 +250,9 @@ def _check_reach(student: Student, batch: Batch) -> None:
     blocks = [batch.main] if batch.leaves is None else [batch.main, batch.leaves]
     longest = max(int((b.position_ids * b.attention_mask).max()) + 1 for b in blocks)
     if longest > window:
-        raise ValueError(
-            f"batch must have trees with paths of at most {window} tokens, the reach of this "
-            f"student's attention, got {longest}; use the layout padded"
-        )
+        leaves = batch.leaves is not None
+        problem = max(batch.problems, key=lambda problem: max(reach(problem, leaves)))
+        raise _beyond(problem, longest, window)
 
 
 def _body(student: Student, block: Block, mask: Any, **kwargs: Any) -> Tensor:

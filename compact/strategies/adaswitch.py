@@ -37,8 +37,7 @@ from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
 from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
 from compact.strategies.white_box import WhiteBoxes, completion_states, divergence
-from compact.student.generation import generate, seed_of
-from compact.student.student import learned_positions
+from compact.student.generation import generate_in_room, rooms, seed_of
 from compact.validity import Judgement
 from compact_ops.head_divergence import KINDS
 
@@ -78,7 +77,6 @@ class _Divergence:
         batch = pass_.batch
         own = completion_states(hidden, pass_)
         found = self.owner.divergences(own, batch.problems, pass_.student)
-        weight = self.owner.white_boxes.known(weight, batch.teachers)
         return (weight * segment_mean(found, batch.token_offsets)).sum()
 
 
@@ -237,19 +235,16 @@ class AdaSwitch(Strategy):
 
         Prompt and text have at most max_length tokens.
         """
-        asked = zip(prompts, most, strict=True)
-        rooms = [max(min(n, self.max_length - len(prompt)), 1) for prompt, n in asked]
-        longest, limit = max(rooms), learned_positions(model.model)
-        if limit is not None:  # `generate` counts from the end of the longest prompt
-            longest = max(min(longest, limit - max(map(len, prompts))), 1)
+        asked = zip(prompts, most, rooms(model.model, prompts, max(most)), strict=True)
+        limits = [max(min(n, room, self.max_length - len(prompt)), 1) for prompt, n, room in asked]
         tokenizer = model.tokenizer
-        texts = generate(
-            model.model, tokenizer, prompts, longest, temperature=self.temperature, seeds=seeds
+        texts = generate_in_room(
+            model.model, tokenizer, prompts, max(limits), temperature=self.temperature, seeds=seeds
         )
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [
-            [*ids, *end] if len(ids) < min(room, longest) else ids[:room]
-            for ids, room in zip(texts, rooms, strict=True)
+            [*ids, *end] if len(ids) < limit else ids[:limit]
+            for ids, limit in zip(texts, limits, strict=True)
         ]
 
     @torch.no_grad()
@@ -267,7 +262,7 @@ class AdaSwitch(Strategy):
     ) -> Tensor:
         """Returns [M] float32 divergences of the student from the teacher of each rationale.
 
-        They are 0 where the teacher has no white-box model; see `WhiteBoxes.known`.
+        They are 0 where the teacher has no white-box model, as the weights are; see `knows`.
 
         Args:
             own: [M, H] hidden states that predict the completion tokens of the problems.
@@ -279,6 +274,10 @@ class AdaSwitch(Strategy):
             rows = mine.to(own.device)
             found[rows] = divergence(own[rows], student, states, model, self.kind).float()
         return found
+
+    def knows(self, teacher: str) -> bool:
+        """Returns whether the teacher has a white-box model."""
+        return self.white_boxes.knows(teacher)
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the divergence on the mixed text."""

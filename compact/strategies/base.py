@@ -121,6 +121,13 @@ class Strategy:
         """
         return weights.weight
 
+    def knows(self, teacher: str) -> bool:
+        """Returns whether it can compute the loss of a teacher's rationales in an evaluation.
+
+        If not, the other rationales of a problem get its whole weight.
+        """
+        return True
+
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the terms to add to the loss of every micro-batch. Called once."""
         return ()

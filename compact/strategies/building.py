@@ -27,7 +27,7 @@ from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
 from compact.strategies.base import Strategy
 from compact.student import Student
-from compact.student.generation import generate
+from compact.student.generation import generate_in_room
 from compact.teachers.tasks import Work, find_writer, work_off
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Builder(Strategy):
         """Returns the student's greedy answer to each prompt."""
         tokenizer = student.tokenizer
         ids = [encode_prompt(text, tokenizer) for text in prompts]
-        found = generate(student.model, tokenizer, ids, self.settings["max_new_tokens"])
+        found = generate_in_room(student.model, tokenizer, ids, self.settings["max_new_tokens"])
         return [[str(tokenizer.decode(each, skip_special_tokens=True))] for each in found]
 
     def prepare(

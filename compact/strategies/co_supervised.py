@@ -33,7 +33,7 @@ from compact.passes.forward import observe
 from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
 from compact.strategies.base import Strategy, register_strategy
-from compact.student.generation import generate, seed_of
+from compact.student.generation import generate_in_room, seed_of
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
@@ -185,7 +185,7 @@ class CoSupervised(Strategy):
         for first in range(0, len(probed), _CHUNK):
             part = [(self._problems[i], self._encoded[i]) for i in probed[first : first + _CHUNK]]
             asked = [(encoded, i) for _, encoded in part for i in range(self.samples)]
-            texts = generate(
+            texts = generate_in_room(
                 student.model,
                 tokenizer,
                 [encoded.prompt_ids for encoded, _ in asked],

@@ -21,6 +21,7 @@ model. The contrast is within a micro-batch, so its size matters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -63,6 +64,7 @@ def contrast(own: Tensor, other: Tensor, labels: Tensor, temperature: float) -> 
     return mean
 
 
+@lru_cache(maxsize=8)  # every micro-batch asks for it, and it takes a third of a second
 def projection(width: int, to: int, seed: int) -> Tensor:
     """Returns a fixed [width, to] matrix with orthonormal columns, or rows if `to` is larger."""
     g = torch.Generator().manual_seed(seed)
@@ -165,7 +167,6 @@ class FeatureContrast(Strategy):
         own = completion_states(hidden, pass_)
         places = _ends_of_reasoning(pass_, weight)
         features = own.new_zeros((len(places), own.shape[1]), dtype=torch.float32)
-        seen = torch.zeros(len(places), dtype=torch.bool, device=own.device)
         found = own.new_zeros(len(own), dtype=torch.float32)
         answers = self.labels(batch.problems)
         labels = torch.tensor([answers[p] for _, p, _ in places], device=own.device)
@@ -178,18 +179,20 @@ class FeatureContrast(Strategy):
             here = mine[tokens]
             rows = mine.cumsum(0)[tokens[here]] - 1  # of the tokens among those that it has read
             features[here] = states[rows].float() @ matrix
-            seen |= here
-        known = self.white_boxes.known(weight, batch.teachers)
-        total = self.soft * (segment_mean(found, batch.token_offsets) * known).sum()
+        total = self.soft * (segment_mean(found, batch.token_offsets) * weight).sum()
         if self.factor and len(places) > 1:
             mine_now = own[tokens]
             inner = contrast(mine_now, mine_now, labels, self.temperature)
-            outer = contrast(mine_now[seen], features[seen], labels[seen], self.temperature)
+            outer = contrast(mine_now, features, labels, self.temperature)
             means.add("contrast/student", float(inner.detach()))
             means.add("contrast/teachers", float(outer.detach()))
             problems = len({p for _, p, _ in places})  # the trainer divides by the problems
             total = total + self.factor * problems * (inner + outer)
         return total
+
+    def knows(self, teacher: str) -> bool:
+        """Returns whether the teacher has a white-box model."""
+        return self.white_boxes.knows(teacher)
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the term."""

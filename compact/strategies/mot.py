@@ -73,7 +73,7 @@ class MergeOfThoughts(Strategy):
         self.rounds, self.merge = rounds, merge
         self.teachers: list[str] = []
         self.branch = 0  # of the whole run: round x K + teacher
-        self._total = 0
+        self._total = self._skipped = 0  # steps: of the run; that the loss scaler of fp16 skipped
         self._ends: list[int] = []
         self._start: dict[str, Tensor] = {}
         self._sum: dict[str, Tensor] = {}  # dense parameters: sum of w_k theta_k
@@ -195,21 +195,26 @@ class MergeOfThoughts(Strategy):
         self._sum, self._factors, self._mass = {}, {}, 0.0
 
     def _set_rate(self, step: int, optimizer: Any) -> None:
-        """Sets the rate of the step after `step` steps; the schedule has set that of the run."""
+        """Sets the rate of the step after `step` steps; the schedule has set that of the run.
+
+        After a step that the loss scaler of fp16 skipped, transformers leaves the schedule where it
+        was.
+        """
+        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        self._skipped += skipped
         if self._schedule is None or step >= self._total:
             return
         place = self.data_step(step) * self._total // (self._longest * self.rounds)
-        asked = self._schedule(step)
-        for group in optimizer.param_groups:
-            base = group.get("initial_lr", math.nan)
-            if not math.isclose(group["lr"], base * asked, rel_tol=1e-6, abs_tol=1e-30):
-                logger.warning(
-                    "mot: the learning rate is not that of lr_scheduler_type in the settings, so "
-                    "the branches of a round have different rates and the merge depends on the "
-                    "order of the teachers; set lr_scheduler_type to constant"
-                )
-                self._schedule = None
-                return
+        asked = self._schedule(step - self._skipped)
+        rates = [(g["lr"], g.get("initial_lr", math.nan) * asked) for g in optimizer.param_groups]
+        if not skipped and not all(math.isclose(*r, rel_tol=1e-6, abs_tol=1e-30) for r in rates):
+            logger.warning(
+                "mot: the learning rate is not that of lr_scheduler_type in the settings, so "
+                "the branches of a round have different rates and the merge depends on the "
+                "order of the teachers; set lr_scheduler_type to constant"
+            )
+            self._schedule = None
+            return
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self._schedule(place)
         self._means.add("learning rate", optimizer.param_groups[0]["lr"])
@@ -251,6 +256,7 @@ class MergeOfThoughts(Strategy):
         return {
             "branch": self.branch,
             "total": self._total,
+            "skipped": self._skipped,
             "mass": self._mass,
             "seen": self._seen,
             **{f"{kind} {name}": t for kind, found in kinds.items() for name, t in found.items()},
@@ -259,6 +265,7 @@ class MergeOfThoughts(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.branch, self._total = int(state["branch"]), int(state["total"])
+        self._skipped = int(state.get("skipped", 0))
         self._mass, self._seen = float(state["mass"]), list(state["seen"])
         for kind, found in (
             ("start", self._start),

@@ -18,7 +18,7 @@ from compact.passes.encode import encode_prompt
 from compact.strategies.base import register_strategy
 from compact.strategies.building import Builder, Built, Counts, reads_gold
 from compact.student import Student
-from compact.student.generation import generate, seed_of
+from compact.student.generation import generate_in_room, seed_of
 from compact.teachers.tasks import Task
 
 REQUEST = """Question:
@@ -109,7 +109,7 @@ class Orion(Builder):
     def _answers(self, problem: Problem, student: Student) -> list[str]:
         """Returns the student's own answers to a question."""
         tokenizer = student.tokenizer
-        found = generate(
+        found = generate_in_room(
             student.model,
             tokenizer,
             [encode_prompt(problem.prompt, tokenizer)] * self.samples,

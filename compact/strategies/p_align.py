@@ -37,7 +37,7 @@ from compact.passes.packing import Layout
 from compact.strategies.base import register_strategy
 from compact.strategies.building import Builder, Built, Counts, reads_gold
 from compact.student import Student
-from compact.student.generation import generate, seed_of
+from compact.student.generation import generate_in_room, seed_of
 from compact.teachers.tasks import Task, Work
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class _Prefixes:
             return found is not None
         question = tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
         ids = [*self._encoded.prompt_ids, *_prefix_ids(self._rationale, steps), *question]
-        (answer,) = generate(self._student.model, tokenizer, [ids], 4)
+        (answer,) = generate_in_room(self._student.model, tokenizer, [ids], 4)
         return _yes(str(tokenizer.decode(answer))) is not None
 
     def continued(self, steps: int) -> Work[str | None]:
@@ -258,7 +258,7 @@ class _Prefixes:
         of, tokenizer = self._of, self._student.tokenizer
         prefix = _prefix_ids(self._rationale, steps)
         key = (of.seed, self._problem.question_id, self._rationale.teacher, steps)
-        answers = generate(
+        answers = generate_in_room(
             self._student.model,
             tokenizer,
             [[*self._encoded.prompt_ids, *prefix]] * of.samples,

@@ -5,7 +5,6 @@ They are read through `compact_ops.head_divergence`, so the logits of neither mo
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
@@ -17,12 +16,10 @@ from torch import Tensor
 
 from compact.data import Problem
 from compact.passes import EncodedProblem, Pass
-from compact.passes.forward import token_states
+from compact.passes.forward import check_ids, token_states
 from compact.passes.packing import build_batch
 from compact.student import Student, load_student
 from compact_ops import head_divergence
-
-logger = logging.getLogger(__name__)
 
 
 class WhiteBoxes:
@@ -54,7 +51,6 @@ class WhiteBoxes:
                 f"to models, got {teachers!r}"
             )
         self._strategy, self._teachers, self._dtype = strategy, teachers, dtype
-        self._told: set[str] = set()  # teachers without a model of which the log has told
         self.models: dict[str, Student] = {}
 
     def load(
@@ -89,12 +85,16 @@ class WhiteBoxes:
         }
         self.models = {name: models[paths[name]] for name in names}
 
+    def knows(self, teacher: str) -> bool:
+        """Returns whether a teacher has a model; see `Strategy.knows`."""
+        return self.of(teacher) is not None
+
     def of(self, teacher: str) -> Student | None:
-        """Returns the model of a teacher; None if an evaluation has others.
+        """Returns the model of a teacher; None if an evaluation has others, or none is loaded.
 
         One model for all is also that of other teachers.
         """
-        return self.models.get(teacher) if self.several else next(iter(self.models.values()))
+        return self.models.get(teacher) if self.several else next(iter(self.models.values()), None)
 
     def read(self, problems: Sequence[EncodedProblem]) -> Iterator[tuple[Student, Tensor, Tensor]]:
         """Lets each model read the rationales of its own teachers; yields what it found.
@@ -116,28 +116,6 @@ class WhiteBoxes:
                 if kept:
                     parts.append(replace(problem, rationales=kept))
             yield model, torch.tensor(tokens), teacher_states(model, parts)
-
-    def known(self, weight: Tensor, teachers: Sequence[str]) -> Tensor:
-        """Returns weights [R] without the rationales whose teacher has no model.
-
-        An evaluation may have such teachers. Their divergence is unknown, and 0 would be the best
-        one. So the other weights of the pass are scaled to the same sum.
-
-        Args:
-            weight: [R] weights.
-            teachers: [R] the teacher of each rationale.
-        """
-        unknown = {teacher for teacher in teachers if self.of(teacher) is None}
-        if not unknown:
-            return weight
-        if unknown - self._told:
-            logger.warning(
-                "evaluation: the divergence leaves out %s, which have no white-box model",
-                ", ".join(sorted(unknown)),
-            )
-            self._told |= unknown
-        kept = weight * weight.new_tensor([float(teacher not in unknown) for teacher in teachers])
-        return kept * (weight.sum() / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny))
 
 
 def load_teacher(
@@ -170,7 +148,12 @@ def load_teacher(
 
 @torch.no_grad()
 def teacher_states(teacher: Student, problems: Sequence[EncodedProblem]) -> Tensor:
-    """Returns the teacher's hidden states [M, H2] that predict the problems' completion tokens."""
+    """Returns the teacher's hidden states [M, H2] that predict the problems' completion tokens.
+
+    Raises:
+        ValueError: it has no embedding for a token or a position.
+    """
+    check_ids(teacher, problems, leaves=False, who="white-box teacher")
     batch = build_batch(
         problems, layout="padded", leaves=False, pad_token_id=teacher.pad_token_id
     ).to(teacher.weight.device)

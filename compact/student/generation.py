@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.options import check_number
 from compact.student.student import learned_positions
+
+logger = logging.getLogger(__name__)
 
 # Every division copies the cache and begins generate anew, so a few rows do not make one.
 _FEW_ROWS = 4
@@ -136,6 +140,60 @@ def generate(
             if temperature:
                 sampler.keep(rest)
             cache = _divided(output.past_key_values, rest)
+    return found
+
+
+def rooms(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
+    """Returns how many tokens the model can write after each prompt, `max_new_tokens` at most.
+
+    Its table of learned positions may end before; the log says so once.
+    """
+    limit = learned_positions(model)
+    if limit is None:
+        return [max_new_tokens] * len(prompts)
+    found = [max(min(max_new_tokens, limit - len(prompt)), 0) for prompt in prompts]
+    if min(found) < max_new_tokens:
+        _tell_of_positions(limit, max_new_tokens)
+    return found
+
+
+@cache
+def _tell_of_positions(limit: int, max_new_tokens: int) -> None:
+    logger.warning(
+        "some prompts leave room for fewer than max_new_tokens = %d, as the model has learned %d "
+        "positions; their texts end there",
+        max_new_tokens,
+        limit,
+    )
+
+
+def generate_in_room(
+    model: Any,
+    processing_class: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Returns what `generate` does, with the tokens that each prompt has room for (see `rooms`).
+
+    A prompt without room gets an empty continuation.
+    """
+    own = rooms(model, prompts, max_new_tokens)
+    found: list[list[int]] = [[] for _ in prompts]
+    for most in sorted({*own} - {0}):  # one batch if there is room for all
+        mine = [i for i, room in enumerate(own) if room == most]
+        texts = generate(
+            model,
+            processing_class,
+            [prompts[i] for i in mine],
+            most,
+            temperature=temperature,
+            seeds=None if seeds is None else [seeds[i] for i in mine],
+        )
+        for i, ids in zip(mine, texts, strict=True):
+            found[i] = ids
     return found
 
 

@@ -52,7 +52,7 @@ class ProblemDataset(Dataset[Item]):
         self.problems, self._skips, self._leaf_budget = problems, skips, leaf_budget
         self._used: Sequence[int] = range(len(problems))
         if skips is not None and len(problems.sample) == len(problems):
-            self._used = [i for i, p in enumerate(problems) if not all(skips(p))] or self._used
+            self._used = [i for i, p in enumerate(problems) if not all(skips(p))]
 
     def __len__(self) -> int:
         return len(self._used)

@@ -6,6 +6,7 @@ The loss of a rationale is its weight times the mean over its tokens of token we
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from compact.config import CompactConfig
 from compact.passes import Batch, EncodedProblem, Pass
 from compact.passes.forward import check_ids, run_pass
 from compact.passes.packing import Layout, build_batch
-from compact.passes.segments import segment_mean
+from compact.passes.segments import segment_mean, segment_sum
 from compact.passes.transfer import put
 from compact.strategies import LossTerm, Strategy
 from compact.student import Student
@@ -32,6 +33,8 @@ from compact.trainer.sharding import asked_for
 from compact.trainer.step import OpenStep
 from compact.weighting import Weigher, Weights, weigh_tokens
 from compact_ops.linear_token_stats import plan_head_grad
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class MicroBatchLoss:
     accelerator: Accelerator
     terms: list[LossTerm] = field(init=False)
     kept_levels: dict[str, list[float]] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)  # unknown teachers that the log has named
 
     def __post_init__(self) -> None:
         own = self.weigher.consistency
@@ -132,6 +136,8 @@ class MicroBatchLoss:
                         weights = self.weigher.weights(pass_) if known is None else known
                         if training:
                             weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
+                        else:
+                            weights = self._of_known_teachers(weights, batch)
             except Exception:
                 found = self._not_finite(pass_)
                 if found is None:
@@ -183,6 +189,28 @@ class MicroBatchLoss:
         if not (fixed and self.args.head_grad == "auto" and plan.mode in of_use):
             return None
         return self.weigher.weights(Pass.before(batch, self.student))
+
+    def _of_known_teachers(self, weights: Weights, batch: Batch) -> Weights:
+        """Returns the weights of an evaluation without the teachers that the strategy cannot read.
+
+        The other rationales of a problem get its whole weight. A problem without any has weight 0.
+        """
+        teachers = batch.teachers
+        unknown = {name for name in teachers if not self.strategy.knows(name)}
+        if not unknown:
+            return weights
+        if unknown - self._told:
+            logger.warning(
+                "evaluation: the loss leaves out the rationales of %s, because strategy %s has no "
+                "model of these teachers",
+                ", ".join(sorted(unknown)),
+                self.args.strategy,
+            )
+            self._told |= unknown
+        weight, offsets = weights.weight, batch.problem_offsets
+        kept = weight * put([name not in unknown for name in teachers], weight, torch.bool)
+        whole, rest = (segment_sum(each, offsets)[batch.problem] for each in (weight, kept))
+        return weights._replace(weight=torch.where(rest > 0, kept / rest * whole, 0.0))
 
     @property
     def build(self) -> Callable[..., Batch]:

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from compact.config import CompactConfig
 from compact.data import Problem, load_problems, of_teacher
+from compact.data.rows import HUB
+from compact.passes import EncodedProblem
 from compact.passes.encode import tell_of_cuts
-from compact.passes.forward import check_ids, reach
-from compact.passes.layout import choose_layout
+from compact.passes.forward import check_ids, check_window, reach
+from compact.passes.layout import LEAF_ROOM, choose_layout
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import Layout
 from compact.registry import unknown
@@ -47,7 +49,7 @@ def check_strategy(weigher: Weigher, strategy: Strategy, args: CompactConfig) ->
             f"strategy must not be {args.strategy} with {sharded}, because it needs whole "
             "parameters on each process; use one process or ddp"
         )
-    if args.leaf_every > 1 and type(strategy).rollout is not Strategy.rollout:
+    if args.leaf_every > 1 and _changes(strategy, "rollout"):
         raise ValueError(
             f"leaf_every must be 1 with strategy {args.strategy}, whose rationales change from "
             f"step to step, got {args.leaf_every}"
@@ -124,8 +126,7 @@ def skips_of(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> Skips
         ValueError: `max_rationales_per_problem` is set, and the strategy may read any rationale: it
             changes rationales or weights, or adds to the loss.
     """
-    hooks = ("rollout", "weigh", "loss_terms")
-    plain = all(getattr(type(strategy), hook) is getattr(Strategy, hook) for hook in hooks)
+    plain = not _changes(strategy, "rollout", "weigh", "loss_terms")
     most = args.max_rationales_per_problem
     if most is None:
         return weigher.skips if plain else None
@@ -135,6 +136,11 @@ def skips_of(weigher: Weigher, strategy: Strategy, args: CompactConfig) -> Skips
             f"read any rationale, got {most}"
         )
     return partial(skip_beyond, most, args.seed, weigher.skips)
+
+
+def _changes(strategy: Strategy, *hooks: str) -> bool:
+    """Returns whether a strategy has a hook of its own among these."""
+    return any(getattr(type(strategy), hook) is not getattr(Strategy, hook) for hook in hooks)
 
 
 def encoded(
@@ -236,7 +242,8 @@ def one_of(own: Any, asked: Any) -> Any:
     several = own if isinstance(own, Mapping) else {}
     if isinstance(asked, str) and asked in several:
         return several[asked]
-    if several and isinstance(asked, str) and not Path(asked).exists():
+    path = isinstance(asked, str) and (asked.startswith(HUB) or Path(asked).exists())
+    if several and isinstance(asked, str) and not path:
         raise ValueError(unknown("eval_dataset", asked, list(several)))
     found = own if asked is None else asked
     if found is None or isinstance(found, Mapping):
@@ -273,8 +280,11 @@ def layout_for(
     given = [each for each in (data, *given) if each is not None]
     problems = [problem for each in given for problem in each.problems.sample]
     reaches = [reach(problem, weigher.needs.leaves) for problem in problems]
-    room = max((leaf - row for row, leaf in reaches), default=0)
-    layout, reason = choose_layout(student, wanted, args.max_length, max(room, 0))
+    whole = all(len(each.problems.sample) == len(each.problems) for each in given)
+    asks = weigher.needs.leaves or weigher.needs.options
+    least = LEAF_ROOM if asks and not whole else 0
+    room = max([least, *(leaf - row for row, leaf in reaches)])
+    layout, reason = choose_layout(student, wanted, args.max_length, room)
     if weigher.needs.padded:
         reason = f"as {args.preset} needs"
     fallen = layout == "padded" and wanted == "auto"  # each rationale repeats the prompt
@@ -292,28 +302,45 @@ def fit_data(
     Of data that are encoded when they are needed, a sample is checked.
 
     Raises:
-        ValueError: it has no embedding for a token or a position.
+        ValueError: it has no embedding for a token or a position, or its attention does not reach
+            over a problem's tree.
     """
     data.padded = layout == "padded"
     sample = data.problems.sample
     check_ids(student, sample, leaves=weigher.needs.leaves)
+    if layout == "tree":
+        check_window(student, sample, leaves=weigher.needs.leaves)
     tell_of_cuts(sample, args.max_length)
     return data
 
 
 def check_training(
-    student: Student, weigher: Weigher, data: ProblemDataset, args: CompactConfig
+    student: Student,
+    weigher: Weigher,
+    strategy: Strategy,
+    args: CompactConfig,
+    data: ProblemDataset,
+    evals: Any,
 ) -> None:
-    """Logs what the weights rest on, and warns if the student would not learn to stop.
+    """Checks what is trained and evaluated, and logs what the weights rest on.
+
+    It warns if the student would not learn to stop.
 
     Raises:
-        ValueError: no parameter would be trained.
+        ValueError: no parameter would be trained, or no problem would be; or as in `check_losses`.
     """
     if not any(parameter.requires_grad for parameter in student.model.parameters()):
         raise ValueError(
             "model must have a parameter that requires a gradient, got none; an adapter is loaded "
             "for training with PeftModel.from_pretrained(..., is_trainable=True)"
         )
+    may_weigh = _changes(strategy, "rollout", "weigh")  # also what the preset gives weight 0
+    if not may_weigh and not has_loss(weigher, strategy, data):
+        raise ValueError(
+            f"train_dataset must have a rationale that preset {args.preset} trains on, got none "
+            f"in {len(data.problems.sample)} problems: all have weight 0"
+        )
+    check_losses(weigher, strategy, args, evals)
     whole = [r for problem in data.problems.sample for r in problem.rationales if not r.cut]
     ends = {token for r in whole for token in r.ids[-3:]}  # `keep_tail` has a newline behind it
     if ends and ends.isdisjoint(student.tokenizer.all_special_ids):
@@ -322,6 +349,39 @@ def check_training(
             "not learn to stop"
         )
     log_data(data, weigher, args.leaf_budget)
+
+
+def has_loss(weigher: Weigher, strategy: Strategy, data: ProblemDataset) -> bool:
+    """Returns whether a problem can have a loss; of large data, the sample is read."""
+
+    def can(problem: EncodedProblem) -> bool:
+        skipped = [False] * len(problem.rationales)
+        if weigher.skips is not None:
+            skipped = list(weigher.skips(problem))
+        read = (strategy.knows(r.teacher) for r in problem.rationales)
+        return any(not skip and known for skip, known in zip(skipped, read, strict=False))
+
+    return any(map(can, data.problems.sample))
+
+
+def check_losses(weigher: Weigher, strategy: Strategy, args: CompactConfig, evals: Any) -> None:
+    """Warns of evaluation data in which no problem can have a loss.
+
+    Raises:
+        ValueError: the run would choose its best model by that loss.
+    """
+    each = {f"{name}_": data for name, data in evals.items()} if isinstance(evals, Mapping) else {}
+    for name, data in (each or {"": evals}).items():
+        if data is None or has_loss(weigher, strategy, data):
+            continue
+        best = args.metric_for_best_model
+        if args.eval_strategy != "no" and best in (f"{name}loss", f"eval_{name}loss"):
+            raise ValueError(
+                f"metric_for_best_model must be a metric of the evaluation, got {best!r}: no "
+                f"problem of eval_dataset can have a loss with preset {args.preset} and strategy "
+                f"{args.strategy or 'none'}; set it to {name}nll with greater_is_better: false"
+            )
+        logger.warning("eval_dataset: no problem can have a loss; there is no eval_%sloss", name)
 
 
 def log_data(data: ProblemDataset, weigher: Weigher, budget: float) -> None:

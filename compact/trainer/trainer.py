@@ -183,7 +183,7 @@ class CompactTrainer(Trainer):
         self._body_size = sum(p.numel() for p in self.student.body.parameters())
         self.layout = setup.layout_for(self.student, self.weigher, args, data, evals)
         if data is not None:
-            setup.check_training(self.student, self.weigher, data, args)
+            setup.check_training(self.student, self.weigher, self.strategy, args, data, evals)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )

@@ -286,7 +286,7 @@ def test_a_tree_longer_than_the_window_is_refused() -> None:
         return build_batch([problem], layout=layout, leaves=leaves, pad_token_id=0)
 
     run_pass(student, batch([11, 11, 4], "tree"))  # 5 + 11 tokens reach over 16
-    with pytest.raises(ValueError, match="at most 16 tokens.* got 17.*use the layout padded"):
+    with pytest.raises(ValueError, match="question_id 'q1'.* at most 16 .* got 17; set layout"):
         run_pass(student, batch([12, 4], "tree"))
     with pytest.raises(ValueError, match="got 18;"):  # the leaf, not the rationale
         run_pass(student, batch([11, 4], "tree", leaves=True))

@@ -184,27 +184,6 @@ def test_each_text_is_compared_with_its_own_teacher(tmp_path: Path) -> None:
         assert not torch.allclose(part, alone[(r + 1) % 3][r], rtol=1e-2)
 
 
-def test_a_teacher_without_a_model_is_left_out(
-    tmp_path: Path, teacher: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In an evaluation: the loss is that of the other rationales with the whole weight."""
-    tokenizer = build_tokenizer()
-    student = Student.of(build_model(tokenizer, 3, hidden=32, layers=1).eval(), tokenizer)
-    values = []
-    for names in (("good",), ("good", "verbose")):
-        given = load_problems(rows_of(*names))
-        problems = [encode_problem(p, tokenizer, max_length=400) for p in given]
-        if len(names) == 1:
-            strategy = AdaSwitch({"good-0": teacher}, dtype="float32")
-            strategy.prepare(given, nn.Identity(), tokenizer)
-        pass_ = observe(student, problems, leaves=False)
-        (term,) = strategy.loss_terms()
-        weight = torch.full((pass_.batch.num_rationales,), 1 / len(names))
-        values.append(term(pass_.hidden, pass_, weight))
-    torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-6)
-    assert "leaves out verbose-1, which have no white-box model" in caplog.text
-
-
 def test_a_text_has_at_most_max_new_tokens(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Student's and teacher's part together, whatever the other prompts of the micro-batch."""
     tokenizer = build_tokenizer()

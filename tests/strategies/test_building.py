@@ -64,7 +64,7 @@ def test_a_chat_that_stays_keeps_its_reasoning(
     tokenizer = build_tokenizer()
     tokenizer.chat_template = _TEMPLATE
     wrong = tokenizer("The answer is 8")["input_ids"]
-    monkeypatch.setattr(orion, "generate", lambda m, t, p, *_, **__: [wrong] * len(p))
+    monkeypatch.setattr(orion, "generate_in_room", lambda m, t, p, *_, **__: [wrong] * len(p))
     problems = _chat_problems()
     strategy = Orion("planted_writer:write")
     strategy.folder = tmp_path

@@ -102,7 +102,9 @@ def test_keep_rate_counts_sampled_answers(monkeypatch: pytest.MonkeyPatch) -> No
     problems = load_problems(rows_of("good", problems=8))
     first = problems[0].answer
     text = tokenizer(f"The answer is {first}")["input_ids"]
-    monkeypatch.setattr(co_supervised, "generate", lambda m, t, p, *_, **__: [text] * len(p))
+    monkeypatch.setattr(
+        co_supervised, "generate_in_room", lambda m, t, p, *_, **__: [text] * len(p)
+    )
     strategy = CoSupervised(samples=2, probe=8, least=0.01)
     strategy.prepare(problems, student.model, tokenizer)
     strategy.begin(student.model, 10)

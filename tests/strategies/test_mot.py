@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from compact.strategies.mot import MergeOfThoughts, truncated
 from helpers.resuming import assert_resumes
@@ -76,6 +77,35 @@ def test_a_schedule_that_is_not_known_is_named(
     trainer.train()
     told = [r.getMessage() for r in caplog.records if r.name == "compact.strategies.mot"]
     assert len(told) == 1 and "not that of lr_scheduler_type" in told[0]
+
+
+@pytest.mark.parametrize("skipped", [{1}, {2, 3}, {6}])
+def test_a_step_that_the_loss_scaler_skips_leaves_the_rates_equal(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    skipped: set[int],
+) -> None:
+    """As with fp16: the optimizer takes no step, and transformers does not move the schedule."""
+    plain, calls = AcceleratedOptimizer.step, []
+
+    def step(self: Any, closure: Any = None) -> None:
+        calls.append(None)
+        self._is_overflow = len(calls) in skipped
+        if not self._is_overflow:
+            plain(self, closure)
+
+    monkeypatch.setattr(AcceleratedOptimizer, "step", step)
+    rows = rows_of("good", "verbose")
+    settings: dict[str, Any] = {"max_steps": 8, "lr_scheduler_type": "linear"} | MOT
+    settings |= {"save_strategy": "steps", "save_steps": 4}
+    want = [1e-3 * factor for factor in (0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25)]  # of the next step
+    for checkpoint in (None, str(tmp_path / "checkpoint-4")):
+        trainer = trainer_of(tmp_path, rows, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        log = [e.get("strategy/learning rate") for e in trainer.state.log_history if "loss" in e]
+        assert log[:7] == pytest.approx(want)
+    assert not [r for r in caplog.records if r.name == "compact.strategies.mot"]
 
 
 @pytest.mark.parametrize("rank", [3, 12, 20])

@@ -69,7 +69,7 @@ def test_a_planted_bug_is_rewritten(writer: ModuleType, monkeypatch: pytest.Monk
     (problem,) = load_problems([rows["verbose"]])
     bug, fixed = rows["wrong-step"]["completion"], rows["good"]["completion"]
     tokens = student.processing_class(bug)["input_ids"]
-    monkeypatch.setattr(orion, "generate", lambda m, t, p, *_, **__: [tokens] * len(p))
+    monkeypatch.setattr(orion, "generate_in_room", lambda m, t, p, *_, **__: [tokens] * len(p))
     writer.texts = [fixed]
     (text,), counts = rewritten(problem, student)
     corrected = [line for line in fixed.split("\n") if line not in bug.split("\n")]
@@ -92,7 +92,7 @@ def test_wrong_rewrites_and_right_students_keep_the_original(
     (problem,) = load_problems(rows_of("good", "verbose", problems=1))
     answers = ["The answer is 99"]
     monkeypatch.setattr(
-        orion, "generate", lambda m, t, p, *_, **__: [t(answers[0])["input_ids"]] * len(p)
+        orion, "generate_in_room", lambda m, t, p, *_, **__: [t(answers[0])["input_ids"]] * len(p)
     )
     writer.texts = ["The answer is 98", f"Well. The answer is {problem.answer}"]
     texts, counts = rewritten(problem, student)

@@ -61,7 +61,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         texts = ["\nThe answer is 99", *["\nThe answer is " + str(ANSWER[0])] * (len(given) - 1)]
         return [tokenizer(text)["input_ids"] for text in texts]
 
-    monkeypatch.setattr(p_align, "generate", generate)
+    monkeypatch.setattr(p_align, "generate_in_room", generate)
     return prompts
 
 

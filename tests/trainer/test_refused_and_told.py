@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
@@ -13,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import lazily
 from compact.trainer import CompactTrainer
 from helpers.trajectories import WEIGHED
 
@@ -79,11 +82,58 @@ def test_other_data_are_evaluated(tmp_path: Path) -> None:
         trainer.predict(ROWS)
 
 
-def test_no_loss_is_not_the_best_loss(tmp_path: Path) -> None:
+def test_a_data_set_of_the_hub_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if there are several data sets by name."""
+    (tmp_path / "data").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "data/train.jsonl").write_text(text)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    trainer = trainer_of(tmp_path / "run", evals={"one": ROWS[:2], "two": ROWS[2:]})
+    found = trainer.evaluate(f"hub:{tmp_path / 'data'}")
+    assert found["eval_nll"] == pytest.approx(trainer.evaluate(ROWS)["eval_nll"])
+
+
+def test_no_loss_is_not_the_best_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`rejection` on data without gold answers weighs nothing."""
     unknown = [{k: v for k, v in row.items() if k != "answer"} for row in ROWS]
     metrics = trainer_of(tmp_path, evals=unknown, preset="rejection").evaluate()
     assert "eval_loss" not in metrics and metrics["eval_nll"] > 0
+    assert "no problem can have a loss; there is no eval_loss" in caplog.text
+
+
+WRONG = zoo.make_rows(("wrong-step",), 2, seed=1)
+
+
+@pytest.mark.parametrize("preset", ["rejection", "robust"])
+def test_a_best_model_needs_a_loss(tmp_path: Path, preset: str) -> None:
+    """At the start: transformers finds that there is none when it has trained for an epoch."""
+    best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    best |= {"load_best_model_at_end": True, "preset": preset}
+    words = r"metric_for_best_model must be .*, got '{}': no problem .* set it to {}nll with"
+    with pytest.raises(ValueError, match=words.format("loss", "")):
+        trainer_of(tmp_path, None, ROWS, WRONG, **best)
+    sets, name = {"right": ROWS, "wrong": WRONG}, "eval_wrong_loss"
+    with pytest.raises(ValueError, match=words.format(name, "wrong_")):
+        trainer_of(tmp_path, None, ROWS, sets, **best, metric_for_best_model=name)
+    other = {"metric_for_best_model": "right_loss"}
+    trainer_of(tmp_path / "a", None, ROWS, sets, **best, **other).train()
+    other = {"metric_for_best_model": "nll", "greater_is_better": False}
+    trainer_of(tmp_path / "b", None, ROWS, WRONG, **best, **other).train()
+
+
+@pytest.mark.parametrize("preset", ["rejection", "robust"])
+@pytest.mark.parametrize("strategy", [None, "fragment-ema"])
+def test_nothing_to_train_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, strategy: str | None
+) -> None:
+    words = f"train_dataset must have a rationale that preset {preset} trains on, got none in 2 pr"
+    with pytest.raises(ValueError, match=words):
+        trainer_of(tmp_path, data=WRONG, preset=preset, strategy=strategy)
+    monkeypatch.setattr(lazily, "AT_ONCE", 1)
+    with pytest.raises(ValueError, match=words.replace("2 pr", "1 pr")):
+        trainer_of(tmp_path, data=WRONG, preset=preset, strategy=strategy)
 
 
 def test_an_optimizer_with_a_mode_is_told(tmp_path: Path) -> None:
@@ -201,3 +251,47 @@ def test_the_longest_answer_counts_for_the_window(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, windowed(200 + 40), rows, **WEIGHED, max_length=200)
     assert trainer.layout == "padded"
     trainer.train()
+
+
+def of_lengths(*answers: int) -> list[dict[str, Any]]:
+    """Rows with answers of so many words, and rationales of more than 50 tokens."""
+    texts = [row["completion"] for row in zoo.make_rows(("verbose",), len(answers), seed=1)]
+    return [
+        {
+            "question_id": f"q{i}",
+            "prompt": "Ann has 3 beads.",
+            "teacher": "a",
+            "completion": text,
+            "answer": "1 " * length,
+            "answer_type": "text",
+        }
+        for i, (text, length) in enumerate(zip(texts, answers, strict=True))
+    ]
+
+
+def test_answers_beyond_the_sample_have_room_in_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample has short answers: as much room is kept as for an answer that is not known."""
+    monkeypatch.setattr(lazily, "AT_ONCE", 2)
+    own: dict[str, Any] = WEIGHED | {"max_length": 50, "max_steps": 4}
+    own["per_device_train_batch_size"] = 1
+    rows = of_lengths(2, 20, 2, 20)  # the sample is of the first and the third
+    for window, layout in ((64, "padded"), (50 + 32, "tree")):
+        trainer = trainer_of(tmp_path / str(window), windowed(window), rows, **own)
+        assert trainer.layout == layout
+        trainer.train()
+    without_leaves = trainer_of(tmp_path, windowed(50), rows, max_length=50)
+    assert without_leaves.layout == "tree"
+    trainer = trainer_of(tmp_path / "named", windowed(82), of_lengths(2, 2, 2, 40), **own)
+    words = "question_id 'q3': prompt, rationale and .* at most 82 tokens in a tree, .*layout: pad"
+    with pytest.raises(ValueError, match=words):
+        trainer.train()
+
+
+def test_data_that_are_given_later_must_be_within_the_window(tmp_path: Path) -> None:
+    own: dict[str, Any] = WEIGHED | {"max_length": 50}
+    trainer = trainer_of(tmp_path, windowed(82), of_lengths(2, 2), **own)
+    assert trainer.layout == "tree" and trainer.evaluate(of_lengths(20))["eval_nll"] > 0
+    with pytest.raises(ValueError, match=r"question_id 'q1': .* 82 tokens in a tree, .* got \d+;"):
+        trainer.get_eval_dataloader(of_lengths(2, 40))
