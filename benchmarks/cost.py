@@ -239,9 +239,10 @@ PAGE = """# What does weighing teachers cost over plain SFT?
 transformers', and LoRA of rank {rank} trains the student; TRL's trainer takes longer ([case
 `step`](results/benchmarks.md)). COMPACT reads the question once for all K
 rationales and runs the head on completion tokens only, without ever holding their logits. This
-saves more time than the weights cost. With one teacher there is nothing to share and nothing to weigh. The longer the
-question, the more is saved. "Leaves": after every step the student is asked how likely the gold
-answer is, as the default preset `robust` wants it; without, any policy that does not ask.
+saves more time than the weights cost. With one teacher there is nothing to share and nothing to
+weigh. The longer the question, the more is saved. "Leaves": after every step the student is asked
+how likely the gold answer is, as the default preset `robust` wants it; without, any policy that
+does not ask.
 
 Written by `python -m benchmarks.cost` from `benchmarks/results`; do not edit.
 
