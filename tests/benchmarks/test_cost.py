@@ -170,7 +170,7 @@ def test_the_page_has_long_rationales_and_the_time_around_the_student(results):
     assert "| the whole student | 10.0 ms | 14.0 ms | **1.40** | 1.40 to 1.40 |" in text
     assert "| LoRA on every linear layer | 20.0 ms | 26.0 ms | **1.30** | 1.30 to 1.30 |" in text
     assert "(P = 4 problems in the only micro-batch, K = 4" in text
-    assert "box; commit abc, 2026-01-02)." in text
+    assert "box; commit abc, 2026-01-02; other machines: " in text
 
 
 def copy_with(path, count=None, **other):
