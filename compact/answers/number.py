@@ -32,7 +32,7 @@ _ATTACHED = (  # letters behind a number that are no unknown: 7kg, 7th, 7pm
 # What stands behind a number that is a part of an expression: a sign that computes, a bracket, a
 # command, an unknown, a word that computes. Other words and signs of a sentence may stand there.
 _GOES_ON = re.compile(
-    r"\s?(?:[*×^÷√·⋅±≤≥<_{!]|>(?!>)|[-+–−]\s?(?:[\d.(\\√{]|[b-hj-z]\b)"
+    r"\s?(?:[*×^÷√·⋅±≤≥_{!]|<(?!/?\w{1,20}>)|>(?!>)|[-+–−]\s?(?:[\d.(\\√{]|[b-hj-z]\b)"
     r"|/\s?(?:[\d.(\\√{]|[xyznk]\b)|\\(?![\\\s]|approx\b|$)|x\s?\d)"
     rf"|[\s-]?(?i:{_COMPUTES})|\((?=[\d\\]|[a-z]\b)|[)\]}}]{{1,3}}(?:[*/^({{√×·]|\s?[-+]\s?[\d\\(])"
     rf"|(?!{_ATTACHED})[^\W\d_]|[²³⁴-⁹]|\s(?![aAImgslhLWVAJNKCF]\b)[^\W\d_]\b(?!['’.])"

@@ -36,6 +36,8 @@ NUMBERS: list[Group] = [
             ("So he earns $7 (9 apples at $2).", "7", True),
             ("The answer is 6.25, which rounds up to 7.", "7", True),
             ("The answer is US$7.", "7", True),
+            ("The answer is 7 <end>", "7", True),
+            ("<b>The answer is 7</b>", "7", True),
             (r"The answer is $\boxed{\frac{\sqrt{5}}{7}}$.", r"frac{\sqrt{5}}{7", False),
             (r"\boxed{7,5}", "7,5", False),
             (r"\boxed{\pm 7}", "pm 7", False),

@@ -149,6 +149,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(f"model: {student}\n")
     test = tmp_path / "test.jsonl"
     test.write_text("".join(json.dumps(row) + "\n" for row in rows_of("good")))
-    arms = ["compare", str(data), "--config", str(recipe), "--test", str(test), "--out", str(out)]
+    arms = ["compare", str(data), "--config", str(recipe), "--test", str(test)]
+    arms += ["--out", str(tmp_path / "arms")]
     assert "rejection needs gold answers" in fails(capsys, *arms, "--arms", "uniform", "rejection")
     assert all(p.answer is None for p in load_problems(data))
