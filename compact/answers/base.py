@@ -183,11 +183,11 @@ def find_domain(
     rationales = list(completions) if gold is None else []
     for name in domain_names():
         found = DOMAINS[name].recognise(gold, prompt)
-        if found is not None and gold is None and name == BUILT_IN[-1]:
+        if found is None or (gold is None and name == "choice" and _denied(found, rationales)):
+            continue
+        if gold is None and name == BUILT_IN[-1]:
             return _voted(rationales, prompt, found)
-        open_choice = gold is None and name == "choice"
-        if found is not None and not (open_choice and _denied(found, rationales)):
-            return found
+        return found
     raise ValueError(f"gold: no domain recognises {_shown(gold)}")
 
 
@@ -212,7 +212,10 @@ def _voted(completions: Sequence[str], prompt: str, default: Domain) -> Domain:
 
 
 def _kind(said: str, prompt: str) -> Domain:
-    """Returns the domain of a stated answer: "Yes, it would float" is yes, with a reason."""
+    """Returns the domain of a stated answer.
+
+    "Yes, it would float" is an answer of yes_no: the words behind "yes" are its reason.
+    """
     for name in domain_names():
         found = DOMAINS[name].recognise(said, prompt)
         if found is None and name in ("yes_no", "date"):

@@ -16,6 +16,7 @@ from compact.text.numbers import (
     parse_number,
     parse_number_words,
 )
+from compact.text.plain import CALCULATOR
 
 _EQUALS = re.compile(r"=|≈|\\approx\b")
 # Words that compute. A number beside one is not all of what a text says: "log 2", "20 plus 5".
@@ -25,6 +26,7 @@ _COMPUTES = (
     rf"(?:{_FUNCTION}|over(?=\s\(?\d)|times(?=\s\(?\d)|divided|multiplied|squared|cubed|factorial"
     rf"|to\sthe\s(?:power|\w+\spower)|dozens?|halves|thirds|(?:and\s)?an?\s{_PART})\b"
 )
+_PART_BEHIND = re.compile(rf"[\s-](?:{_COMPUTES}|{_PART}\b)", re.IGNORECASE)
 _ATTACHED = (  # letters behind a number that are no unknown: 7kg, 7th, 7pm
     r"(?:[kcmnµμ]?[mgslLWVAJN]|[hCFK]|[kM]?Hz|k?Pa|lbs?|oz|ft|in|yd|mi|hr|mph|am|pm|st|nd|rd|th"
     r"|[KMGT]B|k?cal|cc|[^\W\d_]{3,})(?![^\W\d_])"
@@ -45,7 +47,6 @@ _COMES_FROM = re.compile(
 )
 _SIGNS = re.compile(r"\\[a-zA-Z]|[\^*×√π∞±≤≥_|!²³⁴-⁹]|[(\[{][^)\]}]*[,+/-]")
 _UNIT_POWER = re.compile(r"(?<=[a-zA-Z])\s?(?:\^\s?\{?-?[1-3]\}?|[²³])")
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # 3 + 4 = <<3+4=7>>7
 _BASE = re.compile(r"(?<=\d)_(?:\w|\{\w{1,3}\})\W*$")  # 1011_2
 _PROSE = re.compile(
     rf"(?<![\\a-zA-Z])(?!{_COMPUTES}|\d)(?:[a-z]{{2,}}|i\.e\b|e\.g\b)", re.IGNORECASE
@@ -90,9 +91,9 @@ _SHORT = 2  # most words of a sentence that is an answer by itself: "Seven apple
 
 
 def same_number(a: str, b: str) -> bool | None:
-    """Whether two texts are equal numbers; None if one is not a number.
+    """Returns whether two texts are the same number, or None if one of them is no number.
 
-    Whole numbers must be the same, others may differ by a millionth of their size.
+    Whole numbers must be equal. Others may differ by a millionth of their size.
     """
     x, y = parse_number(a), parse_number(b)
     if x is None or y is None:
@@ -169,7 +170,7 @@ def bare_number(answer: str) -> str | None:
     Words may stand behind the number, such as a unit, but not before it: "Apollo 11" is a name. A
     sum is computed: "4 * 3" is 12. A number in words counts.
     """
-    text = _CALCULATOR.sub("", unwrap(answer[:LONGEST_ANSWER])).strip()
+    text = CALCULATOR.sub("", unwrap(answer[:LONGEST_ANSWER])).strip()
     if _NOT.match(text) or SEVERAL_EQUATIONS.search(text) or _OPPOSITES.search(text):
         return None
     number = _form(text.strip(" ,:;!?()[]{}\"'").rstrip("."))
@@ -193,7 +194,7 @@ def bare_number(answer: str) -> str | None:
 
 def _from_words(words: re.Match[str]) -> str | None:
     """Returns the number that is given in words, None if they go on ("three quarters")."""
-    if re.compile(rf"[\s-](?:{_COMPUTES}|{_PART}\b)", re.I).match(words.string, words.end()):
+    if _PART_BEHIND.match(words.string, words.end()):
         return None
     value = parse_number_words(words.group())
     return None if value is None else format_number(value)

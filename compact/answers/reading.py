@@ -151,7 +151,7 @@ class Reader(Protocol):
         """Returns the last answer that a sentence of a rationale names."""
 
     def states(self, step: str) -> bool:
-        """Whether a sentence of a rationale states an answer, and does not only name one."""
+        """Returns whether a sentence gives the answer ("So it is (B)"), not only mentions one."""
 
 
 def read(reader: Reader, completion: str) -> str | None:

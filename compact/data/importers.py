@@ -202,8 +202,8 @@ def from_question(row: Mapping[str, Any], where: str) -> Sample:
 def _stated(rationale: str, prompt: str) -> str | None:
     """Returns the answer that a rationale states, as a gold answer.
 
-    Letters, words and mathematics stay as they are written: the normal form of the domain general
-    has neither brackets nor capitals.
+    Letters, words and mathematics are returned as written. The domain general would remove their
+    brackets and capitals.
     """
     domain, said = find_domain(None, prompt), (stated_answer(rationale) or "").strip().rstrip(".")
     written = ("choice", "math", "text")

@@ -49,8 +49,8 @@ def draw_graph(graph: rx.PyDiGraph, path: Path) -> None:
     that take it.
 
     Raises:
-        ValueError: if the format is unknown, or the graph has more than `MOST_NODES` nodes.
-        OSError: if the picture cannot be written.
+        ValueError: the format is unknown, or the graph has more than `MOST_NODES` nodes.
+        OSError: the picture cannot be written.
     """
     from matplotlib.figure import Figure
     from rustworkx.visualization import mpl_draw

@@ -122,9 +122,9 @@ class Strategy:
         return weights.weight
 
     def knows(self, teacher: str) -> bool:
-        """Returns whether it can compute the loss of a teacher's rationales in an evaluation.
+        """Returns whether an evaluation can include this teacher's rationales in its loss.
 
-        If not, the other rationales of a problem get its whole weight.
+        If not, the other rationales of the problem share its whole weight.
         """
         return True
 

@@ -86,7 +86,7 @@ class WhiteBoxes:
         self.models = {name: models[paths[name]] for name in names}
 
     def knows(self, teacher: str) -> bool:
-        """Returns whether a teacher has a model; see `Strategy.knows`."""
+        """Returns whether a teacher of the data has a white-box model."""
         return self.of(teacher) is not None
 
     def of(self, teacher: str) -> Student | None:

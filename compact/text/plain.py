@@ -40,7 +40,7 @@ _LATEX_BREAKS = re.compile(
 )
 _BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*\d)")  # Markdown; between digits it means a power
 _LATEX_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|boxed)\s*\{([^{}]*)\}")
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # 2 + 3 = <<2+3=5>>5
+CALCULATOR = re.compile(r"<<[^<>]*>>")  # 2 + 3 = <<2+3=5>>5
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)(\d))")
 _LATEX_MIXED = re.compile(r"(?<![\d.])(\d+) ?\\[dt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))")
 _DIVISOR = re.compile(r"(÷|\\div|/|\^) ?(\([^()]{1,40}\)/\([^()]{1,40}\)|(?<=[÷v]) ?\d+/\d+)")
@@ -66,7 +66,7 @@ def plain(text: str) -> str:
     as "(in total)", loses the brackets. Areas and volumes lose their exponents.
     """
     text = _LATEX_TEXT.sub(r"\1", _BOLD.sub("", text.replace(r"\*", "*")))
-    text = _LATEX_MIXED.sub(r"\1 \2\4/\3\5", _THOUSANDS.sub("", _CALCULATOR.sub("", text)))
+    text = _LATEX_MIXED.sub(r"\1 \2\4/\3\5", _THOUSANDS.sub("", CALCULATOR.sub("", text)))
     text = _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", plain_fractions(text))
     text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", _DIVISOR.sub(r"\1(\2)", text)))
     for sign, written in _SIGNS.items():

@@ -355,11 +355,11 @@ def has_loss(weigher: Weigher, strategy: Strategy, data: ProblemDataset) -> bool
     """Returns whether a problem can have a loss; of large data, the sample is read."""
 
     def can(problem: EncodedProblem) -> bool:
-        skipped = [False] * len(problem.rationales)
+        skips: Sequence[bool] = [False] * len(problem.rationales)
         if weigher.skips is not None:
-            skipped = list(weigher.skips(problem))
-        read = (strategy.knows(r.teacher) for r in problem.rationales)
-        return any(not skip and known for skip, known in zip(skipped, read, strict=False))
+            skips = weigher.skips(problem)
+        pairs = zip(skips, problem.rationales, strict=True)
+        return any(not skip and strategy.knows(r.teacher) for skip, r in pairs)
 
     return any(map(can, data.problems.sample))
 
