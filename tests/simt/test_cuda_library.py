@@ -55,6 +55,14 @@ def test_it_needs_the_stable_interface_of_torch_only(library: Path) -> None:
 
 
 @built
+def test_gpus_without_machine_code_have_ptx() -> None:
+    """Of a low architecture: a GPU cannot run that of a later one."""
+    commands = (ROOT / "build/cuda/build.ninja").read_text()
+    assert set(re.findall(r"code=\[compute_(\d+)", commands)) == {"80"}
+    assert set(re.findall(r"sm_(\d+)", commands)) == {"75", "80", "90", "120"}
+
+
+@built
 def test_the_stream_is_asked_for_weakly() -> None:
     listing = subprocess.run(["nm", "-D", CUDA], capture_output=True, text=True, check=True)
     assert re.search(r"\sw aoti_torch_get_current_cuda_stream", listing.stdout)
