@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ _SLOW = "plain torch, slow and hungry for memory"
 _BUILD = "pip install --no-build-isolation .  (in a checkout: make native)"
 
 
-def _load() -> tuple[str, str]:
+def _load() -> tuple[str, str, bool]:
     """Loads libcompact_cpu.so, and libcompact_cuda.so if it was built.
 
     Returns:
-        The backend, and what it consists of.
+        The backend, what it consists of, and whether it runs on a GPU.
 
     Raises:
         ImportError: a library is missing or does not load, or COMPACT_OPS_BACKEND is not valid.
@@ -38,15 +39,16 @@ def _load() -> tuple[str, str]:
             f"compact_ops: COMPACT_OPS_BACKEND must be 'native' or 'reference', got {wanted!r}"
         )
     if wanted == "reference":
-        return wanted, f"{_SLOW}: COMPACT_OPS_BACKEND=reference is set"
+        return wanted, f"{_SLOW}: COMPACT_OPS_BACKEND=reference is set", True
     if wanted is None and _NOTE.exists():
         what = f"{_SLOW}: {_NOTE.read_text(encoding='utf-8').strip()}"
+        cure = f"; to build the native libraries, install g++ and: {_BUILD}"
         warnings.warn(
-            f"compact_ops: {what}; to build the native libraries, install g++ and: {_BUILD}",
+            f"compact_ops: {what}{cure if sys.platform == 'linux' else ''}",
             RuntimeWarning,
             stacklevel=2,
         )
-        return "reference", what
+        return "reference", what, True
     kinds = []
     for kind, required in (("CPU", True), ("CUDA", False)):
         path = _HERE / f"libcompact_{kind.lower()}.so"
@@ -65,10 +67,10 @@ def _load() -> tuple[str, str]:
                 f"rebuild it with: {_BUILD}"
             ) from error
         kinds.append(kind)
-    return "native", f"kernels for {' and '.join(kinds)}"
+    return "native", f"kernels for {' and '.join(kinds)}", "CUDA" in kinds
 
 
-_BACKEND, _WHAT = _load()
+_BACKEND, _WHAT, _RUNS_ON_GPU = _load()
 
 
 def backend() -> str:
@@ -85,10 +87,34 @@ def about_backend() -> str:
     return f"{_BACKEND} ({_WHAT})"
 
 
+def require_kernels(device: torch.device) -> None:
+    """Checks that the operators run on a device, for those who ask before they load a model.
+
+    Args:
+        device: the device of the tensors.
+
+    Raises:
+        ImportError: it is a GPU, and the library of the CUDA kernels was not built.
+    """
+    if device.type == "cuda" and not _RUNS_ON_GPU:
+        raise ImportError(
+            f"compact_ops: {_HERE / 'libcompact_cuda.so'} is missing, so the operators do not run "
+            f"on {device}; build it with nvcc 12.0 or later on PATH: COMPACT_CUDA=ON pip install "
+            "--no-build-isolation .  (in a checkout: -e .), or set COMPACT_OPS_BACKEND=reference "
+            f"({_SLOW}), or use the CPU (use_cpu: true, --device cpu)"
+        )
+
+
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Registers the fake of operator `name`; does nothing with the reference backend."""
+    """Registers the fake of operator `name`; does nothing with the reference backend.
+
+    Without the CUDA library, also a CUDA kernel that raises: see `require_kernels`.
+    """
     if _BACKEND == "native":
         torch.library.register_fake(name)(fake)
+        if not _RUNS_ON_GPU:
+            missing = torch.device("cuda")
+            torch.library.impl(name, "cuda")(lambda *_: require_kernels(missing))
 
 
 def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compact_ops import _check, reference
 from compact_ops._library import backend, register_autograd, register_fake
+from compact_ops.fused_weights import weighed
 
 _OP = "accumulate_weighted"
 
@@ -22,8 +23,9 @@ def accumulate_weighted(
 
     Args:
         unit: [M, H] unit gradients of M tokens.
-        rows: [M] int32 or int64, the row of each token, in [0, num_rows). On CUDA a token out of
-            range is left out, because the host does not wait to check it.
+        rows: [M] int32 or int64, the row of each token, in [0, num_rows). On CUDA the forward
+            leaves out a token out of range, because the host does not wait to check it; the
+            backward fails on it.
         weight: [G] weight of each group (a group is a rationale). A token of weight 0 adds nothing,
             also if its unit gradient is not finite.
         group: [M] int32 or int64, the group of each token; None means group[m] = m and G = M.
@@ -71,12 +73,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     unit, rows, weight, group = ctx.saved_tensors
     read = grad[rows]
+    scale = weight if group is None else weight[group]
     d_unit = d_weight = None
     if ctx.needs_input_grad[0]:
-        scale = weight if group is None else weight[group]
-        d_unit = (scale[:, None] * read).to(unit.dtype)
+        d_unit = weighed(read, scale).to(unit.dtype)
     if ctx.needs_input_grad[2]:
-        d_weight = (unit * read).sum(dim=1)
+        added = unit.masked_fill((scale == 0)[:, None] & ~unit.isfinite(), 0)
+        d_weight = (added * read).sum(dim=1)
         if group is not None:
             d_weight = d_weight.new_zeros(weight.shape).index_add(0, group, d_weight)
         d_weight = d_weight.to(weight.dtype)

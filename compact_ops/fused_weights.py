@@ -332,6 +332,8 @@ def _gradients(
     factor = _common_factor(torch.where(live, grad, 0), torch.where(live, token_weight, 0))
     if factor == 1.0:
         return d_hidden, d_weight, d_bias
+    if factor == 0.0:  # no product, because a gradient may not be finite
+        return torch.zeros_like(d_hidden), torch.zeros_like(d_weight), torch.zeros_like(d_bias)
     if factor is not None:
         return factor * d_hidden, factor * d_weight, factor * d_bias
     _LOG.warning(

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from compact_ops import _check, reference
 from compact_ops._library import backend, refuse_second_derivative
+from compact_ops.fused_weights import weighed
 
 _OP = "head_divergence"
 KINDS = ("forward", "reverse", "jsd")
-# Logits of one block of rows of each model at a time: 2^22 numbers, 16 MiB in float32.
-_BLOCK = 1 << 22
+# Logits of one block of rows of each model at a time: 2^22 numbers, 16 MiB in float32. On a GPU
+# 2^26: it needs larger products, and every block converts the heads again.
+_BLOCK, _BLOCK_ON_GPU = 1 << 22, 1 << 26
 # Rows of a head that are converted at a time, where it has another dtype than the arithmetic.
 _SLICE = 8192
 
@@ -65,7 +67,7 @@ def head_divergence(
 
     Returns:
         [N] float32 (float64 for float64 `hidden`), in nats; differentiable in hidden, weight and
-        bias.
+        bias. A row whose upstream gradient is 0 adds nothing, also if its logits are not finite.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -151,9 +153,9 @@ class _Head(NamedTuple):
             yield slice(begin, min(begin + size, vocabulary))
 
 
-def _blocks(rows: int, vocabulary: int) -> Iterator[slice]:
+def _blocks(rows: int, vocabulary: int, *, on_gpu: bool) -> Iterator[slice]:
     """Yields blocks of rows."""
-    size = max(_BLOCK // vocabulary, 1)
+    size = max((_BLOCK_ON_GPU if on_gpu else _BLOCK) // vocabulary, 1)
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
 
@@ -232,7 +234,7 @@ def _forward_op(
     divergence = hidden.new_empty(hidden.shape[:1], dtype=dtype)
     unit = hidden.new_empty((len(hidden) if gradient else 0, hidden.shape[1]), dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _blocks(hidden.shape[0], weight.shape[0]):
+        for rows in _blocks(hidden.shape[0], weight.shape[0], on_gpu=hidden.is_cuda):
             divergence[rows], dz = _block(own, teacher, rows, kind, mix, dtype)
             if gradient:
                 unit[rows] = own.back(dz)
@@ -279,8 +281,8 @@ def _backward_op(
     d_weight = hidden.new_zeros((vocabulary if need_weight else 0, width), dtype=dtype)
     d_bias = hidden.new_zeros((vocabulary if need_bias else 0,), dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _blocks(hidden.shape[0], weight.shape[0]):
-            dz = _block(own, teacher, rows, kind, mix, dtype)[1] * grad[rows, None]
+        for rows in _blocks(count, vocabulary, on_gpu=hidden.is_cuda):
+            dz = weighed(_block(own, teacher, rows, kind, mix, dtype)[1], grad[rows])
             if need_hidden:
                 d_hidden[rows] = own.back(dz)
             if need_weight:
@@ -317,7 +319,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad[:3]
     found: tuple[Tensor | None, ...]
     if ctx.kept:
-        found = (ctx.saved_tensors[0] * grad[:, None], None, None)
+        found = (weighed(ctx.saved_tensors[0], grad), None, None)
     else:
         found = torch.ops.compact.head_divergence_backward(
             grad, *ctx.saved_tensors, *ctx.numbers, *needs

@@ -140,7 +140,9 @@ def linear_token_stats(
     Args:
         hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
         weight: [V, H] the head, of any of these dtypes. The arithmetic is float32, or float64 for
-            float64 hidden.
+            float64 hidden. On CUDA this does not hold for matrix products: they have the dtype of
+            hidden, to which weight is cast. With bfloat16 hidden, logits are rounded by up to 2^-9
+            of themselves before the statistics are taken, a logit of 20 by up to 0.06.
         target: [M] int32 or int64 token ids; M = N without `rows`.
         rows: [M] int32 or int64, token m reads hidden[rows[m]]; with None it reads hidden[m]. Rows
             may repeat.

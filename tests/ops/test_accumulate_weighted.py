@@ -41,10 +41,11 @@ def test_a_token_of_weight_0_adds_nothing(function: Callable[..., Tensor]) -> No
     """Also if its unit gradient is not finite. The gradient of its weight is that of the sum."""
     unit = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
     weight = torch.tensor([2.0, 0.0, 0.0], requires_grad=True)
-    out = function(unit, torch.tensor([0, 0, 1]), weight, None, 2)
+    out = function(unit.requires_grad_(), torch.tensor([0, 0, 1]), weight, None, 2)
     assert out.tolist() == [[2, 4], [0, 0]]
     out.sum().backward()
-    assert weight.grad is not None and weight.grad[[0, 2]].tolist() == [3, 7]
+    assert weight.grad is not None and weight.grad.tolist() == [3, 0, 7]
+    assert unit.grad is not None and unit.grad.tolist() == [[2, 2], [0, 0], [0, 0]]
 
 
 def test_expanded_weight() -> None:

@@ -103,6 +103,16 @@ def test_a_multiple_of_the_weights_costs_nothing(
     assert "again" not in caplog.text
 
 
+def test_an_upstream_of_0_gives_no_gradient() -> None:
+    """Also if the weighted logits overflow."""
+    inputs = cast(head_inputs(3), torch.float32)
+    inputs["hidden"][1] = 1e38
+    leaves = [inputs[name].requires_grad_() for name in ("hidden", "weight")]
+    stats = linear_token_stats(**inputs, token_weight=upstream(37) + 2)
+    for grad in torch.autograd.grad(stats.nll, leaves, torch.zeros(37)):
+        assert int(grad.count_nonzero()) == 0
+
+
 @pytest.mark.parametrize("by_function", [False, True])
 def test_another_loss_is_exact_and_warns(
     by_function: bool, caplog: pytest.LogCaptureFixture

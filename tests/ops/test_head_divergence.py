@@ -83,6 +83,27 @@ def test_a_row_that_is_nan_is_seen(kind: str, whose: str) -> None:
         assert found.isnan().tolist() == grad.isnan().any(1).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("trains_head", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_weight_0_adds_nothing(kind: str, trains_head: bool) -> None:
+    """Also if its logits overflow: the gradients are those without the row."""
+    inputs = _inputs(4, 3, 3, 40, 7)
+    inputs["hidden"][1] = 1e308
+    leaves = ("hidden", "weight") if trains_head else ("hidden",)
+    upstream = torch.tensor([0.5, 0.0, 2.0, 1.0], dtype=torch.float64)
+    keep = torch.tensor([0, 2, 3])
+    found = []
+    for function, rows in ((head_divergence, slice(None)), (reference.head_divergence, keep)):
+        given = inputs | {n: inputs[n][rows] for n in ("hidden", "teacher_hidden")}
+        wanted = [given[name].requires_grad_() for name in leaves]
+        value = function(**given, kind=kind)
+        found.append(list(torch.autograd.grad(value, wanted, upstream[rows])))
+    assert found[0][0][1].tolist() == [0, 0, 0]
+    found[0][0] = found[0][0][keep]
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_that_both_exclude(kind: str) -> None:
     """A bias of -inf removes a token, in the gradients too."""
@@ -139,6 +160,15 @@ def test_rows_do_not_depend_on_their_block(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(parts, whole)
     (found,) = torch.autograd.grad(parts.sum(), inputs["hidden"])
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "on_gpu", "size"),
+    [(151_936, False, 27), (151_936, True, 441), (1 << 27, True, 1)],
+)
+def test_blocks_of_a_gpu_are_larger(vocabulary: int, on_gpu: bool, size: int) -> None:
+    blocks = sys.modules["compact_ops.head_divergence"]._blocks(1000, vocabulary, on_gpu=on_gpu)
+    assert next(blocks) == slice(0, size)
 
 
 class _Heads(TorchDispatchMode):
