@@ -77,12 +77,9 @@ def test_a_module_of_the_user_s_is_known_to_commands(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (place / "scores.jsonl").read_text().splitlines()]
     assert all(row["consensus"] > 1 and row["adaptability"] is None for row in rows)
-    assert "got 'mine'" in compact(place, "score", "data.jsonl", "--model", "student",
-                                   "--preset", "mine", "--out", "x.jsonl").stderr  # fmt: skip
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_training_knows_it_in_every_process(place: Path, processes: int) -> None:
+def test_training_knows_it_in_every_process(place: Path) -> None:
     """The launcher's processes import the module too."""
     settings = {
         "model": "student", "data": "data.jsonl", "output_dir": "run", "preset": "first",
@@ -90,8 +87,7 @@ def test_training_knows_it_in_every_process(place: Path, processes: int) -> None
         "max_length": "400", "report_to": "none", "save_strategy": "no",
     }  # fmt: skip
     argv = [text for key, value in settings.items() for text in (f"--{key}", value)]
-    several = ["--num_processes", str(processes)] if processes > 1 else []
-    done = compact(place, "train", *several, *argv, "--import", "my_module")
+    done = compact(place, "train", "--num_processes", "2", *argv, "--import", "my_module")
     assert done.returncode == 0, done.stderr[-2000:]
     about = json.loads((place / "run" / "run.json").read_text())
     assert (about["weigher"], about["strategy"]) == ("first", "idle")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from compact.data import load_problems
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes.encode import encode_problem
+from compact_ops import backend
 from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
 
 
@@ -96,31 +98,35 @@ def test_packed_equals_padded(tmp_path: Path) -> None:
     assert_same(*runs, tolerance=2e-4)
 
 
+SAVING = WEIGHED | {
+    "max_steps": 6,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 3,
+}
 _RUN = """
 import sys
 sys.path[:0] = sys.argv[1].split(":")
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from helpers.trajectories import TEACHERS, WEIGHED, rows_of, train
-losses, parameters = train(
-    Path(sys.argv[2]), rows_of(*TEACHERS), **WEIGHED, max_steps=6,
-    per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
-    save_steps=1, save_total_limit=3, resume_from_checkpoint=None,
-) if sys.argv[3] == "fresh" else (None, None)
-if losses is None:
-    import test_trajectories as t
-    from compact.config import CompactConfig
-    from compact.trainer import CompactTrainer
-    original = CompactTrainer.train
-    CompactTrainer.train = lambda self: original(self, resume_from_checkpoint=True)
-    losses, parameters = train(
-        Path(sys.argv[2]), rows_of(*TEACHERS), **WEIGHED, max_steps=6,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps",
-        save_steps=1, save_total_limit=3,
-    )
-torch.save(parameters, sys.argv[4])
+from helpers.trajectories import TEACHERS, rows_of, train
+from test_trajectories import SAVING
+resume = sys.argv[3] == "resume"
+run = train(Path(sys.argv[2]), rows_of(*TEACHERS), **SAVING, resume_from_checkpoint=resume or None)
+torch.save(run[1], sys.argv[4])
 """
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes of `_start`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _start(folder: Path, how: str, out: Path, **env: str) -> subprocess.Popen[bytes]:
@@ -134,9 +140,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, stderr.decode()[-2000:]
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, one_thread: None) -> None:
     """SIGKILL in the middle, a damaged last checkpoint, resume: the same bits at the end."""
-    _end(_start(tmp_path / "whole", "fresh", tmp_path / "whole.pt"))
+    _, whole = train(tmp_path / "whole", rows_of(*TEACHERS), **SAVING)
     killed = tmp_path / "killed"
     process = _start(killed, "fresh", tmp_path / "never.pt")
     deadline = time.monotonic() + 120
@@ -150,17 +156,16 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     weights = last / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])  # a torn file: the one before is taken
     _end(_start(killed, "resume", tmp_path / "resumed.pt"))
-    one, two = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")
-    assert torch.equal(one, two)
+    assert torch.equal(whole, torch.load(tmp_path / "resumed.pt"))
 
 
-def test_native_equals_reference(tmp_path: Path) -> None:
+def test_native_equals_reference(tmp_path: Path, one_thread: None) -> None:
     """The fused operators and plain torch train the same student."""
-    for backend in ("native", "reference"):
-        out = tmp_path / f"{backend}.pt"
-        _end(_start(tmp_path / backend, "fresh", out, COMPACT_OPS_BACKEND=backend))
-    one, two = torch.load(tmp_path / "native.pt"), torch.load(tmp_path / "reference.pt")
-    torch.testing.assert_close(one, two, rtol=0, atol=2e-4)
+    assert backend() == "native"
+    _, native = train(tmp_path / "native", rows_of(*TEACHERS), **SAVING)
+    out = tmp_path / "reference.pt"
+    _end(_start(tmp_path / "reference", "fresh", out, COMPACT_OPS_BACKEND="reference"))
+    torch.testing.assert_close(native, torch.load(out), rtol=0, atol=2e-4)
 
 
 def test_score_log_holds_every_rationale_of_every_step(tmp_path: Path) -> None:
