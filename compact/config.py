@@ -193,6 +193,8 @@ class CompactConfig(TrainingArguments):
                 f"holds a prompt and a rationale, got {self.max_row_length}"
             )
         check_fields(self)
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("nll"):
+            self.greater_is_better = False  # as transformers sets it for names that end with loss
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.include_num_input_tokens_seen not in ("no", False):
             raise ValueError(
@@ -212,3 +214,12 @@ class CompactConfig(TrainingArguments):
                 plain = {k: v.item() if isinstance(v, Number) and hasattr(v, "item") else v
                          for k, v in value.items()}  # fmt: skip
                 setattr(self, name, plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as `run.json` and tracking services show them, without tokens."""
+        found: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        kwargs = found["model_init_kwargs"]
+        if isinstance(kwargs, dict):
+            hidden = {name: "<hidden>" for name in kwargs if str(name).endswith("token")}
+            found["model_init_kwargs"] = kwargs | hidden
+        return found

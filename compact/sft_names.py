@@ -81,6 +81,9 @@ SETTINGS: dict[str, Name] = {
     "dataset_text_field": Name(
         (None, "text"), _NO_EFFECT, "give rows with prompt and completion, or messages"
     ),
+    "enable_jit_checkpoint": Name(
+        (False,), "", "set save_steps; it would save in the middle of a step"
+    ),
     "eos_token": Name((None,), "", _TOKENIZER),
     "eval_packing": Name((None, False), "", _FREE),
     "fp16_full_eval": Name((False,), "", "load the student in float16 (dtype)"),

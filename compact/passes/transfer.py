@@ -24,6 +24,12 @@ def send(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
     return _unpacked(_sent(buffer, torch.device(device)), tensors, order)
 
 
+def together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns copies of tensors of one device that share one storage."""
+    buffer, order = _packed(tensors)
+    return _unpacked(buffer, tensors, order)
+
+
 class Arriving:
     """Tensors on their way to the host; the copy starts when this is made."""
 

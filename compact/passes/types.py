@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from compact.answers import Domain, General
-from compact.passes.transfer import send
+from compact.passes.transfer import send, together
 from compact.validity import Judgement
 
 if TYPE_CHECKING:
@@ -261,6 +261,10 @@ class Batch:
         if all(tensor.device == device for tensor in tensors):
             return self
         return replace(_rebuilt(self, iter(send(tensors, device))), host=self)
+
+    def in_one_buffer(self) -> Batch:
+        """Returns a copy of the batch whose tensors share one storage."""
+        return _rebuilt(self, iter(together(list(_tensors(self)))))
 
     @property
     def on_host(self) -> Batch:

@@ -8,13 +8,17 @@ differ, divided by the mean of this over all questions.
 
 Source: MUKI (arXiv 2210.05230), whose teachers are classifiers with a softmax to read. Ours: text,
 so the softmax is that of the answer's tokens. The policy `muki` is the same for teachers that can
-only be sampled. The teachers are frozen, so their confidences are computed once, before training.
+only be sampled. The teachers are frozen, so their confidences are computed once, before training,
+by the first of several processes, and kept in `output_dir`/answer-confidence.jsonl.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +28,9 @@ from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.lazily import LazyProblems
 from compact.passes.transfer import put
+from compact.resumable import ResumableRows
 from compact.strategies.base import Means, Strategy, check_markers, register_strategy
+from compact.strategies.building import fingerprint, of_the_first
 from compact.strategies.white_box import WhiteBoxes, teacher_states
 from compact.weighting.muki import margin_of
 
@@ -63,7 +69,7 @@ class AnswerConfidence(Strategy):
         self.white_boxes = WhiteBoxes("answer-confidence", teachers, dtype)
         self.tau, self.margin = tau, margin
         self.device: Any = "cpu"
-        self.max_length = 2560
+        self.max_length, self.folder = 2560, Path("runs/compact")
         self.table: dict[str, dict[str, float]] = {}  # question_id -> teacher -> c
         self.mean_margin = 1.0
         self._means = Means()
@@ -76,6 +82,7 @@ class AnswerConfidence(Strategy):
                 f"itself, got {args.preset!r}"
             )
         self.device, self.max_length = args.device, args.max_length
+        self.folder = Path(args.output_dir or ".")
 
     def prepare(
         self, problems: Sequence[Problem], model: nn.Module, processing_class: Any
@@ -83,21 +90,42 @@ class AnswerConfidence(Strategy):
         """Computes the confidences; the teachers are not needed afterwards.
 
         Raises:
-            ValueError: a teacher of the data has no white-box model, or no rationale has an answer
-                to judge.
+            ValueError: a teacher of the data has no white-box model, no rationale has an answer to
+                judge, or `output_dir` has confidences of other teachers or data.
+            OSError: a confidence cannot be written.
         """
         encoded = LazyProblems(problems, processing_class, judged=False, max_length=self.max_length)
         check_markers("answer-confidence", encoded, "their confidence is 0")
-        self.white_boxes.load(problems, processing_class, self.device)
-        for problem in encoded:
-            self.table[problem.question_id] = confidences(problem, self.white_boxes.models)
-        self.white_boxes.models = {}  # not needed any more
+        self.table = of_the_first(partial(self._rows, problems, encoded, processing_class))
         margins = [float(margin_of(torch.tensor([*c.values()]))) for c in self.table.values()]
         self.mean_margin = sum(margins) / max(len(margins), 1) or 1.0
         for own in self.table.values():
             for teacher, value in own.items():
                 self._means.add(f"confidence/{teacher}", value)
         return problems
+
+    def _rows(
+        self, problems: Sequence[Problem], encoded: LazyProblems, processing_class: Any
+    ) -> dict[str, dict[str, float]]:
+        """Returns question_id -> teacher -> c; what a killed run has computed is read."""
+        self.white_boxes.load(problems, processing_class, self.device)
+        models, self.white_boxes.models = self.white_boxes.models, {}  # not needed any more
+        each = {id(model): model for model in models.values()}  # one may stand for several
+        hashes = {key: fingerprint(model.model) for key, model in each.items()}
+        settings = {
+            "teachers": {name: hashes[id(model)] for name, model in models.items()},
+            "max_length": self.max_length,
+            "problems": hashlib.sha256(repr(problems).encode()).hexdigest(),
+        }
+        path, shape = self.folder / "answer-confidence.jsonl", {"confidences": {str: float}}
+        with ResumableRows(path, settings, key="question_id", shape=shape) as rows:
+            todo = [i for i, p in enumerate(problems) if p.question_id not in rows.done]
+            for i in todo:
+                found = confidences(encoded[i], models)
+                rows.append({"question_id": problems[i].question_id, "confidences": found})
+            if todo:
+                rows.complete({})
+            return {p.question_id: rows.done[p.question_id]["confidences"] for p in problems}
 
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Returns softmax(c / tau) of each problem, times its margin if asked for."""

@@ -125,7 +125,7 @@ class Builder(Strategy):
         settings = self.settings | {
             "seed": self.seed,
             "max_length": self.max_length,
-            "student": _fingerprint(student.model),
+            "student": fingerprint(student.model),
             "problems": hashlib.sha256(repr(problems).encode()).hexdigest(),
         }
         path = self.folder / f"{self.name}.jsonl"
@@ -184,7 +184,7 @@ def _sums(counts: Sequence[Mapping[str, float]]) -> Counts:
     return {name: float(sum(own.get(name, 0.0) for own in counts)) for name in names}
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Returns a hash that changes when a parameter changes."""
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -5,7 +5,8 @@ After each step, every parameter tensor is drawn with probability `share` (.2); 
     e <- m e + (1 - m) theta,   m = 1 - (1 - m_0) (cos(pi step / steps) + 1) / 2.
 
 The self-teacher's logits join as one more teacher: the term is `factor` times the forward KL from
-it to the student over the tokens of the rationales, weighted like them.
+it to the student over the tokens of the rationales, weighted like them. The average e is kept in
+float32 at least: in bfloat16 a move of less than 1 / 256 of a number would be lost.
 
 Source: ATSEN (arXiv 2212.06522): fragment updates, cosine momentum; its gradient weights are the
 policies `mgda` and `pcgrad`. Ours: the self-teacher reads the teachers' rationales instead of
@@ -81,7 +82,8 @@ class FragmentEma(Strategy):
         self.total = total_steps
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         found = self.average or {n: p.detach().clone() for n, p in trained.items()}
-        self.average = {n: t.to(trained[n].device) for n, t in found.items()}
+        dtypes = {n: torch.promote_types(p.dtype, torch.float32) for n, p in trained.items()}
+        self.average = {n: t.to(trained[n].device, dtypes[n]) for n, t in found.items()}
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int, optimizer: Any) -> None:
@@ -90,7 +92,7 @@ class FragmentEma(Strategy):
         moved = 0
         for name, parameter in model.named_parameters():
             if name in self.average and Random(f"{self.seed}/{step}/{name}").random() < self.share:
-                self.average[name].lerp_(parameter, 1.0 - m)
+                self.average[name].lerp_(parameter.to(self.average[name].dtype), 1.0 - m)
                 moved += 1
         self._means.add("fragments moved", moved / max(len(self.average), 1))
         self._means.add("momentum", m)
@@ -133,7 +135,7 @@ class FragmentEma(Strategy):
         try:
             for name, parameter in model.named_parameters():
                 if name in own:
-                    parameter.data = self.average[name]
+                    parameter.data = self.average[name].to(parameter.dtype)
             yield
         finally:
             for name, parameter in model.named_parameters():

@@ -86,7 +86,7 @@ class MergeOfThoughts(Strategy):
         self._schedule: Callable[[int], float] | None = None  # step -> factor of the rate
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
-        """Refuses a single teacher, and a preset that would have nothing to weigh."""
+        """Refuses one teacher, a preset with nothing to weigh, and to end before the last merge."""
         if weigher.teacher is not None:
             raise ValueError(
                 f"preset must not be {args.preset} with strategy mot, which trains a branch for "
@@ -98,6 +98,12 @@ class MergeOfThoughts(Strategy):
                 "teacher, so there is nothing to weigh; to weigh the branches by the preset, set "
                 "strategy_options {merge: weights}"
             )
+        for name, refused in (("load_best_model_at_end", True), ("save_strategy", "best")):
+            if getattr(args, name) == refused:
+                raise ValueError(
+                    f"{name} must not be {refused} with strategy mot, because between two merges "
+                    "the student is the branch of one teacher"
+                )
         self._args = args
 
     def prepare(

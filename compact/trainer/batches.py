@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from compact.passes import Batch, EncodedProblem
 from compact.passes.encode import leave_unread, with_leaf_steps
@@ -152,6 +152,11 @@ class ProblemBatches(Sampler[list[int]]):
         return epoch, place * self.accumulation + part
 
 
+def asks_leaves(problems: Iterable[EncodedProblem]) -> bool:
+    """Returns whether some problem has a gold answer for answer leaves to ask for."""
+    return any(problem.gold_ids for problem in problems)
+
+
 class MicroBatch(list[Item]):
     """The items of a micro-batch.
 
@@ -180,8 +185,9 @@ class Collate:
         micro = MicroBatch(items)
         if self.build is not None:
             problems = [item.problem for item in items]
-            asked = self.leaves and any(problem.gold_ids for problem in problems)
-            micro.batch = self.build(problems, leaves=asked)
+            built = self.build(problems, leaves=self.leaves and asks_leaves(problems))
+            # Each storage that a worker sends takes a file descriptor of the main process.
+            micro.batch = built if get_worker_info() is None else built.in_one_buffer()
         return micro
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from compact.files import check_shape, read_json, read_text, replace_whole
+from compact.files import check_shape, content_of_student, read_json, read_text, replace_whole
 from compact.student import holds_adapter
 from compact.trainer.checkpoints import UNFINISHED_MODEL
 from compact.trainer.runlog import FOLDER, read_scores
@@ -53,13 +54,15 @@ def write_card(folder: Path, run: Path) -> None:
 
     Args:
         folder: where the student's files are. If they are moved to a folder whose README.md is
-            somebody else's, no card is written.
+            somebody else's, no card is written. The card of a checkpoint has no table of teachers:
+            the log of scores is not read as a whole over and over.
         run: the folder of the run.
     """
-    final = folder.parent if folder.name == UNFINISHED_MODEL else folder
+    model = folder.name == UNFINISHED_MODEL  # else a checkpoint
     if folder.is_dir():
         (folder / NAME).unlink(missing_ok=True)  # that of peft
-        card = _drawn(run, folder) if _is_ours(final) else None
+        ours = _is_ours(folder.parent if model else folder)
+        card = _drawn(run, folder, teachers=model) if ours else None
         if card is not None:
             (folder / NAME).write_text(card, encoding="utf-8")
 
@@ -75,24 +78,25 @@ def refresh_card(run: Path) -> None:
         replace_whole(run / NAME, card)
 
 
-def _drawn(run: Path, student_in: Path) -> str | None:
+def _drawn(run: Path, student_in: Path, *, teachers: bool = True) -> str | None:
     """Returns the card; None, with a warning, if a file of the run cannot be read.
 
     A student must be saved, and an accuracy told, whatever else lies in the folder.
     """
     try:
-        return card_of(run, student_in)
+        return card_of(run, student_in, teachers=teachers)
     except (ValueError, OSError) as error:
         logger.warning("no model card: %s", error)
         return None
 
 
-def card_of(run: Path, student_in: Path | None = None) -> str:
+def card_of(run: Path, student_in: Path | None = None, *, teachers: bool = True) -> str:
     """Returns the card of a run's folder as Markdown with the metadata of the hub.
 
     Args:
         run: the folder of the run.
         student_in: the folder that holds the student's files; None: that of the run.
+        teachers: whether to read the log of scores, for the table of teachers.
 
     Raises:
         ValueError, OSError: a file of the run cannot be read.
@@ -112,13 +116,26 @@ def card_of(run: Path, student_in: Path | None = None) -> str:
         "",
     ]
     for title, part in (
-        ("Teachers", _teachers(run)),
+        ("Teachers", _teachers(run) if teachers else []),
         ("Data", [f"Rationales: {_plain(info['data'])}"] if info.get("data") else []),
-        ("Scores", _scores(run)),
+        ("Scores", _scores(run, student_in or run)),
         ("Training", _training(info)),
     ):
         lines += [f"## {title}", "", *part, ""] if part else []
     return "\n".join(lines)
+
+
+def is_of(summary: Mapping[str, Any], student: Path) -> bool:
+    """Whether a summary of `compact evaluate` is of the student in a folder.
+
+    It is not if it is of another model, of other weights, or of a model behind a server, whose
+    weights are not known.
+    """
+    settings = summary.get("settings")
+    if not isinstance(settings, dict) or "weights" not in settings:
+        return False
+    onto = str(settings.get("model")) if settings.get("adapter") else None
+    return bool(settings["weights"] == content_of_student(onto, student))
 
 
 def _is_ours(folder: Path) -> bool:
@@ -141,40 +158,46 @@ def _teachers(run: Path) -> list[str]:
     table = read_scores(run)
     if not len(table):
         return []
-    step, weight = (table[name].to_numpy() for name in ("step", "weight"))
-    teacher = np.array(table["teacher"].to_pylist())
-    question = np.array(table["question_id"].to_pylist())
-    tenth = max((step.max() - step.min() + 1) // 10, 1)
-    first, last = step < step.min() + tenth, step > step.max() - tenth
+    low, high = pc.min_max(table["step"]).as_py().values()
+    tenth, step = max((high - low + 1) // 10, 1), pc.field("step")
+    first = _of_each(table.filter(step < low + tenth), "weight", "mean")
+    last = _of_each(table.filter(step > high - tenth), "weight", "mean")
+    steps = pc.count_distinct(table["step"]).as_py()
     lines = [
-        f"Mean weights over the first and last {tenth} of {len(np.unique(step))} steps:",
+        f"Mean weights over the first and last {tenth} of {steps} steps:",
         "",
         "| teacher | problems | weight at first | weight at last |",
         "|---|---|---|---|",
     ]
-    for name in dict.fromkeys(teacher.tolist()):
-        mine = teacher == name
-        shown = [
-            f"{weight[mine & part].mean():.3f}" if (mine & part).any() else ""
-            for part in (first, last)
-        ]
-        lines.append(f"| {_plain(name)} | {len(np.unique(question[mine]))} | {' | '.join(shown)} |")
+    for name, problems in _of_each(table, "question_id", "count_distinct").items():
+        shown = [f"{part[name]:.3f}" if name in part else "" for part in (first, last)]
+        lines.append(f"| {_plain(name)} | {problems} | {' | '.join(shown)} |")
     return lines
 
 
-def _scores(run: Path) -> list[str]:
-    """Accuracies of `compact evaluate`, and the last losses of the log."""
+def _of_each(table: pa.Table, column: str, what: str) -> dict[str, Any]:
+    """Returns teacher -> an aggregate of a column, in order of appearance."""
+    found = table.group_by("teacher", use_threads=False).aggregate([(column, what)])
+    return dict(
+        zip(found["teacher"].to_pylist(), found[f"{column}_{what}"].to_pylist(), strict=True)
+    )
+
+
+def _scores(run: Path, student: Path) -> list[str]:
+    """Accuracies of the student by `compact evaluate`, and the last losses of the log."""
     lines = []
     for path in sorted(run.glob("*.summary.json")):
         summary = read_json(path)
         if summary.get("status") != "complete" or "accuracy" not in summary:
             continue
+        if not is_of(summary, student):
+            continue
         check_shape(summary, _SUMMARY, str(path))
-        settings = summary.get("settings", {})
-        data = settings.get("data", path.name) if isinstance(settings, dict) else path.name
+        name = path.name.removesuffix(".summary.json")
         lines.append(
-            f"- {_plain(str(data))}: accuracy {summary['accuracy']:.3f} ({summary['correct']} of "
-            f"{summary['items']}, 95% interval {summary['ci_low']:.3f} to {summary['ci_high']:.3f})"
+            f"- {_plain(name)}, on {_plain(str(summary['settings'].get('data')))}: accuracy "
+            f"{summary['accuracy']:.3f} ({summary['correct']} of {summary['items']}, 95% interval "
+            f"{summary['ci_low']:.3f} to {summary['ci_high']:.3f})"
         )
     state = run / "trainer_state.json"
     logs: list[dict[str, Any]] = []

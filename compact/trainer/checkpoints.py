@@ -21,7 +21,7 @@ _MODEL_FILE = re.compile(
     r"|tokenizer\.(?:json|model)|vocab\.(?:json|txt)|merges\.txt"
 )
 _OLDER = "older-"
-_SUPERSEDED = "superseded-"
+_SUPERSEDED = "_superseded-"  # transformers pushes no name with "_" to the hub
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -95,7 +95,7 @@ def clear_unfinished(run: Path, resumed: Path | None = None) -> None:
     Args:
         run: the folder of the run.
         resumed: the checkpoint that the run resumes from. Newer ones are renamed to
-            superseded-checkpoint-N: they belong to steps that are now trained again, and a later
+            _superseded-checkpoint-N: they belong to steps that are now trained again, and a later
             resumption must not take them.
     """
     restore_older(run)

@@ -26,7 +26,7 @@ from compact.passes.segments import segment_mean, segment_sum
 from compact.passes.transfer import put
 from compact.strategies import LossTerm, Strategy
 from compact.student import Student
-from compact.trainer.batches import Collate, Item, MicroBatch
+from compact.trainer.batches import Collate, Item, MicroBatch, asks_leaves
 from compact.trainer.outcome import Outcome
 from compact.trainer.records import not_finite_in, with_kept_levels
 from compact.trainer.sharding import asked_for
@@ -108,14 +108,7 @@ class MicroBatchLoss:
             built = self.build(problems, leaves=needs_leaves and self._leaves_due(problems, kept))
         check_ids(self.student, problems, leaves=needs_leaves)
         batch = built.to(self.args.device)
-
-        def counted(weight: Tensor) -> Tensor:
-            """Returns weights [R] without those of the problems that are not counted."""
-            if all(item.counted for item in items):
-                return weight
-            return weight * put([item.counted for item in items], weight, torch.bool)[batch.problem]
-
-        known = self._known(batch) if training else None
+        known = self._known(batch, items) if training else None
         with self.accelerator.autocast():
             live, hidden, pass_ = run_pass(
                 self.student,
@@ -123,7 +116,7 @@ class MicroBatchLoss:
                 head_grad=self.args.head_grad,
                 filter_eps=self.args.filter_eps,
                 statistics=self.weigher.needs.statistics,
-                token_weight=None if known is None else _of_tokens(counted(known.used), batch),
+                token_weight=None if known is None else _of_tokens(known.used, batch),
             )
             if needs_leaves:
                 pass_ = with_kept_levels(pass_, kept)
@@ -133,7 +126,7 @@ class MicroBatchLoss:
             try:
                 if found is None:
                     with torch.no_grad():
-                        weights = self.weigher.weights(pass_) if known is None else known
+                        weights = known or _of_counted(items, self.weigher.weights(pass_), batch)
                         if training:
                             weights = weights._replace(weight=self.strategy.weigh(pass_, weights))
                         else:
@@ -146,7 +139,7 @@ class MicroBatchLoss:
                 step.meet_not_finite(found, alone=alone)
                 nll = live.nll if live.weight is None else live.nll * live.weight
                 return nll.sum(), None
-            weight = counted(weights.used.detach())
+            weight = weights.used.detach()
             of_tokens = weigh_tokens(self.args.token_weights, pass_.stats)
             own_loss = segment_mean(of_tokens * live.nll, batch.token_offsets)
             loss = self.strategy.nll_factor * (weight * own_loss).sum()
@@ -165,7 +158,7 @@ class MicroBatchLoss:
         )
 
     @torch.no_grad()
-    def _known(self, batch: Batch) -> Weights | None:
+    def _known(self, batch: Batch, items: Sequence[Item]) -> Weights | None:
         """The weights of a batch, if they can be known, and used, before the student runs.
 
         With them, one sweep computes the token statistics and the gradient of a trained head: no
@@ -188,7 +181,7 @@ class MicroBatchLoss:
         )
         if not (fixed and self.args.head_grad == "auto" and plan.mode in of_use):
             return None
-        return self.weigher.weights(Pass.before(batch, self.student))
+        return _of_counted(items, self.weigher.weights(Pass.before(batch, self.student)), batch)
 
     def _of_known_teachers(self, weights: Weights, batch: Batch) -> Weights:
         """Returns the weights of an evaluation without the teachers that the strategy cannot read.
@@ -251,10 +244,20 @@ class MicroBatchLoss:
         If parameters are sharded, every run of the body gathers them from all ranks. So all ranks
         run leaves if one rank has to.
         """
-        due = any(k is None and p.gold_ids for p, k in zip(problems, kept, strict=True))
+        due = asks_leaves(p for p, k in zip(problems, kept, strict=True) if k is None)
         if asked_for(self.args) is not None:
             due = any(gather_object([due]))
         return due
+
+
+def _of_counted(items: Sequence[Item], weights: Weights, batch: Batch) -> Weights:
+    """Returns weights in which the problems that are not counted are not usable."""
+    if all(item.counted for item in items):
+        return weights
+    usable = put([item.counted for item in items], weights.weight, torch.bool)[batch.problem]
+    if weights.usable is not None:
+        usable = usable & weights.usable
+    return weights._replace(usable=usable)
 
 
 def _of_tokens(weight: Tensor, batch: Batch) -> Tensor:

@@ -38,7 +38,8 @@ _STATE = {
     "strategy?": {"name": str, "state": dict},
 }
 TENSOR_FILE = "strategy.safetensors"
-_TOKEN = re.compile(r"(--\w*token[ =])\S+")  # hides tokens that were given on the command line
+# Hides tokens that were given on the command line, as options or within a mapping.
+_TOKEN = re.compile(r"(--\w*token[ =][\"']*|token[\"']*:[\"' ]*)[^\s\"',}]+")
 _PACKAGES = ("compact-distill", "torch", "transformers", "accelerate", "peft")
 
 

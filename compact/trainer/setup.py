@@ -314,33 +314,36 @@ def fit_data(
     return data
 
 
-def check_training(
-    student: Student,
-    weigher: Weigher,
-    strategy: Strategy,
-    args: CompactConfig,
-    data: ProblemDataset,
-    evals: Any,
-) -> None:
-    """Checks what is trained and evaluated, and logs what the weights rest on.
+def check_training(trainer: Any, data: ProblemDataset) -> None:
+    """Checks what a trainer trains and evaluates, and logs what the weights rest on.
 
     It warns if the student would not learn to stop.
 
     Raises:
-        ValueError: no parameter would be trained, or no problem would be; or as in `check_losses`.
+        ValueError: no parameter would be trained, or no problem would be; with DeepSpeed, some
+            problem would not be; or as in `check_losses`.
     """
+    student, weigher, strategy = trainer.student, trainer.weigher, trainer.strategy
+    args = trainer.args
     if not any(parameter.requires_grad for parameter in student.model.parameters()):
         raise ValueError(
             "model must have a parameter that requires a gradient, got none; an adapter is loaded "
             "for training with PeftModel.from_pretrained(..., is_trainable=True)"
         )
-    may_weigh = _changes(strategy, "rollout", "weigh")  # also what the preset gives weight 0
-    if not may_weigh and not has_loss(weigher, strategy, data):
-        raise ValueError(
-            f"train_dataset must have a rationale that preset {args.preset} trains on, got none "
-            f"in {len(data.problems.sample)} problems: all have weight 0"
-        )
-    check_losses(weigher, strategy, args, evals)
+    if not _changes(strategy, "rollout", "weigh"):  # else also what the preset gives weight 0
+        with_loss, count = have_loss(weigher, strategy, data), len(data.problems.sample)
+        if not any(with_loss):
+            raise ValueError(
+                f"train_dataset must have a rationale that preset {args.preset} trains on, got "
+                f"none in {count} problems: all have weight 0"
+            )
+        # Of data that are encoded as a whole, such problems are not read.
+        if sharding.asked_for(args) == "DEEPSPEED" and count < len(data) and not all(with_loss):
+            raise ValueError(
+                f"train_dataset: {with_loss.count(False)} of a sample of {count} problems have no "
+                "loss; with DeepSpeed every problem needs one (filter with compact score --keep)"
+            )
+    check_losses(trainer)
     whole = [r for problem in data.problems.sample for r in problem.rationales if not r.cut]
     ends = {token for r in whole for token in r.ids[-3:]}  # `keep_tail` has a newline behind it
     if ends and ends.isdisjoint(student.tokenizer.all_special_ids):
@@ -351,8 +354,8 @@ def check_training(
     log_data(data, weigher, args.leaf_budget)
 
 
-def has_loss(weigher: Weigher, strategy: Strategy, data: ProblemDataset) -> bool:
-    """Returns whether a problem can have a loss; of large data, the sample is read."""
+def have_loss(weigher: Weigher, strategy: Strategy, data: ProblemDataset) -> list[bool]:
+    """Returns whether each problem can have a loss; of large data, the sample is read."""
 
     def can(problem: EncodedProblem) -> bool:
         skips: Sequence[bool] = [False] * len(problem.rationales)
@@ -361,27 +364,40 @@ def has_loss(weigher: Weigher, strategy: Strategy, data: ProblemDataset) -> bool
         pairs = zip(skips, problem.rationales, strict=True)
         return any(not skip and strategy.knows(r.teacher) for skip, r in pairs)
 
-    return any(map(can, data.problems.sample))
+    return list(map(can, data.problems.sample))
 
 
-def check_losses(weigher: Weigher, strategy: Strategy, args: CompactConfig, evals: Any) -> None:
+def check_losses(trainer: Any) -> None:
     """Warns of evaluation data in which no problem can have a loss.
 
     Raises:
-        ValueError: the run would choose its best model by that loss.
+        ValueError: a trainer would choose its best model by a metric that it does not report.
     """
+    weigher, strategy, args = trainer.weigher, trainer.strategy, trainer.args
+    evals = trainer.eval_dataset
     each = {f"{name}_": data for name, data in evals.items()} if isinstance(evals, Mapping) else {}
+    reported, without = list[str](), list[str]()
     for name, data in (each or {"": evals}).items():
-        if data is None or has_loss(weigher, strategy, data):
+        if data is None:
             continue
-        best = args.metric_for_best_model
-        if args.eval_strategy != "no" and best in (f"{name}loss", f"eval_{name}loss"):
-            raise ValueError(
-                f"metric_for_best_model must be a metric of the evaluation, got {best!r}: no "
-                f"problem of eval_dataset can have a loss with preset {args.preset} and strategy "
-                f"{args.strategy or 'none'}; set it to {name}nll with greater_is_better: false"
-            )
-        logger.warning("eval_dataset: no problem can have a loss; there is no eval_%sloss", name)
+        (reported if any(have_loss(weigher, strategy, data)) else without).append(f"{name}loss")
+        reported.append(f"{name}nll")
+        if weigher.needs.leaves and any(problem.gold_ids for problem in data.problems.sample):
+            reported.append(f"{name}gold_logp")
+    for name in without:
+        logger.warning("eval_dataset: no problem can have a loss; there is no eval_%s", name)
+    given = args.metric_for_best_model
+    best = (given or "").removeprefix("eval_")
+    # Code of others may add metrics to those of an evaluation.
+    hooks = [trainer.evaluate, trainer.evaluation_loop]
+    hooks += [callback.on_evaluate for callback in trainer.callback_handler.callbacks]
+    ours = all(hook.__module__.split(".")[0] in ("compact", "transformers") for hook in hooks)
+    if args.eval_strategy != "no" and best and (best in without or ours and best not in reported):
+        why = f"no problem can have a loss with preset {args.preset} and strategy {args.strategy}"
+        raise ValueError(
+            f"metric_for_best_model must be one of {', '.join(reported)}, got {given!r}"
+            + (f": {why}" if best in without else "")
+        )
 
 
 def log_data(data: ProblemDataset, weigher: Weigher, budget: float) -> None:

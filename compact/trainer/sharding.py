@@ -28,8 +28,8 @@ def check_sharding(trainer: Any) -> None:
     """Checks the settings of FSDP, DeepSpeed and other parallelism before the first step.
 
     Raises:
-        ValueError: FSDP is of version 1 or checkpoints activations itself, ZeRO-3 is set up so that
-            it cannot save the student, or ranks are to share a batch.
+        ValueError: FSDP is of version 1 or checkpoints activations itself, FSDP or ZeRO-3 is set up
+            so that it cannot save the student, or ranks are to share a batch.
     """
     accelerator = trainer.accelerator
     split = getattr(accelerator, "parallelism_config", None)
@@ -46,6 +46,13 @@ def check_sharding(trainer: Any) -> None:
             "fsdp_activation_checkpointing must be false, because the second run of a layer would "
             "not see the tree; set gradient_checkpointing: true in its place"
         )
+    if trainer.is_fsdp_enabled:
+        kind = accelerator.state.fsdp_plugin.state_dict_type
+        if "FULL_STATE_DICT" not in str(kind):
+            raise ValueError(
+                "fsdp_state_dict_type must be FULL_STATE_DICT, so that the student can be saved, "
+                f"got {kind}"
+            )
     if not uses_deepspeed(accelerator):
         return
     plugin = accelerator.state.deepspeed_plugin

@@ -105,11 +105,13 @@ class OpenStep:
         micros: the micro-batches so far.
         not_finite: a message about the first loss that was not finite on this rank, or None.
         loss: the sum of the losses of the micro-batches so far, a scalar; None before the first.
+        logged: the loss of the last step that had one, a scalar; None before the first.
     """
 
     micros: list[Micro] = field(default_factory=list)
     not_finite: str | None = None
     loss: Tensor | None = None
+    logged: Tensor | None = None
 
     def meet_not_finite(self, what: str, *, alone: bool) -> None:
         """Notes a loss that is not finite.
@@ -195,11 +197,18 @@ class OpenStep:
         """Adds the loss of a micro-batch."""
         self.loss = loss if self.loss is None else self.loss + loss
 
-    def take_loss(self) -> Tensor:
-        """Returns the summed loss and resets it to 0."""
+    def correct_loss(self, factor: float | None) -> Tensor:
+        """Returns what is to be added to the summed loss, so that the log is right; resets it.
+
+        Args:
+            factor: of the summed loss. None for a step that is left out: like transformers for a
+                loss that is not finite, the log then repeats the step before (0 before the first).
+        """
         loss, self.loss = self.loss, None
         assert loss is not None  # a step has a micro-batch
-        return loss
+        if factor is not None:
+            self.logged = loss * factor
+        return -loss if self.logged is None else self.logged - loss
 
 
 @dataclass(frozen=True)

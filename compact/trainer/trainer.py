@@ -183,7 +183,7 @@ class CompactTrainer(Trainer):
         self._body_size = sum(p.numel() for p in self.student.body.parameters())
         self.layout = setup.layout_for(self.student, self.weigher, args, data, evals)
         if data is not None:
-            setup.check_training(self.student, self.weigher, self.strategy, args, data, evals)
+            setup.check_training(self, data)
         self._loss = MicroBatchLoss(
             self.student, self.weigher, self.strategy, self.layout, args, self.accelerator
         )
@@ -309,9 +309,8 @@ class CompactTrainer(Trainer):
             return correction
         self.weigher.update(*scores_of(records))
         if self.args.leaf_every > 1:
-            self._loss.kept_levels |= {
-                r.question_id: r.levels for r in records if r.levels is not None
-            }
+            levels = {r.question_id: r.levels for r in records if r.levels is not None}
+            self._loss.kept_levels |= levels
         rows = score_rows(records, self.state.global_step + 1, self.state.epoch or 0.0)
         self._means.add(rows)
         if self._score_log is not None:
@@ -325,13 +324,12 @@ class CompactTrainer(Trainer):
         if self.is_world_process_zero():
             logger.warning("step %d is left out: %s", self.state.global_step + 1, found)
         self._left_out.leave_out(self.model, self.optimizer)
-        return -self._step.take_loss()
+        return self._step.correct_loss(None)
 
     def _renormalise(self, expected: int, effective: int) -> Tensor:
         """Rescales the gradients, so that the step is a mean over the problems that have a loss."""
-        loss = self._step.take_loss()
         if effective == expected:
-            return torch.zeros_like(loss)
+            return self._step.correct_loss(1.0)
         if sharding.uses_deepspeed(self.accelerator):
             raise ValueError(
                 f"step {self.state.global_step + 1}: {expected - effective} of {expected} problems "
@@ -339,9 +337,9 @@ class CompactTrainer(Trainer):
             )
         if effective == 0:
             self._left_out.leave_out(self.model, self.optimizer)
-            return -loss
+            return self._step.correct_loss(None)
         scale_gradients(self.model, expected / effective)
-        return loss * (expected / effective - 1.0)
+        return self._step.correct_loss(expected / effective)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs like transformers; lines of training also get means per teacher."""
@@ -455,7 +453,7 @@ class CompactTrainer(Trainer):
 
         Raises:
             ValueError: there is no checkpoint to resume from, or a new run is started although
-                `output_dir` holds checkpoints, a model or a finished run.
+                `output_dir` holds checkpoints, a model or a finished run, or this trainer has run.
             NonFiniteError: see `training_step`.
         """
         if resume_from_checkpoint is None:
@@ -465,6 +463,10 @@ class CompactTrainer(Trainer):
         if resume_from_checkpoint:
             checkpoint = checkpoint_to_resume(run, resume_from_checkpoint)
             last_step = self._load_compact_state(checkpoint)
+        elif self.state.global_step:  # weigher and strategy would go on from where they are
+            raise ValueError(
+                "resume_from_checkpoint must be given to train again; a new run needs a new trainer"
+            )
         elif self.args.should_save:
             check_fresh(run, own=run.resolve() in self._own)
         self._own.add(run.resolve())
@@ -545,7 +547,7 @@ class CompactTrainer(Trainer):
 
         Raises:
             OSError: a file could not be written; older files are unchanged.
-            ValueError: the parameters are sharded and fsdp_state_dict_type saves shards only.
+            ValueError: the folder holds a model that is not of this trainer.
         """
         final = Path(str(output_dir or self.args.output_dir))
         if self.args.should_save and final.resolve() not in self._own:
@@ -559,8 +561,6 @@ class CompactTrainer(Trainer):
             super().save_model(str(staged), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                if not staged.is_dir():
-                    raise ValueError("fsdp_state_dict_type must be FULL_STATE_DICT to save a model")
                 move_whole(staged, final)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

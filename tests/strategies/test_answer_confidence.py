@@ -76,6 +76,40 @@ def test_the_weights_of_a_run(
     assert log[0][f"strategy/confidence/{NAMES[0]}"] == pytest.approx(0.9)
 
 
+def test_confidences_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed run has computed is read; of another teacher it is refused."""
+    save_student(tmp_path / "teacher")
+    tokenizer, problems = build_tokenizer(), load_problems(rows_of(*TEACHERS))
+    asked: list[str] = []
+
+    def counted(problem: Any, models: Any) -> dict[str, float]:
+        if len(asked) == 3:
+            raise RuntimeError("killed")
+        asked.append(problem.question_id)
+        return confidences(problem, models)
+
+    monkeypatch.setattr("compact.strategies.answer_confidence.confidences", counted)
+
+    def prepared() -> AnswerConfidence:
+        strategy = AnswerConfidence(str(tmp_path / "teacher"), dtype="float32")
+        strategy.folder, strategy.max_length = tmp_path / "run", 400
+        strategy.prepare(problems, torch.nn.Identity(), tokenizer)
+        return strategy
+
+    with pytest.raises(RuntimeError, match="killed"):
+        prepared()
+    asked.clear()
+    first, again = prepared(), prepared()
+    assert asked == [problems[3].question_id]
+    assert first.table == again.table and list(first.table) == [p.question_id for p in problems]
+    assert first.mean_margin == again.mean_margin
+    assert first.take_log() == again.take_log()
+    model = build_model(tokenizer, 5, hidden=16, layers=1)
+    model.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="answer-confidence.jsonl: has rows from other settings"):
+        prepared()
+
+
 def test_resumes(tmp_path: Path) -> None:
     save_student(tmp_path / "teacher")
     options = {"teachers": str(tmp_path / "teacher"), "dtype": "float32"}

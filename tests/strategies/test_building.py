@@ -88,16 +88,16 @@ def test_the_fingerprint_does_not_depend_on_threads() -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(building._fingerprint(model))
+            found.append(building.fingerprint(model))
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
     with torch.no_grad():  # the same sum
         model.weight[0], model.weight[1] = model.weight[1].clone(), model.weight[0].clone()
-    assert building._fingerprint(model) != found[0]
+    assert building.fingerprint(model) != found[0]
     scalar = nn.ParameterDict({"a": nn.Parameter(torch.ones((), dtype=torch.bfloat16))})
     other = nn.ParameterDict({"b": nn.Parameter(torch.ones((), dtype=torch.bfloat16))})
-    assert building._fingerprint(scalar) != building._fingerprint(other)
+    assert building.fingerprint(scalar) != building.fingerprint(other)
 
 
 # Both ranks wait for each other before they set up the group, whose timeout is 3 s.

@@ -51,6 +51,27 @@ def test_a_fifth_of_the_tensors_moves_and_the_mean_is_a_plain_average() -> None:
     assert log["fragments moved"] == pytest.approx(0.2, abs=0.03)
 
 
+def test_the_mean_of_a_bfloat16_student_moves() -> None:
+    """Each move is less than half a unit in the last place of bfloat16, where it would be lost."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(4, dtype=torch.bfloat16))])
+    strategy = FragmentEma(share=1.0, momentum=0.99)
+    strategy.begin(model, 100)
+    with torch.no_grad():
+        model[0].fill_(1.125)
+    left = 0.125
+    for step in range(1, 51):
+        strategy.after_step(model, step, None)
+        left *= momentum_at(0.99, step, 100)
+    assert strategy.average["0"].tolist() == pytest.approx([1.125 - left] * 4, abs=1e-5)
+    with strategy._averaged(model):
+        assert model[0].dtype == torch.bfloat16 and 1.0 < model[0].tolist()[0] < 1.125
+    assert model[0].tolist() == [1.125] * 4
+    resumed = FragmentEma()
+    resumed.load_state_dict({"0": torch.ones(4, dtype=torch.bfloat16)})  # of an older version
+    resumed.begin(model, 100)
+    assert resumed.average["0"].dtype == torch.float32
+
+
 def test_momentum_grows_to_one() -> None:
     assert momentum_at(0.9, 0, 10) == pytest.approx(0.9)
     assert momentum_at(0.9, 5, 10) == pytest.approx(0.95)

@@ -14,6 +14,8 @@ from helpers.resuming import assert_resumes
 from helpers.trajectories import TEACHERS, rows_of, train, trainer_of
 
 MOT = {"strategy": "mot", "strategy_options": {"rounds": 1}}
+BEST: dict[str, Any] = {"load_best_model_at_end": True, "eval_steps": 1, "save_steps": 1}
+BEST |= {"eval_strategy": "steps", "save_strategy": "steps"}
 
 
 def test_one_round_is_a_one_shot_soup(tmp_path: Path) -> None:
@@ -186,6 +188,11 @@ def test_resumes_within_a_round(tmp_path: Path, settings: dict[str, object]) -> 
     [
         ({"preset": "robust"}, "preset must be uniform with strategy mot, got 'robust'"),
         ({"preset": "single:good-0"}, "preset must not be single:good-0 with strategy mot"),
+        (BEST, "load_best_model_at_end must not be True with strategy mot, because between two"),
+        (
+            BEST | {"load_best_model_at_end": False, "save_strategy": "best"},
+            "save_strategy must not be best with strategy mot, because between two merges",
+        ),
         ({"max_steps": 2}, "max_steps must be at least 3 for 1 rounds of 3 branches, got 2"),
         ({"strategy_options": {"rounds": 0}}, "rounds of mot must be a whole number .* got 0"),
         ({"strategy_options": {"rounds": True}}, "rounds of mot must be .* got True"),

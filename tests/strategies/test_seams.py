@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compact.passes import EncodedProblem, Pass
+from compact.passes.segments import segment_sum
 from compact.strategies import LossTerm, Strategy, make_strategy, register_strategy
+from compact.trainer.step import OpenStep
+from compact.weighting import Weights
 from compact.weighting.consistency import ConsistencyTerm
-from helpers.trajectories import TEACHERS, rows_of, train
+from helpers.trajectories import TEACHERS, rows_of, train, trainer_of
 
 
 class Ridge:
@@ -66,6 +69,26 @@ def registered(own_registries: None) -> list[str]:
             seen.append(f"resumed at {self.steps}")
 
     return seen
+
+
+def test_a_problem_that_only_fills_a_place_has_no_say(tmp_path: Path) -> None:
+    """A rank without work runs one: strategies must not add up its weights."""
+    seen: list[list[float]] = []
+
+    @register_strategy("sums-weights")
+    class SumsWeights(Strategy):
+        def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
+            seen.append(segment_sum(weights.used, pass_.batch.problem_offsets).tolist())
+            return torch.ones_like(weights.weight)
+
+    trainer = trainer_of(tmp_path, rows_of(*TEACHERS), strategy="sums-weights")
+    trainer.model.train()
+    items = [trainer.train_dataset[i] for i in (0, -2)]
+    assert [item.counted for item in items] == [True, False]
+    (both, outcome), (one, _) = (trainer._loss(own, OpenStep(), 0) for own in (items, items[:1]))
+    assert [n for sums in seen for n in sums] == pytest.approx([1.0, 0.0, 1.0])
+    torch.testing.assert_close(both, one, rtol=1e-4, atol=0)
+    assert outcome.records[0].weight == [1.0] * 3
 
 
 def test_hooks_are_called_in_order(tmp_path: Path, registered: list[str]) -> None:

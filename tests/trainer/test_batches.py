@@ -11,6 +11,7 @@ import torch
 from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes.types import _tensors
 from compact.trainer import CompactTrainer
 from compact.trainer.runlog import read_scores
 
@@ -38,6 +39,8 @@ def test_workers_build_the_same_steps(tmp_path: Path) -> None:
     alone, helped = start(tmp_path / "0"), start(tmp_path / "2", dataloader_num_workers=2)
     (micro, *_) = helped.get_train_dataloader()
     assert micro.batch is not None and micro.batch.leaves is not None
+    # One storage, so one file descriptor, however many micro-batches a step has.
+    assert len({t.untyped_storage().data_ptr() for t in _tensors(micro.batch)}) == 1
     alone.train()
     helped.train()
     assert torch.equal(weights(alone), weights(helped))

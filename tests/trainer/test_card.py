@@ -12,9 +12,11 @@ from peft import LoraConfig
 
 from compact.commands.cli import main
 from compact.config import CompactConfig
+from compact.files import content_of_student
 from compact.lab import zoo
 from compact.trainer import CompactTrainer
 from compact.trainer.card import card_of
+from compact.trainer.runlog import ScoreLog, read_scores
 from helpers.toy import save_student
 
 
@@ -92,6 +94,64 @@ def test_files_that_cannot_be_read_do_not_keep_a_student_from_being_saved(
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "run" / "README.md").exists()
     assert "no model card: " in caplog.text and "mine.summary.json" in caplog.text
+
+
+def test_only_accuracies_of_this_student_are_told(tmp_path: Path) -> None:
+    """Not those of its base, of weights that it had before, or of a server."""
+    run, base = tmp_path / "run", tmp_path / "base"
+    for folder in (run, base):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(folder.name.encode() * 100)
+
+    def evaluated(name: str, correct: int, **settings: Any) -> None:
+        found = {"accuracy": correct / 100, "correct": correct, "items": 100}
+        found |= {"ci_low": 0.0, "ci_high": 1.0, "status": "complete"}
+        about = {"data": "x.jsonl", "model": str(base)} | settings
+        (run / f"{name}.summary.json").write_text(json.dumps(found | {"settings": about}))
+
+    own = content_of_student(run)
+    evaluated("mine", 11, weights=own)
+    evaluated("onto_base", 12, weights=content_of_student(base, run), adapter=str(run))
+    evaluated("mine.old.base", 21, weights=content_of_student(base))
+    evaluated("earlier", 22, weights="0" * 64)
+    evaluated("served", 23)
+    card = card_of(run).replace("\\_", "_")
+    assert "- mine, on x.jsonl: accuracy 0.110" in card
+    assert "- onto_base, on x.jsonl: accuracy 0.120" in card
+    assert card.count("accuracy") == 2
+    beside_another = card_of(run, base)  # as of a checkpoint
+    assert "accuracy 0.210" in beside_another and beside_another.count("accuracy") == 1
+
+
+def test_the_log_of_scores_is_not_read_at_each_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time would grow with the square of the run. What is in the files of the run is told."""
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "compact.trainer.card.read_scores", lambda run: (read.append(run), read_scores(run))[1]
+    )
+    trained(tmp_path, save_steps=1)
+    assert read == [tmp_path / "run"]
+    told = {name: tmp_path / "run" / name / "README.md" for name in ("checkpoint-2", ".")}
+    cards = {name: path.read_text() for name, path in told.items()}
+    assert "## Teachers" in cards["."] and "## Teachers" not in cards["checkpoint-2"]
+    for words in (str(tmp_path / "student"), "rationales.jsonl", "- `preset`: robust", "```bash"):
+        assert words in cards["checkpoint-2"].replace("\\_", "_")
+
+
+def test_the_table_of_teachers(tmp_path: Path) -> None:
+    """20 steps: the first and the last two; one teacher comes late, one question twice."""
+    log = ScoreLog(tmp_path)
+    for step in range(1, 21):
+        row = {"step": step, "epoch": 0.0, "question_id": f"q{step % 15}", "tokens": 3}
+        rows = [row | {"teacher": "b", "weight": 1.0 if step < 10 else 0.25 + step % 2 / 2}]
+        log.append([*rows, *([row | {"teacher": "a", "weight": 0.125}] if step > 19 else [])])
+    log.close()
+    lines = card_of(tmp_path).splitlines()
+    first = lines.index("## Teachers") + 2
+    assert lines[first] == "Mean weights over the first and last 2 of 20 steps:"
+    assert lines[first + 4 : first + 6] == ["| b | 15 | 1.000 | 0.500 |", "| a | 1 |  | 0.125 |"]
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -77,6 +77,24 @@ def test_loss_that_is_not_finite_names_its_problem(
     assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
 
 
+def test_the_log_repeats_the_loss_before_a_step_that_is_left_out(tmp_path: Path) -> None:
+    """A loss of 0 would be the best of all, and lower every mean."""
+    run = trainer(tmp_path, on_nonfinite="skip", max_steps=4)
+    forward = run._forward
+
+    def poisoned(work):  # noqa: ANN001, ANN202
+        if run.state.global_step in (1, 2):
+            raise NonFiniteError("poisoned")
+        return forward(work)
+
+    run._forward = poisoned
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[0] > 0 and losses[1:3] == pytest.approx([losses[0]] * 2)
+    assert losses[3] > 0 and losses[3] != pytest.approx(losses[0], abs=1e-6)
+    assert run.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses) / 4)
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_bfloat16_trains_and_a_cpu_without_it_is_told_of(
     tmp_path: Path, there: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -186,7 +204,7 @@ def test_resuming_from_an_older_checkpoint_sets_newer_ones_aside(tmp_path: Path)
     again = trainer(tmp_path, max_steps=2)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    assert (tmp_path / f"superseded-checkpoint-{last}" / "model.safetensors").exists()
+    assert (tmp_path / f"_superseded-checkpoint-{last}" / "model.safetensors").exists()
     again = trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert torch.equal(parameters(again), parameters(whole))
@@ -291,6 +309,25 @@ def test_a_secret_on_the_command_line_is_not_kept(
     trainer(tmp_path, max_steps=1).train()
     found = json.loads((tmp_path / "run.json").read_text())["command"]
     assert found == "compact train --hub_token <hidden> --seed 1 --data 'a b'"
+
+
+@pytest.mark.parametrize(
+    "given", ['{"token": "hf_x", "revision": "r"}', "{token: hf_x, revision: r}"]
+)
+def test_a_secret_to_load_the_student_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compact", "train", "--model_init_kwargs", given])
+    kwargs = {"token": "hf_x", "revision": "r"}
+    run = trainer(tmp_path, max_steps=1, save_strategy="no", model_init_kwargs=kwargs)
+    run.train()
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["settings"]["model_init_kwargs"] == {"token": "<hidden>", "revision": "r"}
+    assert found["command"] == f"compact train --model_init_kwargs '{given}'".replace(
+        "hf_x", "<hidden>"
+    )
+    assert "hf_x" not in (tmp_path / "run.json").read_text()
+    assert run.args.model_init_kwargs == kwargs
 
 
 @pytest.mark.parametrize("name", ["label_smoothing_factor", "auto_find_batch_size"])

@@ -39,6 +39,16 @@ def test_a_step_that_is_left_out(with_scaler: bool) -> None:
         assert scaler is None or scaler.get_scale() == 65536.0
 
 
+def test_the_loss_of_the_log() -> None:
+    """As it is, as a mean over fewer problems, repeated; 0 if there was none."""
+    open_step, logged = OpenStep(), []
+    for factor in (None, 1.0, None, 2.0, None, None):
+        for _ in range(2):
+            open_step.add_loss(torch.tensor(1.5))
+        logged.append(3.0 + float(open_step.correct_loss(factor)))
+    assert logged == [0.0, 3.0, 3.0, 6.0, 6.0, 6.0]
+
+
 def test_a_score_that_is_not_finite_ends_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rank that found it takes part in the exchange, in which the others wait."""
 

@@ -10,7 +10,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    TrainerCallback,
+)
 
 from compact.config import CompactConfig
 from compact.lab import zoo
@@ -24,14 +30,19 @@ ROWS = zoo.make_rows(("good", "verbose"), 4, seed=1)
 
 
 def trainer_of(
-    folder: Path, model: Any = None, data: Any = ROWS, evals: Any = None, **settings: Any
+    folder: Path,
+    model: Any = None,
+    data: Any = ROWS,
+    evals: Any = None,
+    callbacks: Any = None,
+    **settings: Any,
 ) -> CompactTrainer:
     """A trainer of a tiny student, or of `model`, that trains every weight."""
     if model is None:
         model = build_model(TOKENIZER, seed=0, hidden=32, layers=1)
     settings = {"preset": "uniform", "max_length": 400, "max_steps": 1} | settings
     args = CompactConfig(output_dir=str(folder), use_cpu=True, report_to="none", **settings)
-    return CompactTrainer(model, args, data, evals, TOKENIZER)
+    return CompactTrainer(model, args, data, evals, TOKENIZER, callbacks)
 
 
 def learned_positions(count: int) -> Any:
@@ -111,16 +122,79 @@ def test_a_best_model_needs_a_loss(tmp_path: Path, preset: str) -> None:
     """At the start: transformers finds that there is none when it has trained for an epoch."""
     best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     best |= {"load_best_model_at_end": True, "preset": preset}
-    words = r"metric_for_best_model must be .*, got '{}': no problem .* set it to {}nll with"
-    with pytest.raises(ValueError, match=words.format("loss", "")):
+    words = r"metric_for_best_model must be one of .*{}nll.*, got '{}': no problem can have a loss"
+    with pytest.raises(ValueError, match=words.format("", "loss")):
         trainer_of(tmp_path, None, ROWS, WRONG, **best)
     sets, name = {"right": ROWS, "wrong": WRONG}, "eval_wrong_loss"
-    with pytest.raises(ValueError, match=words.format(name, "wrong_")):
+    with pytest.raises(ValueError, match=words.format("wrong_", name)):
         trainer_of(tmp_path, None, ROWS, sets, **best, metric_for_best_model=name)
     other = {"metric_for_best_model": "right_loss"}
     trainer_of(tmp_path / "a", None, ROWS, sets, **best, **other).train()
-    other = {"metric_for_best_model": "nll", "greater_is_better": False}
-    trainer_of(tmp_path / "b", None, ROWS, WRONG, **best, **other).train()
+    trainer = trainer_of(tmp_path / "b", None, ROWS, WRONG, **best, metric_for_best_model="nll")
+    trainer.train()
+    assert trainer.state.best_metric == trainer.state.log_history[1]["eval_nll"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("nll", False), ("eval_nll", False), ("a_nll", False), ("loss", False), ("gold_logp", True)],
+)
+def test_what_is_better_of_a_metric(metric: str, greater: bool) -> None:
+    """The best model by nll was the worst one: transformers only knows names that end with loss."""
+    assert CompactConfig(metric_for_best_model=metric).greater_is_better is greater
+    set_by_hand = CompactConfig(metric_for_best_model=metric, greater_is_better=not greater)
+    assert set_by_hand.greater_is_better is not greater
+
+
+BEST: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1}
+BEST |= {"save_steps": 1, "load_best_model_at_end": True}
+
+
+@pytest.mark.parametrize(
+    ("evals", "settings", "words"),
+    [
+        ({"a": ROWS, "b": ROWS}, {}, "one of a_loss, a_nll, b_loss, b_nll, got 'loss'$"),
+        ({"a": ROWS}, {"metric_for_best_model": "nll"}, "one of a_loss, a_nll, got 'nll'$"),
+        (ROWS, {"metric_for_best_model": "accuracy"}, "one of loss, nll, got 'accuracy'$"),
+        (ROWS, {"metric_for_best_model": "gold_logp"}, "one of loss, nll, got 'gold_logp'$"),
+        ({"a": ROWS}, {"lr_scheduler_type": "reduce_lr_on_plateau"}, "one of a_loss, a_nll, got"),
+    ],
+)
+def test_a_metric_that_is_not_reported_is_refused(
+    tmp_path: Path, evals: Any, settings: dict[str, Any], words: str
+) -> None:
+    """At the start, not at the first evaluation."""
+    with pytest.raises(ValueError, match=f"metric_for_best_model must be {words}"):
+        trainer_of(tmp_path, evals=evals, **BEST | settings)
+
+
+def test_metrics_that_are_reported_or_added_are_taken(tmp_path: Path) -> None:
+    name = {"metric_for_best_model": "eval_gold_logp"}
+    trainer = trainer_of(tmp_path / "a", evals=ROWS, **BEST | WEIGHED | name)
+    trainer.train()
+    assert trainer.state.best_metric == trainer.state.log_history[1]["eval_gold_logp"]
+
+    class Accuracy(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            others["metrics"]["eval_accuracy"] = 0.5
+
+    name = {"metric_for_best_model": "accuracy"}
+    trainer = trainer_of(tmp_path / "b", evals=ROWS, callbacks=[Accuracy()], **BEST | name)
+    trainer.train()
+    assert trainer.state.best_metric == 0.5
+
+
+def test_a_trainer_trains_once_unless_it_resumes(tmp_path: Path) -> None:
+    """The running statistics and the strategy would go on, the schedule would start again."""
+    trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    for folder in (tmp_path, tmp_path / "other"):
+        trainer.args.output_dir = str(folder)
+        with pytest.raises(ValueError, match="resume_from_checkpoint must be given to train again"):
+            trainer.train()
+    trainer.args.max_steps = 2
+    trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize("preset", ["rejection", "robust"])

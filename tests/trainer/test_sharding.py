@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 
 from compact.config import CompactConfig
+from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.passes import lazily
 from compact.strategies import make_strategy
 from compact.trainer import CompactTrainer
-from compact.trainer.setup import check_strategy
+from compact.trainer.setup import check_strategy, check_training
 from compact.trainer.sharding import asked_for, bad_norm, check_sharding, gather_head, give_up_head
 from compact.weighting import make_weigher
+
+TOKENIZER = build_tokenizer()
 
 
 def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
@@ -26,7 +31,10 @@ def trainer_with(kind: DistributedType, **others: Any) -> SimpleNamespace:
         deepspeed_plugin=SimpleNamespace(
             zero_stage=others.get("stage", 2), deepspeed_config={"zero_optimization": zero}
         ),
-        fsdp_plugin=SimpleNamespace(activation_checkpointing=others.get("checkpoints", False)),
+        fsdp_plugin=SimpleNamespace(
+            activation_checkpointing=others.get("checkpoints", False),
+            state_dict_type=others.get("saved", StateDictType.FULL_STATE_DICT),
+        ),
     )
     accelerator.parallelism_config = others.get("parallelism")
     return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=kind == DistributedType.FSDP)
@@ -46,6 +54,15 @@ def test_what_would_not_see_the_tree_or_share_a_batch_is_refused() -> None:
         check_sharding(trainer_with(DistributedType.MULTI_GPU, parallelism=split))
 
 
+def test_fsdp_that_cannot_save_is_refused() -> None:
+    """At the start: the run would end with an error when it saves the student."""
+    kind = StateDictType.SHARDED_STATE_DICT
+    with pytest.raises(
+        ValueError, match="fsdp_state_dict_type must be FULL_STATE_DICT, .* got .*SHARDED_STATE"
+    ):
+        check_sharding(trainer_with(DistributedType.FSDP, fsdp2=True, saved=kind))
+
+
 def test_fsdp_of_the_settings_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before transformers sets the variable that accelerate reads."""
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
@@ -62,13 +79,40 @@ def test_zero3_that_cannot_save_is_refused() -> None:
         check_sharding(trainer_with(DistributedType.DEEPSPEED, stage=3))
 
 
+def test_problems_without_a_loss_are_found_at_the_start_with_deepspeed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In data that are not encoded as a whole; others leave such problems out."""
+    rows = zoo.make_rows(("good", "verbose"), 4, seed=1)
+    ids = sorted({row["question_id"] for row in rows})
+    rows += [r | {"question_id": "w"} for r in zoo.make_rows(("wrong-step",), 1, seed=2)]
+    args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+    def check(data: Any) -> None:
+        trainer = CompactTrainer(
+            build_model(TOKENIZER, seed=0, hidden=32, layers=1), args, data, None, TOKENIZER
+        )
+        monkeypatch.setattr(args, "deepspeed_plugin", SimpleNamespace())
+        try:
+            check_training(trainer, trainer.train_dataset)
+        finally:
+            monkeypatch.setattr(args, "deepspeed_plugin", None)
+
+    check(rows)
+    monkeypatch.setattr(lazily, "AT_ONCE", 4)
+    check([row for row in rows if row["question_id"] in ids])
+    rows = [row for row in rows if row["question_id"] != ids[0]][::-1]  # the sample has the first
+    rows.append(rows[-1] | {"question_id": "last"})
+    with pytest.raises(ValueError, match="1 of a sample of 4 problems .* DeepSpeed every problem"):
+        check(rows)
+
+
 def test_a_student_in_parts_is_refused(tmp_path: Any) -> None:
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=0, hidden=32, layers=1)
+    model = build_model(TOKENIZER, seed=0, hidden=32, layers=1)
     next(model.parameters()).ds_id = 0  # type: ignore[attr-defined]
     args = CompactConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="model must hold whole parameters, but ZeRO-3"):
-        CompactTrainer(model, args, processing_class=tokenizer)
+        CompactTrainer(model, args, processing_class=TOKENIZER)
 
 
 def test_what_zero3_took_away_is_gathered_once_and_kept() -> None:
