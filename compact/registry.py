@@ -72,6 +72,10 @@ class Registry(Mapping[str, T], Generic[T]):
         finally:
             self._entries, self._sources = before
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether an entry comes from this project, and not from a module of the user."""
+        return self._sources[name].startswith("compact.")
+
     def get_or_raise(self, name: str, among: Sequence[str] | None = None) -> T:
         """Returns the entry `name`.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+import torch
 from peft import get_peft_model
 
 from compact.evaluation.doctor import describe, needs
 from compact.options import check_given
 from compact.settings import RecipeConfig
-from compact.student import Student, load_student, peft_config
+from compact.student import Student, load_model, load_student, peft_config
 
 EPILOG = """example:
   compact doctor HuggingFaceTB/SmolLM2-135M-Instruct --tokens 2048
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `compact doctor`; returns the exit status."""
     check_given(args, "max_length", "tokens", least=1)
-    model, processing_class = load_student(args.model)  # an adapter is checked, then left out
+    model, processing_class = _loaded(args.model)  # an adapter is checked, then left out
     model = model.unload() if hasattr(model, "peft_config") else model
     student = Student.of(model, processing_class)
     for line in describe(student, args.max_length):
@@ -47,3 +49,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"LoRA, r = {recipe.lora_r:<4d}{needs(Student.of(adapted), args.tokens)}")
     return 0
+
+
+def _loaded(name: str) -> tuple[Any, Any]:
+    """Loads a student where it would be trained: on the GPU, if there is one and it fits."""
+    try:
+        return load_model(name)
+    except torch.OutOfMemoryError:
+        print("the student in float32 does not fit on the GPU; what follows is of the CPU")
+        return load_student(name)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compact.answers import Judge, domain_names
 from compact.data import PreferencePair, Problem, load_questions, load_test
 from compact.data.rows import content_of_rows
-from compact.files import check_input, check_output, content_of_student, json_lines
+from compact.evaluation.imported import imports_of
+from compact.files import check_input, check_output, content_of_student
 from compact.options import check_given
-from compact.resumable import add_to_summary, read_summary
 from compact.student import base_name
-
-if TYPE_CHECKING:
-    import torch
-
-    from compact.evaluation.forgetting import Text
 
 EPILOG = """example:
   compact evaluate --model runs/svamp --data svamp/test.jsonl --out runs/svamp/evaluate.jsonl
 
 To resume a killed run, start it again with the same --out.
 """
-MOST_ANSWERS = 100
-"""Most of the student's own answers on which its drift from the base is measured."""
+DEFAULTS = {"max_new_tokens": 256, "batch_size": 32}
+"""The options of generation."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api_key_env", metavar="NAME", help="environment variable with the endpoint's key"
     )
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=256, metavar="N", help="of an answer [256]"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=32, metavar="N", help="questions at once [32]"
-    )
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="of an answer [256]")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="questions at once [32]")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 [the GPU if any]")
     parser.add_argument(
         "--dtype",
@@ -89,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact evaluate`; returns the exit status."""
-    check_given(args, "limit", "max_new_tokens", "batch_size", "num_processes", least=1)
+    check_given(args, "limit", *DEFAULTS, "num_processes", least=1)
     forgetting = bool(args.retained or args.retained_task)
     for name, used, what in (
         ("base", forgetting or args.endpoint, "--retained or --retained_task"),
@@ -100,24 +91,15 @@ def run(args: argparse.Namespace) -> int:
     stems = [Path(path).stem for path in args.retained_task]
     if len(set(stems)) < len(stems):
         raise ValueError(f"--retained_task must be files of different names, got {stems}")
-
-    def checked(path: str, found: list[Problem]) -> list[Problem]:
-        if args.answer_type is not None:
-            found = [replace(p, answer_type=args.answer_type) for p in found]
-        for problem in found:  # report an invalid gold answer before the model loads
-            try:
-                _ = problem.domain
-            except ValueError as error:
-                raise ValueError(f"{path}: question_id {problem.question_id!r}: {error}") from None
-        return found
-
     texts_of = [args.retained] if args.retained else []
     out = check_output(args.out, args.data, *args.retained_task, *texts_of)
     test = load_test(args.data)[: args.limit]
     if isinstance(test[0], PreferencePair):
         return _pairs(args, test, out)
-    problems = checked(args.data, test)
-    tasks = {p: checked(p, load_questions(p)[: args.limit]) for p in args.retained_task}
+    for name, default in DEFAULTS.items():
+        setattr(args, name, getattr(args, name) or default)
+    problems = _checked(args, args.data, test)
+    tasks = {p: _checked(args, p, load_questions(p)[: args.limit]) for p in args.retained_task}
     if args.endpoint is not None:
         return _served(args, problems)
     if args.num_processes is not None:
@@ -127,16 +109,9 @@ def run(args: argparse.Namespace) -> int:
     # What needs no torch is refused before it loads, which takes seconds.
     import torch
 
+    from compact.evaluation import against_base
     from compact.evaluation.evaluate import describe, evaluate
-    from compact.evaluation.forgetting import (
-        ANSWERS,
-        TEXT,
-        describe_forgetting,
-        paired_drop,
-        read_texts,
-        text_drift,
-    )
-    from compact.evaluation.latent import layer_drift
+    from compact.evaluation.forgetting import describe_forgetting, read_texts
     from compact.evaluation.processes import part_file, part_of
     from compact.student import load_model
     from compact.trainer.card import refresh_card
@@ -160,67 +135,66 @@ def run(args: argparse.Namespace) -> int:
         base, _ = load_model(args.base, **where)
     elif forgetting and not hasattr(model, "disable_adapter"):
         raise ValueError(f"--base must name the base student: {args.model} is not an adapter")
-    judge = Judge()
+    started_as = args.base or (args.model if args.adapter else base_name(args.model))
+    names = {"student": args.model, "base": args.base or f"{args.model} (base)"}
+    contents = {
+        "student": content_of_student(args.model, args.adapter),
+        "base": content_of_student(started_as),
+    }
 
-    own = content_of_student(args.model, args.adapter)
-    before = content_of_student(
-        args.base or (args.model if args.adapter else base_name(args.model))
-    )
+    def answer(of: str, data: str, items: Sequence[Problem], file: Path) -> None:
+        bare = of == "base" and base is model
+        with model.disable_adapter() if bare else nullcontext():
+            summary = evaluate(
+                base if of == "base" else model,
+                processing_class,
+                items,
+                file,
+                settings=_settings(args, names[of], data, contents[of]),
+                judge=judge,
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+            )
+        print(f"{describe(data, summary)} -> {file}", flush=True)
 
-    def measure(
-        model: torch.nn.Module, name: str, data: str, items: Sequence[Problem], out: Path, of: str
-    ) -> dict[str, Any]:
-        settings = _settings(args, name, data, of)
-        summary = evaluate(
-            model,
-            processing_class,
-            items,
-            out,
-            settings=settings,
-            judge=judge,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-        )
-        print(f"{describe(data, summary)} -> {out}", flush=True)
-        return summary
-
-    try:
-        measure(model, args.model, args.data, problems, out, own)
-        drops = {}
-        for path, items in tasks.items():
-            files = [
-                out.with_name(f"{out.stem}.{Path(path).stem}.{x}.jsonl")
-                for x in ("base", "student")
-            ]
-            with model.disable_adapter() if base is model else nullcontext():
-                measure(base, args.base or f"{args.model} (base)", path, items, files[0], before)
-            measure(model, args.model, path, items, files[1], own)
-            drops[path] = paired_drop(*files)
-    finally:
-        judge.close()
+    with closing(Judge()) as judge:
+        answer("student", args.data, problems, out)
+        drops = against_base.task_drops(answer, tasks, out)
     if forgetting:
-        all_texts: dict[str, list[Text]] = {TEXT: list(texts), ANSWERS: _answers(problems, out)}
-        names = {TEXT: args.retained, ANSWERS: f"{args.data} (own answers)"}
-        measured = {name: these for name, these in all_texts.items() if these}
-        given = (model, base, processing_class)
-        found = {
-            name: {"data": names[name]} | text_drift(*given, these)
-            for name, these in measured.items()
-        }
-        found |= {"layers": layer_drift(*given, measured), "tasks": drops}
-        earlier = read_summary(out).get("forgetting", {})
-        earlier = earlier if isinstance(earlier, dict) else {}
-        tasks = earlier.get("tasks", {}) | drops
-        add_to_summary(out, {"forgetting": earlier | found | {"tasks": tasks}})
+        found = against_base.drift(
+            model,
+            base,
+            processing_class,
+            retained=(args.retained, texts),
+            answers=(f"{args.data} (own answers)", against_base.own_answers(problems, out)),
+        )
+        found |= {"tasks": drops}
+        against_base.add_forgetting(out, found)
         print(describe_forgetting(found))
     refresh_card(out.parent)
     return 0
 
 
+def _checked(args: argparse.Namespace, path: str, found: list[Problem]) -> list[Problem]:
+    """Returns the questions of a file in the answer domain that was asked for.
+
+    Raises:
+        ValueError: a gold answer is none of its domain; so this is told before the model loads.
+    """
+    if args.answer_type is not None:
+        found = [replace(p, answer_type=args.answer_type) for p in found]
+    for problem in found:
+        try:
+            _ = problem.domain
+        except ValueError as error:
+            raise ValueError(f"{path}: question_id {problem.question_id!r}: {error}") from None
+    return found
+
+
 def _pairs(args: argparse.Namespace, pairs: Sequence[PreferencePair], out: Path) -> int:
     """Evaluates on preference pairs."""
     of_questions = ("retained", "retained_task", "base", "endpoint", "api_key_env", "num_processes")
-    for name in (*of_questions, "part", "answer_type"):
+    for name in (*of_questions, "part", "answer_type", *DEFAULTS):
         if getattr(args, name):
             raise ValueError(f"--{name} must not be given with preference pairs ({args.data})")
     from compact.evaluation.preference import describe_pairs, evaluate_pairs
@@ -236,16 +210,6 @@ def _pairs(args: argparse.Namespace, pairs: Sequence[PreferencePair], out: Path)
     return 0
 
 
-def _answers(problems: Sequence[Problem], out: Path) -> list[Text]:
-    """The student's own answers to the first `MOST_ANSWERS` questions, with their prompts."""
-    given = {item["question_id"]: item["completion"] for _, _, item in json_lines(out)}
-    return [
-        (p.prompt, given[p.question_id])
-        for p in problems[:MOST_ANSWERS]
-        if given.get(p.question_id)
-    ]
-
-
 def _settings(args: argparse.Namespace, model: str, data: str, weights: str) -> dict[str, Any]:
     """Returns what identifies the answers to a file of questions."""
     return {
@@ -258,6 +222,7 @@ def _settings(args: argparse.Namespace, model: str, data: str, weights: str) -> 
         "dtype": args.dtype,
         "answer_type": args.answer_type,
         **({"part": args.part} if args.part is not None else {}),
+        **imports_of(),
     }
 
 
@@ -290,7 +255,6 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
     """Evaluates the student behind --endpoint."""
     from compact.evaluation.evaluate import describe
     from compact.evaluation.served import evaluate_served
-    from compact.trainer.card import refresh_card
 
     own = (args.adapter, args.base, args.retained, args.retained_task, args.device, args.dtype)
     if any(own) or args.num_processes or args.part:
@@ -304,11 +268,10 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
         args.model,
         problems,
         args.out,
-        settings=settings | {"answer_type": args.answer_type},
+        settings=settings | {"answer_type": args.answer_type} | imports_of(),
         api_key_env=args.api_key_env,
         max_new_tokens=args.max_new_tokens,
         concurrency=args.batch_size,
     )
     print(f"{describe(args.data, summary)} -> {args.out}", flush=True)
-    refresh_card(Path(args.out).parent)
     return 0

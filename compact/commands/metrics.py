@@ -46,22 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each file")
     parser.add_argument(
         "--part",
-        default="1/1",
         metavar="I/N",
         help="only part I of N of the questions, drawn by their ids [1/1]",
     )
-    parser.add_argument("--max_length", type=int, default=1536, metavar="N", help="tokens [1536]")
+    parser.add_argument("--max_length", type=int, metavar="N", help="tokens [1536]")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact metrics`; returns the exit status."""
     if not args.data:
-        for name in ("model", "out", "only", "limit"):
-            if getattr(args, name):
-                raise ValueError(f"--{name} must be used with DATA, got no file")
+        _refuse(args, ("model", "out", "only", "limit", "part", "max_length"), "DATA, got no file")
         return list_registries()
     if args.out is None:
         raise ValueError("--out must be given with DATA")
+    if args.model is None:
+        _refuse(args, ("only", "max_length"), "--model")
     require("matplotlib", "report", "compact metrics DATA draws pictures")
     out = Path(args.out)
     page = bench(
@@ -70,12 +69,19 @@ def run(args: argparse.Namespace) -> int:
         out,
         only=args.only,
         limit=args.limit,
-        part=args.part,
-        max_length=args.max_length,
+        part=args.part or "1/1",
+        max_length=1536 if args.max_length is None else args.max_length,
     )
     print(page)
     print(f"-> {out / 'bench.md'}, bench.csv, bench.png and rows of every question")
     return 0
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], needed: str) -> None:
+    """Raises ValueError for the first of these options that was given: it would do nothing."""
+    for name in names:
+        if getattr(args, name) not in (None, []):
+            raise ValueError(f"--{name} must be used with {needed}")
 
 
 def list_registries() -> int:

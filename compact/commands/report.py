@@ -20,21 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="folder of a run, or of compact compare")
     parser.add_argument("--out", metavar="FILE", help="page to write [RUN/report.html]")
-    parser.add_argument(
-        "--problems", type=int, default=3, metavar="N", help="how many problems to show [3]"
-    )
-    parser.add_argument("--question_id", nargs="+", metavar="ID", help="problems to show")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--problems", type=int, metavar="N", help="how many problems to show [3]")
+    shown.add_argument("--question_id", nargs="+", metavar="ID", help="problems to show")
     parser.add_argument("--data", metavar="FILE", help="rationales [those of the run]")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `compact report`; returns the exit status."""
-    if args.problems < 0:
-        raise ValueError(f"--problems must be at least 0, got {args.problems}")
+    problems = 3 if args.problems is None else args.problems
+    if problems < 0:
+        raise ValueError(f"--problems must be at least 0, got {problems}")
     found = read_run(args.run)
     page_file = args.out if args.out is not None else found.folder / "report.html"
     out = check_output(page_file, kind="report")
-    look_into(found, problems=args.problems, question_ids=args.question_id, data=args.data)
+    if args.problems and not found.scores:
+        raise ValueError(f"--problems must be used with a run, and {args.run} has no score log")
+    look_into(found, problems=problems, question_ids=args.question_id, data=args.data)
     page = render(found)
     write_whole(out, page, kind="report")
     for note in found.notes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from compact.data import Problem, load_problems, of_teacher
 from compact.data.rows import as_json_lines, content_of_rows
+from compact.evaluation.imported import imports_of
 from compact.evaluation.keep import NAMES, best_of, kept_by
 from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of_student, write_json_lines, write_whole
@@ -97,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(outputs)} must be different files")
     # What needs no torch is refused before it loads, which takes seconds.
     from compact.evaluation.score import parse_metrics, score_problems
+    from compact.metrics import METRICS
     from compact.student import Student, load_model
-    from compact.weighting import PresetWeigher, check_gold, make_weigher
+    from compact.weighting import POLICIES, PRESETS, PresetWeigher, check_gold, make_weigher
 
     overrides = parse_metrics(args.metric)
     weigher = make_weigher(args.preset, **overrides)
@@ -115,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     model, processing_class = load_model(args.model)
     settings = {
         "data": content_of_rows(args.data),
+        "limit": args.limit,
         "model": args.model,
         "weights": content_of_student(args.model),
         "preset": args.preset,
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         "max_length": args.max_length,
         "leaf_budget": args.leaf_budget,
         "graphs": args.graphs,
+        **imports_of([args.preset, *overrides.values()], (METRICS, PRESETS, POLICIES)),
     }
     partial = out.with_name(f"{out.name}.partial")
     rows = score_problems(

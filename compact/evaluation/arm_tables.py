@@ -26,6 +26,8 @@ COSTS = {"seconds": ("seconds with tests", ",.0f"), "peak_mb": ("peak MB", ",.0f
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Means and intervals (`effect`) of each arm over its seeds, in the order of `results`.
 
+    Where all seeds have one value, they say nothing about others: the ends are then None.
+
     If there is an arm `uniform`, the others have a `gain`: their accuracy minus that of `uniform`,
     seed by seed.
     """
@@ -33,22 +35,12 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     arms = []
     for name, runs in results.items():
         values = [r["accuracy"] for r in runs]
-        accuracy = effect(values)
-        weights = [r["right_weight"] for r in runs]
-        weight = effect(weights)
-        (low, high), (weight_low, weight_high) = shares(accuracy), shares(weight)
-        if len(weights) > 1 and len(set(weights)) == 1:  # as of `oracle`: no chance in them
-            weight_low = weight_high = weight.mean
         arm = {
             "name": name,
             "seeds": [r["seed"] for r in runs],
             "values": values,
-            "mean": accuracy.mean,
-            "ci_low": low,
-            "ci_high": high,
-            "right_weight": weight.mean,
-            "right_weight_low": weight_low,
-            "right_weight_high": weight_high,
+            **_over_seeds(values, "mean", "ci"),
+            **_over_seeds([r["right_weight"] for r in runs], "right_weight", "right_weight"),
             "weights": {
                 t: statistics.fmean(r["weights"].get(t, 0.0) for r in runs)
                 for t in dict.fromkeys(t for r in runs for t in r["weights"])
@@ -59,11 +51,20 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
             **_mean_costs(runs),
         }
         if base and name != "uniform":
-            gain = effect([r["accuracy"] - base[r["seed"]] for r in runs])
-            low, high = shares(gain, least=-1.0)
-            arm |= {"gain": gain.mean, "gain_low": low, "gain_high": high}
+            gains = [r["accuracy"] - base[r["seed"]] for r in runs]
+            arm |= _over_seeds(gains, "gain", "gain", least=-1.0)
         arms.append(arm)
     return arms
+
+
+def _over_seeds(
+    values: Sequence[float], mean: str, ends: str, least: float = 0.0
+) -> dict[str, float | None]:
+    """Returns the mean and the ends of its interval under the keys MEAN, ENDS_low and ENDS_high."""
+    found = effect(values)
+    known = max(values) - min(values) > 1e-9  # gains of equal accuracies differ by rounding
+    low, high = shares(found, least) if known else (None, None)
+    return {mean: found.mean, f"{ends}_low": low, f"{ends}_high": high}
 
 
 def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -104,8 +105,9 @@ def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+def _cell(mean: float, low: float | None, high: float | None, sign: str = "") -> str:
+    interval = "" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{mean:{sign}.3f}{interval}"
 
 
 def as_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -142,8 +144,11 @@ def draw(arms: Sequence[Mapping[str, Any]], title: str) -> Figure:
         ),
     ):
         values = [arm[key] for arm in arms]
-        spans = [[max(v - a[low], 0.0) for v, a in zip(values, arms, strict=True)]]
-        spans.append([max(a[high] - v, 0.0) for v, a in zip(values, arms, strict=True)])
+        ends = [
+            [v if a[end] is None else a[end] for end in (low, high)]
+            for v, a in zip(values, arms, strict=True)
+        ]
+        spans = [[abs(v - pair[i]) for v, pair in zip(values, ends, strict=True)] for i in (0, 1)]
         axes.errorbar(values, rows, xerr=spans, fmt="none", ecolor="#7a8794", capsize=3)
         axes.scatter(values, rows, color="#1b6ca8", zorder=3)
         for value, row in zip(values, rows, strict=True):

@@ -12,7 +12,7 @@ from compact.data import Problem
 from compact.fields import converted, field_types
 from compact.files import parse_yaml
 from compact.strategies import make_strategy
-from compact.trainer.setup import check_strategy, skips_of, training_problems
+from compact.trainer.setup import check_strategy, encoded, skips_of, training_problems
 from compact.weighting import TOKEN_WEIGHTS, make_weigher
 from compact.weighting.policies import split_teacher
 
@@ -65,6 +65,12 @@ class Arm:
         own["strategy_options"] = self.options or None
         return replace(config, **OF_A_RUN | own | self.settings | others)
 
+    @property
+    def names(self) -> list[str]:
+        """All that may be a name in a registry: preset, strategy, metrics, token weights."""
+        given = (self.preset, self.strategy, *self.overrides.values(), *self.settings.values())
+        return [value for value in given if isinstance(value, str)]
+
     def check(self, config: CompactConfig, problems: Sequence[Problem]) -> None:
         """Checks that the arm goes together with the settings and problems that all arms share.
 
@@ -77,6 +83,29 @@ class Arm:
         check_strategy(weigher, strategy, own)
         skips_of(weigher, strategy, own)
         training_problems(weigher, strategy, own, self.seen(problems))
+
+    @property
+    def may_read_nothing(self) -> bool:
+        """Whether it may leave out every rationale; a strategy may write others."""
+        skips = make_weigher(self.preset, **self.overrides).skips
+        return self.strategy is None and skips is not None
+
+    def check_read(
+        self, config: CompactConfig, problems: Sequence[Problem], processing_class: Any
+    ) -> None:
+        """Checks that the arm, which has no strategy, has a rationale to train on.
+
+        Raises:
+            ValueError: it has none, or a problem cannot be encoded.
+        """
+        weigher = make_weigher(self.preset, **self.overrides)
+        read = encoded(weigher, processing_class, self.configured(config), self.seen(problems))
+        skips = weigher.skips
+        if skips is not None and all(all(skips(problem)) for problem in read.problems.sample):
+            raise ValueError(
+                f"--arms: {self.name}: the data must have a rationale that preset {self.preset} "
+                f"trains on, got none in {len(read.problems.sample)} problems"
+            )
 
 
 def parse_arm(text: str, right_teachers: Collection[str] = ()) -> Arm:

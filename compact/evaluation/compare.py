@@ -20,7 +20,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from random import Random
@@ -47,6 +47,7 @@ from compact.evaluation.arm_tables import as_csv, as_markdown, draw, summarise
 from compact.evaluation.arms import Arm
 from compact.evaluation.evaluate import check_questions, evaluate
 from compact.evaluation.forgetting import TEXT, Text, read_texts, text_drift
+from compact.evaluation.imported import imports_of
 from compact.evaluation.memory import peak_mb, release
 from compact.evaluation.paired import DEVELOPMENT
 from compact.evaluation.preference import encode_pairs, evaluate_pairs
@@ -65,10 +66,11 @@ from compact.files import (
 from compact.graphs.drawing import picture_of
 from compact.lab import zoo
 from compact.lab.zoo_student import load_zoo_student
+from compact.metrics import METRICS
 from compact.passes.encode import encode_problem
 from compact.resumable import ResumableRows
 from compact.settings import ComparisonConfig, RecipeConfig
-from compact.strategies import Strategy
+from compact.strategies import STRATEGIES, Strategy
 from compact.student import load_student, peft_config
 from compact.trainer import CompactTrainer
 from compact.trainer.batches import ProblemDataset
@@ -76,12 +78,16 @@ from compact.trainer.progress import show_progress
 from compact.trainer.runlog import read_scores
 from compact.trainer.saving import command_line
 from compact.trainer.setup import encoded, skips_of
+from compact.weighting import POLICIES, PRESETS, TOKEN_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 _KIND = "comparison"
-# All that a run of an arm writes into its folder: it saves neither checkpoints nor a model.
+_NAMED_IN = (METRICS, POLICIES, PRESETS, STRATEGIES, TOKEN_WEIGHTS)
+# All that a run of an arm writes into its folder, and the rows that a strategy makes before training:
+# it saves neither checkpoints nor a model.
 _OF_AN_ARM = {"scores", "run.json", "trainer_state.json", RECORDS}
+_OF_AN_ARM |= {name + suffix for name in STRATEGIES for suffix in (".jsonl", ".summary.json")}
 _RUN = {
     "arm": str,
     "seed": int,
@@ -94,6 +100,7 @@ _RUN = {
     "peak_mb?": (ANY_NUMBER, None),
     "drift?": {str: {str: (ANY_NUMBER, None)}},
     "right": {str: str},
+    "imports?": {str: str},
 }
 
 _Test = list[Problem] | list[PreferencePair]
@@ -458,6 +465,39 @@ def _weights(folder: Path, right: set[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
+def _run_name(arm: Arm, seed: int) -> str:
+    return f"{quote(arm.name, safe='=,:')}-{seed}"
+
+
+def _check_wanted(
+    task: Task, wanted: Mapping[str, tuple[Arm, int]], finished: ResumableRows
+) -> None:
+    """Checks, before hours of training, the runs that are there, and the arms that are to run.
+
+    Raises:
+        ValueError: a run was made with code of --import that has changed since, or as
+            `Arm.check_read`.
+    """
+    for run, (arm, _) in wanted.items():
+        then = finished.done.get(run, {}).get("imports", {})
+        now = imports_of(arm.names, _NAMED_IN).get("imports", {})
+        for module, content in then.items():
+            if now.get(module) != content:
+                raise ValueError(
+                    f"{finished.path}: {run} was made with other code of {module}; delete its line "
+                    "to run it again, or choose another --out"
+                )
+    left = {
+        arm.name: (arm, seed) for run, (arm, seed) in wanted.items() if run not in finished.done
+    }
+    unsure = [(arm, seed) for arm, seed in left.values() if arm.may_read_nothing]
+    if unsure:
+        seed = unsure[0][1]
+        processing_class, problems = task.start(seed)[1], task.problems(seed)
+        for arm, _ in unsure:
+            arm.check_read(task.config, problems, processing_class)
+
+
 def compare(
     task: Task, arms: Sequence[Arm], seeds: Sequence[int], out: Path, tokens: int | None = None
 ) -> list[dict[str, Any]]:
@@ -476,7 +516,8 @@ def compare(
         A summary of each arm, see `summarise`.
 
     Raises:
-        ValueError: `out` holds runs with other settings, or the trainer would refuse an arm.
+        ValueError: `out` holds runs with other settings, or with code of --import that has changed
+            since; the trainer would refuse an arm; or an arm has nothing to train on.
     """
     names = [f"compare.{suffix}" for suffix in ("json", "md", "csv", "png")]
     for name in (*names, "paired.md", "paired.csv", "paired.png"):
@@ -485,25 +526,29 @@ def compare(
     for arm in arms:
         arm.check(task.config, problems)
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    total, done = len(arms) * len(seeds), 0
+    wanted = {_run_name(arm, seed): (arm, seed) for seed in seeds for arm in arms}
     # Comparisons begun when the tokens of all rationales counted do not go on.
     asked = {"task": task.name, **task.about, "tokens_asked": tokens, "tokens_of": "what is read"}
     with ResumableRows(out / "runs.jsonl", asked, key="run", shape=_RUN) as finished:
-        for seed in seeds:
-            for arm in arms:
-                run = f"{quote(arm.name, safe='=,:')}-{seed}"
-                if run not in finished.done:
-                    result = run_arm(task, arm, seed, out / "runs" / run, tokens)
-                    finished.append({"run": run} | result)
-                result = finished.done[run]
-                results[arm.name].append(result)
-                done += 1
-                print(
-                    f"[{done}/{total}] {arm.name} seed {seed}: accuracy {result['accuracy']:.3f}, "
-                    f"weight on right {result['right_weight']:.2f}, {result['seconds']:.0f} s",
-                    flush=True,
-                )
+        _check_wanted(task, wanted, finished)
+        for done, (run, (arm, seed)) in enumerate(wanted.items(), 1):
+            if run not in finished.done:
+                result = run_arm(task, arm, seed, out / "runs" / run, tokens)
+                finished.append({"run": run} | result | imports_of(arm.names, _NAMED_IN))
+            result = finished.done[run]
+            results[arm.name].append(result)
+            print(
+                f"[{done}/{len(wanted)}] {arm.name} seed {seed}: accuracy "
+                f"{result['accuracy']:.3f}, weight on right {result['right_weight']:.2f}, "
+                f"{result['seconds']:.0f} s",
+                flush=True,
+            )
         finished.complete({})
+        if others := len(finished.done.keys() - wanted.keys()):
+            print(
+                f"the tables hold the arms and seeds of this command; {finished.path} has "
+                f"{others} more, which are in the tables if they are named too"
+            )
     summary = summarise(results)
     about = {
         "data": task.name,

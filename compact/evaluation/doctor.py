@@ -36,11 +36,14 @@ def describe(student: Student, max_length: int) -> Iterator[str]:
         max_length: most tokens of the prompt and one rationale.
     """
     layout, reason = choose_layout(student, "auto", max_length)
+    device = student.weight.device
+    on_gpu = device.type == "cuda"
     vocabulary, width = student.weight.shape
     parameters = sum(p.numel() for p in student.model.parameters())
     size = student.weight.element_size()
     body: Any = student.body
     tied = student.weight is body.get_input_embeddings().weight
+    yield f"device        {torch.cuda.get_device_name(device) if on_gpu else device.type}"
     yield (
         f"student       {type(student.model).__name__}, {parameters:,} parameters, "
         f"{student.weight.dtype}, {_bytes(parameters * size)}".replace("torch.", "")
@@ -74,7 +77,8 @@ def precision(student: Student) -> str:
         return "float32; this processor has no instructions for bfloat16"
     share = bf16_share(student.weight.detach()[:_ROWS])
     if share < _WORTH:
-        return f"bf16: true is recommended; a product takes {share:.2f} of its time in float32"
+        advice = "bf16: true with use_cpu: true is recommended"
+        return f"{advice}; a product takes {share:.2f} of its time in float32"
     return f"float32; a product in bfloat16 takes {share:.2f} of its time here"
 
 
@@ -114,10 +118,11 @@ def needs(student: Student, tokens: int) -> str:
     kept = (kept_bytes(student, 96) - kept_bytes(student, 32)) * tokens // 64
     eager = attention_implementation(student.config) == "eager"
     more = "; eager attention also keeps its scores, quadratic in row length" if eager else ""
+    if student.weight.device.type == "cpu":
+        more += "\n              (the process may grow by up to 1.5 times that)"
     return (
         f"{sum(p.numel() for p in trained):,} weights, {_bytes(state)} for their gradients and "
         f"AdamW; {tokens} tokens keep {_bytes(kept)} for the backward{more}\n"
-        "              (on the CPU, the process may grow by up to 1.5 times that)\n"
         f"              head: {plan.mode}, {plan.products} matrix products, "
         f"{_bytes(plan.kept_bytes)} of that (the logits would be {_bytes(tokens * vocabulary * 4)})"
     )

@@ -19,7 +19,6 @@ _KINDS = {
     "arithmetic": "wrong equation",
     "numbers": "number from nowhere",
     "copy": "copy of another",
-    "leak": "answer before reasoning",
 }
 
 

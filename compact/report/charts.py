@@ -16,6 +16,8 @@ from markupsafe import Markup
 WIDTH = 440.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
 COLOURS = 8
+LEAST_PITCH = 28.0
+"""Least distance of two nodes of a graph that have labels."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,39 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-    """Writes a number for an axis: 0.25, 40, 1.2k, 3M."""
-    size = abs(value)
-    for limit, unit in ((1e6, "M"), (1e4, "k")):
-        if size >= limit:
-            return f"{value / (1e3 if unit == 'k' else 1e6):.3g}{unit}"
-    return f"{value:.4g}"
+def labels(values: Sequence[float]) -> list[str]:
+    """Writes the numbers of an axis, so that no two are alike: 0.25, 40, 1.2k, 3M.
+
+    Args:
+        values: as `ticks` returns them, evenly spaced.
+    """
+    largest = max(map(abs, values))
+    scale, unit = next(((s, u) for s, u in ((1e6, "M"), (1e3, "k")) if largest >= 10 * s), (1, ""))
+    step = (values[1] - values[0] if len(values) > 1 else largest) / scale
+    if unit == "" and 0 < largest < 1e-3:
+        return [f"{value:.4g}" for value in values]
+    places = range(10)
+    decimals = next((n for n in places if abs(step - round(step, n)) < 1e-6 * step), len(places))
+    return [f"{x / scale:.{decimals}f}{unit}" if abs(x) > 1e-9 * largest else "0" for x in values]
 
 
-def _span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
-    """Returns (least, greatest) of the values with a margin; the range is never empty."""
+_LEAST_SPAN = 1e-6
+"""Least part of the values that an axis spans: below it, they differ by rounding."""
+
+
+def _range(
+    values: Sequence[float], given: tuple[float | None, float | None] = (None, None)
+) -> tuple[float, float]:
+    """Returns the ends of an axis: those given, else of the values with a margin; never empty."""
     low, high = min(values), max(values)
-    pad = (high - low) * margin or max(abs(low) * 0.1, 0.5)
-    return low - pad, high + pad
+    least = _LEAST_SPAN * max(abs(low), abs(high))
+    room = max(abs(low) * 0.1, 0.5)
+    pad = (high - low) * 0.06 if high - low > least else room
+    low = low - pad if given[0] is None else given[0]
+    high = high + pad if given[1] is None else given[1]
+    if high - low <= least:
+        low, high = (low, low + room) if given[1] is None else (high - room, high)
+    return low, high
 
 
 def _svg(height: float, title: str, body: Sequence[str]) -> Markup:
@@ -95,12 +116,12 @@ def _x_axis(low: float, high: float, height: float, label: str, left: float) -> 
     """Returns the SVG of vertical grid lines, the numbers below them and the axis label."""
     base = height - BOTTOM
     parts = []
-    for tick in ticks(low, high):
+    shown = ticks(low, high)
+    for tick, text in zip(shown, labels(shown), strict=True):
         x = left + (tick - low) / (high - low) * (WIDTH - RIGHT - left)
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" y2="{base:g}"/>'
-            f'<text class="tick" x="{x:.1f}" y="{base + 15:g}" text-anchor="middle">'
-            f"{number(tick)}</text>"
+            f'<text class="tick" x="{x:.1f}" y="{base + 15:g}" text-anchor="middle">{text}</text>'
         )
     middle = (left + WIDTH - RIGHT) / 2
     parts.append(
@@ -132,9 +153,7 @@ def line_chart(
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + ([reference[0]] if reference else [])
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    y_low, y_high = _span(ys)
-    y_low = y_low if y_range[0] is None else y_range[0]
-    y_high = y_high if y_range[1] is None else y_range[1]
+    y_low, y_high = _range(ys, y_range)
     base = height - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -144,12 +163,12 @@ def line_chart(
         )
 
     body = _x_axis(x_low, x_high, height, x_label, LEFT)
-    for tick in ticks(y_low, y_high, 4):
+    shown = ticks(y_low, y_high, 4)
+    for tick, text in zip(shown, labels(shown), strict=True):
         y = at(x_low, tick)[1]
         body.append(
             f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{number(tick)}</text>"
+            f'<text class="tick" x="{LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
     if reference:
         y = at(x_low, reference[0])[1]
@@ -189,12 +208,8 @@ def interval_chart(
         x_range: limits of x; None takes a limit from the rows.
         reference: x of a dashed vertical line.
     """
-    low, high = _span(
-        [v for r in rows for v in (r.low, r.high, *r.points)]
-        + ([] if reference is None else [reference])
-    )
-    low = low if x_range[0] is None else x_range[0]
-    high = high if x_range[1] is None else x_range[1]
+    values = [v for r in rows for v in (r.low, r.high, *r.points)]
+    low, high = _range(values + ([] if reference is None else [reference]), x_range)
     longest = max(len(r.name) for r in rows)
     left = min(150.0, max(60.0, 7.0 * longest + 14))
     fits = int((left - 14) / 6.6)
@@ -272,8 +287,10 @@ def consensus_chart(
     columns = max(n.column for n in nodes) + 1
     left, gap = 28.0, 74.0
     height = 22.0 + gap * len(teachers)
-    # With many steps, reduce the distance between the nodes, not the size of the text.
-    pitch = min(96.0, (WIDTH - left - 54) / max(1, columns - 1)) if columns > 1 else 0.0
+    # With many steps, the nodes come closer and get smaller; where labels have no room, each step
+    # is still read by pointing at it.
+    pitch = min(96.0, (WIDTH - left - 54) / max(1, columns - 1))
+    size = min(1.0, 0.42 * pitch / 11.0)
 
     def at(node: Node) -> tuple[float, float]:
         return left + 20 + node.column * pitch, 44.0 + gap * node.row
@@ -298,17 +315,20 @@ def consensus_chart(
             f'<path class="match{main}" d="M{x1:.1f},{y1:g} Q{(x1 + x2) / 2 + bend:.1f},'
             f'{(y1 + y2) / 2:.1f} {x2:.1f},{y2:g}"/>'
         )
-    fits = max(3, int(pitch / 6.4)) if pitch else 30
+    fits = int(pitch / 6.4) if columns > 1 else 30
     for node in nodes:
         x, y = at(node)
         colour = teachers[node.row][1]
         main = " main" if node.mainstream else ""
-        label = node.label if len(node.label) <= fits else node.label[: fits - 1] + "…"
+        label = ""
+        if pitch >= LEAST_PITCH:
+            short = node.label if len(node.label) <= fits else node.label[: fits - 1] + "…"
+            label = f'<text class="step" x="{x:.1f}" y="{y + 24:g}">{escape(short)}</text>'
         star = f'<text class="star" x="{x:.1f}" y="{y - 12:g}">★</text>' if node.epiphany else ""
         body.append(
             f'<g class="node{main} {look(colour)}"><title>{escape(node.text)} '
             f"(support {node.support:.2f})</title>"
-            f'<circle cx="{x:.1f}" cy="{y:g}" r="{5 + 6 * node.support:.1f}"/>{star}'
-            f'<text class="step" x="{x:.1f}" y="{y + 24:g}">{escape(label)}</text></g>'
+            f'<circle cx="{x:.1f}" cy="{y:g}" r="{size * (5 + 6 * node.support):.1f}"/>{star}'
+            f"{label}</g>"
         )
     return _svg(height, title, body)

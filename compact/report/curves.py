@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from compact.metrics import AXES, VALIDITY
 from compact.report.charts import Interval, Series, interval_chart, line_chart
-from compact.report.run import Run, effective_teachers, logged, visits
+from compact.report.run import Run, logged
 
 BINS = 40
 """Points of a curve over the steps of a run."""
@@ -36,18 +36,16 @@ def binned(step: np.ndarray, value: np.ndarray) -> list[tuple[float, float]]:
 
 def weight_charts(run: Run) -> list[tuple[str, str, Markup]]:
     """Returns (heading, explanation, chart) of the weights over time."""
-    scores, starts = run.scores, visits(run.scores)
+    scores, starts = run.scores, run.starts
     lines = []
-    for colour, teacher in enumerate(run.teachers):
-        mine = scores["teacher"] == teacher
+    for colour, (teacher, mine) in enumerate(run.rows_of.items()):
         points = binned(scores["step"][mine], scores["weight"][mine])
         lines.append(Series(teacher, colour, points))
     sizes = np.diff(starts)
     even = float((1 / sizes).mean())
     top = max(y for s in lines for _, y in s.points)
-    effective = effective_teachers(scores["weight"], starts)
     most = float(sizes.mean())
-    over_steps = binned(scores["step"][starts[:-1]], effective)
+    over_steps = binned(scores["step"][starts[:-1]], run.effective)
     charts = [
         (
             "Mean weight of each teacher",
@@ -104,8 +102,8 @@ def score_charts(run: Run) -> list[tuple[str, str, Markup]]:
 def spread(run: Run, name: str) -> list[Interval]:
     """Returns the 5, 25, 50, 75 and 95% quantiles of a score-log column, one row per teacher."""
     rows = []
-    for colour, teacher in enumerate(run.teachers):
-        values = run.scores[name][run.scores["teacher"] == teacher]
+    for colour, (teacher, mine) in enumerate(run.rows_of.items()):
+        values = run.scores[name][mine]
         values = values[~np.isnan(values)]
         if len(values):
             low, q1, middle, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
@@ -132,8 +130,7 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
         charts.append(("Loss", text, chart))
     if run.scores:
         lines = []
-        for colour, teacher in enumerate(run.teachers):
-            mine = run.scores["teacher"] == teacher
+        for colour, (teacher, mine) in enumerate(run.rows_of.items()):
             points = binned(run.scores["step"][mine], run.scores["nll"][mine])
             lines += [Series(teacher, colour, points)] if points else []  # none was read
     if run.scores and lines:
@@ -161,9 +158,11 @@ def learning_charts(run: Run) -> list[tuple[str, str, Markup]]:
             "Accuracy of each evaluation", rows, x_label="accuracy", x_range=(0.0, None)
         )
         count = ", ".join(f"{name}: {s['correct']}/{s['items']}" for name, s in run.evaluations)
-        charts.append(
-            ("Accuracy", f"Final answers that are right, with 95% intervals. {count}.", chart)
-        )
+        text = f"Final answers that are right, with 95% intervals. {count}."
+        own = dict(run.own)
+        if others := [name for name, _ in run.evaluations if name not in own]:
+            text += f" Not of this student, or not known to be: {', '.join(others)}."
+        charts.append(("Accuracy", text, chart))
     return charts
 
 

@@ -31,8 +31,7 @@ from compact.report.views import (
 
 def render(run: Run) -> str:
     """Returns the HTML of the page."""
-    teachers = run.teachers
-    teachers += [r.teacher for p in run.explained for r in p.rationales]
+    teachers = [*run.teachers, *(r.teacher for p in run.explained for r in p.rationales)]
     colours = {name: i for i, name in enumerate(dict.fromkeys(teachers))}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

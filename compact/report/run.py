@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from tqdm import tqdm
 
 from compact.data import Problem, load_problems
 from compact.data.rows import HUB
-from compact.files import ANY_NUMBER, SHARE, check_shape, read_json
-from compact.metrics import COMPATIBILITY
+from compact.files import ANY_NUMBER, SHARE, check_shape, json_lines, read_json
+from compact.metrics import COMPATIBILITY, VALIDITY
 from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.report.explain import ExplainedProblem, explain_problem
+from compact.strategies import STRATEGIES, Strategy
+from compact.strategies.building import Builder
 from compact.student import Student, load_model
+from compact.trainer.card import is_of
 from compact.trainer.runlog import read_scores
 
 # What the page reads of the files of a run.
@@ -26,6 +30,7 @@ _INFO = {
     "settings?": dict,
     "student?": (str, None),
     "data?": (str, None),
+    "strategy?": (str, None),
     "versions?": {str: str},
 }
 _COMPARISON = {
@@ -34,19 +39,26 @@ _COMPARISON = {
             "name": str,
             "seeds": [int],
             "values": [SHARE],
-            **dict.fromkeys(("mean", "ci_low", "ci_high"), SHARE),
-            **dict.fromkeys(("right_weight", "right_weight_low", "right_weight_high"), SHARE),
+            **dict.fromkeys(("mean", "right_weight"), SHARE),
+            **dict.fromkeys(("ci_low", "ci_high"), (SHARE, None)),
+            **dict.fromkeys(("right_weight_low", "right_weight_high"), (SHARE, None)),
             "weights?": {str: SHARE},
             "tokens": int,
             "steps": int,
-            **dict.fromkeys(("gain?", "gain_low?", "gain_high?"), ANY_NUMBER),
+            "gain?": ANY_NUMBER,
+            **dict.fromkeys(("gain_low?", "gain_high?"), (ANY_NUMBER, None)),
         }
     ],
     "metric?": str,
     "token_budget?": int,
     "settings?": dict,
 }
-_LIMITS = {"max_length?": int, "leaf_budget?": ANY_NUMBER}
+_READING = {
+    "max_length?": int,
+    "leaf_budget?": ANY_NUMBER,
+    "model_init_kwargs?": ({"dtype?": (str, None)}, None),
+}
+_BUILT = {"question_id": str, "completions": [(str, None)]}
 _DRIFT = {
     "data": str,
     **dict.fromkeys(("base_perplexity", "student_perplexity", "kl"), ANY_NUMBER),
@@ -91,10 +103,31 @@ class Run:
     explained: list[ExplainedProblem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def teachers(self) -> list[str]:
         """Teachers in order of first appearance; the index of a teacher gives its colour."""
         return list(dict.fromkeys(self.scores["teacher"].tolist())) if self.scores else []
+
+    @cached_property
+    def rows_of(self) -> dict[str, np.ndarray]:
+        """Teacher -> the rows of the score log that are its own."""
+        return {name: np.flatnonzero(self.scores["teacher"] == name) for name in self.teachers}
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """`visits` of the score log."""
+        return visits(self.scores)
+
+    @cached_property
+    def effective(self) -> np.ndarray:
+        """`effective_teachers` of the score log."""
+        return effective_teachers(self.scores["weight"], self.starts)
+
+    @cached_property
+    def own(self) -> list[tuple[str, dict[str, Any]]]:
+        """The evaluations that are of the run's student, and not of its base or another model."""
+        student = student_folder(self.folder)
+        return [(n, s) for n, s in self.evaluations if student is not None and is_of(s, student)]
 
 
 def read_run(folder: str | Path) -> Run:
@@ -167,7 +200,10 @@ def logged(run: Run, name: str) -> list[tuple[float, float]]:
 
 
 def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
-    """Returns the weight and z-scores of each teacher at a problem's last visit ({} if none)."""
+    """Returns weight, validity and z-scores of each teacher at a problem's last visit.
+
+    {} if there is none; NaN for a value that the log does not have.
+    """
     scores = run.scores
     if not scores:
         return {}
@@ -175,7 +211,7 @@ def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
     if not len(mine):
         return {}
     mine = mine[scores["step"][mine] == scores["step"][mine].max()]
-    columns = ("weight", *(f"z_{axis}" for axis in COMPATIBILITY))
+    columns = ("weight", VALIDITY, *(f"z_{axis}" for axis in COMPATIBILITY))
     return {scores["teacher"][i]: {c: float(scores[c][i]) for c in columns} for i in mine}
 
 
@@ -185,9 +221,7 @@ def choose_problems(run: Run, count: int, known: Container[str]) -> list[str]:
     The first has the most concentrated weights at its last visit, the last the most even ones.
     Problems that were left out are chosen only if all were.
     """
-    starts = visits(run.scores)
-    effective = effective_teachers(run.scores["weight"], starts)
-    logged = zip(run.scores["question_id"][starts[:-1]], effective, strict=True)
+    logged = zip(run.scores["question_id"][run.starts[:-1]], run.effective, strict=True)
     last = {q: e for q, e in logged if q in known}
     weighed = {q: e for q, e in last.items() if not math.isnan(e)} or last
     ordered = sorted(weighed, key=lambda q: (weighed[q], q))
@@ -203,30 +237,25 @@ def student_folder(run: Path) -> Path | None:
     return None
 
 
-def explain(run: Run, chosen: Sequence[Problem]) -> list[ExplainedProblem]:
-    """Analyses problems with the run's student.
-
-    Raises:
-        ValueError: the run has no student.
-    """
-    folder = student_folder(run.folder)
-    if folder is None:
-        raise ValueError(
-            f"{run.folder}: expected a saved student to analyse problems with, got none"
-        )
-    model, processing_class = load_model(str(folder))
-    settings = run.info.get("settings", {})
-    check_shape(settings, _LIMITS, f"{run.folder / 'run.json'}: settings")
-    limits: dict[str, Any] = {
-        "max_length": settings.get("max_length", 2560),
-        # Runs before the leaf budget asked after every step.
-        "leaf_budget": settings.get("leaf_budget", math.inf),
-    }
-    student = Student.of(model)
-    layout = choose_layout(student, "auto", limits["max_length"])[0]
-    encoded = encode_problems(chosen, processing_class, **limits)
-    bar = tqdm(encoded, desc="analysing problems", unit="problem")
-    return [explain_problem(student, processing_class, p, layout) for p in bar]
+def as_trained(run: Run, problems: Sequence[Problem]) -> list[Problem]:
+    """Returns problems with the rationales that a `Builder` wrote anew before training, if any."""
+    name = run.info.get("strategy") or ""
+    rows = run.folder / f"{name}.jsonl"
+    if not issubclass(STRATEGIES.get(name, Strategy), Builder) or not rows.exists():
+        return list(problems)
+    written: dict[str, list[str | None]] = {}
+    for where, _, row in json_lines(rows):
+        check_shape(row, _BUILT, where)
+        written[row["question_id"]] = row["completions"]
+    found = []
+    for problem in problems:
+        old, new = problem.rationales, written.get(problem.question_id, [])
+        if len(old) == len(new):  # else the data were edited
+            pairs = zip(old, new, strict=True)
+            texts = (r if text is None else replace(r, completion=text) for r, text in pairs)
+            problem = replace(problem, rationales=tuple(texts))
+        found.append(problem)
+    return found
 
 
 def look_into(
@@ -241,30 +270,67 @@ def look_into(
         data: the file of rationales; None for the data of the run.
 
     Raises:
-        ValueError: `question_ids` are given and cannot be explained, or are not in the data.
+        ValueError: `question_ids` are given and cannot be explained, or are not in the data; or
+            `data` are given, and no problem is to be shown.
         OSError: there is no such file `data`.
     """
-    asked, data = data, data or run.info.get("data")
     if not question_ids and (problems == 0 or not run.scores):
+        if data is not None:
+            why = "--problems is 0" if problems == 0 else f"{run.folder} has no score log"
+            raise ValueError(f"--data must be used with problems to show, and {why}")
         return
-    if data is None:
-        obstacle = "run.json does not name the data; name it with --data"
-    elif not str(data).startswith(HUB) and not Path(data).exists():
-        if data == asked:
-            raise FileNotFoundError(f"{data}: no such file")
-        obstacle = f"{data}: no such file; name the data with --data"
-    elif student_folder(run.folder) is None:
-        obstacle = "the run has not saved a student yet"
-    else:
-        known = {problem.question_id: problem for problem in load_problems(data)}
-        absent = next((q for q in question_ids or () if q not in known), None)
-        if absent is not None:
-            raise ValueError(f"{data}: holds no question_id {absent!r}")
-        chosen = question_ids or choose_problems(run, problems, known)
-        run.explained = explain(run, [known[question_id] for question_id in chosen])
-        if chosen:
-            return
-        obstacle = f"{data} holds none of the problems that the run has logged"
+    obstacle = _explain(run, problems, question_ids, data)
+    if obstacle is None:
+        return
     if question_ids:
         raise ValueError(f"{run.folder}: {obstacle}")
     run.notes.append(f"No problems are shown: {obstacle}.")
+
+
+def _explain(
+    run: Run, problems: int, question_ids: Sequence[str] | None, asked: str | None
+) -> str | None:
+    """Does what `look_into` says; returns why it cannot, None if it has done it."""
+    data = asked or run.info.get("data")
+    if data is None:
+        return "run.json does not name the data; name it with --data"
+    if not str(data).startswith(HUB) and not Path(data).exists():
+        if data == asked:
+            raise FileNotFoundError(f"{data}: no such file")
+        return f"{data}: no such file; name the data with --data"
+    folder = student_folder(run.folder)
+    if folder is None:
+        return "the run has not saved a student yet"
+    known = {problem.question_id: problem for problem in load_problems(data)}
+    absent = next((q for q in question_ids or () if q not in known), None)
+    if absent is not None:
+        raise ValueError(f"{data}: holds no question_id {absent!r}")
+    ids = question_ids or choose_problems(run, problems, known)
+    if not ids:
+        return f"{data} holds none of the problems that the run has logged"
+    settings = run.info.get("settings", {})
+    check_shape(settings, _READING, f"{run.folder / 'run.json'}: settings")
+    dtype = (settings.get("model_init_kwargs") or {}).get("dtype")
+    try:
+        model, processing_class = load_model(str(folder), dtype=dtype)
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        # torch raises a RuntimeError where memory is short.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return f"the student cannot be loaded ({reason}); --problems 0 leaves them out"
+    chosen = [known[question_id] for question_id in ids]
+    trained = as_trained(run, chosen)
+    if trained != chosen:
+        run.notes.append(
+            f"The problems have the rationales that {run.info['strategy']} wrote for them."
+        )
+    limits: dict[str, Any] = {
+        "max_length": settings.get("max_length", 2560),
+        # Runs before the leaf budget asked after every step.
+        "leaf_budget": settings.get("leaf_budget", math.inf),
+    }
+    student = Student.of(model)
+    layout = choose_layout(student, "auto", limits["max_length"])[0]
+    encoded = encode_problems(trained, processing_class, **limits)
+    bar = tqdm(encoded, desc="analysing problems", unit="problem")
+    run.explained = [explain_problem(student, processing_class, p, layout) for p in bar]
+    return None

@@ -18,7 +18,7 @@ from compact.report.charts import (
     line_chart,
 )
 from compact.report.explain import ExplainedProblem, ExplainedRationale
-from compact.report.run import Run, effective_teachers, last_visit, logged, visits
+from compact.report.run import Run, last_visit, logged
 from compact.text.equations import equations
 
 
@@ -28,7 +28,7 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
     Teachers that tie for the greatest weight of a visit share the first place.
     """
     scores = run.scores
-    starts = visits(scores)
+    starts = run.starts
     best = np.zeros(len(scores["step"]))
     for a, b in zip(starts[:-1], starts[1:], strict=True):
         weight = scores["weight"][a:b]
@@ -36,8 +36,7 @@ def teacher_table(run: Run) -> list[dict[str, Any]]:
             best[a:b] = np.isclose(weight, weight.max(), rtol=1e-6)
             best[a:b] /= best[a:b].sum()
     rows = []
-    for colour, teacher in enumerate(run.teachers):
-        mine = scores["teacher"] == teacher
+    for colour, (teacher, mine) in enumerate(run.rows_of.items()):
         row = {
             "teacher": teacher,
             "colour": colour,
@@ -207,9 +206,7 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     found = []
     if run.scores:
         scores = run.scores
-        starts = visits(scores)
-        effective = effective_teachers(scores["weight"], starts)
-        effective = effective[~np.isnan(effective)]  # without the problems that were left out
+        effective = run.effective[~np.isnan(run.effective)]  # without problems that were left out
         found += [
             (f"{int(scores['step'].max()):,}", "optimizer steps"),
             (f"{len(set(scores['question_id'].tolist())):,}", "problems"),
@@ -222,8 +219,8 @@ def tiles(run: Run) -> list[tuple[str, str]]:
         first = sum(v for _, v in loss[:tenth]) / tenth
         last = sum(v for _, v in loss[-tenth:]) / tenth
         found.append((f"{last:.3f}", f"loss at the end, {first:.3f} at first"))
-    if run.evaluations:
-        name, summary = run.evaluations[-1]
+    if run.own:
+        name, summary = run.own[-1]
         found.append((f"{summary['accuracy']:.1%}", f"accuracy ({name})"))
     if run.arms.get("arms"):
         arms = run.arms["arms"]
@@ -267,7 +264,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def arm_view(run: Run) -> dict[str, Any] | None:
     """Returns the table and charts of the arms of compare.json, or None if it is absent.
 
-    An arm with one seed has no interval: its ends are None.
+    An arm with one seed, or with equal ones, has no interval: its ends are None.
     """
     if not run.arms.get("arms"):
         return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compact import register_metric
 from compact.commands.cli import main
 from compact.evaluation.bench.measures import (
     bootstrap_interval,
@@ -19,6 +21,7 @@ from compact.evaluation.bench.measures import (
     within,
 )
 from compact.lab.zoo import make_rows
+from compact.registry import IMPORT_VARIABLE
 from helpers.toy import save_student
 
 
@@ -172,6 +175,59 @@ def test_a_killed_bench_resumes_to_the_same_page(
     assert run("--only", "robust") == 1  # rows of other settings are refused
 
 
+def test_rows_of_other_metrics_are_not_taken_over(
+    place: Path, own_registries: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A metric that is added later has no scores in the rows."""
+    assert main(["metrics", "zoo.jsonl", "--model", "student", "--out", "out", "--limit", "2"]) == 0
+
+    @register_metric("mine", axis="control")
+    def mine(pass_: Any) -> Any:
+        return pass_.batch.token_offsets.diff().float()
+
+    assert run("--limit", "2") == 1
+    assert "other settings (metric mine was None, now True)" in capsys.readouterr().err
+
+
+def test_rows_of_a_metric_that_was_edited_are_not_taken_over(
+    place: Path,
+    own_registries: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(IMPORT_VARIABLE, "scores_of_test_bench")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    module = place / "scores_of_test_bench.py"
+    module.write_text(
+        "from compact import register_metric\n\n\n"
+        "@register_metric('of_test_bench', axis='control')\n"
+        "def longest(pass_):\n    return pass_.batch.token_offsets.diff().float()\n"
+    )
+    assert run("--only", "of_test_bench") == run("--only", "of_test_bench") == 0
+    module.write_text(module.read_text() + "\n# edited\n")
+    assert run("--only", "of_test_bench") == 1
+    assert "other settings (imports was {'scores_of_test_bench'" in capsys.readouterr().err
+    (place / "out/zoo.jsonl").unlink()
+    assert run("--only", "nll") == 0
+    module.write_text(module.read_text() + "\n# again\n")
+    assert run("--only", "nll") == 0  # it comes from here
+
+
+def test_files_to_write_are_checked_before_the_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data, which lie where the rows would go, are not to be deleted."""
+    monkeypatch.setattr("compact.evaluation.bench.run.load_labelled", None)
+    command = ["metrics", "zoo.jsonl", "--model", "student", "--out"]
+    assert main([*command, "."]) == 1
+    error = capsys.readouterr().err
+    assert "--out must be another file than the input files, got zoo.jsonl" in error
+    (place / "out").mkdir()
+    (place / "out/bench.csv").write_text("mine")
+    assert main([*command, "out"]) == 1
+    assert "out/bench.csv: exists, and compact did not make it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -196,8 +252,9 @@ def test_the_list_says_what_reads_gold_answers(capsys: pytest.CaptureFixture[str
 
 
 def test_options_need_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["metrics", "--limit", "3"]) == 1
-    assert "--limit must be used with DATA" in capsys.readouterr().err
+    for name, value in (("limit", "3"), ("part", "1/2"), ("max_length", "9")):
+        assert main(["metrics", f"--{name}", value]) == 1
+        assert f"--{name} must be used with DATA, got no file" in capsys.readouterr().err
     assert main(["metrics", "x.jsonl"]) == 1
     assert "--out must be given with DATA" in capsys.readouterr().err
 
@@ -213,3 +270,5 @@ def test_without_a_student(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     places = {row["score"] for row in table if row["measure"] == "first_wrong_step"}
     assert places == {"equations", "length", "chance"}
     assert main(["metrics", "zoo.jsonl", "--out", "texts", "--only", "robust"]) == 1
+    assert main(["metrics", "zoo.jsonl", "--out", "texts", "--max_length", "99"]) == 1
+    assert "--max_length must be used with --model" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from compact.evaluation import arm_tables, compare, score
 from compact.evaluation.arms import Arm, parse_arm
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
+from compact.registry import IMPORT_VARIABLE, import_modules
 from compact.student import Student
 from compact.weighting import make_weigher
 
@@ -244,6 +245,64 @@ def test_an_arm_without_any_right_rationale_is_refused(task, tmp_path):
         compare.compare(task, [arm], [0], tmp_path)
 
 
+def test_an_arm_that_reads_nothing_is_refused_before_the_first_run(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_arm", None)
+    arms = [parse_arm("uniform"), parse_arm("oracle,teachers=[nobody]", compare.zoo.RIGHT)]
+    with pytest.raises(ValueError, match="that preset oracle trains on, got none in 8 problems"):
+        compare.compare(task, arms, [0], tmp_path)
+
+
+@pytest.fixture
+def runs_at_once(monkeypatch):
+    """Runs of arms that take no time; their names."""
+    made = []
+
+    def run_arm(task, arm, seed, folder, tokens):
+        made.append((arm.name, seed))
+        row = {"arm": arm.name, "seed": seed, "accuracy": 0.5, "right_weight": 0.5}
+        row |= {"weights": {"t": 1.0}, "tokens": 1, "steps": 1, "seconds": 1.0}
+        return row | {"right": {"test": "10"}}
+
+    monkeypatch.setattr(compare, "run_arm", run_arm)
+    return made
+
+
+def test_runs_that_the_tables_leave_out_are_told(task, tmp_path, runs_at_once, capsys):
+    arms = [parse_arm("uniform"), parse_arm("random")]
+    compare.compare(task, arms, [0, 1], tmp_path)
+    assert "the tables hold" not in capsys.readouterr().out
+    compare.compare(task, arms[:1], [0, 1, 2], tmp_path)
+    assert runs_at_once[-1] == ("uniform", 2) and len(runs_at_once) == 5
+    told = capsys.readouterr().out
+    assert "the tables hold the arms and seeds of this command" in told
+    assert f"{tmp_path / 'runs.jsonl'} has 2 more" in told
+
+
+def test_runs_of_code_that_was_edited_are_refused(
+    task, tmp_path, runs_at_once, own_registries, monkeypatch
+):
+    """Only those of arms that name it; another module may be added."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    module = tmp_path / "policy_of_test_compare.py"
+    module.write_text(
+        "from compact import register_policy\n\n\n"
+        "@register_policy('of_test_compare')\n"
+        "def mine():\n    return lambda pass_, steps: pass_.batch.token_offsets.diff() * 0.5\n"
+    )
+    (tmp_path / "more_of_test_compare.py").write_text("")
+    monkeypatch.setenv(IMPORT_VARIABLE, "")
+    import_modules(["policy_of_test_compare"])
+    arms = [parse_arm("uniform"), parse_arm("of_test_compare")]
+    compare.compare(task, arms, [0], tmp_path / "out")
+    import_modules(["more_of_test_compare"])
+    compare.compare(task, arms, [0], tmp_path / "out")
+    module.write_text(module.read_text() + "# edited\n")
+    compare.compare(task, arms[:1], [0], tmp_path / "out")
+    with pytest.raises(ValueError, match="of_test_compare-0 was made with other code of policy_of"):
+        compare.compare(task, arms, [0], tmp_path / "out")
+    assert len(runs_at_once) == 2
+
+
 def test_arms_may_change_the_trainer_and_drop_the_gold_answers():
     arm = parse_arm("robust,token_weights=eaft,gold=false,tau=2,max_rationales_per_problem=3")
     settings = {"token_weights": "eaft", "max_rationales_per_problem": 3}
@@ -412,6 +471,7 @@ def test_what_a_killed_process_was_writing_is_no_foreign_file(task, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".0123456789abcdef.writing").write_text("{")
+    (folder / "orion.jsonl").write_text("{}")
     found = compare.run_arm(task, parse_arm("uniform"), 0, folder, None)
     assert found["steps"] > 0
     (folder / "other").write_text("")
@@ -435,7 +495,7 @@ def test_arm_settings_are_read_and_checked():
         parse_arm("robust,tua=1")
 
 
-def test_intervals_over_seeds_are_students_and_never_empty():
+def test_intervals_over_seeds_are_students_and_equal_seeds_have_none():
     def of(name, *accuracies):
         costs = {"weights": {}, "tokens": 1, "steps": 1, "seconds": 1.0, "right_weight": 1.0}
         return [costs | {"arm": name, "seed": i, "accuracy": a} for i, a in enumerate(accuracies)]
@@ -445,15 +505,16 @@ def test_intervals_over_seeds_are_students_and_never_empty():
     assert uniform["mean"] == pytest.approx(0.5)
     assert uniform["ci_high"] - 0.5 == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert 0.5 - uniform["ci_low"] == pytest.approx(uniform["ci_high"] - 0.5)
-    # Equal weights are those of an arm that knows them, as `oracle`.
-    assert robust["right_weight_low"] == robust["right_weight_high"] == 1.0
-    # Three equal values leave room for others: .05 ** (1 / 3) of the seeds may be like these.
+    # Equal values of seeds say nothing about other seeds, as one seed does.
+    assert robust["right_weight"] == 1.0 and robust["right_weight_low"] is None
     assert robust["gain"] == pytest.approx(0.1)
-    assert robust["gain_low"] == pytest.approx(0.1 - (1 - 0.05 ** (1 / 3)))
-    one = arm_tables.summarise({"uniform": of("uniform", 0.13)})[0]
-    assert (one["ci_low"], one["ci_high"]) == (0.0, 1.0)
-    two = arm_tables.summarise({"uniform": of("uniform", 0.13, 0.13)})[0]
-    assert (two["ci_low"], two["ci_high"]) == pytest.approx((0.0, 0.13 + 1 - 0.05**0.5))
+    assert robust["gain_low"] is robust["gain_high"] is None
+    for seeds in (1, 2):
+        (arm,) = arm_tables.summarise({"uniform": of("uniform", *[0.13] * seeds)})
+        assert arm["mean"] == 0.13 and arm["ci_low"] is arm["ci_high"] is None
+        table = arm_tables.as_markdown([arm])
+        assert "| uniform | 0.130 | - |" in table
+        assert arm_tables.draw([arm], "title")
 
 
 @pytest.mark.parametrize("preset", ["robust", "uniform", "released"])

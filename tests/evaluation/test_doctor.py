@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from compact.commands import doctor as command
+from compact.commands.cli import main
 from compact.evaluation import doctor
 from compact.evaluation.doctor import _bytes, describe, kept_bytes, needs
 from compact.passes.layout import choose_layout
 from compact.student import Student
-from helpers.toy import _SIZES, CONFIGS, make_model
+from helpers.toy import _SIZES, CONFIGS, make_model, save_student
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
@@ -61,7 +65,12 @@ def test_bytes_in_words() -> None:
     ("there", "share", "words"),
     [
         (False, 0.1, "float32; this processor has no instructions for bfloat16"),
-        (True, 0.31, "bf16: true is recommended; a product takes 0.31 of its time in float32"),
+        (
+            True,
+            0.31,
+            "bf16: true with use_cpu: true is recommended; a product takes 0.31 of its time in "
+            "float32",
+        ),
         (True, 0.95, "float32; a product in bfloat16 takes 0.95 of its time here"),
     ],
 )
@@ -72,7 +81,27 @@ def test_bfloat16_is_recommended_where_it_is_faster(
     monkeypatch.setattr(doctor, "bf16_share", lambda weight: share)
     student = Student.of(make_model("llama"))
     assert doctor.precision(student) == words
-    assert f"precision     {words}" in list(describe(student, 128))
+    lines = list(describe(student, 128))
+    assert f"precision     {words}" in lines and "device        cpu" in lines
+
+
+def test_the_student_is_looked_at_where_it_would_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU if there is one; one that does not fit is looked at on the CPU, and told."""
+    save_student(tmp_path)
+    asked = []
+
+    def load_model(name: str) -> None:
+        asked.append(name)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "load_model", load_model)
+    assert main(["doctor", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert asked == [str(tmp_path)]
+    assert told.startswith("the student in float32 does not fit on the GPU; what follows is of the")
+    assert "device        cpu" in told and "(the process may grow by up to 1.5 times" in told
 
 
 def test_the_share_of_bfloat16_is_measured() -> None:

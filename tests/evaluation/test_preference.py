@@ -145,8 +145,9 @@ def test_the_command_scores_pairs(saved, data, tmp_path, capsys):
     assert "the chosen completion is preferred in" in capsys.readouterr().out
     assert len(out.read_text().splitlines()) == 3
     words = ["evaluate", "--model", str(saved), "--data", str(data), "--out", str(out)]
-    told = fails(capsys, *words, "--part", "1/2")
-    assert "--part must not be given with preference pairs" in told
+    for name, value in (("part", "1/2"), ("max_new_tokens", "9"), ("batch_size", "2")):
+        told = fails(capsys, *words, f"--{name}", value)
+        assert f"--{name} must not be given with preference pairs" in told
 
 
 def test_pairs_that_cannot_be_read_are_refused_before_training(saved, data, tmp_path, monkeypatch):

@@ -112,6 +112,25 @@ def test_scores_of_other_options_are_refused(
     assert not Path("scores.jsonl.partial").exists() and not side.exists()
 
 
+def test_a_killed_run_of_some_problems_does_not_go_on_with_all(
+    score: Score, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a vote is worth is learned from all problems that are scored."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compact.evaluation.score, "_TOKENS_A_PASS", 1)
+    observe = compact.evaluation.score.observe
+    given = iter([observe, interrupted])
+    with monkeypatch.context() as patch:
+        patch.setattr(compact.evaluation.score, "observe", lambda *a, **k: next(given)(*a, **k))
+        assert score("--limit", "4") == 130
+    assert score() == 1
+    assert "has rows from other settings (limit was 4, now None)" in capsys.readouterr().err
+    assert score("--limit", "4") == 0
+
+
 def test_a_killed_run_goes_on(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after two problems it scores the other four, and ends as if never stopped."""
     whole = Path("whole.jsonl")

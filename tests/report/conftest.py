@@ -77,6 +77,7 @@ def write_scores(run, rows):
                     "z_adaptability": rng.gauss(w, 0.3),
                     "z_consensus": rng.gauss(w, 0.3),
                     "z_difficulty": rng.gauss(-w, 0.3),
+                    "validity": float(t in ("good", "verbose")),
                 }
                 for t, w in mean.items()
             ]

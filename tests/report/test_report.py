@@ -1,6 +1,7 @@
 """`compact report`: the page in a real browser, what it says, runs that lack parts, bad input."""
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -10,7 +11,10 @@ import pytest
 
 from compact.commands import report
 from compact.commands.cli import main
+from compact.data import load_problems
+from compact.files import content_of_student
 from compact.metrics import AXES
+from compact.report import charts
 from compact.report import curves as curves_module
 from compact.report import run as run_module
 from compact.report import views as views_module
@@ -79,6 +83,7 @@ def test_page_in_a_browser(seen):
     good = next(line for line in teachers if line.startswith("good")).split()
     assert good[1:3] == ["12", "40"]  # problems, tokens
     assert float(good[3]) == pytest.approx(0.4, abs=0.03)  # mean weight
+    assert good[6] == "1.000"  # validity
     assert any(line.startswith("<unrelated & odd>") for line in teachers), "text is escaped"
     assert "KL 0.0321 nats per token" in shown["tables"][1]
     assert "drop +0.100 (-0.050 to +0.250)" in shown["tables"][1]
@@ -92,6 +97,7 @@ def test_problems_show_coloured_tokens_steps_and_answers(seen):
     assert len(shown["problems"]) == 2
     for text in shown["problems"]:
         assert "zoo-4-" in text and "Gold answer" in text and "weight 0." in text
+        assert "validity 1.00" in text and "validity 0.00" in text
         assert "✓" in text and "✗" in text, "right and wrong answers are marked"
         assert re.search(r"[+-]\d+\.\d\d", text), "steps show their gain"
     assert shown["labels"].count("Consensus graph of the steps") == 2
@@ -141,6 +147,107 @@ def test_run_without_student_says_so_on_the_page(run_folder, tmp_path, capsys):
     assert 'id="weights"' in text and 'id="arms"' not in text and 'id="forgetting"' not in text
 
 
+def test_a_student_that_cannot_be_loaded_is_told_on_the_page(
+    run_folder, tmp_path, monkeypatch, capsys
+):
+    """Its number format is that of the run."""
+    run = copy(run_folder, tmp_path)
+    info = json.loads((run / "run.json").read_text())
+    info["settings"]["model_init_kwargs"] = {"dtype": "bfloat16", "trust_remote_code": False}
+    (run / "run.json").write_text(json.dumps(info))
+    asked = []
+
+    def load_model(name, dtype=None):
+        asked.append(dtype)
+        raise RuntimeError("not enough memory: you tried to allocate 9 bytes.\nMore of torch")
+
+    monkeypatch.setattr(run_module, "load_model", load_model)
+    assert main(["report", str(run)]) == 0
+    told = "No problems are shown: the student cannot be loaded (not enough memory: you tried to"
+    assert told in capsys.readouterr().out and told in (run / "report.html").read_text()
+    assert "--problems 0 leaves them out" in (run / "report.html").read_text()
+    assert asked == ["bfloat16"]
+    question = load_problems(info["data"])[0].question_id
+    assert main(["report", str(run), "--question_id", question]) == 1
+    assert "the student cannot be loaded" in capsys.readouterr().err
+
+
+def test_the_tile_has_the_accuracy_of_the_students_own_evaluation(tmp_path):
+    """Not that of its base, although it is newer."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"student")
+    counts = {"correct": 1, "items": 2, "ci_low": 0.0, "ci_high": 1.0}
+    mine = {"accuracy": 0.25, "settings": {"weights": content_of_student(tmp_path)}} | counts
+    base = {"accuracy": 0.75, "settings": {"weights": "0" * 64}} | counts
+    run = run_module.Run(tmp_path, evaluations=[("mine", mine), ("mine.old.base", base)])
+    assert views_module.tiles(run) == [("25.0%", "accuracy (mine)")]
+    ((_, text, _),) = curves_module.learning_charts(run)
+    assert text.endswith("Not of this student, or not known to be: mine.old.base.")
+    assert views_module.tiles(run_module.Run(tmp_path, evaluations=[("base", base)])) == []
+
+
+def test_problems_show_the_texts_that_a_strategy_wrote(run_folder, tmp_path, capsys):
+    """Training read them, and their weights stand beside them."""
+    run = copy(run_folder, tmp_path)
+    info = json.loads((run / "run.json").read_text()) | {"strategy": "orion"}
+    (run / "run.json").write_text(json.dumps(info))
+    problems = load_problems(info["data"])[:2]
+    count = len(problems[0].rationales)
+    written = [{"question_id": problems[0].question_id, "completions": [None] * (count - 1)}]
+    (run / "orion.jsonl").write_text(json.dumps(written[0]) + "\n")
+    found = run_module.read_run(run)
+    assert run_module.as_trained(found, problems) == problems  # of other data
+    written[0]["completions"] = [None] * (count - 1) + ["She has 2 . \nThe answer is 2"]
+    (run / "orion.jsonl").write_text(json.dumps(written[0]) + "\n")
+    trained = run_module.as_trained(found, problems)
+    assert trained[1] == problems[1] and trained[0].rationales[:-1] == problems[0].rationales[:-1]
+    assert trained[0].rationales[-1].completion == written[0]["completions"][-1]
+    run_module.look_into(found, problems=1, question_ids=[problems[0].question_id])
+    assert found.notes == ["The problems have the rationales that orion wrote for them."]
+    assert found.explained[0].rationales[-1].answer == "2"
+
+
+@pytest.mark.parametrize("steps", [2, 15, 60])
+def test_nodes_of_a_graph_of_many_steps_do_not_overlap(steps):
+    nodes = [charts.Node(r, c, 1.0, False, "a", "a", False) for r in (0, 1) for c in range(steps)]
+    drawn = charts.consensus_chart("graph", [("x", 0), ("y", 1)], nodes, [])
+    found = re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="([\d.]+)"', drawn)
+    places = sorted({float(x) for x, _ in found})
+    pitch = min(b - a for a, b in itertools.pairwise(places))
+    assert len(places) == steps and 2 * max(float(r) for _, r in found) < pitch
+    assert ('class="step"' in drawn) == (steps == 2)
+    assert places[-1] < charts.WIDTH
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.0, 1.0, ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (0.0, 0.5, ["0", "0.1", "0.2", "0.3", "0.4", "0.5"]),
+        (1.00001, 1.00003, ["1.000010", "1.000015", "1.000020", "1.000025", "1.000030"]),
+        (12_340, 12_380, ["12.34k", "12.35k", "12.36k", "12.37k", "12.38k"]),
+        (0, 4e-5, ["0", "1e-05", "2e-05", "3e-05", "4e-05"]),
+        (-20, 40, ["-20", "0", "20", "40"]),
+        (3.0, 3.0, ["3"]),
+        (0.0, 0.0, ["0"]),
+    ],
+)
+def test_numbers_of_an_axis_differ(low, high, shown):
+    assert charts.labels(charts.ticks(low, high)) == shown
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0 + 2e-7, 1.0 + 1e-7], [1.5, 2.0], [0.0], [1e-12]])
+def test_an_axis_is_never_empty(values):
+    points = [(float(i), v) for i, v in enumerate(values)]
+    for limits in ((None, None), (None, 1.0), (2.0, None), (1.0, 1.0)):
+        low, high = charts._range(values, limits)
+        assert high - low > 1e-7
+        line = [charts.Series("x", 0, points)]
+        drawn = charts.line_chart("t", line, x_label="x", y_range=limits)
+        found = re.findall(r'text-anchor="end">([^<]+)<', drawn)
+        assert len(found) > 1 and len(set(found)) == len(found)
+
+
 def test_run_in_progress_and_newest_checkpoint(run_folder, tmp_path):
     run = copy(run_folder, tmp_path, "config.json", "trainer_state.json", "compare.json")
     for step, loss in ((9, 1.0), (30, 0.5)):
@@ -173,6 +280,13 @@ def test_an_arm_of_one_seed_has_no_interval(run_folder, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert text.count("one seed") == 3 and "+0.420" in text
     assert "1.000" not in text and "(-1.000" not in text
+    for arm in arms["arms"]:
+        ends = [name for name in arm if name.endswith(("_low", "_high"))]
+        arm |= {"seeds": [0, 1], "values": [arm["mean"]] * 2} | dict.fromkeys(ends)
+    (tmp_path / "compare.json").write_text(json.dumps(arms))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("equal seeds") == 3 and "+0.420" in text
 
 
 def test_policy_without_scores(tmp_path):
@@ -275,6 +389,10 @@ def test_a_node_is_named_by_its_equation(text, label):
         (["empty"], "empty: expected the score log of a run (scores/) or compare.json"),
         (["RUN", "--problems", "-1"], "--problems must be at least 0, got -1"),
         (["RUN", "--problems", "x"], "invalid int value: 'x'"),
+        (["RUN", "--problems", "2", "--question_id", "q"], "not allowed with argument --problems"),
+        (["RUN", "--problems", "0", "--data", "x"], "--data must be used with problems to show"),
+        (["arms", "--data", "x"], "problems to show, and arms has no score log"),
+        (["arms", "--problems", "2"], "--problems must be used with a run, and arms has no score"),
         (["RUN", "--question_id", "nobody"], "holds no question_id 'nobody'"),
         (["RUN", "--data", "absent.jsonl", "--question_id", "q"], "absent.jsonl: no such file"),
         (["broken"], "run.json:2: expected JSON, got"),
@@ -284,6 +402,8 @@ def test_bad_input_is_one_line(arguments, message, run_folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
+    (tmp_path / "arms").mkdir()
+    shutil.copy(run_folder / "compare.json", tmp_path / "arms")
     (tmp_path / "broken" / "run.json").write_text('{\n"a": oops}')
     words = [str(run_folder) if word == "RUN" else word for word in arguments]
     try:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compact.data import Problem
 from compact.data.labelled import Label, Labels
+from compact.evaluation.imported import imports_of
 from compact.evaluation.score import passes_of
 from compact.metrics import METRICS, VALIDITY, Metric
 from compact.metrics.gain import step_gains
@@ -59,7 +60,8 @@ def collect(
         problems: labelled problems.
         labels: their labels.
         rows: the file of rows.
-        settings: what the rows depend on; a file with other settings is refused.
+        settings: what the rows depend on besides what is measured; a file with other settings is
+            refused.
         max_length: most tokens of the prompt and one rationale.
         only: names of metrics, presets and policies; () for all.
     """
@@ -70,7 +72,7 @@ def collect(
     tails = contest.with_tails(problems, processing_class, max_length)
     blind = [replace(problem, gold=None, gold_ids=()) for problem in encoded]
     unseen = dict(zip((p.question_id for p in encoded), judge(blind), strict=True))
-    with ResumableRows(rows, dict(settings), key="question_id") as store:
+    with ResumableRows(rows, {**settings, **contest.named()}, key="question_id") as store:
         left = [p for p in encoded if p.question_id not in store.done]
         bar = tqdm(total=len(encoded), initial=len(encoded) - len(left), desc=rows.stem, unit="q")
         with bar:
@@ -112,6 +114,17 @@ class _Contest:
             {n: PresetWeigher(n, preset) for n, preset in PRESETS.items() if n in chosen},
             {name: make_weigher(name) for name in policies if name in chosen},
         )
+
+    def named(self) -> dict[str, Any]:
+        """Returns what the rows hold as settings: a key per contestant, and imported modules."""
+        kinds = {
+            "metric": [metric.name for metric in self.metrics],
+            "preset": self.presets,
+            "policy": self.policies,
+        }
+        names = [name for of_kind in kinds.values() for name in of_kind]
+        found = {f"{kind} {name}": True for kind, of_kind in kinds.items() for name in of_kind}
+        return found | imports_of(names, (METRICS, PRESETS, POLICIES))
 
     def with_tails(
         self,

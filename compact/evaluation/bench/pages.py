@@ -10,17 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.evaluation.bench.measures import Contestant, Estimate, localisation, measure
-from compact.files import write_whole
+from compact.files import check_output, write_whole
 from compact.graphs.drawing import picture_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
+_KIND = "bench"
 _INTRODUCTION = """Area under the ROC curve within a question (AUC): how often a score ranks a right
 rationale above a wrong one of the same question; a tie counts half, .50 is chance. In brackets: 95%
 interval, bootstrap over questions. `judged` and `agreement` use the gold answer where there is one;
 "without gold" they do not."""
+
+
+def check_pages(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Checks, before the work that leads to them, that `write_pages` may write its files.
+
+    Raises:
+        ValueError, OSError: as `check_output`.
+    """
+    for suffix in ("md", "csv", "png"):
+        check_output(out / f"bench.{suffix}", *inputs, kind=_KIND)
 
 
 def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
@@ -41,8 +52,8 @@ def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
         )
     places = {name: localisation(rows) for name, rows in sets.items()}
     page = _markdown(found, places, sets, about)
-    write_whole(out / "bench.md", page, kind="bench")
-    write_whole(out / "bench.csv", _csv(found, places), kind="bench")
+    write_whole(out / "bench.md", page, kind=_KIND)
+    write_whole(out / "bench.csv", _csv(found, places), kind=_KIND)
     figure = draw(
         {
             f"{name} ({kind})": [_value(found[data], name, kind) for data in found]
@@ -50,7 +61,7 @@ def write_pages(out: Path, sets: Mapping[str, Rows], about: str) -> str:
         },
         list(found),
     )
-    write_whole(out / "bench.png", picture_of(figure, "png", tidy=True), kind="bench")
+    write_whole(out / "bench.png", picture_of(figure, "png", tidy=True), kind=_KIND)
     return page
 
 

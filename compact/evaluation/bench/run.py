@@ -12,9 +12,9 @@ from compact.data import Problem
 from compact.data.labelled import load_labelled
 from compact.data.rows import content_of_rows
 from compact.evaluation.bench.collect import collect
-from compact.evaluation.bench.pages import write_pages
+from compact.evaluation.bench.pages import check_pages, write_pages
 from compact.evaluation.bench.texts import judge_texts
-from compact.files import content_of_student
+from compact.files import check_output, content_of_student
 from compact.lab.zoo import ZOOS
 from compact.lab.zoo_student import CACHE, STAGES, load_zoo_student
 from compact.student import Student, load_model
@@ -40,13 +40,16 @@ def bench(
         model: name of the student, or zoo-early, zoo-middle, zoo-late for that of a zoo; None for
             the scores that need none.
         out: folder of the pages and of one file of rows per data file, from which a run resumes.
-        only: names of metrics, presets and policies; () for all.
+        only: names of metrics, presets and policies; () for all. Without a model unused, as is
+            `max_length`.
         limit: most questions of each file, drawn at random with seed 0; None for all.
         part: "I/N": only the questions whose id, hashed, is I - 1 modulo N.
         max_length: most tokens of the prompt and one rationale.
 
     Raises:
-        ValueError: two files have one name, an argument is not allowed, or as `load_labelled`.
+        ValueError: two files have one name, an argument is not allowed, a file to write is an
+            input, or as `load_labelled`.
+        OSError: a page is a file of somebody else.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
@@ -58,12 +61,15 @@ def bench(
     if len(set(names)) < len(names):
         raise ValueError(f"DATA must have different names, got {', '.join(map(str, files))}")
     out.mkdir(parents=True, exist_ok=True)
+    data = [file for file in files if file not in zoos]
+    check_pages(out, data)
+    if model is not None:
+        for name in names:
+            check_output(out / f"{name}.jsonl", *data)
     loaded = [
         load_labelled(zoos[str(file)].labelled_rows(_ZOO_SEED) if file in zoos else file)
         for file in files
     ]
-    if model is None and only:
-        raise ValueError("--only must be used with --model")
     student = None
     if model is not None:
         stage = model.removeprefix("zoo-")
@@ -87,7 +93,6 @@ def bench(
             "data": f"seed {_ZOO_SEED}" if file in zoos else content_of_rows(file),
             "model": model,
             "weights": content_of_student(model),
-            "only": sorted(only),
             "limit": limit,
             "part": part,
             "max_length": max_length,
