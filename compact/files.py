@@ -335,7 +335,9 @@ def parse_yaml(text: str, where: str) -> Any:
 # Writing
 
 
-def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> None:
+def write_whole(
+    path: Path, content: str | bytes | Iterable[str | bytes], *, kind: str = "output"
+) -> None:
     """Writes a file beside `path`, syncs it to disk, then renames it to `path`.
 
     Missing folders are made. Devices and pipes (/dev/stdout) are written directly, because renaming
@@ -343,7 +345,7 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
 
     Args:
         path: the file to write; a link is followed.
-        content: text, written as UTF-8, or bytes.
+        content: text, written as UTF-8, or bytes; or parts of them, which are written one by one.
         kind: what the file is. Only a file of this kind that this tool made is replaced.
 
     Raises:
@@ -351,11 +353,7 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
             is unchanged.
         ValueError: the text holds half of a surrogate pair.
     """
-    if isinstance(content, str):
-        try:
-            content = content.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"{path}: expected text, got half of a surrogate pair") from None
+    parts = _encoded([content] if isinstance(content, str | bytes) else content, path)
     _check_replaceable(path, kind)
     if _is_device(path):
         # Opened anew by its name, a file behind the descriptor would be truncated.
@@ -363,17 +361,18 @@ def write_whole(path: Path, content: str | bytes, *, kind: str = "output") -> No
         number = int(found[1]) if found else _STREAMS.get(str(path))
         opened = path if number is None else number
         with _named_errors(path), open(opened, "wb", closefd=number is None) as device:
-            device.write(content)
+            device.writelines(parts)
         return
     target = Path(os.path.realpath(path))
     note = target.parent / RECORDS / target.name
     with _named_errors(path):
         note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = f"{hashlib.sha256(content).hexdigest()} {kind}\n"
-        # The old file stays recognisable until the new one has its name.
-        old = f"{content_of(target)} {kind}\n" if target.exists() else ""
-        _replace(note, (fresh + old).encode(), durable=False)
-        replace_whole(target, content)
+        with _written(target, parts, durable=True) as beside:
+            fresh = f"{content_of(beside)} {kind}\n"
+            # The old file stays recognisable until the new one has its name.
+            old = f"{content_of(target)} {kind}\n" if target.exists() else ""
+            with _written(note, [(fresh + old).encode()], durable=False):
+                pass
 
 
 def write_json(path: Path, value: Any, *, kind: str = "output") -> None:
@@ -383,8 +382,8 @@ def write_json(path: Path, value: Any, *, kind: str = "output") -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Any], *, kind: str = "output") -> None:
     """Writes rows as JSON lines, as `write_whole` does."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, text, kind=kind)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(path, lines, kind=kind)
 
 
 def as_json(value: Any) -> str:
@@ -401,8 +400,8 @@ def replace_whole(path: Path, content: str | bytes) -> None:
         OSError: it could not be written; the old file at `path` is unchanged.
     """
     content = content.encode("utf-8") if isinstance(content, str) else content
-    with _named_errors(path):
-        _replace(path, content, durable=True)
+    with _named_errors(path), _written(path, [content], durable=True):
+        pass
 
 
 def is_unfinished(name: str) -> bool:
@@ -410,14 +409,26 @@ def is_unfinished(name: str) -> bool:
     return name.endswith(_UNFINISHED)
 
 
-def _replace(path: Path, content: bytes, *, durable: bool) -> None:
+def _encoded(parts: Iterable[str | bytes], path: Path) -> Iterator[bytes]:
+    """Yields parts as UTF-8; raises ValueError for text with half of a surrogate pair."""
+    for part in parts:
+        try:
+            yield part.encode("utf-8") if isinstance(part, str) else part
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}: expected text, got half of a surrogate pair") from None
+
+
+@contextmanager
+def _written(path: Path, parts: Iterable[bytes], *, durable: bool) -> Iterator[Path]:
+    """Writes a file beside `path`, yields it, and gives it the name when the context ends."""
     beside = path.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         with beside.open("xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

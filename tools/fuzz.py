@@ -114,6 +114,8 @@ FORMATS = tuple(
         {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "2"}]},
         {"Question": "1 + 1?", "CoT": "1 + 1 = 2", "Answer": "2", "answer_type": "number"},
         {"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"},
+        {"question": "1 + 1?", "options": ["A)1", "B)2"], "rationale": "2", "correct": "B"},
+        {"problem": "a", "choices": {"label": ["1", "2"], "text": ["b", "c"]}, "cot": "b"},
     )
 )
 KEYS = struct.pack("<Q13sII", 13, b"a.block_count", 4, 2) + struct.pack(

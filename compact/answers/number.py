@@ -72,6 +72,8 @@ _REMARK = re.compile(r"\([^()]*=[^()]*\)")  # "48 (= 6 * 8)", "4 (n = 1 is exclu
 _EXPRESSION = re.compile(r"\d.*[a-zA-Z\\√π]|[a-zA-Z\\√π].*\d")
 SEVERAL_EQUATIONS = re.compile(r"=[^=]*(?:[,;](?!\d{3}\b)|\b(?:and|or)\b)[^=]*=")  # "x = 3, y = 5"
 _UNKNOWNS = re.compile(r"\b[a-zA-Z]\s?=[^=]*(?:[,;]\s?(?:and\s)?|\b(?:and|or)\s)[a-zA-Z]\s?=")
+# Bounds are not the answer: "between 7 and 8", "the difference between 7 and 8 is 1".
+_BETWEEN = re.compile(rf"\bbetween\s{NUMBER.pattern}\sand\s{NUMBER.pattern}", re.IGNORECASE)
 _BRACKETS = re.compile(r"(?<=\s)\([^()]*\s[^()]*\)")  # "18 (9 eggs at 2)"
 _ROUNDED = re.compile(
     rf"\bround(?:s|ed|ing)\s(?:(?:it|this|that)\s)?(?:(?:up|down|off)\s)?(?:to|gives)\s\$?({NUMBER.pattern})"
@@ -128,7 +130,7 @@ def stated_number(sentence: str, *, last: bool) -> str | None:
     That is the first number after the last "=" if there is one, else the first or, with `last`, the
     last number of the sentence.
     """
-    said = _without_remarks(sentence)
+    said = _BETWEEN.sub(" ", _without_remarks(sentence))
     rounded = _ROUNDED.search(said)
     if rounded:
         return _form(rounded[1])

@@ -26,6 +26,12 @@ _INSIDE = re.compile(
 _CONTRAST = re.compile(
     r"\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to)\s+(?:yes|no|true|false)\b", re.IGNORECASE
 )
+# "neither true nor false" and "yes or no" state neither.
+_BOTH = re.compile(
+    r"\b(?:(?:neither|either|both)\s+)?(?:yes\s+(?:n?or|and)\s+no|no\s+(?:n?or|and)\s+yes"
+    r"|true\s+(?:n?or|and)\s+false|false\s+(?:n?or|and)\s+true)\b",
+    re.IGNORECASE,
+)
 
 _PAIRS = {"yes": ("yes", "no"), "true": ("true", "false")}
 _PAIRS |= {"no": _PAIRS["yes"], "false": _PAIRS["true"]}
@@ -98,8 +104,9 @@ class YesNo(Domain):
 
     def stated(self, sentence: str) -> str | None:
         """Returns the value at the start of a sentence, else the first one inside it."""
-        front = _IN_FRONT.match(sentence)
-        return _value(front) if front else next(iter(_values(sentence)), None)
+        said = _BOTH.sub(" ", sentence)
+        front = _IN_FRONT.match(said)
+        return _value(front) if front else next(iter(_values(said)), None)
 
     def opening(self, sentence: str) -> str | None:
         """Returns the value at the start of a sentence, as a word of its own."""
@@ -108,4 +115,5 @@ class YesNo(Domain):
 
     def final(self, sentence: str) -> str | None:
         """Returns the value at the start of a sentence, else the last one inside it."""
-        return self.opening(sentence) or next(reversed(_values(sentence)), None)
+        said = _BOTH.sub(" ", sentence)
+        return self.opening(said) or next(reversed(_values(said)), None)

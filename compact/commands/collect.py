@@ -198,6 +198,9 @@ def _write(
         questions_of = {row["question_id"] for row in one.rows}
         if one.merged and len(one.rows) == len(questions_of):
             print(f"all samples of {one.teacher.name} are equal: its endpoint may not draw any")
+        models = sorted({row["model"] for row in one.rows})
+        if len(models) > 1:
+            print(f"the answers of {one.teacher.name} are those of models {', '.join(models)}")
     missing = {name: account["missing"] for name, account in accounts.items() if account["missing"]}
     if not missing:
         return 0

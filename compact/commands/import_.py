@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         if Path(args.test_out).resolve() == out.resolve():
             raise ValueError(f"--test_out must be another file than --out, got {args.test_out}")
         test_out = check_output(args.test_out, *inputs, kind="rationales")
-    rows, left_out = import_files(
+    rows, left_out, empty = import_files(
         sources, gold, prefix=out.stem, samples=args.samples, columns=args.columns
     )
     problems = load_problems(rows)
@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(held)} problems for a test -> {test_out}")
     if left_out:
         print(f"rationales left out: {left_out}")
+    if empty:
+        print(f"rows without a rationale: {empty}")
     if without:
         print(f"problems without a gold answer: {without}")
     return 0

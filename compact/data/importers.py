@@ -10,30 +10,35 @@
 - compact: the rows of this project, to merge files; also prompt and completion alone (TRL's);
 - if columns are named, one row a question: each of them holds the rationales of a teacher, and
   prompt and answer are read as in the format that the row has.
+
+`compact.data.foreign` reads other names of fields, and options in a field of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compact.answers import Domain, find_domain
 from compact.answers.reading import stated_answer
+from compact.data.foreign import PROMPTS, is_rationale, prepared
 from compact.data.problems import REASONING, Text, plain_of, prompt_key, text_of
 from compact.data.rows import field_name, read_rows, stem_of
-from compact.text.steps import find_marker
+from compact.text.steps import find_marker, split_steps
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES["system"] = "system"
 _REASONING_NAMES = (REASONING, "reasoning", "thinking")
 _COT_NAMES = ("cot", "rationale", "explanation", "solution", "reasoning")
-_PROMPT_NAMES = ("prompt", "conversations", "messages", "instruction", "question")
 _COMPLETIONS = dict.fromkeys(("completion", "output", "cot"), "-")
 """Stands where a row's format has the completion, when a column is read instead."""
+_WRITTEN = ("choice", "math", "text")
+"""Domains whose gold answers are kept as a rationale writes them."""
 _OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 
@@ -54,6 +59,20 @@ class Sample:
     answer: str | None
     teacher: str | None = None
     answer_type: str | None = None
+
+
+class Imported(NamedTuple):
+    """What `import_files` returns.
+
+    Attributes:
+        rows: in the format of this project, ordered by problem.
+        left_out: rationales left out: the same text again, or more than `samples`.
+        empty: rows (with columns: fields) without a rationale.
+    """
+
+    rows: list[dict[str, Any]]
+    left_out: int
+    empty: int
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -117,6 +136,23 @@ def _optional(row: Mapping[str, Any], where: str, *names: str) -> str | None:
     return next((_field(row, n, where) for n in names if row.get(n) not in (None, "")), None)
 
 
+def _answer(row: Mapping[str, Any], where: str) -> str | None:
+    """Returns the gold answer of a row, None if it has none."""
+    return _optional(row, where, "answer", "label")
+
+
+def _contents(row: Mapping[str, Any], name: str, where: str) -> tuple[Text, ...]:
+    """Returns what a field holds: a text, chat messages, or a list of texts; () if it is empty."""
+    value = row.get(name)
+    if value in (None, "", []):
+        return ()
+    if not isinstance(value, list):
+        return (_field(row, name, where),)
+    if isinstance(value[0], str | None):
+        return tuple(_text(x, f"{where}: {name}[{i}]") for i, x in enumerate(value) if x)
+    return (_messages(value, f"{where}: {name}"),)
+
+
 def from_alpaca(row: Mapping[str, Any], where: str) -> Sample:
     """Reads instruction, input, output; with system or history the prompt is a chat."""
     user = _field(row, "instruction", where)
@@ -135,7 +171,7 @@ def from_alpaca(row: Mapping[str, Any], where: str) -> Sample:
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
     prompt = [*messages, {"role": "user", "content": user}] if messages else user
-    return Sample(prompt, (_field(row, "output", where),), _optional(row, where, "answer", "label"))
+    return Sample(prompt, (_field(row, "output", where),), _answer(row, where))
 
 
 def from_sharegpt(row: Mapping[str, Any], where: str) -> Sample:
@@ -153,7 +189,7 @@ def from_sharegpt(row: Mapping[str, Any], where: str) -> Sample:
     *before, last = messages
     if last["role"] != "assistant":
         raise ValueError(f"{where}: {name} must end with the assistant, got {last['role']!r}")
-    return Sample(plain_of(before), (plain_of([last]),), _optional(row, where, "answer", "label"))
+    return Sample(plain_of(before), (plain_of([last]),), _answer(row, where))
 
 
 def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
@@ -161,19 +197,18 @@ def from_mcc_kd(row: Mapping[str, Any], where: str) -> Sample:
     outputs = row["output"]
     if not isinstance(outputs, list) or not outputs:
         raise ValueError(f"{where}: output must list at least one text, got {str(outputs)[:60]}")
-    return Sample(
-        _field(row, "instruction", where),
-        tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs)),
-        _optional(row, where, "label"),
-    )
+    texts = tuple(_text(x, f"{where}: output[{i}]") for i, x in enumerate(outputs))
+    return Sample(_field(row, "instruction", where), texts, _answer(row, where))
 
 
 def from_cot(row: Mapping[str, Any], where: str) -> Sample:
     """Reads Question, CoT and Answer; a CoT that states no answer gets the answer appended.
 
-    If the answer is a rationale ("... #### 18"), the gold answer is the one that it states.
+    A CoT that ends in another answer stays as it is. If the answer is a rationale ("... #### 18"),
+    the gold answer is the one that it states.
     """
-    name = next((name for name in _COT_NAMES if name in row), None)
+    names = [name for name in _COT_NAMES if name in row]
+    name = next((name for name in names if row[name]), names[0] if names else None)
     if name is None:
         raise ValueError(
             f"{where}: expected a rationale as {', '.join(_COT_NAMES)}, got the fields "
@@ -181,22 +216,42 @@ def from_cot(row: Mapping[str, Any], where: str) -> Sample:
         )
     question, cot = _field(row, "question", where), _field(row, name, where)
     answer = _optional(row, where, "answer")
-    if answer is not None and find_marker(answer) < len(answer):
-        answer = _stated(answer, question)
-    if answer is not None and find_marker(cot) == len(cot):
+    if answer is not None and is_rationale(answer):
+        answer = _marked(answer, question)
+    unmarked = answer is not None and find_marker(cot) == len(cot)
+    if unmarked and not _ends_elsewhere(cot, answer, question):
         cot = f"{cot}\nThe answer is {answer}"
     return Sample(question, (cot,), answer)
 
 
-def from_question(row: Mapping[str, Any], where: str) -> Sample:
-    """Reads question and answer, as in GSM8K: an answer behind a marker ("#### 18") is a rationale.
+def _ends_elsewhere(cot: str, answer: str | None, question: str) -> bool:
+    """Whether a text without a marker ends in another answer than the gold one.
 
-    Any other answer is a gold answer alone.
+    Words and formulas say so behind a marker only. An option must be stated, not only mentioned.
+    """
+    domain = find_domain(answer, question)
+    found = None if domain.name in ("math", "text") else domain.extract(cot)
+    if found is None or domain.matches(found, answer):
+        return False
+    closed = domain.alternatives(answer, question)
+    return not closed or any(domain.states(step.text) for step in split_steps(cot))
+
+
+def from_question(row: Mapping[str, Any], where: str) -> Sample:
+    """Reads question and answer, as in GSM8K, where the answer is a rationale ("... #### 18").
+
+    So is a text of several lines or of more than `LONGEST_GOLD` characters; without a marker it has
+    no gold answer. Any other answer is a gold answer alone.
     """
     question, text = _field(row, "question", where), _field(row, "answer", where)
-    if find_marker(text) == len(text):
+    if not is_rationale(text):
         return Sample(question, (), text)
-    return Sample(question, (text,), _stated(text, question))
+    return Sample(question, (text,), _marked(text, question))
+
+
+def _marked(rationale: str, prompt: str) -> str | None:
+    """Returns the answer that a rationale states behind a marker, None without a marker."""
+    return _stated(rationale, prompt) if find_marker(rationale) < len(rationale) else None
 
 
 def _stated(rationale: str, prompt: str) -> str | None:
@@ -206,51 +261,48 @@ def _stated(rationale: str, prompt: str) -> str | None:
     brackets and capitals.
     """
     domain, said = find_domain(None, prompt), (stated_answer(rationale) or "").strip().rstrip(".")
-    written = ("choice", "math", "text")
-    if domain.name == "general" and said and find_domain(said, prompt).name in written:
+    if domain.name == "general" and said and find_domain(said, prompt).name in _WRITTEN:
         return said
-    return domain.extract(rationale)
+    answer = domain.extract(rationale)
+    # "Jar A. Jar B." in a prompt are no options if the rationale states none.
+    return _stated(rationale, "") if answer is None and domain.name == "choice" else answer
 
 
 def from_compact(row: Mapping[str, Any], where: str) -> Sample:
     """Reads a row of this project; a test question has no completion."""
-
-    def content(name: str) -> Text:
-        value = row.get(name)
-        if isinstance(value, list) and value:
-            return _messages(value, f"{where}: {name}")
-        return _field(row, name, where)
-
-    return Sample(
-        content("prompt"),
-        () if row.get("completion") in (None, "", []) else (content("completion"),),
-        _optional(row, where, "answer"),
-    )
+    prompt: Text | list[Any] | None = row.get("prompt")
+    if isinstance(prompt, list) and prompt:
+        prompt = _messages(prompt, f"{where}: prompt")
+    else:
+        prompt = _field(row, "prompt", where)
+    return Sample(prompt, _contents(row, "completion", where), _optional(row, where, "answer"))
 
 
-def from_column(row: Mapping[str, Any], where: str, column: str) -> Sample:
-    """Reads the rationale in one column of a row, and the rest as the row's format says.
+def from_column(
+    row: Mapping[str, Any], where: str, column: str, columns: Sequence[str] = ()
+) -> Sample:
+    """Reads the rationales in one column of a row, and the rest as the row's format says.
 
-    The row may have no rationale there, and no completion where its format has it.
+    The row may have no rationale there, and no completion where its format has it. The text of
+    one of the `columns` is a rationale, so it is no gold answer.
     """
-    if not any(name in row for name in _PROMPT_NAMES):
+    if not any(name in row for name in PROMPTS):
         raise ValueError(
-            f"{where}: expected a question as {', '.join(_PROMPT_NAMES)}, got the fields "
-            f"{', '.join(row)}"
+            f"{where}: expected a question as {', '.join(PROMPTS)}, problem or query, got the "
+            f"fields {', '.join(row)}"
         )
     whole = {**row, **_COMPLETIONS}
     sample = reader_of(whole, where)(whole, where)
-    found = _optional(row, where, field_name(column))
-    return replace(
-        sample,
-        completions=() if found is None else (found,),
-        answer=sample.answer or _optional(row, where, "label"),
-        teacher=column,
-    )
+    named = {"answer", "label"} & {field_name(each) for each in (column, *columns)}
+    said = [text for name in named for text in _contents(row, name, where)]
+    golds = (sample.answer, _optional(row, where, "label"))
+    answer = next((gold for gold in golds if gold is not None and gold not in said), None)
+    completions = _contents(row, field_name(column), where)
+    return replace(sample, completions=completions, answer=answer, teacher=column)
 
 
 def reader_of(
-    row: Mapping[str, Any], where: str, column: str | None = None
+    row: Mapping[str, Any], where: str, column: str | None = None, columns: Sequence[str] = ()
 ) -> Callable[[Mapping[str, Any], str], Sample]:
     """Returns the reader of a row's format, or that of a column.
 
@@ -262,7 +314,7 @@ def reader_of(
             raise ValueError(
                 f"{where}: --columns must be among the fields {', '.join(row)}, got {column!r}"
             )
-        return partial(from_column, column=column)
+        return partial(from_column, column=column, columns=columns)
     if {"prompt", "completion"} <= row.keys():
         return from_compact
     if "conversations" in row or "messages" in row:
@@ -282,21 +334,25 @@ def reader_of(
     )
 
 
-def read_samples(path: Path, column: str | None = None) -> Iterator[tuple[str, Sample]]:
+def read_samples(
+    path: Path, column: str | None = None, columns: Sequence[str] = ()
+) -> Iterator[tuple[str, Sample]]:
     """Yields (`file:line`, sample); the first row determines the format of the file.
 
     Args:
         path: the file.
         column: the field that holds the rationales, of the teacher of this name; None to take the
             format's.
+        columns: all fields that hold rationales.
 
     Raises:
         ValueError: `file:line: ...` for a row that cannot be used; or the file has no rows.
         OSError: the file cannot be read.
     """
     reader = None
-    for where, _, row in read_rows(path):
-        reader = reader or reader_of(row, where, column)
+    for where, _, given in read_rows(path):
+        row = prepared(given, where)
+        reader = reader or reader_of(row, where, column, columns)
         try:
             sample = reader(row, where)
         except KeyError as error:
@@ -356,7 +412,7 @@ def import_files(
     prefix: str = "problem",
     samples: int | None = None,
     columns: Sequence[str] = (),
-) -> tuple[list[dict[str, Any]], int]:
+) -> Imported:
     """Reads files of any known format and groups their rows into problems.
 
     Args:
@@ -369,10 +425,6 @@ def import_files(
         samples: most rationales of a teacher that are kept for a problem; None keeps all.
         columns: the fields that hold rationales, in files of one row a question; each is a teacher.
 
-    Returns:
-        Rows in the format of this project, ordered by problem, and the number of rationales left
-        out: the same text again, or more than `samples`.
-
     Raises:
         ValueError: `file:line: ...` for a row that cannot be used.
         OSError: a file cannot be read.
@@ -381,14 +433,15 @@ def import_files(
     firsts: dict[str, tuple[str, Text]] = {}
     types: dict[str, tuple[str, str | None]] = {}
     answers: dict[str, tuple[str, str]] = {}
-    # prompt -> teacher -> completion, up to white space -> its row
-    problems: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    left_out = 0
+    # prompt -> teacher -> digest of a completion, up to white space -> its row
+    problems: dict[str, dict[str, dict[bytes, dict[str, Any]]]] = {}
+    left_out = empty = 0
     read = [(name, path, column) for name, path in sources for column in columns or (None,)]
     for name, path, column in read:
         completions = 0
-        for where, sample in read_samples(path, column):
+        for where, sample in read_samples(path, column, columns):
             completions += len(sample.completions)
+            empty += not sample.completions
             key = prompt_key(sample.prompt)
             answer = golds.get(key, sample.answer)
             fresh = (f"{prefix}-{len(firsts):05d}", sample.prompt)
@@ -416,7 +469,7 @@ def import_files(
             teacher = name or sample.teacher or stem_of(path)
             mine = problems.setdefault(key, {}).setdefault(teacher, {})
             for completion in sample.completions:
-                same = prompt_key(completion)
+                same = hashlib.sha256(prompt_key(completion).encode()).digest()
                 if same in mine or (samples is not None and len(mine) >= samples):
                     left_out += 1
                     continue
@@ -440,10 +493,10 @@ def import_files(
             f"{path}: expected at least one completion, got only questions; the fields are "
             f"{', '.join(first_row)} (--columns names those that hold rationales)"
         )
-    return found, left_out
+    return Imported(found, left_out, empty)
 
 
-def _name_teachers(problems: Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]]) -> None:
+def _name_teachers(problems: Mapping[str, Mapping[str, Mapping[bytes, dict[str, Any]]]]) -> None:
     """Writes the teacher into each row: `name`, or `name-n` if it has several for some problem.
 
     Raises:

@@ -32,6 +32,8 @@ Row = tuple[str, int, Mapping[str, Any]]
 place from 1 in other files, and the index from 0 in a data set."""
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _PEEK = 4096  # bytes
+_ROWS = 1024
+"""Rows of a Parquet file that are in memory as Python objects at the same time."""
 _LIKE_HUB = re.compile(r"[\w-][\w.-]*/[\w-]+")  # OWNER/NAME, and no suffix of a file
 
 
@@ -242,7 +244,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", number, row

@@ -84,7 +84,7 @@ logger = logging.getLogger(__name__)
 
 _KIND = "comparison"
 _NAMED_IN = (METRICS, POLICIES, PRESETS, STRATEGIES, TOKEN_WEIGHTS)
-# All that a run of an arm writes into its folder, and the rows that a strategy makes before training:
+# All that a run of an arm writes into its folder, and the rows that a strategy makes beforehand:
 # it saves neither checkpoints nor a model.
 _OF_AN_ARM = {"scores", "run.json", "trainer_state.json", RECORDS}
 _OF_AN_ARM |= {name + suffix for name in STRATEGIES for suffix in (".jsonl", ".summary.json")}

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +32,8 @@ _LEASE_MARGIN = 60.0
 """Seconds of a lease beyond the time limit of a request."""
 _BUSY_WAIT = 0.5
 """Seconds between two looks at a request that another process sends."""
+_LATE_ATTEMPTS = 3
+"""How often a request is sent if it always takes longer than the time limit: each may be paid."""
 
 
 class Asker(Protocol):
@@ -149,19 +153,46 @@ def collect(
         Name of the teacher -> how it went.
 
     Raises:
-        ValueError: a key's variable is not set, or the budget needs a limit that a teacher lacks.
+        ValueError: a key's variable is not set, or the budget needs a price or a limit that a
+            teacher lacks.
         ImportError, OSError: a teacher cannot be opened, or the store cannot be written.
     """
     if budget is not None:
         for teacher, _ in plans:
+            if teacher.local is None and not teacher.price:
+                raise ValueError(
+                    f"teacher {teacher.name!r}: price must be given with a budget, got none; of a "
+                    "server that costs nothing it is {in: 0, out: 0}"
+                )
             if teacher.price.get("out") and teacher.most_tokens is None:
                 raise ValueError(
                     f"teacher {teacher.name!r}: max_tokens must be given with a budget, got none"
                 )
     try:
-        return asyncio.run(_collect(store, plans, budget, patience or Patience(), answered))
+        return _run(_collect(store, plans, budget, patience or Patience(), answered))
     finally:
         store.release()
+
+
+def _run(work: Coroutine[Any, Any, dict[str, Result]]) -> dict[str, Result]:
+    """Runs a coroutine to its end: in another thread if an event loop runs in this one.
+
+    It does so in a notebook.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(loop.run_until_complete, task).result()
+        except KeyboardInterrupt:  # the thread gets no signal
+            loop.call_soon_threadsafe(task.cancel)
+            raise
+        finally:
+            pool.submit(loop.close)
 
 
 async def _collect(
@@ -206,6 +237,7 @@ class _Run:
         self._pace = Pace(most, teacher.requests_per_minute, patience)
         # (when it may be sent, its place in the order, attempts so far)
         self._items = items
+        self._told_late = False
         self._waiting: list[tuple[float, int, int]] = []
         known = store.keys()
         for place, item in enumerate(items):
@@ -315,8 +347,16 @@ class _Run:
         """Decides whether a request is sent again, which it returns, and when."""
         self.result.failures[failure.kind] += 1
         self._pace.failed(started, failure)
-        attempts += failure.kind != "rate limit"
-        again = failure.again and attempts < self._patience.attempts
+        late, most = failure.kind == "timeout", self._patience.attempts
+        attempts += math.ceil(most / _LATE_ATTEMPTS) if late else failure.kind != "rate limit"
+        again = failure.again and attempts < most
+        if late and not again and not self._told_late:
+            self._told_late = True
+            logger.warning(
+                "teacher %s: %s in several attempts; raise the teacher's timeout if its answers "
+                "take that long",
+                *(self.teacher.name, failure),
+            )
         if again:
             # By half to once the wait, so that requests do not all return at the same time.
             spread = 0.5 + (place * 0.618034) % 1.0 / 2

@@ -26,6 +26,9 @@ _BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled")
 """A finish_reason of an answer that the server did not end: vLLM's, SGLang's, OpenRouter's."""
 _CONNECT = 10.0
 """Most seconds for a connection."""
+_CUT = ("model_length", "max_tokens")
+"""Other names of the finish_reason `length`, in lower case: Mistral's, Anthropic's, Google's."""
+_QUOTA = "insufficient_quota"
 _TOO_MANY = 1 << 31
 """Tokens that no reply has: a larger count is not believed."""
 HIDDEN = "[key]"
@@ -109,7 +112,8 @@ class Endpoint:
         except (asyncio.TimeoutError, TimeoutError):
             raise self._late() from None
         except openai.APIStatusError as error:
-            raise self._refused(error) from None
+            wait = retry_after(error.response.headers)
+            raise self._refused(error.status_code, error.message, error.code, wait) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             sent = not type(cause).__name__.startswith("Connect")  # then it may be charged
@@ -124,20 +128,20 @@ class Endpoint:
         await self._client.close()
 
     def _late(self) -> Failure:
-        words = f"no answer within {self.timeout:g} s"
+        words = f"no answer within the timeout of {self.timeout:g} s"
         return Failure("timeout", words, busy=True, billed=True)
 
-    def _refused(self, error: openai.APIStatusError) -> Failure:
+    def _refused(
+        self, status: int, message: object, code: object, wait: float | None = None
+    ) -> Failure:
         """Returns the failure of a reply with an error status."""
-        status = error.status_code
-        words = self._hide(f"status {status}: {error.message}")
-        if status == 429 and error.code == "insufficient_quota":
+        words = self._hide(f"status {status}: {message}")
+        if status == 429 and code == _QUOTA:
             return Failure("no credit", words, again=False, fatal=True)
         if status in _FATAL:
             return Failure(_FATAL[status], words, again=False, fatal=True)
         if status in _AGAIN or status >= 500:
             kind = "rate limit" if status == 429 else "server error"
-            wait = retry_after(error.response.headers)
             return Failure(kind, words, busy=True, wait=wait)
         return Failure("refused", words, again=False)
 
@@ -145,16 +149,23 @@ class Endpoint:
         """Reads the body of a reply.
 
         Raises:
-            Failure: it is not JSON, has no choice, or the answer is empty or broken off.
+            Failure: it is an error, is not JSON, has no choice, or the answer is empty or broken
+                off.
         """
         try:
             body = json.loads(content)
+            refused = _error(body)
+            if refused is not None:
+                raise self._refused(*refused)
             usage = _usage(body)
             choice = body["choices"][0]
             message = choice["message"]
             text, thought = _parts(message.get("content") or "")
             reasoning = message.get("reasoning_content") or message.get("reasoning") or thought
             finish = str(choice.get("finish_reason") or "stop")
+            finish = "length" if finish.lower() in _CUT else finish
+            if not text.strip() and message.get("refusal"):  # withheld, as by a filter
+                finish = "content_filter"
             model = str(body.get("model") or "")
             (text + reasoning + finish + model).encode("utf-8")  # no half of a surrogate pair
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -174,6 +185,23 @@ class Endpoint:
         # A short one is the stand-in of a local server, and may be a word of the answer.
         key = self._key or ""
         return text.replace(key, HIDDEN) if len(key) >= SHORTEST_KEY else text
+
+
+def _error(body: Any) -> tuple[int, object, object] | None:
+    """Returns status, message and code of an error that came with status 200, as OpenRouter's do.
+
+    An error without a known status counts as the server's. None if the reply is no error.
+    """
+    error = body.get("error")
+    if not error or body.get("choices"):
+        return None
+    if not isinstance(error, dict):
+        return 500, error, None
+    code = error.get("code")
+    status = int(str(code)) if str(code).isdigit() else 0
+    if not 400 <= status < 600:
+        status = 429 if code in (_QUOTA, "rate_limit_exceeded") else 500
+    return status, error.get("message"), code
 
 
 def _parts(content: str | list[Any]) -> tuple[str, str]:

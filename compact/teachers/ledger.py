@@ -88,7 +88,8 @@ def estimate(store: Store, plans: Plans) -> dict[str, dict[str, float | None]]:
 
     Returns:
         Name -> requests, left (not answered yet), and for those that are left: tokens and cost
-        (None without any answer to judge by) and at_most (upper bound of the cost).
+        (None without any answer to judge by) and at_most (upper bound of the cost, None if nothing
+        limits the tokens of an answer that costs). An endpoint without a price has neither.
     """
     found: dict[str, dict[str, float | None]] = {}
     paid: dict[str, tuple[int, float]] = {}
@@ -100,12 +101,14 @@ def estimate(store: Store, plans: Plans) -> dict[str, dict[str, float | None]]:
     for teacher, items in plans:
         seen = [paid.get(item.key, (0, 0.0)) for item in items if item.key in known]
         left = [item for item in items if item.key not in known]
+        priced = bool(teacher.price) or teacher.local is not None
+        bounded = priced and not (teacher.price.get("out") and teacher.most_tokens is None)
         found[teacher.name] = {
             "requests": len(items),
             "left": len(left),
             "tokens": len(left) * statistics.mean(t for t, _ in seen) if seen else None,
-            "cost": len(left) * statistics.mean(c for _, c in seen) if seen else None,
-            "at_most": sum(item.at_most for item in left),
+            "cost": len(left) * statistics.mean(c for _, c in seen) if seen and priced else None,
+            "at_most": sum(item.at_most for item in left) if bounded else None,
         }
     return found
 
@@ -114,12 +117,12 @@ def describe_estimate(estimates: Mapping[str, Mapping[str, float | None]]) -> st
     """Returns an estimate as lines of text."""
     lines = []
     for name, one in estimates.items():
-        about = "no answer yet to judge by"
-        if one["tokens"] is not None and one["cost"] is not None:
-            about = f"about {one['tokens']:,.0f} tokens, cost {one['cost']:.4g}"
+        tokens, cost, at_most = one["tokens"], one["cost"], one["at_most"]
+        about = "no answer yet to judge by" if tokens is None else f"about {tokens:,.0f} tokens"
+        about += "" if cost is None else f", cost {cost:.4g}"
+        bound = "no upper bound of the cost" if at_most is None else f"at most {at_most:.4g}"
         lines.append(
-            f"{name}: {one['left']:.0f} of {one['requests']:.0f} requests left, {about} "
-            f"(at most {one['at_most'] or 0:.4g})"
+            f"{name}: {one['left']:.0f} of {one['requests']:.0f} requests left, {about} ({bound})"
         )
     total = sum(one["cost"] or 0.0 for one in estimates.values())
     return "\n".join([*lines, f"in all: cost {total:.4g}"])

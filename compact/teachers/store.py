@@ -140,10 +140,13 @@ class Store:
         me = psutil.Process()
         self.owner = f"{socket.gethostname()} {me.pid} {me.create_time()}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._opened = False
+        self._spent, self._counted = 0.0, 0  # by the attempts up to this rowid
         with self._errors():
             # isolation_level None: transactions are begun and ended here.
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            # Used by one thread at a time, but `collect` may run in another one than made it.
+            self._db = sqlite3.connect(
+                self.path, timeout=60, isolation_level=None, check_same_thread=False
+            )
             with self._transaction():  # the journal's mode, set below, is written into the file
                 self._check_ours()
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -153,7 +156,6 @@ class Store:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
-        self._opened = True
 
     def _check_ours(self) -> None:
         """Raises ValueError if the file is a database of somebody else."""
@@ -249,11 +251,13 @@ class Store:
 
     def _committed(self) -> float:
         """What was spent, plus the upper bounds of what may have been or is being spent."""
-        (spent,) = self._db.execute(
-            "SELECT (SELECT total(cost + unknown) FROM attempts) "
-            "+ (SELECT total(at_most) FROM claims)"
+        spent, counted = self._db.execute(
+            "SELECT total(cost + unknown), max(rowid) FROM attempts WHERE rowid > ?",
+            [self._counted],
         ).fetchone()
-        return float(spent)
+        self._spent, self._counted = self._spent + spent, counted or self._counted
+        (claimed,) = self._db.execute("SELECT total(at_most) FROM claims").fetchone()
+        return self._spent + float(claimed)
 
     def _end_lost_claims(self) -> None:
         """Ends the claims of processes that are dead, and those whose lease is over."""
@@ -287,6 +291,7 @@ class Store:
         try:
             yield
         except BaseException:
+            self._spent, self._counted = 0.0, 0  # it may have counted rows that go
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")

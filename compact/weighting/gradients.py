@@ -16,8 +16,9 @@ h_m the hidden state that predicts token m and u_m the unit gradient d nll_m / d
   c_l >= 0, which follow from the Gram matrix; alpha = c / sum c.
 
 Ours: the map A in place of all shared parameters, so one pass through the head suffices and no
-backward through the body for each rationale; PCGrad in the order of the teachers, not at random,
-and with its coefficients scaled to sum 1. The log holds the mean cosine of each pair of teachers.
+backward through the body for each rationale; PCGrad in the order of the teachers' names, not at
+random, and with its coefficients scaled to sum 1. The log holds the mean cosine of each pair of
+teachers.
 
 Memory: the gradients of one problem at a time, K H^2 floats: .27 GB for K = 4 and H = 4,096.
 """
@@ -33,6 +34,11 @@ from compact.options import check_number
 from compact.passes import Pass
 from compact.weighting.policies import StatefulPolicy, register_policy
 from compact_ops import linear_token_stats
+
+_ROUNDS = 20
+"""Most rounds of `least_norm` for each entry; a few are enough."""
+_TOLERANCE = 1e-12
+"""Most difference of the slopes at the least norm, as a share of the greatest squared norm."""
 
 
 def head_gradients(pass_: Pass) -> Iterator[Tensor]:
@@ -64,33 +70,40 @@ def gram_matrices(pass_: Pass) -> list[Tensor]:
     return [g @ g.T for g in head_gradients(pass_)]
 
 
-def least_norm(gram: Tensor, limit: float = 1.0, rounds: int = 200) -> Tensor:
+def least_norm(gram: Tensor, limit: float = 1.0) -> Tensor:
     """Returns alpha [K] that minimises alpha^T gram alpha on the simplex, with alpha <= limit.
 
-    Frank-Wolfe with exact steps and away steps between pairs of vertices: in each round the pair
-    (largest slope with alpha > 0, smallest slope with alpha < limit) exchanges weight.
+    An active-set method: each round solves for the free entries alone, all others held at a bound.
+    An entry that would leave its bounds is held; at the optimum, one that lowers the norm is freed.
 
     Args:
         gram: [K, K], symmetric and positive semidefinite.
         limit: most weight of one entry, at least 1 / K.
-        rounds: most rounds; it stops earlier if no exchange lowers the norm.
     """
     g = gram.double().cpu()
+    g = g / g.diagonal().max().clamp(min=1e-300)
     size = len(g)
     alpha = torch.full((size,), 1.0 / size, dtype=torch.float64)
-    tolerance = 1e-12 * float(g.diagonal().max().clamp(min=1e-300))
-    for _ in range(rounds):
+    free = torch.ones(size, dtype=torch.bool)
+    for _ in range(_ROUNDS * size):
+        step = _step(g, alpha, free)
+        room = torch.where(step < 0, alpha, limit - alpha) / step.abs()
+        room = torch.where(step == 0, torch.inf, room)
+        alpha = (alpha + min(1.0, float(room.min())) * step).clamp(0.0, limit)
+        if float(room.min()) < 1.0:
+            free[int(room.argmin())] = False
+            continue
         slope = g @ alpha
         worst = int(torch.where(alpha > 0, slope, -torch.inf).argmax())
         best = int(torch.where(alpha < limit, slope, torch.inf).argmin())
-        gap = float(slope[worst] - slope[best])
-        if gap <= tolerance:
+        if float(slope[worst] - slope[best]) <= _TOLERANCE:
             break
-        curve = float(g[worst, worst] + g[best, best] - 2 * g[worst, best])
-        most = min(float(alpha[worst]), limit - float(alpha[best]))
-        step = min(gap / curve, most) if curve > 0 else most
-        alpha[worst] -= step
-        alpha[best] += step
+        free = (alpha > 0) & (alpha < limit)
+        level = float(slope[free].mean()) if bool(free.any()) else None
+        if level is None:
+            free[[worst, best]] = True  # one alone could not move: the sum is 1
+        else:
+            free[worst if float(slope[worst]) - level > level - float(slope[best]) else best] = True
     # Equal gradients may share their weight in any way: each gives equal parts of its own to all.
     pair = g.diagonal()[:, None] + g.diagonal()
     twins = (pair - 2 * g <= 1e-6 * pair).double()
@@ -98,8 +111,23 @@ def least_norm(gram: Tensor, limit: float = 1.0, rounds: int = 200) -> Tensor:
     return alpha.clamp(min=0.0).to(gram)
 
 
+def _step(g: Tensor, alpha: Tensor, free: Tensor) -> Tensor:
+    """Returns the step [K] to the least norm over the free entries; the sum stays the same."""
+    count = int(free.sum())
+    system = torch.ones(count + 1, count + 1, dtype=g.dtype)
+    system[:-1, :-1], system[-1, -1] = g[free][:, free], 0.0
+    right = torch.cat([-(g @ alpha)[free], g.new_zeros(1)])
+    found = (torch.linalg.pinv(system, hermitian=True) @ right)[:-1]
+    step = torch.zeros_like(alpha)
+    step[free] = found - found.mean()  # which rounding may have left beside 0
+    return step
+
+
 def surgery(gram: Tensor) -> Tensor:
-    """Returns the coefficients c [K] of sum_k PC(G_k) = sum_l c_l G_l, not scaled."""
+    """Returns the coefficients c [K] of sum_k PC(G_k) = sum_l c_l G_l, not scaled.
+
+    Each G_k loses its conflicts with the others in their order, which matters for K >= 3.
+    """
     g = gram.double().cpu()
     size = len(g)
     total = torch.zeros(size, dtype=torch.float64)
@@ -120,18 +148,19 @@ class _Surgery(StatefulPolicy):
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
 
-    def alpha(self, gram: Tensor) -> Tensor:
+    def alpha(self, gram: Tensor, teachers: list[str]) -> Tensor:
         """Returns the weights [K] of a problem."""
         raise NotImplementedError
 
     def weigh(self, scores: Mapping[str, Tensor], pass_: Pass) -> Tensor:
-        grams = gram_matrices(pass_)
-        if pass_.student.model.training:
-            teachers = pass_.batch.teachers
-            starts = pass_.batch.problem_offsets.tolist()
-            for gram, first in zip(grams, starts[:-1], strict=True):
-                self._note(gram, teachers[first : first + len(gram)])
-        return torch.cat([self.alpha(gram) for gram in grams])
+        batch, weights = pass_.batch, []
+        starts = batch.problem_offsets.tolist()
+        for gram, first in zip(gram_matrices(pass_), starts[:-1], strict=True):
+            teachers = batch.teachers[first : first + len(gram)]
+            weights.append(self.alpha(gram, teachers))
+            if pass_.student.model.training:
+                self._note(gram, teachers)
+        return torch.cat(weights)
 
     def _note(self, gram: Tensor, teachers: list[str]) -> None:
         size = gram.diagonal().sqrt().clamp(min=1e-30)
@@ -156,13 +185,15 @@ class _LeastNorm(_Surgery):
         super().__init__()
         self.nu = nu
 
-    def alpha(self, gram: Tensor) -> Tensor:
+    def alpha(self, gram: Tensor, teachers: list[str]) -> Tensor:
         return least_norm(gram, max(self.nu, 1.0 / len(gram)))
 
 
 class _Projected(_Surgery):
-    def alpha(self, gram: Tensor) -> Tensor:
-        c = surgery(gram)
+    def alpha(self, gram: Tensor, teachers: list[str]) -> Tensor:
+        order = sorted(range(len(teachers)), key=teachers.__getitem__)  # whatever that of the rows
+        c = torch.empty_like(gram[0])
+        c[order] = surgery(gram[order][:, order])
         return c / c.sum()
 
 

@@ -17,7 +17,6 @@ The confidences are read from a file of JSON lines with question_id, teacher and
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from compact.answers import Domain, unified
+from compact.files import json_lines
 from compact.options import check_number
 from compact.passes import Pass
 from compact.passes.segments import segment_softmax
@@ -50,16 +50,13 @@ def read_confidences(path: str | Path) -> dict[tuple[str, str], float | list[str
         OSError: the file cannot be read.
     """
     found: dict[tuple[str, str], float | list[str]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, _, row in json_lines(path):
         try:
-            row = json.loads(line)
             key = (str(row["question_id"]), str(row["teacher"]))
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ValueError(
-                f"{where}: expected a JSON object with question_id and teacher, got {line[:60]!r}"
+                f"{where}: expected a JSON object with question_id and teacher, got "
+                f"{str(row)[:60]!r}"
             ) from None
         if key in found:
             raise ValueError(f"{where}: teacher {key[1]!r} has two lines for question {key[0]!r}")

@@ -11,6 +11,10 @@ NUMBERS: list[Group] = [
         [
             ("7", "7", True),
             ("7.", "7", True),
+            ("The answer is between 7 and 8.", "between 7 and 8", False),
+            ("So she has between 7 and 8 apples.", None, False),
+            ("The difference between 12 and 5 is 7.", "7", True),
+            ("The answer is the gap between 12 and 5, so 7.", "7", True),
             ("7 apples", "7", True),
             ("seven", "7", True),
             ("Seven apples.", "7", True),

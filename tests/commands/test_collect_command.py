@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sqlite3
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_a_dry_run_asks_a_sample_and_keeps_it(
         assert "3 of 6 requests left, about 90 tokens, cost 3 " in capsys.readouterr().out
         assert not Path("out.jsonl").exists()
         assert collect(server, price=price) == 0 and server.requests == 6
+
+
+def test_an_estimate_says_what_it_does_not_know(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile_server() as server:
+        for keys in ({"price": {"out": 1}, "max_tokens": None}, {}):
+            assert collect(server, "--dry_run", "1", **keys) == 0
+            line = capsys.readouterr().out.splitlines()[0]
+            assert "(no upper bound of the cost)" in line and (", cost" in line) == bool(keys)
+
+
+def test_answers_of_two_models_are_news(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server of one address gave way to another."""
+    with hostile_server() as server:
+        assert collect(server, "--limit", "2") == 0
+        assert "models" not in capsys.readouterr().out
+        with sqlite3.connect("out.sqlite") as database:
+            database.execute("UPDATE answers SET model = 'older'")
+        assert collect(server) == 0
+    assert "the answers of a are those of models m, older" in capsys.readouterr().out
 
 
 def test_samples_that_never_differ_are_news(

@@ -305,9 +305,9 @@ def test_columns_of_the_format_itself_and_rows_without_a_question(tmp_path):
         ("1 + 1 = 2\n#### 2", "2"),
         ("It is 3", "2"),
     ]
-    path = write(tmp_path / "none.json", [{"problem": "1 + 1?", "small": "It is 3"}])
+    path = write(tmp_path / "none.json", [{"riddle": "1 + 1?", "small": "It is 3"}])
     with pytest.raises(
-        ValueError, match="none.json:1: expected a question as .*got the fields pro"
+        ValueError, match="none.json:1: expected a question as .*got the fields rid"
     ):
         importers.import_files([(None, path)], columns=["small"])
 

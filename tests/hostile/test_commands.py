@@ -53,7 +53,7 @@ FILES: dict[str, str | bytes] = {
     "turn.json": '[{"conversations": [{"from": "gpt"}, {}]}]',
     "tool.json": '[{"messages": [{"role":"user","content":"x"},{"role":"tool","content":"y"}]}]',
     "history.json": '[{"instruction": "a", "output": "b", "history": [["x"]]}]',
-    "asks.json": json.dumps([{"question": "=", "answer": "=" * 60_000}]),
+    "asks.json": json.dumps([{"question": "=" * 60_000, "answer": "="}]),
     "fields.json": '[{"a": 1}]',
     "lost.json": '[{"prompt": "a", "completion": "b"}, {"prompt": "c"}, {"completion": "d"}]',
 }

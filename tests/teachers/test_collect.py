@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -47,36 +48,36 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store.sqlite")
 
 
-def test_500_requests_with_two_in_five_failing(store: Store, questions: Write) -> None:
+def test_200_requests_with_two_in_five_failing(store: Store, questions: Write) -> None:
     """Every answer once, nothing asked again after it, in a time that the faults explain."""
     settings: dict[str, Any] = {"seed": 3, "faults": 0.4, "hang": 3.0, "storms": [range(90, 130)]}
     with hostile_server(**settings) as server:
         teacher = teacher_of(server, concurrency=16, timeout=2.0)
         patience = replace(QUICK, strikes=60)  # a storm of 40, one request at a time
         started = time.monotonic()
-        plans, results = run(store, questions(500), teacher, patience=patience)
+        plans, results = run(store, questions(200), teacher, patience=patience)
         took = time.monotonic() - started
-        assert results["a"].answered == 500 and results["a"].missing == 0
-        assert len(server.answered) == 500 and set(server.answered.values()) == {1}
+        assert results["a"].answered == 200 and results["a"].missing == 0
+        assert len(server.answered) == 200 and set(server.answered.values()) == {1}
         assert server.repeated == 0
         assert set(server.given) == {*FAULTS, "ok"}  # each kind of fault was met
         assert server.requests == sum(server.given.values())
-        assert took < 120 + 2.0 * server.given["hang"]
+        assert took < 60 + 2.0 * server.given["hang"]
         requests = server.requests
-        _, results = run(store, questions(500), teacher)  # once more: nothing to ask
-        assert results["a"].answered == 500 and server.requests == requests
+        _, results = run(store, questions(200), teacher)  # once more: nothing to ask
+        assert results["a"].answered == 200 and server.requests == requests
     found = find_rows(store, plans)
     rows = rows_of(found)
-    assert len({row["question_id"] for row in rows}) == len(rows) == 500
-    assert len(load_problems(rows)) == 500
+    assert len({row["question_id"] for row in rows}) == len(rows) == 200
+    assert len(load_problems(rows)) == 200
     account = ledger(store, found)["a"]
-    assert account["answers"] == 500 and account["requests"] == requests
+    assert account["answers"] == 200 and account["requests"] == requests
     # A reset looks like a hang to no one, a hang like a timeout: each fault has its name.
     failures = account["failures"]
     assert failures["timeout"] >= server.given["hang"]
     assert failures["empty"] == server.given["null content"] + server.given["empty content"]
     marks = [row["mark"] for row in rows]
-    assert account["right"] == marks.count("right") / 500
+    assert account["right"] == marks.count("right") / 200
     assert 0.7 < account["right"] < 0.95 and "wrong" in marks
 
 
@@ -162,7 +163,8 @@ def test_the_budget_is_never_exceeded(store: Store, questions: Write) -> None:
     price = {"in": 1e6, "out": 1e6}  # a token costs 1, so an answer costs 30
     with hostile_server(delay=0.01) as server:
         dear = teacher_of(server, "dear", price=price, max_tokens=10)
-        plans, results = run(store, questions(80), dear, teacher_of(server, "free"), budget=2000.0)
+        free = teacher_of(server, "free", price={"in": 0, "out": 0})
+        plans, results = run(store, questions(80), dear, free, budget=2000.0)
     assert "budget" in (results["dear"].reason or "") and results["free"].missing == 0
     spent = ledger(store, find_rows(store, plans))["dear"]["cost"]
     at_most = plans[0][1][0].at_most
@@ -174,6 +176,42 @@ def test_an_unlimited_answer_has_no_budget(store: Store, questions: Write) -> No
         teacher = teacher_of(server, price={"out": 1.0}, max_tokens=None)
         with pytest.raises(ValueError, match="max_tokens must be given with a budget"):
             run(store, questions(1), teacher, budget=1.0)
+
+
+def test_a_teacher_without_a_price_has_no_budget(store: Store, questions: Write) -> None:
+    """It would be asked without limit, also beside one that has a price."""
+    with hostile_server() as server:
+        paid, unknown = teacher_of(server, price={"out": 1.0}), teacher_of(server, "unknown")
+        with pytest.raises(
+            ValueError, match="teacher 'unknown': price must be given with a budget"
+        ):
+            run(store, questions(1), paid, unknown, budget=1.0)
+        assert server.requests == 0
+
+
+def test_an_answer_that_takes_too_long_is_bought_three_times(
+    store: Store, questions: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(model: str, question: str) -> str:
+        time.sleep(1.0 * (" 3 + " in question))
+        return "The answer is 1"
+
+    with hostile_server(write=write) as server:
+        run(store, questions(1), teacher_of(server))  # the client loads its modules
+        teacher = teacher_of(server, timeout=0.5)
+        _, results = run(store, questions(6), teacher, patience=replace(QUICK, attempts=8))
+    assert results["a"].answered == 5 and results["a"].failures == {"timeout": 3}
+    assert caplog.text.count("raise the teacher's timeout") == 1
+
+
+def test_inside_an_event_loop(store: Store, questions: Write) -> None:
+    """As in a notebook."""
+
+    async def cell() -> dict[str, Result]:
+        return run(store, questions(3), teacher_of(server))[1]
+
+    with hostile_server() as server:
+        assert asyncio.run(cell())["a"].answered == 3
 
 
 # --- killed and several processes -------------------------------------------------------------

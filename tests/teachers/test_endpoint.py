@@ -102,6 +102,40 @@ def test_an_answer_that_the_server_broke_off_is_asked_again(
     assert failure.value.kind == "broken off" and failure.value.again and failure.value.billed
 
 
+@pytest.mark.parametrize(
+    "error,kind",
+    [
+        ({"code": 429, "message": "slow down"}, "rate limit"),
+        ({"code": "502", "message": "the provider sent nothing"}, "server error"),
+        ({"code": 402, "message": "no credits"}, "no credit"),
+        ({"code": 400, "message": "too long"}, "refused"),
+        ({"code": "rate_limit_exceeded"}, "rate limit"),
+        ({"code": "insufficient_quota"}, "no credit"),
+        ({"code": None, "message": "overloaded"}, "server error"),
+        ("overloaded sk-reply-secret", "server error"),
+    ],
+)
+def test_an_error_under_status_200(endpoint: Endpoint, error: Any, kind: str) -> None:
+    """As OpenRouter sends it. Nothing was written, so nothing is charged."""
+    with pytest.raises(Failure) as failure:
+        endpoint._answer(json.dumps({"error": error, "model": "m"}).encode())
+    found = failure.value
+    assert found.kind == kind and not found.billed and "secret" not in str(found)
+    assert found.again == (kind in ("rate limit", "server error"))
+    assert found.fatal == (kind == "no credit")
+
+
+def test_a_refusal_is_an_answer_that_a_filter_took(endpoint: Endpoint) -> None:
+    answer = endpoint._answer(reply(content=None, refusal="I cannot help with that."))
+    assert (answer.text, answer.finish) == ("", "content_filter")
+    assert endpoint._answer(reply(content="It is 4.", refusal=None)).finish == "stop"
+
+
+@pytest.mark.parametrize("finish", ["model_length", "max_tokens", "MAX_TOKENS"])
+def test_an_answer_that_was_cut_has_one_name(endpoint: Endpoint, finish: str) -> None:
+    assert endpoint._answer(reply(content="2 + 3 =", finish=finish)).finish == "length"
+
+
 def test_reasoning_in_the_export(tmp_path: Path) -> None:
     questions = load_questions([{"question_id": "q", "prompt": "2 + 2?", "answer": "4"}])
     store = Store(tmp_path / "s.sqlite")

@@ -71,6 +71,29 @@ def test_the_budget_counts_what_runs_and_what_is_unknown(store: Store) -> None:
     assert claim(store, "d", at_most=0.1, budget=5.0) is Claim.BUDGET
 
 
+def test_the_budget_counts_each_attempt_once(store: Store) -> None:
+    """Those of other processes too, and not those of a transaction that was undone."""
+    other = Store(store.path)
+    other.owner += "1"
+    store._db.execute("CREATE TRIGGER full BEFORE INSERT ON claims WHEN NEW.key = 'z' "
+                      "BEGIN SELECT RAISE(FAIL, 'full'); END")  # fmt: skip
+    for key, each, cost in (("a", store, 1.0), ("b", other, 2.0), ("c", store, 1.5)):
+        assert claim(each, key, budget=9.0) is Claim.MINE
+        each.close_attempt(key, "a", Attempt("timeout", cost=cost / 2, unknown=cost / 2))
+    assert claim(store, "l", lease=-1.0, at_most=4.0, budget=9.0) is Claim.MINE  # lost at once
+    with pytest.raises(ValueError, match="full"):
+        claim(store, "z", at_most=0.1, budget=9.0)
+    other.close_attempt("y", "a", Attempt("answer", cost=0.25))
+    for each in (store, other):
+        assert claim(each, "d", at_most=0.5, budget=9.0) is Claim.BUDGET
+        assert claim(each, "d", at_most=0.125, budget=8.875) is Claim.MINE
+        each.close_attempt("d", "a", Attempt("refused"))
+    read: list[str] = []
+    store._db.set_trace_callback(read.append)
+    assert claim(store, "e", budget=9.0) is Claim.MINE
+    assert [text for text in read if "FROM attempts WHERE rowid > 5" in text]
+
+
 def test_released_claims_are_lost_and_free(store: Store) -> None:
     assert claim(store, "a", at_most=2.0) is Claim.MINE
     store.release()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compact.data import load_problems
@@ -15,7 +15,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
 from compact.student import Student
 from compact.weighting import make_weigher
-from compact.weighting.gradients import gram_matrices, least_norm, surgery
+from compact.weighting.gradients import gram_matrices, least_norm, pcgrad, surgery
 from helpers.trajectories import TEACHERS, rows_of
 
 
@@ -45,6 +45,7 @@ def test_gradients_that_are_small_beside_a_large_one_are_not_equal() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 6), st.sampled_from([0.4, 0.6, 1.0]), st.integers(0, 99))
+@example(4, 1.0, 94)  # more gradients than dimensions, and a norm that is nearly flat
 def test_least_norm_is_not_beaten(size: int, nu: float, seed: int) -> None:
     """No random point of the bounded simplex has a smaller norm."""
     g = torch.Generator().manual_seed(seed)
@@ -108,6 +109,18 @@ def test_gram_is_that_of_a_map_before_the_head() -> None:
     for nu in (0, "1"):
         with pytest.raises(ValueError, match="override of mgda: nu must be a number above 0"):
             make_weigher("mgda", nu=nu)
+
+
+def test_surgery_takes_the_teachers_in_the_order_of_their_names() -> None:
+    """The weights do not depend on the order of the rows; `surgery` itself does."""
+    matrix = gram([1.0, 0.2], [-0.9, 0.5], [0.3, -1.0])
+    order = [2, 0, 1]
+    turned = matrix[order][:, order]
+    assert not torch.allclose(surgery(turned), surgery(matrix)[order])
+    policy = pcgrad()
+    weights = policy.alpha(matrix, ["a", "b", "c"])
+    torch.testing.assert_close(policy.alpha(turned, ["c", "a", "b"]), weights[order])
+    torch.testing.assert_close(weights, surgery(matrix) / surgery(matrix).sum())
 
 
 def test_the_conflict_matrix_has_one_entry_a_pair() -> None:

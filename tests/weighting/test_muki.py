@@ -17,7 +17,7 @@ from compact.data import load_problems
 from compact.lab.zoo_student import build_tokenizer
 from compact.passes.encode import encode_problem
 from compact.weighting import make_weigher
-from compact.weighting.muki import confidence
+from compact.weighting.muki import confidence, read_confidences
 from helpers.passes import pass_of
 from helpers.toy import make_problem
 
@@ -102,6 +102,13 @@ def test_ambiguous_questions_weigh_less(tmp_path: Path) -> None:
     again.load_state_dict(json.loads(json.dumps(weigher.state_dict())))
     total = again(pass_).weight.view(2, 2).sum(1)
     assert float(total[0]) == pytest.approx(2.0) and float(total[1]) == pytest.approx(0.0)
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    path, answer = tmp_path / "c.jsonl", "7\u2028apples\x85"
+    row = {"question_id": "q", "teacher": "t", "answers": [answer, "7"]}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n")
+    assert read_confidences(path) == {("q", "t"): [answer, "7"]}
 
 
 @pytest.mark.parametrize(
