@@ -40,7 +40,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.step import plain_loss
@@ -290,6 +290,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
 
         def run() -> Outputs:
             trainer = held["trainer"]
+            trainer.state = TrainerState()  # it counts as new, so it trains again
             ours = isinstance(trainer, CompactTrainer)
             with watch.of_compact(trainer) if ours else watch.of_trainer(trainer):
                 trainer.train()

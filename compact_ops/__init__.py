@@ -6,7 +6,7 @@ on CUDA the gradients of `tree_attention`. Machines with other caches or instruc
 differently, so the last bits may differ.
 """
 
-from compact_ops._library import about_backend, backend, require_kernels
+from compact_ops._library import about_backend, backend
 from compact_ops.accumulate_weighted import accumulate_weighted
 from compact_ops.filtered_matmul import filtered_matmul
 from compact_ops.flash_tree import TreeTables
@@ -33,7 +33,6 @@ __all__ = [
     "linear_token_stats",
     "pairwise_symmetric_kl",
     "problem_weights",
-    "require_kernels",
     "row_stats_",
     "tree_attention",
 ]

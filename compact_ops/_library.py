@@ -87,34 +87,25 @@ def about_backend() -> str:
     return f"{_BACKEND} ({_WHAT})"
 
 
-def require_kernels(device: torch.device) -> None:
-    """Checks that the operators run on a device, for those who ask before they load a model.
-
-    Args:
-        device: the device of the tensors.
-
-    Raises:
-        ImportError: it is a GPU, and the library of the CUDA kernels was not built.
-    """
-    if device.type == "cuda" and not _RUNS_ON_GPU:
-        raise ImportError(
-            f"compact_ops: {_HERE / 'libcompact_cuda.so'} is missing, so the operators do not run "
-            f"on {device}; build it with nvcc 12.0 or later on PATH: COMPACT_CUDA=ON pip install "
-            "--no-build-isolation .  (in a checkout: -e .), or set COMPACT_OPS_BACKEND=reference "
-            f"({_SLOW}), or use the CPU (use_cpu: true, --device cpu)"
-        )
+def _without_kernels(*_: Any) -> None:
+    """Stands in for the CUDA kernels; raises ImportError, which names the ways out."""
+    raise ImportError(
+        f"compact_ops: {_HERE / 'libcompact_cuda.so'} is missing, so the operators do not run on a "
+        "GPU; build it with nvcc 12.0 or later on PATH: COMPACT_CUDA=ON pip install "
+        "--no-build-isolation .  (in a checkout: -e .), or set COMPACT_OPS_BACKEND=reference "
+        f"({_SLOW}), or use the CPU (use_cpu: true, --device cpu)"
+    )
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """Registers the fake of operator `name`; does nothing with the reference backend.
 
-    Without the CUDA library, also a CUDA kernel that raises: see `require_kernels`.
+    Without the CUDA library, also a CUDA kernel that raises.
     """
     if _BACKEND == "native":
         torch.library.register_fake(name)(fake)
         if not _RUNS_ON_GPU:
-            missing = torch.device("cuda")
-            torch.library.impl(name, "cuda")(lambda *_: require_kernels(missing))
+            torch.library.impl(name, "cuda")(_without_kernels)
 
 
 def empty_statistics(like: Tensor, count: int, gold_ids: Tensor | None) -> tuple[Tensor, ...]:
