@@ -73,7 +73,8 @@ def test_without_such_a_teacher_there_is_no_loss(
     assert len(told(caplog)) == 1
     assert "no problem can have a loss; there is no eval_loss" in caplog.text
     best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    with pytest.raises(ValueError, match=f"one of nll, got 'loss': no problem .* strategy {strategy}$"):
+    words = f"one of nll, got 'loss': no problem .* strategy {strategy}$"
+    with pytest.raises(ValueError, match=words):
         trainer_of(tmp_path, strategy, KNOWN, UNKNOWN, **best)
 
 
