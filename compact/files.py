@@ -410,7 +410,11 @@ def is_unfinished(name: str) -> bool:
 
 
 def _encoded(parts: Iterable[str | bytes], path: Path) -> Iterator[bytes]:
-    """Yields parts as UTF-8; raises ValueError for text with half of a surrogate pair."""
+    """Yields each part as bytes, text as UTF-8.
+
+    Raises:
+        ValueError: a text has half of a surrogate pair.
+    """
     for part in parts:
         try:
             yield part.encode("utf-8") if isinstance(part, str) else part

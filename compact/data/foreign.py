@@ -1,7 +1,7 @@
-"""Brings the rows of other projects into the forms that `compact.data.importers` reads.
+"""Prepares rows of other projects for `compact.data.importers`.
 
-Fields under other names get those that it knows, options are written into their question, and a row
-that would lose something is refused.
+Fields get the names that the importers know. Options in a field of their own are written into the
+question. A row with something that has no place in our format, such as an image, is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ PROMPTS = ("prompt", "conversations", "messages", "instruction", "question")
 _ALIASES = {"problem": "question", "query": "instruction", "response": "output"}
 """Other name of a field -> ours, in rows that have the question under no name of ours."""
 _OPTIONS = ("options", "choices")
+_FRONTS = [re.compile(rf"\(?{letter}[).:]\s*") for letter in ascii_uppercase]
+"""What may stand before each option: "A)", "(A)", "A.", "A:"."""
 _ANSWERS = ("answer", "label", "correct", "answerkey")
 _QUESTIONS = ("question", "input", "instruction", "prompt")
 _CHATS = ("prompt", "conversations", "messages")
 
 
 def is_rationale(text: str) -> bool:
-    """Whether the text of a field `answer` is a rationale: it has a marker or lines, or is long."""
-    return find_marker(text) < len(text) or "\n" in text.strip() or len(text) > LONGEST_GOLD
+    """Returns whether a field `answer` holds a rationale: it has a marker or lines, or is long."""
+    # The marker last, because to look for it takes longest.
+    return "\n" in text.strip() or len(text) > LONGEST_GOLD or find_marker(text) < len(text)
 
 
 def prepared(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Returns a row under the names of fields that `importers` knows, with options in the question.
+    """Returns a row with the names of fields that the importers know, and options in the question.
 
     Raises:
         ValueError: as `with_options`; or the row has tools or an image, which would be lost.
@@ -101,8 +104,7 @@ def _options(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if not isinstance(given, list) or len(given) < 2 or not all(map(_is_option, given)):
         return [], []
     texts = [" ".join(str(each).split()) for each in given]
-    fronts = [re.compile(rf"\(?{letter}[).:]\s*") for letter in ascii_uppercase[: len(texts)]]
-    labelled = list(zip(fronts, texts, strict=False))
+    labelled = list(zip(_FRONTS, texts, strict=False))
     if all(front.match(text) for front, text in labelled):  # "A)21", as in AQuA-RAT
         texts = [front.sub("", text, count=1) for front, text in labelled]
     if not isinstance(labels, list) or len(labels) != len(texts):

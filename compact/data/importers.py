@@ -11,7 +11,8 @@
 - if columns are named, one row a question: each of them holds the rationales of a teacher, and
   prompt and answer are read as in the format that the row has.
 
-`compact.data.foreign` reads other names of fields, and options in a field of their own.
+`compact.data.foreign` prepares each row first: it renames fields and writes options into the
+question.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _COT_NAMES = ("cot", "rationale", "explanation", "solution", "reasoning")
 _COMPLETIONS = dict.fromkeys(("completion", "output", "cot"), "-")
 """Stands where a row's format has the completion, when a column is read instead."""
 _WRITTEN = ("choice", "math", "text")
-"""Domains whose gold answers are kept as a rationale writes them."""
+"""Domains in which a gold answer keeps the form that the rationale gave it."""
 _OF_MESSAGES = {"from", "role", "value", "content", *_REASONING_NAMES}
 
 

@@ -1,4 +1,4 @@
-"""What `compact evaluate` measures of a student against the base that it started from."""
+"""Compares a student with the base model that it started from, for `compact evaluate`."""
 
 from __future__ import annotations
 

@@ -11,8 +11,14 @@ from compact.config import CompactConfig
 from compact.data import Problem
 from compact.fields import converted, field_types
 from compact.files import parse_yaml
-from compact.strategies import make_strategy
-from compact.trainer.setup import check_strategy, encoded, skips_of, training_problems
+from compact.strategies import Strategy, make_strategy
+from compact.trainer.setup import (
+    check_strategy,
+    encoded,
+    have_loss,
+    skips_of,
+    training_problems,
+)
 from compact.weighting import TOKEN_WEIGHTS, make_weigher
 from compact.weighting.policies import split_teacher
 
@@ -100,8 +106,7 @@ class Arm:
         """
         weigher = make_weigher(self.preset, **self.overrides)
         read = encoded(weigher, processing_class, self.configured(config), self.seen(problems))
-        skips = weigher.skips
-        if skips is not None and all(all(skips(problem)) for problem in read.problems.sample):
+        if not any(have_loss(weigher, Strategy(), read)):
             raise ValueError(
                 f"--arms: {self.name}: the data must have a rationale that preset {self.preset} "
                 f"trains on, got none in {len(read.problems.sample)} problems"

@@ -200,9 +200,9 @@ def logged(run: Run, name: str) -> list[tuple[float, float]]:
 
 
 def last_visit(run: Run, question_id: str) -> dict[str, dict[str, float]]:
-    """Returns weight, validity and z-scores of each teacher at a problem's last visit.
+    """Returns teacher -> weight, validity and z-scores, from the last step that had the problem.
 
-    {} if there is none; NaN for a value that the log does not have.
+    It is {} if no step had it. A value that is not in the log is NaN.
     """
     scores = run.scores
     if not scores:

@@ -33,7 +33,7 @@ _LEASE_MARGIN = 60.0
 _BUSY_WAIT = 0.5
 """Seconds between two looks at a request that another process sends."""
 _LATE_ATTEMPTS = 3
-"""How often a request is sent if it always takes longer than the time limit: each may be paid."""
+"""Most attempts of a request that always exceeds the time limit. Each of them may cost money."""
 
 
 class Asker(Protocol):
@@ -175,9 +175,9 @@ def collect(
 
 
 def _run(work: Coroutine[Any, Any, dict[str, Result]]) -> dict[str, Result]:
-    """Runs a coroutine to its end: in another thread if an event loop runs in this one.
+    """Runs a coroutine to its end.
 
-    It does so in a notebook.
+    In a notebook an event loop already runs in this thread. Then another thread is used.
     """
     try:
         asyncio.get_running_loop()

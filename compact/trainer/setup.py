@@ -24,7 +24,7 @@ from compact.strategies import Strategy
 from compact.student import Student
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer import sharding
-from compact.trainer.batches import ProblemDataset
+from compact.trainer.batches import ProblemDataset, asks_leaves
 from compact.validity.summary import describe
 from compact.weighting import Skips, Weigher, check_gold, skip_beyond, skip_wrong
 
@@ -382,7 +382,7 @@ def check_losses(trainer: Any) -> None:
             continue
         (reported if any(have_loss(weigher, strategy, data)) else without).append(f"{name}loss")
         reported.append(f"{name}nll")
-        if weigher.needs.leaves and any(problem.gold_ids for problem in data.problems.sample):
+        if weigher.needs.leaves and asks_leaves(data.problems.sample):
             reported.append(f"{name}gold_logp")
     for name in without:
         logger.warning("eval_dataset: no problem can have a loss; there is no eval_%s", name)

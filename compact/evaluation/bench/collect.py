@@ -116,7 +116,10 @@ class _Contest:
         )
 
     def named(self) -> dict[str, Any]:
-        """Returns what the rows hold as settings: a key per contestant, and imported modules."""
+        """Returns the part of the settings that says what is measured, and with which modules.
+
+        Each metric, preset and policy is a key; `imports_of` tells the modules of --import.
+        """
         kinds = {
             "metric": [metric.name for metric in self.metrics],
             "preset": self.presets,
