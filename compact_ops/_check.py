@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from compact_ops.types import GoldAnswers
 
@@ -66,17 +67,31 @@ def tensor(
     return value
 
 
-def same_device(op: str, **tensors: Tensor | None) -> None:
-    """Checks that all given tensors are on one device.
+def together(op: str, **tensors: Tensor | None) -> None:
+    """Checks what all tensors of a call share: one device, whole, no forward-mode derivative.
 
     Raises:
-        ValueError: names the first tensor that is on another device than the first one.
+        TypeError: a tensor is spread over processes (DTensor).
+        ValueError: a tensor is on another device than the first one.
+        NotImplementedError: a tensor has a forward-mode derivative, which torch would take as 0
+            without a word.
     """
-    first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
-    for name, value in tensors.items():
-        if value is not None and value.device != first.device:
+    given = {name: value for name, value in tensors.items() if value is not None}
+    first_name, first = next(iter(given.items()))
+    for name, value in given.items():
+        if hasattr(value, "full_tensor"):
+            raise TypeError(
+                f"{op}: {name} must be whole, got a {type(value).__name__}; give {name}"
+                ".full_tensor()"
+            )
+        if value.device != first.device:
             raise ValueError(
                 f"{op}: {name} must be on {first.device} like {first_name}, got {value.device}"
+            )
+        if not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"{op}: {name} must not have a forward-mode derivative (jvp, jacfwd), got one; use "
+                f"a backward, or compact_ops.reference.{op}"
             )
 
 

@@ -37,6 +37,7 @@ def accumulate_weighted(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: a row or group is out of range.
     """
     _check.tensor(_OP, "unit", unit, _check.FLOATS, ["M", "H"])
     count = unit.shape[0]
@@ -47,7 +48,7 @@ def accumulate_weighted(
         _check.tensor(_OP, "weight", weight, _check.FLOATS, ["G"])
         _check.tensor(_OP, "group", group, _check.INTS, ["M"], M=count)
     _check.integer(_OP, "num_rows", num_rows, 0)
-    _check.same_device(_OP, unit=unit, rows=rows, weight=weight, group=group)
+    _check.together(_OP, unit=unit, rows=rows, weight=weight, group=group)
     if backend() == "reference":
         return reference.accumulate_weighted(unit, rows, weight, group, num_rows)
     out: Tensor = torch.ops.compact.accumulate_weighted(

@@ -43,7 +43,7 @@ def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     _check.tensor(_OP, "grad", grad, _check.FLOATS, ["R", "V"])
     _check.tensor(_OP, "weight", weight, _check.FLOATS, ["V", "H"], V=grad.shape[1])
     _check.number(_OP, "eps", eps, 0, inclusive=True)
-    _check.same_device(_OP, grad=grad, weight=weight)
+    _check.together(_OP, grad=grad, weight=weight)
     if backend() == "reference":
         return reference.filtered_matmul(grad, weight, eps)
     out: Tensor = torch.ops.compact.filtered_matmul(grad, weight, eps)

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compact_ops import _check
+
 _OP = "tree_attention"
 DTYPES = (torch.float16, torch.bfloat16)
 """The dtypes that flash attention computes with."""
@@ -74,8 +76,11 @@ class TreeTables(NamedTuple):
             length: L.
 
         Raises:
+            TypeError: `parts` is no tensor of integers.
+            ValueError: `parts` has the wrong shape.
             RuntimeError: a part is out of range or overlaps another.
         """
+        _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
         spans: list[tuple[int, int, int]] = []
         users: dict[tuple[int, int], list[int]] = {}  # a prefix -> the tokens that see it
         for n, (row, begin, end, first, last) in enumerate(parts.tolist()):

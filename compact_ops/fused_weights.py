@@ -299,7 +299,8 @@ def _common_factor(grad: Tensor, token_weight: Tensor) -> float | None:
     square = wide.square().sum()
     factor = torch.where(square > 0, (given * wide).sum() / square, 0.0)
     error = (given - factor * wide).abs()
-    near = error <= _ULPS * torch.finfo(grad.dtype).eps * (factor * wide).abs()
+    kind = torch.finfo(grad.dtype)
+    near = error <= _ULPS * kind.eps * (factor * wide).abs() + kind.tiny
     # Both at once: a GPU is waited for once.
     found, all_near = torch.stack([factor, near.all().double()]).tolist()
     return found if all_near else None
@@ -380,6 +381,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     last = type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
     run = _gradients if last else torch.ops.compact_fused.gradients
     found = run(grad, *saved, *ctx.numbers)
+    # A saved output that is returned itself still has this node as its grad_fn.
+    found = tuple(g.detach() for g in found)
     kinds = (saved[4], saved[5], saved[8])  # hidden, weight, bias
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]
     d_hidden, d_weight, d_bias = (

@@ -86,7 +86,7 @@ def head_divergence(
     _check.number(_OP, "mix", mix)
     if not 0.0 < mix < 1.0:
         raise ValueError(f"{_OP}: mix must be between 0 and 1, got {mix}")
-    _check.same_device(
+    _check.together(
         _OP,
         hidden=hidden,
         weight=weight,

@@ -39,6 +39,10 @@ STATISTICS = ("rank", "sum_p2", "margin")
 """The statistics that a call may ask for by name; `TokenStats` says what they are."""
 
 
+STASH_BYTES = 1 << 29
+"""The largest stash that head_grad="auto" keeps, in bytes."""
+
+
 class HeadPlan(NamedTuple):
     """How the gradients of the head are computed.
 
@@ -62,7 +66,7 @@ def plan_head_grad(
     train_hidden: bool,
     train_head: bool,
     weighed: bool = False,
-    budget_bytes: int = 1 << 29,
+    budget_bytes: int = STASH_BYTES,
 ) -> HeadPlan:
     """Picks the gradient mode of the head for "auto", or checks the given mode.
 
@@ -141,7 +145,7 @@ def linear_token_stats(
         hidden: [N, H] float32, bfloat16, float16 or float64 hidden states.
         weight: [V, H] the head, of any of these dtypes. The arithmetic is float32, or float64 for
             float64 hidden. On CUDA this does not hold for matrix products: they have the dtype of
-            hidden, to which weight is cast. With bfloat16 hidden, logits are rounded by up to 2^-9
+            hidden, to which weight is cast. With bfloat16 hidden, logits are rounded by up to 2^-8
             of themselves before the statistics are taken, a logit of 20 by up to 0.06.
         target: [M] int32 or int64 token ids; M = N without `rows`.
         rows: [M] int32 or int64, token m reads hidden[rows[m]]; with None it reads hidden[m]. Rows
@@ -153,12 +157,14 @@ def linear_token_stats(
         ignore_index: tokens with this target have nll 0, correct False and no gradient.
         head_grad: how the gradients are computed (see plan_head_grad).
             "frozen" keeps the unit gradient of hidden, [M, H].
-            "stash" keeps also the unit gradient of the logits, [M, V] bfloat16.
+            "stash" keeps also the unit gradient of the logits, [M, V] bfloat16, which rounds each
+            term of the head's gradients by up to 2^-8 of itself.
             "recompute" keeps nothing and computes the logits again in the backward.
             "fused-weights" computes all gradients in the forward, for the loss
             (token_weight * nll).sum() or a multiple of it. For any other loss the backward computes
             them again, which is exact too, and logs a warning.
-            "auto" picks a mode and logs it (logger "compact_ops", level INFO).
+            "auto" picks a mode and logs it (logger "compact_ops", level INFO); never "stash" for
+            float64.
         filter_eps: in the gradient of hidden, softmax entries p_v below this are rounded to 0 or to
             filter_eps, at random and without bias (see filtered_matmul); with 0 the gradient is
             exact. The error of a token's unit gradient has mean 0. It is at most
@@ -183,6 +189,7 @@ def linear_token_stats(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: a target, row or id is out of range, or a token has no gold answer.
     """
     _check.head(_OP, hidden, weight, bias, softcap, logit_scale)
     count = hidden.shape[0]
@@ -206,7 +213,7 @@ def linear_token_stats(
             f"{_OP}: problem_offsets must be None if token_weight is not a function, "
             f"got {problem_offsets}"
         )
-    _check.same_device(
+    _check.together(
         _OP,
         hidden=hidden,
         weight=weight,
@@ -228,6 +235,8 @@ def linear_token_stats(
         train_hidden=train_hidden,
         train_head=train_head,
         weighed=token_weight is not None,
+        # The stash would round the gradients of the head in float64 too.
+        budget_bytes=0 if hidden.dtype == torch.float64 else STASH_BYTES,
     )
     if head_grad == "auto" and train_head and not torch.compiler.is_compiling():
         _LOG.info(

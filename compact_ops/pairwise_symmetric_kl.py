@@ -51,11 +51,12 @@ def pairwise_symmetric_kl(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: a row is out of range.
     """
     _check.head(_OP, hidden, weight, bias, softcap, logit_scale)
     _check.tensor(_OP, "left", left, _check.INTS, ["P"])
     _check.tensor(_OP, "right", right, _check.INTS, ["P"], P=left.shape[0])
-    _check.same_device(_OP, hidden=hidden, weight=weight, bias=bias)
+    _check.together(_OP, hidden=hidden, weight=weight, bias=bias)
     for name, index in (("left", left), ("right", right)):
         if index.device.type not in ("cpu", hidden.device.type):
             allowed = " or ".join(dict.fromkeys((str(hidden.device), "cpu")))

@@ -48,6 +48,7 @@ def problem_weights(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: offsets are out of range, or a problem has no score.
     """
     _check.tensor(_OP, "scores", scores, _check.FLOATS, ["S", "R"])
     _check.tensor(_OP, "offsets", offsets, _check.INTS, ["P + 1"])
@@ -59,7 +60,7 @@ def problem_weights(
     _check.number(_OP, "floor", floor, 0, inclusive=True)
     if floor > 1:
         raise ValueError(f"{_OP}: floor must be <= 1, got {floor}")
-    _check.same_device(_OP, scores=scores, offsets=offsets, beta=beta, prior_std=prior_std)
+    _check.together(_OP, scores=scores, offsets=offsets, beta=beta, prior_std=prior_std)
     scores = scores.detach()
     if backend() == "reference":
         return reference.problem_weights(

@@ -7,12 +7,31 @@ tensor and is not meant to be fast.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from compact_ops import _values
+from compact_ops.flash_tree import TreeTables
 from compact_ops.types import GoldAnswers, ProblemWeights, TokenStats
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_float32(op: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes `op` ignore autocast, as the kernels do."""
+
+    @functools.wraps(op)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return op(*args, **kwargs)
+
+    return run
 
 
 def _logits(
@@ -81,6 +100,7 @@ def _stats(
         return stats._replace(gold_logit=gold_logit, gold_logp=gold_logit - lse)
 
 
+@_in_float32
 def linear_token_stats(
     hidden: Tensor,
     weight: Tensor,
@@ -96,15 +116,28 @@ def linear_token_stats(
     score_ids: Tensor | None = None,
 ) -> TokenStats:
     """See compact_ops.linear_token_stats; head_grad and filter_eps do not change the values."""
+    op = "linear_token_stats"
+    if rows is not None:
+        _values.index(op, "rows", rows, len(hidden))
+    _values.index(op, "target", target, len(weight), also=ignore_index)
+    if score_ids is not None:
+        _values.index(op, "score_ids", score_ids, len(weight), low=-1)
+    if gold is not None:
+        _values.gold(op, gold, len(weight))
     read = hidden if rows is None else hidden[rows]
     z = _logits(read, weight, bias, softcap, logit_scale)
     return _stats(z, target, gold, ignore_index, statistics, score_ids)
 
 
+@_in_float32
 def accumulate_weighted(
     unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor | None, num_rows: int
 ) -> Tensor:
     """See compact_ops.accumulate_weighted."""
+    op = "accumulate_weighted"
+    _values.index(op, "rows", rows, num_rows)
+    if group is not None:
+        _values.index(op, "group", group, len(weight))
     scale = weight if group is None else weight[group]
     dtype = torch.promote_types(unit.dtype, torch.float32)
     out = torch.zeros(num_rows, unit.shape[1], dtype=dtype, device=unit.device)
@@ -113,6 +146,7 @@ def accumulate_weighted(
     return out.index_add(0, rows, scale[:, None].to(dtype) * unit.to(dtype))
 
 
+@_in_float32
 def pairwise_symmetric_kl(
     hidden: Tensor,
     weight: Tensor,
@@ -124,6 +158,8 @@ def pairwise_symmetric_kl(
     logit_scale: float = 1.0,
 ) -> Tensor:
     """See compact_ops.pairwise_symmetric_kl."""
+    for name, index in (("left", left), ("right", right)):
+        _values.index("pairwise_symmetric_kl", name, index, len(hidden))
     logp = _logits(hidden, weight, bias, softcap, logit_scale).log_softmax(dim=1)
     p, q = logp[left], logp[right]
     # A token that has probability 0 in both (-inf in both) adds nothing. The difference is masked
@@ -132,6 +168,7 @@ def pairwise_symmetric_kl(
     return ((p.exp() - q.exp()) * apart).sum(dim=1)
 
 
+@_in_float32
 def head_divergence(
     hidden: Tensor,
     weight: Tensor,
@@ -167,6 +204,7 @@ def head_divergence(
     return mix * kl(p, log_p, log_m) + (1 - mix) * kl(q, log_q, log_m)
 
 
+@_in_float32
 def problem_weights(
     scores: Tensor,
     offsets: Tensor,
@@ -179,6 +217,12 @@ def problem_weights(
     floor: float = 0.0,
 ) -> ProblemWeights:
     """See compact_ops.problem_weights."""
+    op, total = "problem_weights", scores.shape[1]
+    _values.index(op, "offsets", offsets, total + 1)
+    ends = offsets[[0, -1]].tolist() if len(offsets) else []
+    if ends != [0, total]:
+        raise RuntimeError(f"{op}: offsets must run from 0 to R = {total}, got {ends}")
+    _values.offsets(op, "offsets", offsets, 1)
     dtype = torch.promote_types(scores.dtype, torch.float32)
     scores, beta, prior_std = (t.to(dtype) for t in (scores, beta, prior_std))
     parts, standard = [scores.new_empty(0)], [scores.new_empty(len(scores), 0)]
@@ -201,6 +245,7 @@ def problem_weights(
     return ProblemWeights(torch.cat(parts), torch.cat(standard, dim=1))
 
 
+@_in_float32
 def row_stats_(
     logits: Tensor,
     target: Tensor,
@@ -213,8 +258,14 @@ def row_stats_(
     ignore_index: int = -100,
 ) -> TokenStats:
     """See compact_ops.row_stats_."""
-    with torch.enable_grad():
-        raw = logits.detach().requires_grad_()
+    op, vocabulary = "row_stats_", logits.shape[1]
+    _values.index(op, "target", target, vocabulary, also=ignore_index)
+    if gold is not None:
+        _values.gold(op, gold, vocabulary)
+    # Tensors of inference mode cannot be saved for a backward, so it reads copies.
+    with torch.inference_mode(False), torch.enable_grad():
+        target, raw = target.clone(), logits.detach().clone().requires_grad_()
+        bias = None if bias is None else bias.detach().clone()
         stats = _stats(_finish(raw, bias, softcap, logit_scale), target, gold, ignore_index)
         upstream = torch.ones_like(stats.nll) if weight is None else weight.to(stats.nll.dtype)
         (unit,) = torch.autograd.grad(stats.nll, raw, upstream)
@@ -228,33 +279,35 @@ def rounded_at_random(grad: Tensor, eps: float) -> Tensor:
 
     An entry g with |g| < eps becomes sign(g) eps if |g| > u eps, and 0 otherwise. u in [0, 1) is a
     hash of the float32 bits of g and of its column (lowbias32, by C. Wellons). So the same input
-    always gives the same output, and no random generator is needed.
+    always gives the same output, and no random generator is needed. The derivative is taken as 1,
+    that of the mean.
     """
     low = 0xFFFFFFFF
     column = torch.arange(grad.shape[1], device=grad.device)
-    h = grad.float().contiguous().view(torch.int32).long() & low
+    h = grad.detach().float().contiguous().view(torch.int32).long() & low
     h = h ^ (column * 0x9E3779B1 & low)
     h = (h ^ (h >> 16)) * 0x7FEB352D & low
     h = (h ^ (h >> 15)) * 0x846CA68B & low
     h = h ^ (h >> 16)
     u = (h >> 8).to(grad.dtype) * 2.0**-24
     rounded = torch.where(grad.abs() > u * eps, torch.sign(grad) * eps, 0)
-    return torch.where(grad.abs() < eps, rounded, grad)
+    return torch.where(grad.abs() < eps, rounded + (grad - grad.detach()), grad)
 
 
+@_in_float32
 def filtered_matmul(grad: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See compact_ops.filtered_matmul."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
-    counted = rounded_at_random(grad.detach().to(dtype), eps)
-    # The mean of the rounding is the identity, so its derivative is taken as 1.
-    return (grad + (counted - grad).detach()).to(dtype) @ weight.to(dtype)
+    return rounded_at_random(grad.to(dtype), eps) @ weight.to(dtype)
 
 
+@_in_float32
 def tree_attention(
     query: Tensor, key: Tensor, value: Tensor, parts: Tensor, scale: float | None = None
 ) -> Tensor:
     """See `compact_ops.tree_attention`: one mask over every row."""
     _, length, heads, depth = query.shape
+    TreeTables.of(parts.cpu(), len(query), length)  # checks the parts
     sees = torch.zeros(len(query), length, length, dtype=torch.bool, device=query.device)
     for row, begin, end, prefix_begin, prefix_end in parts.tolist():
         own = slice(begin, end)

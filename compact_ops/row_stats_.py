@@ -47,6 +47,7 @@ def row_stats_(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value; logits are not contiguous or
             require a gradient.
+        RuntimeError: a target or id is out of range, or a token has no gold answer.
     """
     _check.tensor(_OP, "logits", logits, _check.FLOATS, ["R", "V"])
     count, vocabulary = logits.shape
@@ -61,7 +62,7 @@ def row_stats_(
         raise ValueError(f"{_OP}: logits must be contiguous, got strides {logits.stride()}")
     if torch.is_grad_enabled() and logits.requires_grad:
         raise ValueError(f"{_OP}: logits must not require a gradient, because it overwrites them")
-    _check.same_device(
+    _check.together(
         _OP, logits=logits, target=target, weight=weight, bias=bias, **_check.gold_tensors(gold)
     )
     if backend() == "reference":

@@ -81,14 +81,14 @@ def tree_attention(
             f"on a GPU from Ampere on, got {query.dtype} with D = {depth}; use FlexAttention"
         )
     if isinstance(parts, TreeTables):
-        _check.same_device(_OP, query=query, key=key, value=value, parts=parts.queries)
+        _check.together(_OP, query=query, key=key, value=value, parts=parts.queries)
         if parts.tokens != rows * length:
             raise ValueError(
                 f"{_OP}: parts must be tables of B * L = {rows * length} tokens, got {parts.tokens}"
             )
         return flash_tree_attention(query, key, value, parts, scale)
     _check.tensor(_OP, "parts", parts, _check.INTS, ["N", 5])
-    _check.same_device(_OP, query=query, key=key, value=value, parts=parts)
+    _check.together(_OP, query=query, key=key, value=value, parts=parts)
     if query.is_cuda:
         tables = TreeTables.of(parts.cpu(), rows, length).to(query.device)
         return flash_tree_attention(query, key, value, tables, scale)

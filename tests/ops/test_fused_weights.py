@@ -103,6 +103,30 @@ def test_a_multiple_of_the_weights_costs_nothing(
     assert "again" not in caplog.text
 
 
+@pytest.mark.parametrize("by_function", [False, True])
+def test_gradients_have_no_graph(by_function: bool) -> None:
+    """A caller may add them up or read them with numpy, as those of any other operator."""
+    inputs = cast(head_inputs(3), torch.float32)
+    leaves = [inputs[name].requires_grad_() for name in ("hidden", "weight")]
+    seen = []
+    leaves[1].register_hook(lambda grad: seen.append(grad.requires_grad))
+    known = (lambda some, _: upstream(37)[some]) if by_function else upstream(37)
+    stats = linear_token_stats(**inputs, token_weight=known)
+    found = torch.autograd.grad((stats.weight * stats.nll).sum(), leaves)
+    assert seen == [False] and not any(grad.requires_grad for grad in found)
+
+
+def test_a_tiny_weight_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The product of a subnormal weight and a divisor is not exact: the others decide."""
+    inputs = cast(head_inputs(3), torch.float32)
+    inputs["weight"].requires_grad_()
+    weight = upstream(37)
+    weight[2] = 3e-42
+    stats = linear_token_stats(**inputs, token_weight=weight)
+    ((stats.weight * stats.nll).sum() / 3).backward()
+    assert "again" not in caplog.text
+
+
 def test_an_upstream_of_0_gives_no_gradient() -> None:
     """Also if the weighted logits overflow."""
     inputs = cast(head_inputs(3), torch.float32)
