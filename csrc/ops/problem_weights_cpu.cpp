@@ -24,8 +24,8 @@ std::tuple<Tensor, Tensor> problem_weights(Tensor scores, Tensor offsets, Tensor
   const Tensor bounds = checked_index(kOp, "offsets", offsets, offsets.size(0), rationales + 1);
   const auto* at = data<const int64_t>(bounds);
   require(problems >= 0 && at[0] == 0 && at[problems] == rationales, kOp,
-          ": offsets must run from 0 to R = ", rationales, ", got ", problems >= 0 ? at[0] : 0, " to ",
-          problems >= 0 ? at[problems] : 0);
+          ": offsets must run from 0 to R = ", rationales, ", got ", problems >= 0 ? at[0] : 0,
+          " to ", problems >= 0 ? at[problems] : 0);
   const Tensor values = in_compute_type<double>(scores), betas = in_compute_type<double>(beta),
                priors = in_compute_type<double>(prior_std);
   Tensor out = torch::stable::new_empty(values, {rationales});
