@@ -10,6 +10,7 @@ every epoch, process and resumed run.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -59,7 +60,8 @@ class LazyProblems(Sequence[EncodedProblem]):
         self._settings = settings
         count = len(problems)
         size = min(count, AT_ONCE)
-        chosen = [i * count // size for i in range(size)]
+        # At random: every second problem may be all of one kind, where two sources take turns.
+        chosen = sorted(random.Random(0).sample(range(count), size))
         # Shown only where it takes a while, on a terminal as in `evaluate`.
         bar = tqdm(chosen, desc="encoding", unit="problem", delay=5.0, disable=None)
         encoded = [self._encode(i) for i in bar]

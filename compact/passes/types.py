@@ -126,6 +126,11 @@ class EncodedProblem:
     unread: tuple[EncodedRationale, ...] = ()
 
     @property
+    def kind(self) -> str:
+        """The name of its domain."""
+        return self.domain.name
+
+    @property
     def right(self) -> tuple[bool, ...]:
         """[K] whether each rationale states the gold answer; all False without a gold answer."""
         return tuple(r.answer is not None and r.answer == self.gold for r in self.rationales)

@@ -39,6 +39,10 @@ class Case(Protocol):
         """The gold answer, None if it is not known."""
 
     @property
+    def kind(self) -> str:
+        """The kind of its answers: how often a check fires is learned for each kind."""
+
+    @property
     def rationales(self) -> Sequence[Solution]:
         """The K >= 1 rationales."""
 
@@ -50,3 +54,12 @@ def shares(case: Case) -> list[float]:
     """
     copies = Counter(r.text for r in case.rationales)
     return [1.0 / copies[r.text] for r in case.rationales]
+
+
+def own_votes(case: Case) -> list[float]:
+    """Returns how much of a vote each rationale has: its share, or 1 if it is a single statement.
+
+    Teachers that only state "The answer is 16." write equal texts without copying.
+    """
+    single = [r.step_texts == (r.text.strip(),) for r in case.rationales]
+    return [1.0 if s else share for s, share in zip(single, shares(case), strict=True)]

@@ -10,7 +10,9 @@ A check has n opportunities in a rationale (its equations; its new numbers) and 
 evidence against the rationale is how unlikely that is by chance: -log P(X >= u), X a Poisson
 variable of mean n times the base rate, the share of opportunities at which the check fires over the
 data. So a check that fires everywhere, because the texts are misread or very long, says nothing,
-and a rare one says much. The base rate of `arithmetic` counts up to `MISREAD` only: where more
+and a rare one says much. Each kind of problem (`Case.kind`) has base rates of its own, which start
+from those of all: a year in an answer of yes or no is no misread step of a calculation. The base
+rate of `arithmetic` counts up to `MISREAD` only: where more
 equations fail, it is the teachers and not the reader. The evidence of a check is at most `MOST`
 nats.
 """
@@ -19,13 +21,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from compact.text.equations import Equation, equations, equations_of_steps, numbers
-from compact.text.numbers import format_number, numbers_in_words, parse_number
+from compact.text.numbers import format_number, fractions_of, numbers_in_words, parse_number
 from compact.validity.cases import Case
 
 MOST = 3.0
@@ -33,9 +36,11 @@ MOST = 3.0
 MISREAD = 0.1
 """Largest share of equations that the reader may have misread. In right rationales .004 of those of
 asdiv fail, .012 of math_l5, .14 of mmlu_pro; most of the latter are errors, read by eye."""
-_PRIOR = {"arithmetic": (0.01, 20.0), "numbers": (0.05, 20.0)}
-"""Base rates to start from, and how many opportunities they count as."""
-CHECKS = tuple(_PRIOR)
+_START = {"arithmetic": 0.01, "numbers": 0.05}
+"""Base rates to start from."""
+_PRIOR = 20.0
+"""How many opportunities they count as."""
+CHECKS = tuple(_START)
 _KNOWN = frozenset(("0", "1", "2", "100"))
 """Numbers that need no source: halves, doubles, percentages."""
 _FACTORS = frozenset(("7", "12", "24", "52", "60", "365", "3600"))
@@ -70,7 +75,12 @@ def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
         weights: [K] how much each rationale counts as a source of numbers.
     """
     question = frozenset(
-        (*numbers(case.prompt), *numbers_in_words(case.prompt), *numbers(case.gold or ""))
+        (
+            *numbers(case.prompt),
+            *numbers_in_words(case.prompt),
+            *(number for given in fractions_of(case.prompt) for number in _forms_of(given)),
+            *numbers(case.gold or ""),
+        )
     )
     # Texts count, not rationales, because a copy says nothing new.
     found = {r.text: _found_numbers(r.step_texts) for r in case.rationales}
@@ -91,20 +101,50 @@ def check(case: Case, weights: Sequence[float]) -> list[Outcomes]:
     return outcomes
 
 
+def _forms_of(fraction: Fraction) -> tuple[str, ...]:
+    """Returns the forms of a given fraction and of its rest: 3/4, 3, 4, 75, 1/4, 1, 25."""
+    both = (fraction, abs(1 - fraction))
+    found = (form for f in both for form in (f, 100 * f, f.numerator, f.denominator))
+    return tuple(format_number(Fraction(form)) for form in found)
+
+
 def arithmetic(case: Case) -> list[Outcome]:
     """Returns the outcome of the check `arithmetic` on every rationale."""
     return [_arithmetic(rationale.step_texts) for rationale in case.rationales]
 
 
-def base_rates(outcomes: Iterable[tuple[Outcomes, float]]) -> dict[str, float]:
-    """Returns the base rate of each check over rationales with weights."""
-    fired = {name: rate * count for name, (rate, count) in _PRIOR.items()}
-    total = {name: count for name, (_, count) in _PRIOR.items()}
+def base_rates(
+    outcomes: Iterable[tuple[Outcomes, float]], start: Mapping[str, float] = _START
+) -> dict[str, float]:
+    """Returns the base rate of each check over rationales with weights.
+
+    Args:
+        outcomes: the outcomes and the weight of each rationale.
+        start: the rates to start from, as if `_PRIOR` opportunities had been seen.
+    """
+    fired = {name: rate * _PRIOR for name, rate in start.items()}
+    total = dict.fromkeys(start, _PRIOR)
     for of_rationale, weight in outcomes:
         for name, outcome in of_rationale.items():
             fired[name] += weight * len(outcome.failures)
             total[name] += weight * outcome.chances
-    return {name: fired[name] / total[name] for name in _PRIOR}
+    return {name: fired[name] / total[name] for name in start}
+
+
+def rates_by_kind(
+    outcomes: Sequence[tuple[str, Outcomes, float]],
+) -> Mapping[str, Mapping[str, float]]:
+    """Returns the base rates of each kind of problem; of a kind not seen, those of all.
+
+    Args:
+        outcomes: the kind of its problem, the outcomes and the weight of each rationale.
+    """
+    of_all = base_rates((found, weight) for _, found, weight in outcomes)
+    rates: defaultdict[str, Mapping[str, float]] = defaultdict(lambda: of_all)
+    for kind in {kind for kind, _, _ in outcomes}:
+        own = ((found, weight) for of, found, weight in outcomes if of == kind)
+        rates[kind] = base_rates(own, of_all)
+    return rates
 
 
 def evidence(outcomes: Outcomes, rates: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ v_k = (q' + (q_k - q') c_k / max c) / copies_k,    c_k = exp(-sum of the evidenc
 q_k is how likely its stated answer is (`votes`: 1 or 0 where the gold answer is known), q' that of
 the next less likely answer of the problem (0 if there is none), max c the largest c of the
 rationales that state the same answer, and copies_k the number of rationales with the same text.
+Copies share one vote too, but for texts of a single statement (`cases.own_votes`).
 
 So checks (`checks`) order the rationales of one answer: without a gold answer, a check that
 misreads a text would overrule the vote. Across answers only wrong arithmetic counts, as a smaller
@@ -31,8 +32,8 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from compact.validity.agreement import agreement, document_frequencies
-from compact.validity.cases import Case, shares
-from compact.validity.checks import CHECKS, Outcomes, arithmetic, base_rates, check, evidence
+from compact.validity.cases import Case, own_votes, shares
+from compact.validity.checks import CHECKS, Outcomes, arithmetic, check, evidence, rates_by_kind
 from compact.validity.votes import (
     answer_probabilities,
     learn_weights,
@@ -111,32 +112,36 @@ class Judge:
         Args:
             cases: the problems to learn from: all of the data, or a sample.
         """
-        own = [shares(case) for case in cases]
+        own = [own_votes(case) for case in cases]
         wrong = [_miscounts(case) for case in cases]
         self._of_wrong = vote_of_wrong(cases, own, wrong)
         votes = [lowered(s, w, self._of_wrong) for s, w in zip(own, wrong, strict=True)]
         self._weight = learn_weights(cases, votes)
-        read = [self._read(c, s, v) for c, s, v in zip(cases, own, votes, strict=True)]
-        self._rates = base_rates(
-            pair for r in read for pair in zip(r.outcomes, r.witnesses, strict=True)
+        read = [self._read(case, v) for case, v in zip(cases, votes, strict=True)]
+        self._rates = rates_by_kind(
+            [
+                (case.kind, *pair)
+                for case, r in zip(cases, read, strict=True)
+                for pair in zip(r.outcomes, r.witnesses, strict=True)
+            ]
         )
         self._frequencies = document_frequencies(cases)
         self.judged = [self._judge(case, r) for case, r in zip(cases, read, strict=True)]
 
     def __call__(self, case: Case) -> tuple[Judgement, ...]:
         """Returns one judgement per rationale of a problem."""
-        own = shares(case)
-        votes = lowered(own, _miscounts(case), self._of_wrong)
-        return self._judge(case, self._read(case, own, votes))
+        votes = lowered(own_votes(case), _miscounts(case), self._of_wrong)
+        return self._judge(case, self._read(case, votes))
 
-    def _read(self, case: Case, own: list[float], votes: list[float]) -> _Read:
+    def _read(self, case: Case, votes: list[float]) -> _Read:
+        own = shares(case)
         likely = answer_probabilities(case, votes, self._weight)
         witnesses = [q * s for q, s in zip(likely, own, strict=True)] if any(likely) else own
         return _Read(likely, witnesses, check(case, witnesses))
 
     def _judge(self, case: Case, read: _Read) -> tuple[Judgement, ...]:
         agreed = agreement(case, read.witnesses, self._frequencies)
-        return _judgements(case, read.likely, read.outcomes, self._rates, agreed)
+        return _judgements(case, read.likely, read.outcomes, self._rates[case.kind], agreed)
 
 
 class _Read(NamedTuple):

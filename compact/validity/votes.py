@@ -2,8 +2,8 @@
 
 With a gold answer a statement is right or wrong. Without one, the rationales vote:
 q(a) ~ exp(sum of b_k w_t over the rationales k, of teachers t, that state a), with one more term 1
-for "none of these". b_k is how much of a vote a rationale has: copies of a text share one, and
-wrong arithmetic costs (`judge`).
+for "none of these". b_k is how much of a vote a rationale has: copies of a text share one
+(`cases.own_votes`), and wrong arithmetic costs (`judge`).
 w_t = log(c_t (n - 1) / (1 - c_t)) is the weight of a teacher that is right with probability c_t, if
 wrong answers spread over n - 1 others (Dawid and Skene, 1979); n is the mean number of different
 answers to a question, plus one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from compact.data import load_problems
@@ -36,7 +37,10 @@ def test_a_problem_of_large_data_is_always_the_same(at_once: int) -> None:
     found = LazyProblems(PROBLEMS, TOKENIZER, max_length=512)
     again = LazyProblems(PROBLEMS, TOKENIZER, max_length=512)
     assert len(found) == 12 and len(found.sample) == at_once
-    assert [p.question_id for p in found.sample] == [PROBLEMS[i].question_id for i in (0, 3, 6, 9)]
+    ids = [p.question_id for p in PROBLEMS]
+    places = [ids.index(p.question_id) for p in found.sample]
+    # In order, but not at equal distances: two sources may take turns in a file.
+    assert places == sorted(places) and len(set(np.diff(places))) > 1
     backwards = [again[i] for i in reversed(range(12))]
     assert list(found) == backwards[::-1] and found[-1] == found[11]
     assert all(r.judgement is not None for problem in found for r in problem.rationales)

@@ -33,7 +33,7 @@ def problem(count: int, seed: int, answers: tuple[str, ...], gold: str | None = 
             answer=copied.answer if copied else of_answers.choice(answers),
         )
         found.append(one)
-    return SimpleNamespace(prompt="How many?", gold=gold, rationales=found)
+    return SimpleNamespace(prompt="How many?", gold=gold, kind="number", rationales=found)
 
 
 def by_hand(case: Any, weights: list[float]) -> list[float]:

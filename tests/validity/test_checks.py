@@ -20,7 +20,7 @@ def case(*texts: list[str], prompt: str = PROMPT, gold: str | None = None) -> An
         SimpleNamespace(teacher=f"t{k}", text=" ".join(steps), step_texts=tuple(steps), answer=None)
         for k, steps in enumerate(texts)
     ]
-    return SimpleNamespace(prompt=prompt, gold=gold, rationales=rationales)
+    return SimpleNamespace(prompt=prompt, gold=gold, kind="number", rationales=rationales)
 
 
 def failures(problem: Any, name: str, k: int = 0) -> list[tuple[int, str]]:
@@ -123,6 +123,20 @@ def test_numbers_in_words_are_given_and_labels_are_no_numbers() -> None:
     prompt = "Twenty-five boxes of a dozen eggs each, and a 6-ounce cup."
     steps = ["Q7.", "25 * 12 = 300 eggs", "Step 9: 6 ounces"]
     assert failures(case(steps, ["none"], prompt=prompt), "numbers") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        ("A tank of 20 liters is 3/4 full.", "0.75 * 20 = 15"),
+        ("Half of 30 cookies are gone.", "30 * 0.5 = 15"),
+        ("Two thirds of 30 are red.", "2/3 * 30 = 20"),
+        ("A fifth of 30 are red.", "80% of 30"),
+        ("Ann tripled her 15 beads.", "15 * 3 = 45"),
+    ],
+)
+def test_a_given_fraction_in_another_form_is_known(given: str, step: str) -> None:
+    assert failures(case([step], ["none"], prompt=given), "numbers") == []
 
 
 def test_without_others_nothing_comes_from_nowhere() -> None:

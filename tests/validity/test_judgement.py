@@ -21,6 +21,7 @@ def case(*rationales: tuple[tuple[str, ...], str | None], gold: str | None = "16
     return SimpleNamespace(
         prompt=PROMPT,
         gold=gold,
+        kind="number",
         rationales=[
             SimpleNamespace(teacher=f"t{k}", text=f"{k}. {steps}", step_texts=steps, answer=answer)
             for k, (steps, answer) in enumerate(rationales)
@@ -248,3 +249,26 @@ def test_what_is_known_is_described() -> None:
     assert "unless no answer at all could be read" in text
     assert "1 of 2 of these have no two equal answers" in text
     assert "hold an equation that is wrong" in text
+
+
+def test_teachers_that_only_state_the_same_answer_have_a_vote_each() -> None:
+    """Their texts are equal without copying; they still share the weight of one text."""
+    stated = (("The answer is yes.",), "yes")
+    problem = case(stated, stated, stated, (GOOD, "no"), (WRONG, "no"), gold=None)
+    for rationale in problem.rationales[:3]:
+        rationale.text = "The answer is yes."
+    (found,) = judge([problem])
+    assert sum(j.validity for j in found[:3]) > sum(j.validity for j in found[3:])
+    assert found[3].findings[0].text == "states no, the likeliest answer is yes"
+    assert found[0].findings[-1].text == "3 rationales have this text"
+
+
+def test_what_a_check_says_is_learned_for_each_kind_of_problem() -> None:
+    """Years in answers of yes or no stay harmless among calculations without a strange number."""
+    dated = ("He was born in 1961", "phones came in 1984")
+    words = [case((dated, "yes"), (("he",), "yes"), gold="yes") for _ in range(30)]
+    for problem in words:
+        problem.kind = "yes_no"
+    sums = [case((GOOD, "16"), (GOOD, "16")) for _ in range(300)]
+    alone, among = (judge([*words, *more])[0][0].validity for more in ([], sums))
+    assert alone > 0.5 and among > 0.75 * alone

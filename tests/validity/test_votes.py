@@ -19,7 +19,7 @@ def case(answers: dict[str, str | None], gold: str | None = None, copies: bool =
         SimpleNamespace(teacher=t, text=f"{'' if copies else t} {a}", step_texts=(), answer=a)
         for t, a in answers.items()
     ]
-    return SimpleNamespace(prompt="", gold=gold, rationales=rationales)
+    return SimpleNamespace(prompt="", gold=gold, kind="number", rationales=rationales)
 
 
 def answer_probabilities(problem: Any, weight: dict[str, float]) -> list[float]:

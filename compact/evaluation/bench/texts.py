@@ -33,6 +33,7 @@ class _Solution:
 class _Case:
     prompt: str
     gold: str | None
+    kind: str
     rationales: tuple[_Solution, ...]
 
 
@@ -49,12 +50,11 @@ def judge_texts(problems: Sequence[Problem], labels: Labels, name: str) -> list[
     blind = judge([replace(case, gold=None) for case in cases])
     rows = []
     for problem, case, with_gold, without in zip(problems, cases, seen, blind, strict=True):
-        votes = Counter(r.answer for r in case.rationales if r.answer is not None)
-        most, count = max(votes.values(), default=0), len(case.rationales)
+        count, votes = len(case.rationales), _votes(case)
+        each = zip(case.rationales, votes, with_gold, without, strict=True)
         rationales = []
-        for r, judged, unseen in zip(case.rationales, with_gold, without, strict=True):
+        for r, mine, judged, unseen in each:
             label = labels[problem.question_id, r.teacher]
-            mine = votes[r.answer] if r.answer is not None else 1
             rationales.append(
                 {
                     "teacher": r.teacher,
@@ -73,13 +73,19 @@ def judge_texts(problems: Sequence[Problem], labels: Labels, name: str) -> list[
                     "axes": {},
                     "weights": {
                         "rejection": float(label.states_gold or False),
-                        "answer-vote": float(mine == most),
+                        "answer-vote": float(mine == max(votes)),
                     },
                     "steps": _steps(label),
                 }
             )
         rows.append({"question_id": problem.question_id, "rationales": rationales})
     return rows
+
+
+def _votes(case: _Case) -> list[int]:
+    """Returns [K] how many rationales state the answer of each, as the metric `answer` counts."""
+    counts = Counter(r.answer for r in case.rationales)
+    return [1 if r.answer is None else counts[r.answer] for r in case.rationales]
 
 
 def _case(problem: Problem) -> _Case:
@@ -90,6 +96,7 @@ def _case(problem: Problem) -> _Case:
     return _Case(
         text_of(problem.prompt),
         gold,
+        domain.name,
         tuple(
             _Solution(r.teacher, text, tuple(step.text for step in split_steps(text)), answer)
             for r, text, answer in zip(problem.rationales, texts, answers, strict=True)
