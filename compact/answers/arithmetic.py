@@ -8,12 +8,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-_SIGNS = {
-    **dict.fromkeys((r"\times", r"\cdot", "×", "·", "⋅"), "*"),
-    **dict.fromkeys((r"\div", "÷"), "/"),
-    **dict.fromkeys("−–", "-"),
-    **{"²": "^2", "³": "^3", "{": "(", "}": ")", "[": "(", "]": ")"},
-}
+from compact.text.plain import SIGNS
+
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")
 _SUM = re.compile(r"[-+\d.()*/ ]{1,80}")
@@ -31,7 +27,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 def value_of(text: str) -> Fraction | None:
     """Returns the value of a text that consists of numbers, + - * / ^ and brackets, else None."""
     plain = _THOUSANDS.sub("", text.strip(" .,:;="))
-    for sign, simple in _SIGNS.items():
+    for sign, simple in SIGNS.items():
         plain = plain.replace(sign, simple)
     plain = _TIMES.sub("*", plain).replace("^", "**").strip()
     if not _SUM.fullmatch(plain) or _RANGE.fullmatch(plain):

@@ -44,6 +44,7 @@ _UNITS = re.compile(
     r"(?<=[\w)}])(?:\\[,;: ]|~|\s)*\\(?:text|mathrm|mbox)\s?\{\s*"
     r"(?!(?:or|and|million|billion|thousand)\b)[a-zA-Z./]+(?:\s[a-z]+)?\s*\}(?:\s?\^\s?\{?\d\}?)?\s*$"
 )
+_ARROW = re.compile(r"->|→|⟶|⇌|\\(?:(?:long)?rightarrow|rightleftharpoons|to)(?![a-zA-Z])")
 _AND = re.compile(r"\s*(?:(?:,(?!\d{3}(?!\d))|;)\s*(?:and\s+|or\s+)?|\b(?:and|or)\b)\s*")
 _UNKNOWN = re.compile(r"([a-zA-Z])\s?=\s?")
 _ORDERED = re.compile(
@@ -140,6 +141,8 @@ class Mathematics(Domain):
             return False
         if x == y or x.replace(" ", "") == y.replace(" ", ""):
             return True
+        if _ARROW.search(x) or _ARROW.search(y):  # math-verify would compare the left sides only
+            return _reaction(x) == _reaction(y)
         same = same_number(x, y)
         if same is not None:
             return same
@@ -160,6 +163,11 @@ class Mathematics(Domain):
         if decided is not None or a is None or b is None:
             return bool(decided)
         return checked_apart(check, self.normalise(a), self.normalise(b))
+
+
+def _reaction(text: str) -> str:
+    """Returns a reaction, or any text with arrows, without spaces and signs of typesetting."""
+    return re.sub(r"[\s_{}$]", "", _ARROW.sub("->", text))
 
 
 def _solutions(text: str) -> list[str]:

@@ -29,7 +29,7 @@ _COMPUTES = (
 _PART_BEHIND = re.compile(rf"[\s-](?:{_COMPUTES}|{_PART}\b)", re.IGNORECASE)
 _ATTACHED = (  # letters behind a number that are no unknown: 7kg, 7th, 7pm
     r"(?:[kcmnµμ]?[mgslLWVAJN]|[hCFK]|[kM]?Hz|k?Pa|lbs?|oz|ft|in|yd|mi|hr|mph|am|pm|st|nd|rd|th"
-    r"|[KMGT]B|k?cal|cc|[^\W\d_]{3,})(?![^\W\d_])"
+    r"|[KMGT]B|k?cal|cc|[^\W\d_]{3,})(?![^\W\d_]|[014-9]|\d\d)"  # cm2, but not 1h30
 )
 # What stands behind a number that is a part of an expression: a sign that computes, a bracket, a
 # command, an unknown, a word that computes. Other words and signs of a sentence may stand there.
@@ -88,7 +88,9 @@ _OPENING = re.compile(
 )
 # If the answer is a number, a time on the full hour counts as a number: "2:00 pm" is 2.
 _FULL_HOUR = re.compile(r"(?<![\d:.,])(\d{1,2}):00(?![\d:])")
+_SPACED = re.compile(r"\W*\d{1,3}(?: \d{3})+(?:[.,]\d+)?(?:\s?[a-zA-Z%°]{1,15}){0,2}\W*")
 _UNIT_WORDS = 4
+_LONG_WORD = re.compile(r"[^\W\d_]{2,}")
 _SHORT = 2  # most words of a sentence that is an answer by itself: "Seven apples."
 
 
@@ -179,7 +181,11 @@ def bare_number(answer: str) -> str | None:
     if number is not None:
         return number
     text = _without_remarks(text)
-    text = _EQUALS.split(text)[-1] if re.search(r"[\d\w)}]\W*$", text) else text
+    sides = _EQUALS.split(text)
+    if len(sides) > 1 and re.search(r"[\d\w)}]\W*$", text):
+        if any(len(_LONG_WORD.findall(side)) >= _UNIT_WORDS for side in sides[:-1]):
+            return None  # "SELECT name FROM t WHERE a = 1"
+        text = sides[-1]
     text = _BASE.sub("", _UNIT_POWER.sub("", text))
     every = list(NUMBER.finditer(text))
     if len(every) == 1:
@@ -234,6 +240,13 @@ def final(sentence: str) -> str | None:
     return _in_words(sentence) if len(sentence.split()) <= _SHORT else None
 
 
+def _tidy(text: str) -> str:
+    """Writes "7:00" as 7, and "2 500 kg" without the space."""
+    if _SPACED.fullmatch(text):
+        text = re.sub(r"(?<=\d) (?=\d{3})", "", text)
+    return _FULL_HOUR.sub(r"\1", text)
+
+
 def _in_words(sentence: str) -> str | None:
     """Returns the first number in words; "one" counts only at the start of the sentence."""
     if re.search(r"\d", sentence):
@@ -267,7 +280,7 @@ class Number(Domain):
 
     def normalise(self, answer: str) -> str:
         """Returns the number ("$1,450.0" -> "1450"), or plain text if there is not exactly one."""
-        text = _FULL_HOUR.sub(r"\1", answer[:LONGEST_ANSWER])
+        text = _tidy(answer[:LONGEST_ANSWER])
         plain = plain_text(text)
         return bare_number(text) or bare_number(plain) or plain
 
@@ -281,15 +294,15 @@ class Number(Domain):
 
     def stated(self, sentence: str) -> str | None:
         """Returns the first number, or the first after the last "="."""
-        return stated(_FULL_HOUR.sub(r"\1", sentence))
+        return stated(_tidy(sentence))
 
     def opening(self, sentence: str) -> str | None:
         """Returns the number at the start of a sentence."""
-        return opening(_FULL_HOUR.sub(r"\1", sentence))
+        return opening(_tidy(sentence))
 
     def final(self, sentence: str) -> str | None:
         """Returns the last number, or the first after the last "="."""
-        return final(_FULL_HOUR.sub(r"\1", sentence))
+        return final(_tidy(sentence))
 
     def matches(self, a: str | None, b: str | None) -> bool:
         """Compares as numbers if both are numbers, else as plain text."""

@@ -38,7 +38,7 @@ _FACTORIAL = re.compile(r"([\w)])!")  # "!" in a box; in a sentence it may end t
 _IN_JSON = re.compile(
     r'[\s:]{0,4}(?:"([^"\n]{1,500})"\s*(?:[,}\]]|\Z)|(-?\d[\d.]{0,40})\s*(?:,\s*"|\}))'
 )
-_THIN = re.compile(r"(?<=\d)(?:\\[,;:]|\u202f|\u2009|~)(?=\d{3}(?!\d))")
+_THIN = re.compile(r"(?<=\d)(?:\\[,;:]|[\u202f\u2009\u00a0~'’])(?=\d{3}(?!\d))")
 _DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ\b)")
 _SPACE = re.compile(r"\\(?:quad|qquad|[,;: ])|~|\xa0")
 _DROPPED = re.compile(
@@ -289,9 +289,12 @@ def is_question(sentence: str) -> bool:
     return sentence.rstrip("\"'”’)]*_ ").endswith("?")
 
 
-_FRONT = re.compile(
-    r"^(?:\.(?!\d)|[\s,:;!?()\[\]{}\"'`*_\\#>]|(?:the|an|a)\s+(?=[\w\"'“‘(\[{*`$\\√]))+"
+# "a" before one letter, or before "and", is a letter itself: "B A C", "A and C".
+ARTICLE = (
+    r"(?:(?:the|an)\s+(?=[\w\"'“‘(\[{*`$\\√])|a\s+(?=[\d\"'“‘(\[{*`$\\√]"
+    r"|(?!(?:and|or|is|are|was|but|then|to|before|after|because|since)\b)[^\W\d_]{2}))"
 )
+_FRONT = re.compile(rf"^(?:\.(?!\d)|[\s,:;!?()\[\]{{}}\"'`*_\\#>]|{ARTICLE})+")
 
 
 def plain_text(text: str) -> str:

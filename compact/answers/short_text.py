@@ -10,6 +10,7 @@ from compact.answers.base import Domain, register_domain
 from compact.answers.date import Date
 from compact.answers.number import bare_number, match_by_value
 from compact.answers.reading import (
+    ARTICLE,
     LONGEST_ANSWER,
     parts,
     plain_text,
@@ -29,21 +30,23 @@ _REASON = re.compile(r"(?:,?\s+(?:since|because|as)\s|\s\().*$", re.DOTALL)
 _MOST_WORDS = 2
 
 
-_NAME = re.compile(r"\[([^][]{1,40})\]")
-_ARTICLE = re.compile(r"\b(?:the|an|a)\s+(?=\w)")
-_BETWEEN = re.compile(r"(?<=\d)(?:\s*,\s*|\s+and\s+)(?=[-−–]?\d)")
+_NAME = re.compile(r"\[([^][]{1,40})\]|(?<!\w)\(([A-Z])\)")
+_ARTICLE = re.compile(rf"\b{ARTICLE}")
+_BETWEEN = re.compile(
+    r"(?<=\d)(?:\s*,\s*|\s+and\s+)(?=[-−–]?\d)|(?<=\b[a-z])(?:\s*,\s*|\s+and\s+)(?=[a-z]\b)"
+)
 _COLON = re.compile(r"(?<=\d)\s*:\s*(?=\d)")
 
 
 def _text(answer: str) -> str:
     """Returns plain text without articles and without the brackets around names in a prompt.
 
-    A list of numbers is written in one way: "3,5" becomes "3, 5".
+    A list of numbers or letters is written in one way: "3,5" becomes "3, 5".
     """
     text, before = " ".join(answer.split()), None
     while text != before:  # an article may have stood between brackets
         before = text
-        text = plain_text(_NAME.sub(r"\1", text)).replace(", and ", " and ")
+        text = plain_text(_NAME.sub(r"\1\2", text)).replace(", and ", " and ")
         text = _COLON.sub(":", _BETWEEN.sub(", ", _ARTICLE.sub("", text)))
     return text
 

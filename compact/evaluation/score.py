@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from compact.settings import LEAF_BUDGET
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
 
+_LONGEST_NAME = 200  # of a file, without its ending: file systems allow 255 bytes
 # Enough to keep a processor busy. With more, a killed run would lose more work.
 _TOKENS_A_PASS = 1024
 # A row of the partial file: the rows of a problem, with what is needed to weigh them.
@@ -176,8 +178,16 @@ def _save_graphs(pass_: Pass, folder: Path) -> None:
     found, texts = step_graphs(pass_)[1], step_texts(pass_.batch)
     for i, problem in enumerate(pass_.batch.problems):
         teachers = [rationale.teacher for rationale in problem.rationales]
-        name = quote(problem.question_id, safe=" ")
-        save_graph(as_rustworkx(found, i, texts[i], teachers), folder / f"{name}.json")
+        path = folder / f"{_file_name(problem.question_id)}.json"
+        save_graph(as_rustworkx(found, i, texts[i], teachers), path)
+
+
+def _file_name(question_id: str) -> str:
+    """Returns a file name for a question: what is too long for one ends in a hash of all of it."""
+    name = quote(question_id, safe=" ")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 17]}-{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _weigh(problems: list[list[dict[str, Any]]], weigher: PresetWeigher) -> None:

@@ -59,7 +59,7 @@ _TOKEN = re.compile(
     r"|(?P<number>\d+(?:\.\d+)?|(?<![A-Za-z])\.\d+)"
     rf"(?:(?P<percent>\s?(?:%|per\s?cent\b))|(?P<scale>{SCALE}(?!['’-])))?"
     r"|(?P<of>\bof\b)"
-    r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*[$(\d.]))"
+    r"|(?P<times>(?<=[\d)%\s])(?:[xX]|times\b)(?=\s*(?:[$(\d]|\.\d)))"
     rf"|\b(?i:(?P<and>{CONJUNCTIONS})|(?P<back>{ACTS_BACK})|(?P<operation>{ACTS_ON}))\b(?!['’-])"
     r"|(?P<word>[A-Za-z][A-Za-z'’-]*|(?:(?<=\d)|(?<=\d\s))¢(?!\d))"
     r"|(?P<sign>[-+*/^=≈()])"
@@ -71,6 +71,7 @@ _REFUTED = re.compile(
 )
 """What follows an equation that the text itself rejects: "7 + 7 = 15 is not true"."""
 _SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?\*10\^\(?(-?\d{1,2})\)?")
+_POWER_OF_TEN = re.compile(r"n\*n\^(?:-?n|\(-?n\))")
 _OPEN = "+-*/^("
 """After these an expression goes on."""
 _MARKS = _OPEN + ")"
@@ -257,11 +258,12 @@ class _Reader:
 
     def _number(self, match: re.Match[str], before: str) -> None:
         if self._complete():  # two numbers with no sign in between
-            if self.words == 1 and takes_a_smaller_one(self.terms[-1].unit):
-                self.unknown = True  # 1 hour 15 minutes
-            last = self.text[max(match.start() - 8, 0) : match.start()].rstrip(" $€£")
-            linked = last.rpartition(" ")[2] in _JOINS
-            self.close_chain(unread=self.operated or linked or self.words == 0)
+            if self._goes_on(match["number"]):
+                self.unknown = True
+            else:
+                last = self.text[max(match.start() - 8, 0) : match.start()].rstrip(" $€£")
+                linked = last.rpartition(" ")[2] in _JOINS
+                self.close_chain(unread=self.operated or linked or self.words == 0)
         elif self.words and not self.terms and self.chain:  # "= she has 5": words after the "="
             self.close_chain(unread=self.operated)
         scale = scale_of(match["scale"])
@@ -272,6 +274,12 @@ class _Reader:
         term = _Term(number, float(number) * scale, scale, percent, unit=unit, rough=self.rough)
         self.terms.append(term)
         self.words, self.operated = 0, False
+
+    def _goes_on(self, number: str) -> bool:
+        """Whether the number belongs to the one before: "1 hour 15 minutes", "18 000"."""
+        last = self.terms[-1]
+        thousands = self.words == 0 and len(number) == 3 and len(last.text) < 4
+        return thousands or (self.words == 1 and takes_a_smaller_one(last.unit))
 
     def _word(self, match: re.Match[str], text: str, before: str) -> None:
         unit = unit_of(text)
@@ -429,22 +437,29 @@ def _alternatives(terms: list[_Term]) -> list[list[_Term]]:
 
 
 def _regrouped(terms: Sequence[_Term]) -> list[_Term]:
-    """Returns "2000 / 2/3" as "2000 / (2/3)", and any other expression as it is."""
+    """Returns "2000 / 2/3" as "2000 / (2/3)", "6 / 3 * 10^8" as "6 / (3 * 10^8)", others as is."""
     found: list[_Term] = []
-    for i, term in enumerate(terms):
-        opens, closes = i > 0 and _divides_by(terms, i - 1), i > 2 and _divides_by(terms, i - 3)
-        found += [_Term("(")] * opens + [term] + [_Term(")")] * closes
-    return found
+    begin = 0
+    for i in range(len(terms)):
+        size = _divisor(terms[i + 1 : i + 8], terms[i].tight) if terms[i].text == "/" else 0
+        if size and i >= begin:
+            found += [*terms[begin : i + 1], _Term("("), *terms[i + 1 : i + 1 + size], _Term(")")]
+            begin = i + 1 + size
+    return [*found, *terms[begin:]]
 
 
-def _divides_by(terms: Sequence[_Term], i: int) -> bool:
-    """Whether the term at `i` is the first sign of "/ 2/3"."""
-    return (
-        [t.text in _MARKS for t in terms[i : i + 4]] == [True, False, True, False]
-        and terms[i].text == "/"
-        and not terms[i].tight
-        and terms[i + 2].tight
-    )
+def _divisor(terms: Sequence[_Term], tight: bool) -> int:
+    """Returns how many terms make a divisor in one piece, "2/3" or "3 * 10^-8"; 0 if none do.
+
+    Args:
+        terms: the terms behind a sign of division.
+        tight: whether this sign has no space beside it: "1/2/3" is no division by 2/3.
+    """
+    written = "".join(t.text if t.text in _MARKS else "n" for t in terms)
+    if written.startswith("n/n") and terms[1].tight and not tight:
+        return 3
+    power = _POWER_OF_TEN.match(written)
+    return len(power.group()) if power and terms[2].text == "10" else 0
 
 
 def _readings(terms: Sequence[_Term]) -> tuple[bool, ...]:

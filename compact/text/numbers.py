@@ -9,20 +9,20 @@ from fractions import Fraction
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 
-# A number: optional sign, thousands separators, decimals, a fraction (3/4), a mixed number
+# A number: optional sign, thousands separators, decimals, a fraction (3/4, 3⁄4), a mixed number
 # (1 1/2), an exponent (1.5e-3). Parts of a date (05/01/2020), of a time or ratio (3:30), and of a
 # version or section number (1.2.3) are not numbers. Scripts without spaces may stand before one.
 NUMBER = re.compile(
-    r"(?<![A-Za-z\u00c0-\u024f\d_.])(?<!\d[:/])[-−–]?"
-    r"(?:\d{1,6}[ ]\d{1,6}/\d{1,6}"
-    rf"|{_WHOLE}?(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)"
-    r"(?<=\d)(?!\d)(?![:/.]\d)"
+    r"(?<![A-Za-z\u00c0-\u024f\d_.])(?<!\d[:/⁄])[-−–]?"
+    r"(?:\d{1,6}[ ]\d{1,6}[/⁄]\d{1,6}"
+    rf"|{_WHOLE}?(?:\.\d+)?(?:[/⁄]\d+|[eE][-+]?\d+)?)"
+    r"(?<=\d)(?!\d)(?![:/⁄.]\d)"
 )
 
 _PARTS = re.compile(
-    rf"(?P<sign>[-+−–]?)(?:(?P<whole>{_WHOLE}) +(?=\d+/\d))?"
+    rf"(?P<sign>[-+−–]?)(?:(?P<whole>{_WHOLE}) +(?=\d+[/⁄]\d))?"
     rf"(?P<top>{_WHOLE}?(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{{1,4}}))?"
-    r"(?:/(?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
+    r"(?:[/⁄](?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
 )
 MAX_DIGITS = 1000
 """Most characters of a text that is read as a number."""
@@ -158,9 +158,10 @@ def without_scales(text: str) -> str:
     return _SCALED.sub(in_digits, text)
 
 
-_NAMED = {"dozen": 12, "half": 2, "quarter": 4, "once": 1, "twice": 2, "double": 2, "triple": 3}
+_NAMED = {"dozen": 12, "half": 2, "halve": 2, "quarter": 4, "once": 1, "twice": 2, "thrice": 3}
+_NAMED |= {"double": 2, "triple": 3, "quadruple": 4}
 _IN_WORDS = re.compile(
-    rf"{NUMBER_WORDS.pattern}|\b(?P<named>{'|'.join(_NAMED)})s?\b"
+    rf"{NUMBER_WORDS.pattern}|\b(?P<named>{'|'.join(_NAMED)})[sd]?\b"
     rf"|(?<![\w.])(?P<before>\d{{1,9}}(?:\.\d{{1,9}})?)(?:-(?=[a-z])|(?={SCALE}))",
     re.IGNORECASE,
 )
@@ -182,4 +183,32 @@ def numbers_in_words(text: str) -> tuple[str, ...]:
             number = parse_number_words(match.group())
         if number is not None:
             found[format_number(number)] = None
+    return tuple(found)
+
+
+_PARTS_OF_ONE = {"half": 2, "halves": 2, "halved": 2, "quarter": 4, "third": 3, "fourth": 4}
+_PARTS_OF_ONE |= {"fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+_FRACTION = re.compile(
+    r"(?<![\d/⁄.])(?:(?P<whole>\d{1,6}) )?(?P<top>\d{1,6})[/⁄](?P<bottom>\d{1,6})(?![\d/⁄])"
+    rf"|\b(?:(?P<count>an?|{_WORD})[ -])?(?P<part>{'|'.join(_PARTS_OF_ONE)})s?\b(?P<of>\sof\b)?",
+    re.IGNORECASE,
+)
+
+
+def fractions_of(text: str) -> tuple[Fraction, ...]:
+    """Returns the fractions that a text gives, above 0: "3/4", "1 1/2", "half", "two thirds".
+
+    An ordinal counts only with a number before it or "of" behind it: not "the third day".
+    """
+    found: dict[Fraction, None] = {}
+    for match in _FRACTION.finditer(plain_fractions(text)):
+        if match["top"]:
+            number = parse_number(match.group())
+        elif match["count"] or match["of"] or match["part"].lower() in ("half", "halved"):
+            count = parse_number_words(match["count"] or "") or Fraction(1)
+            number = count / _PARTS_OF_ONE[match["part"].lower()]
+        else:
+            number = None
+        if number:
+            found[number] = None
     return tuple(found)

@@ -27,12 +27,13 @@ CONJUNCTIONS = (
 _SPEAKS = re.compile(rf"\b(?:{ACTS_BACK}|{ACTS_ON}|{CONJUNCTIONS})\b", re.IGNORECASE)
 
 # fmt: off
-_SIGNS = {
+SIGNS = {
     "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", r"\times": "*", r"\cdot": "*",
     "÷": "/", "⁄": "/", r"\div": "/", "−": "-", "–": "-", "²": "^2", "³": "^3",
     r"\approx": "≈", "[": "(", "]": ")", "{": "(", "}": ")",
     r"^(\circ)": "°", r"^\circ": "°", r"\$": "$", r"\%": "%", "&": " ",
 }
+"""Sign of mathematics -> how a computation writes it."""
 # fmt: on
 _LATEX_SPACES = re.compile(r"\\(?:left|right|[,;!() ])")
 _LATEX_BREAKS = re.compile(
@@ -47,10 +48,11 @@ _DIVISOR = re.compile(r"(÷|\\div|/|\^) ?(\([^()]{1,40}\)/\([^()]{1,40}\)|(?<=[�
 _POWER = re.compile(r"(?<=[\d)]) ?\*\* ?(?=[\d(-])")
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+)/(\d+)(?![\d.])(\s?%)?")  # 1 1/2
 _ORDINAL = re.compile(r"(?<=\d/)(\d+)(?:st|nd|rd|th)s?\b")  # 1/4th
-_THOUSANDS = re.compile(r"(?<=\d)(?:,\\[!,]|,|\{,\})(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\[!,]|,|\{,\}|[\u00a0\u202f'’])(?=\d{3}(?!\d))")
 _BULLET = re.compile(r"^\s*[-*•]\s+(?=[-\d$A-Za-z(\\])")  # a space follows, so it is no minus sign
 LIST_NUMBER = re.compile(
-    r"^[\s#>]*(?:\d{1,2}[.):]\s|(?:step|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$)"
+    r"^[\s#>]*(?:\d{1,2}[.):]+\s|[(\[]\d{1,2}[)\]][.:]?\s+(?![-+*/=^×·÷])"
+    r"|(?:step|part|fact|clue|case|question|q)\s*\d{1,2}(?:[.):]\s?|\s|$)"
     r"|\(?[a-z]\)\s)",
     re.IGNORECASE,
 )
@@ -69,7 +71,7 @@ def plain(text: str) -> str:
     text = _LATEX_MIXED.sub(r"\1 \2\4/\3\5", _THOUSANDS.sub("", CALCULATOR.sub("", text)))
     text = _LATEX_FRACTION.sub(r"(\1\3)/(\2\4)", plain_fractions(text))
     text = _LATEX_BREAKS.sub(" ; ", _LATEX_SPACES.sub(" ", _DIVISOR.sub(r"\1(\2)", text)))
-    for sign, written in _SIGNS.items():
+    for sign, written in SIGNS.items():
         text = text.replace(sign, written)
     text = _POWER.sub("^", LIST_NUMBER.sub("", _BULLET.sub("", text)))
     text = _SQUARE.sub(_without_power, _REMARK.sub(_without_brackets, _COUNT.sub(" ; ", text)))

@@ -75,11 +75,12 @@ _LIST_NUMBER = re.compile(r"(?:^|\n)\s*(?:step\s+)?\d{1,2}$", re.IGNORECASE)
 _CUT = re.compile(
     r"\n+"
     r"|(?<![.!?;])[.!?;]+[\"')\]]*\s+(?=[^a-z\s])"
-    r"|[.!?](?=[A-Z][a-z])|[。！？]+"
+    r"|[.!?](?=[A-Z][a-z])|(?<=[^\W\d])[.!?](?=\d{1,2}[.)]\s?[A-Z(])|[。！？]+"
     r"|(?<!\s)\s+(?=(?i:step\s+\d))"
     r"|,\s+(?=(?:so(?!\s+(?:that|many|much|far)\b)|then|therefore|thus|hence|consequently|finally)\b)"
 )
-_CONTENT = re.compile(r"\w")
+# The first word character of a text, if matched at its start. The tags of a thought are no words.
+_CONTENT = re.compile(r"(?:[^\w<]|<(?!/?think(?:ing)?>)|</?think(?:ing)?>)*\w", re.IGNORECASE)
 
 
 _THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
@@ -91,7 +92,7 @@ def thought_end(text: str) -> int:
     0 if there is none, or no word follows it.
     """
     end = max((found.end() for found in _THOUGHT_END.finditer(text)), default=0)
-    return end if _CONTENT.search(text, end) else 0
+    return end if _CONTENT.match(text, end) else 0
 
 
 class Marker(NamedTuple):
@@ -140,7 +141,7 @@ def split_steps(text: str) -> list[Step]:
     if not text.strip():
         raise ValueError("split_steps: text must not be empty")
     end = find_marker(text)
-    if not _CONTENT.search(text, 0, end):
+    if not _CONTENT.match(text, 0, end):
         end = len(text)
     latex = _latex(text, end)
     inside = next(latex, None)
@@ -194,9 +195,9 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _add(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
-    """Appends text[start:end] as a step; punctuation alone is joined to the previous step."""
+    """Appends text[start:end] as a step; punctuation or tags of a thought join the previous one."""
     left, right = _trim(text, start, end)
-    if _CONTENT.search(text, left, right):
+    if _CONTENT.match(text, left, right):
         spans.append((left, right))
     elif left < right and spans:
         spans[-1] = (spans[-1][0], right)

@@ -52,7 +52,13 @@ _UNITS = {
     for names in units.split("|")
     for name in names.split()
 } | _metric()
-_FIRST = {_UNITS[name] for name in ("year", "week", "day", "hour", "minute", "foot", "pound")}
+_FIRST = {
+    _UNITS[name]
+    for name in (
+        *("year", "week", "day", "hour", "minute", "mile", "yard", "foot", "ton", "pound"),
+        *("gallon", "quart", "dollar", "euro", "kilometer", "meter", "kilogram", "liter"),
+    )
+}
 CENT = _UNITS["cent"]
 
 

@@ -217,6 +217,20 @@ NUMBERS: list[Group] = [
             ("The answer is 1.5 = 3 * 0.5", "1.5", True),
         ],
     ),
+    (
+        "2500",
+        "",
+        [
+            ("The answer is 2 500.", "2500", True),
+            ("The answer is 2 500 kg.", "2500", True),
+            ("The answer is 2'500.", "2500", True),
+            ("The answer is 2\u00a0500.", "2500", True),
+            ("The answer is 2 600.", "2600", False),
+            ("The number of apples that are left after lunch = 2500.", "2500", True),
+        ],
+    ),
+    ("12 cm2", "", [("The answer is 12 cm2.", "12", True)]),
+    ("6", "", [("The answer is 6ft5.", "6ft5", False)]),
 ]
 
 EXPRESSIONS = [
@@ -242,6 +256,8 @@ NUMBERS += [
         "",
         [
             (r"\boxed{4 \cdot 3}", "12", True),
+            ("The answer is 4 ∙ 3.", "12", True),
+            ("The answer is 4 ∗ 3.", "12", True),
             ("The answer is 2 × (3 + 3).", "12", True),
             ("The answer is 12 m/s.", "12", True),
             ("The answer is 12 (4 × 3).", "12", True),
@@ -270,6 +286,15 @@ NUMBERS += [
         "3/5",
         "",
         [(r"\boxed{\frac{3}5}", "0.6", True), (r"\boxed{\frac 3 5}", "0.6", True)],
+    ),
+    (
+        "0.5",
+        "",
+        [
+            ("1⁄2", "0.5", True),
+            ("The answer is 1⁄2.", "0.5", True),
+            ("So it is 1 1⁄2", "1.5", False),
+        ],
     ),
     ("-1", "", [(r"\boxed{\frac{-1}{2}}", "-0.5", False), (r"\boxed{\frac{-2}{2}}", "-1", True)]),
     ("1.5", "", [(r"\boxed{\frac{1.5}{2}}", "0.75", False)]),
@@ -368,6 +393,16 @@ MATH: list[Group] = [
     ),
     ("3,5,-7", "", [(r"\boxed{3, 5, -7}", "3, 5, -7", True)]),
     ("<", "", [("<answer>x^2 + 1</answer>", "x^2 + 1", False)]),
+    (
+        "2H_2 + O_2 \\rightarrow 2H_2O",
+        "",
+        [
+            ("The answer is 2H2 + O2 -> 2H2O.", None, True),
+            (r"\boxed{2H_2 + O_2 \to 2H_2O}", None, True),
+            ("The answer is 2H2 + O2 -> H2O.", "2H2 + O2 -> H2O", False),
+            ("The answer is 2H2 + O2 → CO2.", "2H2 + O2 → CO2", False),
+        ],
+    ),
 ]
 
 PUZZLE = "Zoey is a sage, Ava is a fool, and Owen is a sage."
@@ -446,4 +481,25 @@ TEXTS: list[Group] = [
     ("Dr. Smith", "", [("The answer is Dr. Smith. He knew.", "dr. smith", True)]),
     ("red, green, blue", "", [("The answer is red, green, blue.", "red, green, blue", True)]),
     ("Paris", "", [("<think>Rome?</think>\n<answer>\nParis\n</answer>", "paris", True)]),
+    (
+        "A, C",
+        "",
+        [
+            ("The answer is A and C.", "a, c", True),
+            ("The answer is (A) and (C).", "a, c", True),
+            ("The answer is C.", "c", False),
+            ("The answer is A.", "a", False),
+        ],
+    ),
+    (
+        "D A B C",
+        "",
+        [
+            ("The answer is D A B C.", "d a b c", True),
+            ("The answer is A D B C.", "a d b c", False),
+            ("The answer is D B C.", "d b c", False),
+        ],
+    ),
+    ("1h30", "", [("The answer is 1h30.", "1h30", True), ("The answer is 1h45.", "1h45", False)]),
+    ("a tale", "", [("The answer is A Tale.", "tale", True)]),
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from compact.answers import (
+    DOMAINS,
     Choice,
     Date,
     Domain,
@@ -174,6 +175,15 @@ def test_domains_of_users_are_asked_first() -> None:
         register_domain("odd")(int)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="name must be text"):
         register_domain(" ")(Even)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_no_registered_domain_is_left_untried() -> None:
+    """One of this package too that `BUILT_IN` does not list yet."""
+    inside = type("Inside", (Even,), {"__module__": "compact.answers.inside"})
+    register_domain("inside")(inside)
+    assert domain_names()[0] == "inside" and set(domain_names()) == set(DOMAINS)
+    assert isinstance(find_domain("12"), inside)
 
 
 @pytest.mark.parametrize("gold", [None, "nephew", "cousin"])

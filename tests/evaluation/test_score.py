@@ -13,6 +13,7 @@ import pytest
 
 import compact.evaluation.score
 from compact.commands.cli import main
+from compact.evaluation.score import _file_name
 from compact.lab.zoo import make_rows
 from compact.passes import EncodedProblem
 from helpers.toy import save_student
@@ -179,3 +180,11 @@ def test_kept_scores_that_are_damaged(score: Score, capsys: pytest.CaptureFixtur
     assert score() == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "scores.jsonl.partial:1: expected a JSON object with 'question_id', got '{}'" in error
+
+
+def test_a_long_question_id_gives_a_short_file_name() -> None:
+    """A file system allows 255 bytes; names of different questions stay different."""
+    long = "q/" + 100 * "\u4e2d"
+    one, two = (_file_name(f"{long}{end}") for end in "ab")
+    assert one != two and max(len(one), len(two)) <= 200
+    assert _file_name("svamp 17/a") == "svamp 17%2Fa"

@@ -25,6 +25,7 @@ def texts(text: str) -> list[str]:
         ("It costs 3.50 dollars. Twice is 7.00.", ["It costs 3.50 dollars.", "Twice is 7.00."]),
         ("That is 1,450.75 in all. Good.", ["That is 1,450.75 in all.", "Good."]),
         ("Then 2.5.Next is 3.", ["Then 2.5.", "Next is 3."]),
+        ("A person.2. Buying 3.5 of it.3. So", ["A person.", "2. Buying 3.5 of it.", "3. So"]),
         ("一共有18个。拿走2个！剩下16个", ["一共有18个。", "拿走2个！", "剩下16个"]),
         (
             "Mr. Smith buys 3 lbs. of coffee. He pays.",
@@ -55,6 +56,10 @@ def texts(text: str) -> list[str]:
         ('He said "no." Then left.', ['He said "no."', "Then left."]),
         ("Wait ... What", ["Wait ...", "What"]),
         ("Add.\n---\nHalve.", ["Add.\n---", "Halve."]),
+        ("<think>\nAdd.\n</think>\n\nHalve.", ["Add.\n</think>", "Halve."]),
+        ("<thinking>\nAdd.\n</Thinking>\nThe answer is 7", ["Add.\n</Thinking>"]),
+        ("<think>Add.\nHalve.</think>", ["<think>Add.", "Halve.</think>"]),
+        ("<thinker>\nAdd.", ["<thinker>", "Add."]),
     ],
 )
 def test_steps(text: str, steps: list[str]) -> None:
@@ -100,7 +105,6 @@ def test_a_thought_is_cut_into_steps_too() -> None:
     """An answer that the text only thinks of does not end the steps."""
     text = "<think>\nMaybe the answer is 7? No: 3 + 5 = 9.</think>\n\nTom has 3 + 5 = 9. So **6**."
     assert texts(text) == [
-        "<think>",
         "Maybe the answer is 7?",
         "No: 3 + 5 = 9.</think>",
         "Tom has 3 + 5 = 9.",
