@@ -88,7 +88,7 @@ fuzz: native  ## fuzz the readers of text and files, MINUTES=1 each; TARGETS="ro
 	$(PY) tools/fuzz.py $(MINUTES) $(TARGETS)
 
 bench: native  ## run every benchmark, then redraw plots and tables (30 minutes on an idle machine)
-	for c in head step host long attention graph kl ops scale; do $(PY) -m benchmarks.run $$c || exit 1; done
+	cases=$$($(PY) -m benchmarks.run --names) && for c in $$cases; do $(PY) -m benchmarks.run $$c || exit 1; done
 	$(PY) -m benchmarks.draw && $(PY) -m benchmarks.cost
 
 bench-gate: native  ## check benchmark ratios against the committed bounds, in under 3 minutes

@@ -17,6 +17,12 @@ from torch import Tensor
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from compact_ops import TreeTables, tree_attention
 
+TITLE = "Attention of one layer over a question and its rationales"
+LEGEND = (
+    "A question of Q tokens with K rationales of T tokens each, forward and backward, on the CPU. "
+    "`compact` is `tree_attention`; `torch-mask` is torch's SDPA over the same row with one mask; "
+    "`torch-padded` is SDPA over K causal rows that each repeat the question."
+)
 # Q tokens of the question, T of each rationale: SVAMP, GSM8K, long reasoning.
 SHAPES = (
     {"K": 4, "Q": 68, "T": 44, "heads": 9, "key_heads": 3, "D": 64},

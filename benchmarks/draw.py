@@ -1,8 +1,8 @@
 """Redraws plots and tables from benchmarks/results/*.csv: `python -m benchmarks.draw`.
 
 Writes docs/results/<case>.png, docs/results/benchmarks.md, and the field `measured` of each claim
-in bounds.json: the worst among machines. For each case, shape, dtype and machine the last run
-counts.
+in bounds.json: the worst among machines. For each case, shape, dtype and machine the table shows
+the last run. A claim is judged by the median over the runs of the newest commit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
@@ -28,65 +29,6 @@ from benchmarks.gate import BOUNDS, Bound, load_bounds
 from benchmarks.harness import ROOT
 
 OURS, OTHERS, INK, FAINT = "#0b6e99", "#b8bec4", "#222222", "#e3e6e8"
-CASES = {
-    "head": "The LM head: loss and gradient from hidden states",
-    "step": "One training step: forward, weights, backward",
-    "host": "What a trainer does in a step besides body and head",
-    "long": "A step on long rationales, with gradient checkpointing",
-    "attention": "Attention of one layer over a question and its rationales",
-    "graph": "The consensus graphs of many problems",
-    "kl": "The consistency term: symmetric KL of pairs of rationales",
-    "scale": "How a step grows",
-    "ops": "The smaller operators",
-}
-LEGENDS = {
-    "head": "Mean cross-entropy of M tokens over V words, and its gradient. `products` is "
-    "only the matrix products that every exact form needs, into whole [M, V] buffers made "
-    "beforehand. It is no lower limit: `compact` multiplies block by block and can be faster "
-    "([why](speed.md#why-the-frozen-head-is-faster-than-its-own-matrix-products)). "
-    "`torch` is F.linear + cross_entropy; `torch-compile` is the same, compiled; "
-    "`torch-linear-ce` is torch's own linear_cross_entropy. (Its chunked form runs only when "
-    "named: `--provider torch-linear-ce-chunked`.) `compact` also returns entropy and "
-    "top-1 correctness. `compact-filter` rounds entries of the softmax below 2^-12 at random. It "
-    "is meant for the states of a real student, not for random ones; docs/results/filter.md shows "
-    "training with it. With a trained head, the gradient of the weight is computed too: "
-    "`compact-fused` is given the tokens' weights in advance, `compact-stash` keeps the unit "
-    "gradients in bfloat16, `compact-recompute` keeps nothing. With `hidden=smollm2` the states "
-    "are those of a real student on SVAMP rationales.",
-    "step": "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K "
-    "rationales. `sft` is transformers' own loss on K padded rows; `trl` is TRL's SFTTrainer on "
-    "the same rows, in runs that had TRL installed. `released` computes in plain torch "
-    "what the published training step computes (arXiv 2601.13992); `released-checkpointed` adds "
-    "gradient checkpointing, as the published script does. `compact` reads the question once "
-    "for all rationales and weights them evenly, without scores or answer leaves. "
-    "`compact-probes` is the default preset: after every step, an answer leaf measures how likely "
-    "the gold answer is. `compact-released` computes the scores, weights and consistency term of "
-    "`released`, with the same gradients.",
-    "host": "CPU time of an optimizer step outside of body and head: taking the batch, collating, "
-    "scores, weights, clipping, the optimizer, records and log lines. P zoo problems with K "
-    "rationales each, a tiny student. `trainer` is transformers' Trainer on padded rows; "
-    "`compact` is CompactTrainer with the default preset and answer leaves, `compact-no-leaves` "
-    "with uniform weights. Each trainer's own time in body and head, forward and backward, is "
-    "subtracted in the same steps; benchmarks/host.py says how. Memory is that of whole steps.",
-    "long": "One problem of L tokens: a question and four rationales, tree layout, against SFT on "
-    "one padded row per rationale. `data=synthetic`: rationales of equal length, a student of two "
-    "layers of width 128; `-half` is the same provider on half of the tokens, which shows how "
-    "memory grows. `data=longcot`: a real problem with the traces of four long-reasoning models, "
-    "whose tree is the median share of its padded rows; the student is SmolLM2-135M with LoRA.",
-    "attention": "A question of Q tokens with K rationales of T tokens each, forward and backward, "
-    "on the CPU. `compact` is `tree_attention`; `torch-mask` is torch's SDPA over the same row "
-    "with one mask; `torch-padded` is SDPA over K causal rows that each repeat the question.",
-    "graph": "P problems of K rationales of S steps: match steps, form step classes, find the "
-    "mainstream path, score every rationale.",
-    "kl": "K rationales compared in pairs at T positions, with the gradient. `torch` is the dense "
-    "form; `torch-compile` is the same, compiled.",
-    "scale": "A step on P questions of Q tokens with K rationales of T tokens and vocabulary V. "
-    "One size changes at a time; ratios are to `sft` (plain SFT on padded rows). `compact-padded` "
-    "runs COMPACT's head on the same rows; `compact` reads the question once; `compact-probes` is "
-    "the default preset with answer leaves. For users: [docs/performance.md](../performance.md).",
-    "ops": "Each operator of compact_ops that no other case measures, against plain torch. The "
-    "formulas are in docs/operators.md.",
-}
 SHOWN = {"products": "products, whole buffers"}  # names of providers, where tables say more
 
 
@@ -132,13 +74,13 @@ class Run:
 
 
 def all_runs(folder: Path) -> list[Run]:
-    """Reads all runs, cases in the order of CASES, the last run of a case last.
+    """Reads all runs, cases in the order of run.CASES, the last run of a case last.
 
     Skips runs with a single provider, because they compare nothing.
     """
     shared = ("case", "shape", "dtype", "device", "machine", "commit", "versions", "date")
     runs: list[Run] = []
-    for case in CASES:
+    for case in run.CASES:
         path = folder / f"{case}.csv"
         if not path.exists():
             continue
@@ -258,15 +200,20 @@ def scale_tables(runs: Sequence[Run]) -> list[str]:
 
 
 def figures(bound: Bound, every: Sequence[Run]) -> dict[str, float]:
-    """Returns machine -> the figure of a claim in the machine's last run of it, CPUs only."""
-    found = {}
-    for one in last_runs(every, bound.needs):
-        same = (one.case, one.shape, one.dtype, one.device)
-        if same == (bound.case, bound.shape, "float32", "cpu"):
-            value = bound.figure(one.rows.values())
-            if not math.isnan(value):
-                found[one.machine] = float(f"{value:.3g}")
-    return found
+    """Returns machine -> the figure of a claim: the median of its newest commit, CPUs only."""
+    about = (bound.case, bound.shape, "float32", "cpu")
+    mine = [
+        one
+        for one in every
+        if (one.case, one.shape, one.dtype, one.device) == about and bound.needs <= set(one.rows)
+    ]
+    newest = {one.machine: one.commit for one in mine}
+    found: dict[str, list[float]] = {}
+    for one in mine:
+        value = bound.figure(one.rows.values())
+        if one.commit == newest[one.machine] and not math.isnan(value):
+            found.setdefault(one.machine, []).append(value)
+    return {machine: float(f"{median(values):.3g}") for machine, values in found.items()}
 
 
 def judged(bounds: Sequence[Bound], every: Sequence[Run]) -> list[Bound]:
@@ -314,15 +261,17 @@ def document(bounds: Sequence[Bound], every: Sequence[Run], pictures: Sequence[s
         "C ...), after a check of their outputs against a reference. Times are medians. Memory is "
         "the peak of a call minus what was in use before it.",
         "## Bounds and what was measured",
-        "The last run of each machine counts. Met means: on every machine that measured it.",
+        "On each machine the newest commit counts, with the median of its runs. Met means: on "
+        "every machine that measured it.",
         bounds_table(bounds, every),
     ]
-    for case, title in CASES.items():
+    for case in run.CASES:
         mine = [one for one in runs if one.case == case]
         if mine:
-            parts += [f"## {title}", LEGENDS[case]]
+            about = run.load_case(case)
+            parts += [f"## {about.TITLE}", about.LEGEND]
             if f"{case}.png" in pictures:
-                parts.append(f"![{title}]({case}.png)")
+                parts.append(f"![{about.TITLE}]({case}.png)")
             if case == "scale":
                 parts += scale_tables(mine)
             else:
@@ -391,7 +340,7 @@ def draw_bars(runs: Sequence[Run], path: Path) -> None:
         bars(left, one, "median_s", f"{rest}\nmedian time" if rest else "median time")
         bars(right, one, "peak_mb", "peak extra memory")
         right.set_yticklabels([])
-    title = f"{CASES[runs[0].case]}\n{', '.join(shared)}"
+    title = f"{run.load_case(runs[0].case).TITLE}\n{', '.join(shared)}"
     figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -501,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.bounds.write_text(f"{table}\n")
         options.docs.mkdir(parents=True, exist_ok=True)
         pictures = []
-        for case in CASES:
+        for case in run.CASES:
             mine = [one for one in runs if one.case == case]
             if mine:
                 pictures.append(f"{case}.png")

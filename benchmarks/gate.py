@@ -32,7 +32,6 @@ class Bound:
     """One claim.
 
     Attributes:
-        issue: the issue that states the claim.
         claim: the claim in words, for tables.
         case: a case of benchmarks.run.
         shape: the complete shape, as for --shape.
@@ -41,13 +40,13 @@ class Bound:
         what: "time" (ratio of medians), "memory" (ratio of peaks), "peak_mb" (a peak in MB) or
             "seconds" (a median).
         bound: the project's target.
-        measured: the worst among the last figures of quiet machines; None if there is none yet.
+        measured: the worst among the figures of quiet machines, each the median of the newest
+            commit there; None if there is none yet.
         gate: the limit that fails the build; None if the claim is not gated (too slow, data absent,
             or seconds, which depend on the machine).
         gate_shape: a smaller shape for the gate; None for `shape`.
     """
 
-    issue: int
     claim: str
     case: str
     shape: str

@@ -24,6 +24,11 @@ from compact.graphs.plain import PLACES, Step, chain, plain_steps
 from compact.graphs.step_graphs import THRESHOLD, Steps, build_graphs, describe_steps
 from compact.metrics.step_graph import MAINSTREAM_BONUS, consensus
 
+TITLE = "The consensus graphs of many problems"
+LEGEND = (
+    "P problems of K rationales of S steps: match steps, form step classes, find the mainstream "
+    "path, score every rationale."
+)
 SHAPES = ({"P": 1000, "K": 8, "S": 12}, {"P": 100, "K": 8, "S": 12})
 DTYPES = ("float32",)
 

@@ -1,6 +1,10 @@
 """Checks the outputs of providers, measures their peak memory, and times them in turn.
 
-A case is a module of this package, `benchmarks/<case>.py`, with two names::
+A case is a module of this package, `benchmarks/<case>.py`, with four names. Its own name belongs in
+`CASES` of run.py, and a line about it in the table of README.md::
+
+    TITLE = "The LM head"  # heading and picture title in docs/results/benchmarks.md
+    LEGEND = "What the case measures, and what each provider is."  # the paragraph below
 
     SHAPES = ({"M": 1024, "H": 576, "V": 49152}, {"M": 256, "H": 576, "V": 49152})
 

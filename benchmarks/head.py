@@ -19,6 +19,22 @@ from benchmarks.harness import Args, Outputs, Provider, Skipped
 from benchmarks.real import smollm2_rows
 from compact_ops import STATISTICS, TokenStats, linear_token_stats
 
+TITLE = "The LM head: loss and gradient from hidden states"
+LEGEND = (
+    "Mean cross-entropy of M tokens over V words, and its gradient. `products` is only the matrix "
+    "products that every exact form needs, into whole [M, V] buffers made beforehand. It is no "
+    "lower limit: `compact` multiplies block by block and can be faster "
+    "([why](speed.md#why-the-frozen-head-is-faster-than-its-own-matrix-products)). `torch` is "
+    "F.linear + cross_entropy; `torch-compile` is the same, compiled; `torch-linear-ce` is torch's "
+    "own linear_cross_entropy. (Its chunked form runs only when named: `--provider "
+    "torch-linear-ce-chunked`.) `compact` also returns entropy and top-1 correctness. "
+    "`compact-filter` rounds entries of the softmax below 2^-12 at random. It is meant for the "
+    "states of a real student, not for random ones; docs/results/filter.md shows training with it. "
+    "With a trained head, the gradient of the weight is computed too: `compact-fused` is given the "
+    "tokens' weights in advance, `compact-stash` keeps the unit gradients in bfloat16, "
+    "`compact-recompute` keeps nothing. With `hidden=smollm2` the states are those of a real "
+    "student on SVAMP rationales."
+)
 SHAPES = (
     {"M": 1024, "H": 576, "V": 49152, "head": "frozen", "hidden": "random"},
     {"M": 1024, "H": 576, "V": 49152, "head": "trained", "hidden": "random"},

@@ -43,7 +43,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
-from benchmarks.step import plain_loss
+from benchmarks.students import full_loss
 from compact.config import CompactConfig
 from compact.lab import zoo
 from compact.lab.zoo_student import build_model, build_tokenizer
@@ -53,6 +53,15 @@ from compact.student import Student
 from compact.trainer import CompactTrainer
 from compact.weighting import make_weigher
 
+TITLE = "What a trainer does in a step besides body and head"
+LEGEND = (
+    "CPU time of an optimizer step outside of body and head: taking the batch, collating, scores, "
+    "weights, clipping, the optimizer, records and log lines. P zoo problems with K rationales "
+    "each, a tiny student. `trainer` is transformers' Trainer on padded rows; `compact` is "
+    "CompactTrainer with the default preset and answer leaves, `compact-no-leaves` with uniform "
+    "weights. Each trainer's own time in body and head, forward and backward, is subtracted in the "
+    "same steps; benchmarks/host.py says how. Memory is that of whole steps."
+)
 SHAPES: tuple[dict[str, int | str], ...] = (
     {"P": 4, "K": 4, "student": "whole"},
     {"P": 4, "K": 4, "student": "lora"},
@@ -259,10 +268,8 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         @functools.cache
         def found() -> Outputs:
             model, first = student().train(), encoded()[:count]
-            each = weight_of(model, first).split([len(p.rationales) for p in first])
-            pad = tokenizer.pad_token_id
-            losses = [plain_loss(model, p, pad, w) for p, w in zip(first, each, strict=True)]
-            loss = torch.stack(losses).sum()
+            weight = weight_of(model, first)
+            loss = full_loss(model, first, tokenizer.pad_token_id, weight)
             loss.backward()
             return {"loss": loss.detach(), "gradient_norm": gradient_norm(model)}
 

@@ -17,6 +17,11 @@ from torch import Tensor
 from benchmarks.harness import Args, Outputs, Provider, Skipped
 from compact_ops import pairwise_symmetric_kl
 
+TITLE = "The consistency term: symmetric KL of pairs of rationales"
+LEGEND = (
+    "K rationales compared in pairs at T positions, with the gradient. `torch` is the dense form; "
+    "`torch-compile` is the same, compiled."
+)
 SHAPES = (
     {"K": 4, "T": 64, "H": 576, "V": 49152},
     {"K": 4, "T": 128, "H": 576, "V": 49152},

@@ -33,14 +33,21 @@ from torch import Tensor
 
 from benchmarks import real, scale, step
 from benchmarks.harness import Args, Outputs, Provider, Skipped
-from benchmarks.students import Size
+from benchmarks.students import Size, backward, compact_loss, leaf_weights, padded_rows
 from compact.data import load_problems
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
-from compact.passes.packing import build_batch, tree_length
+from compact.passes.packing import tree_length
 from compact.weighting import Weigher, make_weigher
 
+TITLE = "A step on long rationales, with gradient checkpointing"
+LEGEND = (
+    "One problem of L tokens: a question and four rationales, tree layout, against SFT on one "
+    "padded row per rationale. `data=synthetic`: rationales of equal length, a student of two "
+    "layers of width 128; `-half` is the same provider on half of the tokens, which shows how "
+    "memory grows. `data=longcot`: a real problem with the traces of four long-reasoning models, "
+    "whose tree is the median share of its padded rows; the student is SmolLM2-135M with LoRA."
+)
 SHAPES: tuple[dict[str, int | str], ...] = (
     *({"L": 1024 << i, "data": "synthetic"} for i in range(6)),
     {"L": 4096, "data": "longcot"},
@@ -77,25 +84,18 @@ def longcot(most: int, tokenizer: Any) -> EncodedProblem:
     encoded = [p for p in encoded if tree_length(p) <= most]
     if not encoded:
         raise ValueError(f"--shape: longcot has no problem of at most L={most} tokens")
-
-    def share(problem: EncodedProblem) -> float:
-        longest = max(len(r.ids) for r in problem.rationales)
-        return tree_length(problem) / (TEACHERS * (len(problem.prompt_ids) + longest))
-
-    return sorted(encoded, key=share)[len(encoded) // 2]
+    return real.median_problem(encoded)
 
 
 def row_parts(model: Any, problem: EncodedProblem, pad: int) -> list[Outputs]:
     """Mean loss and gradients of each rationale, from the full logits of a row of its own."""
     found = []
-    ids, mask, labels = step.padded_rows(problem, pad)
+    ids, mask, labels = padded_rows([problem], pad)
     for k, rationale in enumerate(problem.rationales):
         end = len(problem.prompt_ids) + len(rationale.ids)
         model.zero_grad(set_to_none=True)
         logits = model(input_ids=ids[k : k + 1, :end], attention_mask=mask[k : k + 1, :end]).logits
-        loss = F.cross_entropy(logits[0, :-1], labels[k, 1:end])
-        loss.backward()
-        found.append({"loss": loss.detach(), **step.watched(model)})
+        found.append(backward(F.cross_entropy(logits[0, :-1], labels[k, 1:end]), model))
     model.zero_grad(set_to_none=True)
     return found
 
@@ -114,7 +114,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         taken, tokenizer = step.student(args.seed)
         problem, pad = longcot(length, tokenizer), tokenizer.pad_token_id
     else:
-        taken, pad = scale.with_lora(TINY, TINY.vocabulary, args.seed), scale.PAD
+        taken, pad = scale.student(TINY, TINY.vocabulary, args.seed), scale.PAD
         problem, half = synthetic(length, args.seed), synthetic(length // 2, args.seed)
     model: Any = taken.model
     uniform, robust = map(make_weigher, ("uniform", "robust"))
@@ -150,25 +150,21 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         return torch.full((len(of.rationales),), 1.0 / len(of.rationales))
 
     def robust_weight(of: EncodedProblem) -> Tensor:
-        batch = build_batch([of], layout="tree", leaves=True, pad_token_id=pad)
-        with torch.no_grad():
-            return robust(run_pass(taken, batch)[2]).weight
+        return leaf_weights(taken, [of], robust, "tree", pad)
 
     def sft(of: EncodedProblem) -> Tensor:
-        ids, mask, labels = step.padded_rows(of, pad)
+        ids, mask, labels = padded_rows([of], pad)
         loss: Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         return loss
 
     def ours(weigher: Weigher, leaves: bool) -> Callable[[EncodedProblem], Tensor]:
-        return lambda of: step.compact_loss(taken, of, weigher, "tree", pad, leaves)
+        return lambda of: compact_loss(taken, [of], weigher, "tree", pad, leaves)
 
     def provider(
         loss_of: Callable[[EncodedProblem], Tensor], expected: Any, of: EncodedProblem = problem
     ) -> Provider:
         def run() -> Outputs:
-            loss = loss_of(of)
-            loss.backward()
-            return {"loss": loss.detach(), **step.watched(model)}
+            return backward(loss_of(of), model)
 
         return Provider(run, functools.partial(expected, of), rtol=2e-3, reset=reset)
 

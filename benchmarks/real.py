@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from benchmarks.harness import ROOT
 from compact.data import Problem, Rationale, load_problems
 from compact.lab import zoo
+from compact.passes import EncodedProblem
+from compact.passes.packing import tree_length
 from compact.student import load_student, smollm2_path
 
 SVAMP = ROOT.parent / "shared/data/svamp/train.jsonl"
@@ -55,6 +57,17 @@ def _repeated(rationales: tuple[Rationale, ...], count: int) -> Iterator[Rationa
     for i, r in zip(range(count), itertools.cycle(rationales), strict=False):
         lap = i // len(rationales)
         yield Rationale(f"{r.teacher}-{lap + 1}" if lap else r.teacher, r.completion, r.line)
+
+
+def median_problem(encoded: Sequence[EncodedProblem]) -> EncodedProblem:
+    """Returns the problem whose tree has the median share of the tokens of its padded rows."""
+
+    def share(problem: EncodedProblem) -> float:
+        longest = max(len(r.ids) for r in problem.rationales)
+        padded = len(problem.rationales) * (len(problem.prompt_ids) + longest)
+        return tree_length(problem) / padded
+
+    return sorted(encoded, key=share)[len(encoded) // 2]
 
 
 @functools.cache

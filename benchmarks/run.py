@@ -23,6 +23,7 @@ from benchmarks import harness
 from benchmarks.harness import Args, Provider, ProviderFailed, Skipped, Timing, WrongResult
 
 CASES = ("head", "step", "host", "long", "attention", "graph", "kl", "scale", "ops")
+PARTS = ("TITLE", "LEGEND", "SHAPES", "providers")  # of a case; harness.py explains them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
@@ -57,11 +58,15 @@ def load_case(name: str) -> ModuleType:
     """Imports `benchmarks.<name>`.
 
     Raises:
-        ValueError: if there is no such case; the message lists the cases.
+        ValueError: if there is no such case; the message lists the cases. Or if the module lacks a
+            name, which would otherwise show only when the results are drawn.
     """
     if name not in CASES:
         raise ValueError(f"case must be one of {', '.join(CASES)}; got {name!r}")
-    return importlib.import_module(f"benchmarks.{name}")
+    case = importlib.import_module(f"benchmarks.{name}")
+    if missing := [part for part in PARTS if not hasattr(case, part)]:
+        raise ValueError(f"benchmarks/{name}.py must define {', '.join(missing)}")
+    return case
 
 
 def clear_line() -> None:
@@ -266,6 +271,7 @@ def parser() -> Parser:
     parse.add_argument(
         "--list", action="store_true", help="list cases and shapes; with CASE, its providers"
     )
+    parse.add_argument("--names", action="store_true", help="list only the names of the cases")
     parse.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parse.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parse.add_argument(
@@ -310,6 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         options = parser().parse_args(argv)
+        if options.names:
+            print(*CASES)
+            return 0
         if options.case is None:
             if not options.list:
                 raise ValueError(f"CASE must be one of {', '.join(CASES)} (see --list and --help)")

@@ -35,62 +35,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Args, Outputs, Provider, Skipped
-from benchmarks.real import problems, smollm2
+from benchmarks.real import median_problem, problems, smollm2
+from benchmarks.students import (
+    backward,
+    compact_loss,
+    full_loss,
+    leaf_weights,
+    outputs_of,
+    padded_rows,
+    reference,
+    with_lora,
+)
 from benchmarks.trl_sft import trl_sft
 from compact.metrics.probe import OTHER_WORDS, thinking_ids
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problem
-from compact.passes.forward import run_pass
-from compact.passes.packing import build_batch, tree_length
 from compact.student import Student
 from compact.weighting import Weigher, make_weigher
 
+TITLE = "One training step: forward, weights, backward"
+LEGEND = (
+    "SmolLM2-135M with LoRA of rank 16 on all linear layers, one SVAMP question with K rationales. "
+    "`sft` is transformers' own loss on K padded rows; `trl` is TRL's SFTTrainer on the same rows, "
+    "in runs that had TRL installed. `released` computes in plain torch what the published "
+    "training step computes (arXiv 2601.13992); `released-checkpointed` adds gradient "
+    "checkpointing, as the published script does. `compact` reads the question once for all "
+    "rationales and weights them evenly, without scores or answer leaves. `compact-probes` is the "
+    "default preset: after every step, an answer leaf measures how likely the gold answer is. "
+    "`compact-released` computes the scores, weights and consistency term of `released`, with the "
+    "same gradients."
+)
 SHAPES = ({"K": 4, "layout": "tree"},)
 DTYPES = ("float32",)
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @functools.cache
 def student(seed: int) -> tuple[Student, Any]:
-    """SmolLM2-135M with LoRA (r 16, alpha 32, no dropout, so providers agree), its tokenizer."""
-    from peft import LoraConfig, get_peft_model
-
+    """SmolLM2-135M with LoRA, its tokenizer."""
     torch.manual_seed(seed)
     model, tokenizer = smollm2()
-    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LORA_TARGETS)
-    model = get_peft_model(model, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # at its initial 0 the gradient of lora_A would be 0 as well
-            torch.nn.init.normal_(parameter, std=0.01)
-    model.train()
-    return Student.of(model, tokenizer), tokenizer
+    return Student.of(with_lora(model), tokenizer), tokenizer
 
 
 def question(count: int, tokenizer: Any) -> EncodedProblem:
     """Returns the question with the median share of tokens saved, of 63 with `count` rationales."""
-    encoded = [encode_problem(p, tokenizer, max_length=1024) for p in problems(63, count)]
-
-    def share(problem: EncodedProblem) -> float:
-        longest = max(len(r.ids) for r in problem.rationales)
-        return tree_length(problem) / (count * (len(problem.prompt_ids) + longest))
-
-    return sorted(encoded, key=share)[len(encoded) // 2]
-
-
-def padded_rows(problem: EncodedProblem, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, mask and labels [K, L] as any SFT trainer collates them."""
-    rows = [torch.tensor(problem.prompt_ids + r.ids) for r in problem.rationales]
-    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    ids = pad(rows, padding_value=pad_token_id)
-    mask = pad([torch.ones_like(row) for row in rows])
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, : len(problem.prompt_ids)] = -100
-    return ids, mask, labels
+    return median_problem(
+        [encode_problem(p, tokenizer, max_length=1024) for p in problems(63, count)]
+    )
 
 
 def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: int) -> Tensor:
     """The published step in plain torch, preset `released` of docs/method.md."""
-    ids, mask, labels = padded_rows(problem, pad)
+    ids, mask, labels = padded_rows([problem], pad)
     output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     logits = output.logits.float()
     count = len(ids)
@@ -128,39 +124,6 @@ def released_loss(model: Any, problem: EncodedProblem, thinking: Tensor, pad: in
     return (weight * difficulty).sum() + 0.1 * consistency
 
 
-def compact_loss(
-    taken: Student, problem: EncodedProblem, weigher: Weigher, layout: Any, pad: int, leaves: bool
-) -> Tensor:
-    """The loss of one question as the trainer computes it."""
-    layout = "padded" if weigher.needs.padded else layout
-    batch = build_batch([problem], layout=layout, leaves=leaves, pad_token_id=pad)
-    live, hidden, pass_ = run_pass(taken, batch)
-    weight = weigher(pass_).weight
-    token_weight = (weight / batch.token_offsets.diff())[batch.rationale]
-    loss = (token_weight * live.nll).sum()
-    if weigher.consistency is not None:
-        loss = loss + weigher.consistency(hidden, pass_, weight)
-    return loss
-
-
-def plain_loss(model: Any, problem: EncodedProblem, pad: int, weight: Tensor) -> Tensor:
-    """The weighted loss from full logits of padded rows: the reference for the other providers."""
-    ids, mask, labels = padded_rows(problem, pad)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    target = labels[:, 1:]
-    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return (weight * nll.view_as(target).sum(1) / (target != -100).sum(1)).sum()
-
-
-def watched(model: Any) -> dict[str, Tensor]:
-    """The gradients that are compared: an early lora_A and a late lora_B."""
-    layers = model.base_model.model.model.layers
-    return {
-        "early_grad": layers[1].self_attn.v_proj.lora_A["default"].weight.grad,
-        "late_grad": layers[-2].mlp.down_proj.lora_B["default"].weight.grad,
-    }
-
-
 def providers(args: Args) -> dict[str, Provider | Skipped]:
     """SFT, the published step, and COMPACT without and with answer leaves."""
     if args.device.type != "cpu":
@@ -172,9 +135,7 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
 
     def provider(loss_of: Callable[[], Tensor], expected: Callable[[], Outputs]) -> Provider:
         def run() -> Outputs:
-            loss = loss_of()
-            loss.backward()
-            return {"loss": loss.detach(), **watched(model)}
+            return backward(loss_of(), model)
 
         def reset() -> None:
             model.zero_grad(set_to_none=True)
@@ -184,11 +145,11 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
         return Provider(run, expected, rtol=2e-3, reset=reset)
 
     def sft() -> Tensor:
-        ids, mask, labels = padded_rows(problem, pad)
+        ids, mask, labels = padded_rows([problem], pad)
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     def ours(weigher: Weigher, leaves: bool) -> Callable[[], Tensor]:
-        return lambda: compact_loss(taken, problem, weigher, layout, pad, leaves)
+        return lambda: compact_loss(taken, [problem], weigher, layout, pad, leaves)
 
     uniform, released, robust = map(make_weigher, ("uniform", "released", "robust"))
     thinking = thinking_ids(taken.processing_class)
@@ -202,43 +163,25 @@ def providers(args: Args) -> dict[str, Provider | Skipped]:
 
     lengths = torch.tensor([len(r.ids) for r in problem.rationales])
 
-    def reference(loss_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
-        """What `loss_of` gives, computed when first asked for."""
-
-        @functools.cache
-        def expected() -> Outputs:
-            model.zero_grad(set_to_none=True)
-            loss = loss_of()
-            loss.backward()
-            found = {"loss": loss.detach(), **watched(model)}
-            model.zero_grad(set_to_none=True)
-            return found
-
-        return expected
-
     def weighted(weight_of: Callable[[], Tensor]) -> Callable[[], Outputs]:
-        return reference(lambda: plain_loss(model, problem, pad, weight_of()))
-
-    def robust_weight() -> Tensor:
-        batch = build_batch([problem], layout=layout, leaves=True, pad_token_id=pad)
-        with torch.no_grad():
-            return robust(run_pass(taken, batch)[2]).weight
+        return reference(model, lambda: full_loss(model, [problem], pad, weight_of()))
 
     by_length = weighted(lambda: lengths / lengths.sum())
+    by_compact = reference(model, ours(released, False))
     rows = [(problem.prompt_ids, r.ids) for r in problem.rationales]
-
-    def outputs_of(loss: Tensor, trained: Any) -> Outputs:
-        return {"loss": loss.detach(), **watched(trained)}
 
     return {
         "sft": provider(sft, by_length),
         "trl": trl_sft(model, tokenizer, rows, outputs_of, by_length, rtol=2e-3),
-        "released": provider(published, reference(ours(released, False))),
-        "released-checkpointed": provider(checkpointed, reference(ours(released, False))),
+        "released": provider(published, by_compact),
+        "released-checkpointed": provider(checkpointed, by_compact),
         "compact": provider(
             ours(uniform, False),
             weighted(lambda: torch.full_like(lengths, 1.0 / len(lengths), dtype=torch.float32)),
         ),
-        "compact-probes": provider(ours(robust, True), weighted(robust_weight)),
-        "compact-released": provider(ours(released, False), reference(published)),
+        "compact-probes": provider(
+            ours(robust, True),
+            weighted(lambda: leaf_weights(taken, [problem], robust, layout, pad)),
+        ),
+        "compact-released": provider(ours(released, False), reference(model, published)),
     }

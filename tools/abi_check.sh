@@ -19,17 +19,6 @@ if [ $# -eq 0 ] && [ ! -x $python ]; then
     nvidia-{curand,cufile,nvtx,nvjitlink} nvidia-{cudnn,cusparselt,nccl,nvshmem}-cu13
   $python -m pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy pytest hypothesis
 fi
-"$python" - $cpu $cuda csrc/library.cpp <<'PYTHON'
-import re, sys, torch
-cpu, cuda, schemas = sys.argv[1:]
-torch.ops.load_library(cpu)
-torch.ops.load_library(cuda)
-operators = re.findall(r'm\.def\(\s*"(\w+)\(', open(schemas).read())
-for op in operators:
-    for key in ("CPU", "CUDA"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key("compact::" + op, key), (op, key)
-print(f"torch {torch.__version__}, Python {sys.version.split()[0]}: both libraries load,",
-      f"{len(operators)} operators have their CPU and CUDA entry")
-PYTHON
+"$python" tools/abi_entries.py $cpu $cuda
 # Without torch.compile: its traces differ between torch versions and do not involve our libraries.
 "$python" -m pytest -p no:cacheprovider -m "not slow" -k "not compile" tests/ops

@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 PY=$(realpath -s "${PY:-.venv/bin/python}")
 JOBS=${JOBS:-2}
 export JOBS PATH="$(dirname "$PY"):$PATH"
-rung=none
 trap '[ $? -eq 0 ] || echo "cuda checks: FAILED at check $check" >&2' EXIT
 step() { check=$1; echo "== cuda check $* ($SECONDS s)"; }
 pytest() { "$PY" -m pytest -p no:cacheprovider "$@"; } # fails where it collects no test
@@ -46,5 +45,4 @@ step 4 "mutants: every planted fault is found"
 
 step 5 "the same kernels as operators of the CPU, under pytest and hypothesis"
 pytest -m "not cuda" tests/simt/test_device_operators.py
-rung=none
 echo "cuda checks: 5 of 5 checks passed in $SECONDS s. Check 6 needs a GPU: make gpu."

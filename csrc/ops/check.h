@@ -64,6 +64,19 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& t) 
   require(t.is_contiguous(), op, ": ", name, " must be contiguous");
 }
 
+// Checks the buffer of linear_token_stats_fused: a row for each of `count` rows of `hidden`, in the
+// dtype of the arithmetic.
+inline void check_blocks(const char* op, const Tensor& blocks, int64_t count, int64_t vocabulary,
+                         const Tensor& hidden) {
+  const bool in_double = hidden.scalar_type() == ScalarType::Double;
+  check_dim(op, "blocks", blocks, 2);
+  check_contiguous(op, "blocks", blocks);
+  check_dtype(op, "blocks", blocks, {in_double ? ScalarType::Double : ScalarType::Float});
+  check_size(op, "blocks", blocks, 1, vocabulary);
+  require(blocks.size(0) >= count, op, ": blocks must have at least ", count, " rows, got ",
+          blocks.size(0));
+}
+
 // Checks an int64 index vector: its length, and that every entry is in [0, high) or equal to
 // `also`. Returns it as contiguous.
 inline Tensor checked_index(const char* op, const char* name, const Tensor& index, int64_t length,

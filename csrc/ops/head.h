@@ -251,17 +251,6 @@ T* fused_block(T* blocks, int64_t vocabulary, int64_t row_begin, int64_t rows, i
   return blocks + row_begin * vocabulary + rows * first;
 }
 
-inline void check_blocks(const char* op, const Tensor& blocks, int64_t count, int64_t vocabulary,
-                         const Tensor& hidden) {
-  check_dim(op, "blocks", blocks, 2);
-  check_contiguous(op, "blocks", blocks);
-  check_dtype(op, "blocks", blocks,
-              {computes_in_double(hidden) ? ScalarType::Double : ScalarType::Float});
-  check_size(op, "blocks", blocks, 1, vocabulary);
-  require(blocks.size(0) >= count, op, ": blocks must have at least ", count, " rows, got ",
-          blocks.size(0));
-}
-
 // Repeats the Python checks; shared by every operator that takes a head.
 inline void check_head(const char* op, const Tensor& hidden, const Tensor& weight,
                        const OptionalTensor& bias) {

@@ -22,12 +22,7 @@ linear_token_stats_fused(Tensor blocks, Tensor hidden, Tensor weight, Tensor tar
   const HeadTensors head(kOp, hidden, weight, bias, softcap, logit_scale);
   const ScalarType compute = compute_type(hidden);
   const int64_t count = hidden.size(0);
-  check_dim(kOp, "blocks", blocks, 2);
-  check_size(kOp, "blocks", blocks, 1, head.vocabulary());
-  check_dtype(kOp, "blocks", blocks, {compute});
-  check_contiguous(kOp, "blocks", blocks);
-  require(blocks.size(0) >= count, kOp, ": blocks must have at least ", count, " rows, got ",
-          blocks.size(0));
+  check_blocks(kOp, blocks, count, head.vocabulary(), hidden);
   const Tensor targets = index_vector(kOp, "target", target, count);
   const GoldTensors gold(kOp, gold_ids, gold_offsets, gold_problem, count);
   RowOptions options;

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaModel, Trainer
 
-from benchmarks import head, host, long, run, students
+from benchmarks import head, host, long, ops, run, students
 from benchmarks.harness import Args, Provider, Skipped, WrongResult, compare
 from compact.lab import zoo
 from compact.lab.zoo_student import build_tokenizer
@@ -47,6 +47,11 @@ def test_attention(tmp_path):
 
 def test_graph(tmp_path):
     assert refcheck(tmp_path, "graph", "P=3,K=4,S=5") == 0
+
+
+@pytest.mark.parametrize("op", [shape["op"] for shape in ops.SHAPES])
+def test_ops(tmp_path, op):
+    assert refcheck(tmp_path, "ops", f"op={op},R=21,V=300,H=16") == 0
 
 
 def test_scale(tmp_path, monkeypatch):

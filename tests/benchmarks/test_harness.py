@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import re
 import sys
 import types
 
@@ -187,6 +188,7 @@ def fake_providers(args: Args):
 def case(monkeypatch):
     """Replaces the case `kl` by a fake case."""
     module = types.ModuleType("benchmarks.kl", "A fake.\n\nAnd more.")
+    module.TITLE, module.LEGEND = "Fake", "A fake."
     module.SHAPES, module.providers = FAKE_SHAPES, fake_providers
     module.DTYPES = ("float32", "float64")
     monkeypatch.setitem(sys.modules, "benchmarks.kl", module)
@@ -267,6 +269,22 @@ def test_a_bad_case_is_one_line(capsys, arguments, message):
     assert run.main(arguments) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("benchmarks.run: error: ") and message in line
+
+
+def test_a_case_without_a_legend_does_not_start(case, tmp_path, capsys):
+    del sys.modules["benchmarks.kl"].LEGEND
+    assert driver(tmp_path) == 1
+    assert "error: benchmarks/kl.py must define LEGEND" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_case_is_complete_and_in_the_readme(capsys):
+    """`make bench` runs the cases that --names prints."""
+    assert run.main(["--names"]) == 0
+    assert capsys.readouterr().out.split() == list(run.CASES)
+    readme = (harness.ROOT / "benchmarks/README.md").read_text()
+    assert all(map(run.load_case, run.CASES))
+    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.M)) == sorted(run.CASES)
 
 
 def test_cases_and_providers_are_listed(case, capsys):
