@@ -8,44 +8,46 @@ from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
 
+from compact.options import check_number, check_numbers
 from compact.settings import (
-    ANY,
     DEFAULT_PRESET,
     LEAF_BUDGET,
+    MAX_LENGTH,
     OUTPUT_DIR,
     check_output_dir,
-    check_ranges,
     option,
 )
 from compact.sft_names import check_fields, takes_trl_names
 
-# Setting -> (least, most); the limits of transformers' settings, which it does not check itself.
-# A step count of `*_steps` below 1 is a share of all steps.
-_RANGES = {
-    "max_length": (2, ANY),
-    "max_rationales_per_problem": (1, ANY),
-    "max_row_length": (2, ANY),
-    "leaf_every": (1, ANY),
-    "per_device_train_batch_size": (1, ANY),
-    "per_device_eval_batch_size": (1, ANY),
-    "gradient_accumulation_steps": (1, ANY),
-    "learning_rate": (0, ANY),
-    "weight_decay": (0, ANY),
-    "max_grad_norm": (0, ANY),
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
-    "adam_epsilon": (0, ANY),
-    "warmup_steps": (0, ANY),
-    "num_train_epochs": (-1, ANY),
-    "max_steps": (-1, ANY),
-    "save_steps": (1e-9, ANY),
-    "eval_steps": (1e-9, ANY),
-    "logging_steps": (1e-9, ANY),
-    "save_total_limit": (1, ANY),
-    "eval_delay": (0, ANY),
-    "seed": (0, 2**32 - 1),
-    "data_seed": (0, 2**32 - 1),
-    "dataloader_num_workers": (0, ANY),
+# Setting -> its limits. transformers does not check its own. Shares are allowed for steps: what is
+# below 1 is a share of all steps.
+_LIMITS: dict[str, dict[str, Any]] = {
+    "max_length": {"least": 2, "whole": True},
+    "max_rationales_per_problem": {"least": 1, "whole": True},
+    "max_row_length": {"least": 2, "whole": True},
+    "leaf_every": {"least": 1, "whole": True},
+    "leaf_budget": {"above": 0},
+    "filter_eps": {"least": 0, "below": 1},
+    "per_device_train_batch_size": {"least": 1, "whole": True},
+    "per_device_eval_batch_size": {"least": 1, "whole": True},
+    "gradient_accumulation_steps": {"least": 1, "whole": True},
+    "learning_rate": {"least": 0},
+    "weight_decay": {"least": 0},
+    "max_grad_norm": {"least": 0},
+    "adam_beta1": {"least": 0, "most": 1},
+    "adam_beta2": {"least": 0, "most": 1},
+    "adam_epsilon": {"least": 0},
+    "warmup_steps": {"least": 0},
+    "num_train_epochs": {"least": -1},
+    "max_steps": {"least": -1, "whole": True},
+    "save_steps": {"above": 0},
+    "eval_steps": {"above": 0},
+    "logging_steps": {"above": 0},
+    "save_total_limit": {"least": 1, "whole": True},
+    "eval_delay": {"least": 0},
+    "seed": {"least": 0, "most": 2**32 - 1, "whole": True},
+    "data_seed": {"least": 0, "most": 2**32 - 1, "whole": True},
+    "dataloader_num_workers": {"least": 0, "whole": True},
 }
 # optim -> the names that transformers reads from optim_args; other optimizers read none.
 _OPTIM_ARGS = {
@@ -90,73 +92,85 @@ class CompactConfig(TrainingArguments):
 
     preset: str = option(
         DEFAULT_PRESET,
-        "how teachers are weighted: a preset (released, paper, robust) or a policy (uniform, "
-        "random, single:TEACHER, answer-vote, rejection, ...; `compact metrics` lists all)",
+        "how teachers are weighted: a preset or policy ([choosing](choosing.md), "
+        "[method](method.md))",
     )
     overrides: dict[str, Any] | str | None = option(
-        None, "settings of the preset to change, such as {tau: 0.5, consensus: answer}"
+        None, "fields of the preset to change: `{tau: 0.5, consensus: answer}`"
     )
+    strategy: str | None = option(
+        None,
+        "a distillation method beside the weighting ([strategies](strategies.md)); "
+        "`compact strategies` lists them",
+    )
+    strategy_options: dict[str, Any] | str | None = option(None, "arguments of the strategy")
     token_weights: str = option(
         "none",
-        "what each token's loss is multiplied by, besides the rationale's weight: none, dft, eaft, "
-        "cll, or a registered name",
+        "what each token's loss is multiplied by, besides the weight of its rationale: `dft`, "
+        "`eaft`, `cll` or your own ([metrics](metrics.md#token-weights))",
     )
     max_rationales_per_problem: int | None = option(
         None,
         "most rationales of a problem that are read: the most valid ones if the preset judges "
-        "them, equals by chance",
+        "them, as `robust` does; equals are drawn. The same tokens then reach more problems, in "
+        "more steps ([measured](results/study.md#fewer-rationales-of-more-problems)). With 1 there "
+        "is nothing to weigh: leave the answer leaves out with `overrides: {adaptability: none}`",
     )
-    max_length: int = option(2560, "longest prompt plus completion, in tokens")
-    strategy: str | None = option(
-        None, "distillation method besides the weighting: the name of a registered strategy"
-    )
-    strategy_options: dict[str, Any] | str | None = option(None, "arguments of the strategy")
+    max_length: int = option(MAX_LENGTH, "longest prompt plus completion, in tokens")
     layout: Literal["auto", "tree", "padded"] = option(
         "auto",
-        "tree: a problem is one row, its rationales are branches; padded: each rationale is a row",
+        "`tree`: a problem is one row and its rationales are branches. `padded`: one row a "
+        "rationale. `auto` takes `tree` where the model accepts an arbitrary mask, and warns where "
+        "it does not; so does `compact doctor`",
     )
     max_row_length: int | None = option(
         None,
-        "tree: a problem with more tokens than this is packed over several rows, each with the "
-        "prompt; by default it is one row",
+        "in a tree, a problem with more tokens than this is packed over several rows, each with "
+        "the question; at least `max_length`. By default a problem is one row "
+        "([long rationales](#long-rationales))",
     )
     leaf_every: int = option(
-        1, "run answer leaves every n-th step; in between, a problem keeps its last levels"
+        1,
+        "run the answer leaves every n-th step; in between, a problem keeps what was measured at "
+        "its last visit",
     )
     leaf_budget: float = option(
         LEAF_BUDGET,
-        "most tokens of answer leaves, as a share of a row's; where all steps would take more, "
-        "fewer are asked about",
+        "most tokens of answer leaves, as a share of a row's tokens. Where a leaf after every step "
+        "would take more, fewer steps get one: they are spread evenly and include the last. In "
+        "padded rows a leaf repeats the prompt and the rationale up to its step, which counts too. "
+        "The log says how many",
+    )
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "arguments of `from_pretrained` if the model is given by name, such as "
+        "`{attn_implementation: eager}`. `dtype` is float32 unless set here, or by the key `dtype` "
+        "of a recipe",
     )
     head_grad: Literal["auto", "frozen", "stash", "recompute"] = option(
-        "auto", "how the gradient of the LM head is computed; see compact_ops.linear_token_stats"
+        "auto", "how the LM head's gradient is computed ([operators](operators.md))"
     )
     filter_eps: float = option(
         0.0,
-        "in the gradient product of the head, softmax entries below this value are rounded to 0 "
-        "or to this value, at random and without bias; 0 is exact",
+        "softmax entries below this are rounded to 0 or to this value, at random and without "
+        "bias, in the head's gradient",
     )
     on_nonfinite: Literal["stop", "skip"] = option(
         "stop",
-        "if a loss or gradient is not finite: stop the run, or skip the micro-batch (with "
-        "several processes, the whole step)",
-    )
-    model_init_kwargs: dict[str, Any] | str | None = option(
-        None, "arguments of from_pretrained, if the model is given by name"
+        "what a loss or gradient that is not finite does. `stop` ends the run. `skip` leaves out "
+        "the micro-batch (with several processes: the step). Both name the problem",
     )
 
     # The defaults differ from transformers, the meaning does not.
-    output_dir: str | None = option(OUTPUT_DIR, "folder for checkpoints, scores and the model")
-    learning_rate: float = option(1e-5, "peak learning rate")
-    lr_scheduler_type: SchedulerType | str = option("constant", "learning-rate schedule")
-    num_train_epochs: float = option(5.0, "passes over the problems")
-    per_device_train_batch_size: int = option(1, "problems per micro-batch and rank")
-    per_device_eval_batch_size: int = option(1, "the same, in evaluation")
-    gradient_accumulation_steps: int = option(4, "micro-batches per optimizer step")
-    logging_steps: float = option(1, "steps between two lines of the log")
-    resume_from_checkpoint: str | bool | None = option(  # type: ignore[assignment]  # bool is missing
-        None, "checkpoint to resume from; true takes the newest undamaged one of output_dir"
-    )
+    output_dir: str | None = OUTPUT_DIR
+    learning_rate: float = 1e-5
+    lr_scheduler_type: SchedulerType | str = "constant"
+    num_train_epochs: float = 5.0
+    per_device_train_batch_size: int = 1  # problems
+    per_device_eval_batch_size: int = 1
+    gradient_accumulation_steps: int = 4
+    logging_steps: float = 1
+    resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # bool is missing
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -164,7 +178,7 @@ class CompactConfig(TrainingArguments):
         Raises:
             ValueError: names the setting, what was expected and what was found.
         """
-        check_ranges(self, _RANGES)
+        check_numbers(self, _LIMITS)
         check_output_dir(self.output_dir)
         if self.load_best_model_at_end and str(self.eval_strategy).lower().endswith("no"):
             raise ValueError(
@@ -172,12 +186,8 @@ class CompactConfig(TrainingArguments):
                 "to the same of steps and epoch, got eval_strategy no"
             )
         _check_optim_args(self.optim_args, self.optim)
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
-        if not self.leaf_budget > 0.0:
-            raise ValueError(f"leaf_budget must be above 0, got {self.leaf_budget}")
-        if not 0.0 <= self.filter_eps < 1.0:
-            raise ValueError(f"filter_eps must be in [0, 1), got {self.filter_eps}")
+        if self.max_steps <= 0:
+            check_number("num_train_epochs", self.num_train_epochs, above=0)
         for name, allowed in (
             ("layout", ("auto", "tree", "padded")),
             ("head_grad", ("auto", "frozen", "stash", "recompute")),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -60,3 +62,20 @@ def check_given(args: object, *names: str, **limits: Any) -> None:
         value = getattr(args, name)
         if value is not None:
             check_number(f"--{name}", value, **limits)
+
+
+def check_numbers(config: Any, limits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks fields of a dataclass as `check_number`, and turns numbers of NumPy into plain ones.
+
+    Args:
+        config: the dataclass. None is allowed where it is the default.
+        limits: field -> the keyword arguments of `check_number`.
+    """
+    optional = {field.name for field in fields(config) if field.default is None}
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if value is None and name in optional:
+            continue
+        check_number(name, value, **limit)
+        if hasattr(value, "item"):  # JSON has no numbers of NumPy
+            setattr(config, name, value.item())

@@ -107,7 +107,9 @@ def test_names_that_become_others(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--max_seq_length: max_seq_length must not stand beside"):
         read_settings(None, ["--max_seq_length", "98", "--max_length", "99"])
     for value in (None, "long"):
-        with pytest.raises(ValueError, match=f"max_length must be at least 2, got {value}"):
+        with pytest.raises(
+            ValueError, match=f"max_length must be a whole number of at least 2, got {value!r}"
+        ):
             CompactConfig(max_length=value)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_len'"):
         CompactConfig(max_len=3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from compact_ops.linear_token_stats import STATISTICS
 
@@ -53,13 +54,8 @@ class Needs:
         """Returns what several readers of one pass need together."""
         found = list(several)
         read = {name for needs in found for name in needs.statistics}
-        return cls(
-            student=any(needs.student for needs in found),
-            leaves=any(needs.leaves for needs in found),
-            leaf_hidden=any(needs.leaf_hidden for needs in found),
-            options=any(needs.options for needs in found),
-            padded=any(needs.padded for needs in found),
-            judgements=any(needs.judgements for needs in found),
-            gold=any(needs.gold for needs in found),
-            statistics=tuple(name for name in STATISTICS if name in read),
-        )
+        together: dict[str, Any] = {
+            field.name: any(getattr(needs, field.name) for needs in found) for field in fields(cls)
+        }
+        together["statistics"] = tuple(name for name in STATISTICS if name in read)
+        return cls(**together)

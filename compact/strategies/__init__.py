@@ -9,6 +9,7 @@ from compact.strategies.base import (
     STRATEGIES,
     LossTerm,
     Strategy,
+    Term,
     make_strategy,
     register_strategy,
 )
@@ -30,4 +31,4 @@ _BUILT_IN = (
 for _name in _BUILT_IN:
     importlib.import_module(f"compact.strategies.{_name}")
 
-__all__ = ["STRATEGIES", "LossTerm", "Strategy", "make_strategy", "register_strategy"]
+__all__ = ["STRATEGIES", "LossTerm", "Strategy", "Term", "make_strategy", "register_strategy"]

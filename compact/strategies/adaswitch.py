@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import plain_rationale
@@ -35,8 +36,11 @@ from compact.passes.forward import observe, token_states
 from compact.passes.layout import choose_layout
 from compact.passes.packing import Layout, build_batch
 from compact.passes.segments import segment_mean
-from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
+from compact.settings import MAX_LENGTH
+from compact.strategies.base import LossTerm, Strategy, Term, register_strategy
 from compact.strategies.white_box import WhiteBoxes, completion_states, divergence
+from compact.student import evaluating
+from compact.student.chat import answer_end
 from compact.student.generation import generate_in_room, rooms, seed_of
 from compact.validity import Judgement
 from compact_ops.head_divergence import KINDS
@@ -63,21 +67,6 @@ def switch_point(divergences: Sequence[float], factor: float, window: int) -> in
         if value > max(factor * sum(before) / len(before), LEAST):
             return i
     return None
-
-
-class _Divergence:
-    """The mean divergence of each rationale from the teacher, weighted."""
-
-    name: ClassVar[str] = "adaswitch"
-
-    def __init__(self, owner: AdaSwitch) -> None:
-        self.owner = owner
-
-    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        batch = pass_.batch
-        own = completion_states(hidden, pass_)
-        found = self.owner.divergences(own, batch.problems, pass_.student)
-        return (weight * segment_mean(found, batch.token_offsets)).sum()
 
 
 @register_strategy("adaswitch")
@@ -125,7 +114,7 @@ class AdaSwitch(Strategy):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.steps = self.seed = 0
         self.device: Any = "cpu"
-        self.max_length = 2560
+        self.max_length = MAX_LENGTH
         self._layout: Layout | None = None  # that of the forward which chooses the teachers
         self._means = Means()
 
@@ -161,17 +150,15 @@ class AdaSwitch(Strategy):
         """
         prompts = [p.prompt_ids for p in problems]
         seeds = [seed_of(self.seed, self.steps, p.question_id) for p in problems]
-        training = student.model.training
-        student.model.eval()
-        names = self._chosen(problems, student)
         most = self.max_new_tokens
-        own = self._written(student, prompts, seeds, [most] * len(prompts))
-        written = [
-            _with_text(p, name, ids, student)
-            for p, name, ids in zip(problems, names, own, strict=True)
-        ]
-        starts = self._switches(written, student)
-        student.model.train(training)
+        with evaluating(student.model):
+            names = self._chosen(problems, student)
+            own = self._written(student, prompts, seeds, [most] * len(prompts))
+            written = [
+                _with_text(p, name, ids, student)
+                for p, name, ids in zip(problems, names, own, strict=True)
+            ]
+            starts = self._switches(written, student)
         turned = [i for i, start in enumerate(starts) if start is not None]
         for name in dict.fromkeys(names[i] for i in turned):
             mine = [i for i in turned if names[i] == name]
@@ -183,7 +170,7 @@ class AdaSwitch(Strategy):
             rest = self._written(model, begun, [seeds[i] + 1 for i in mine], left)
             for i, before, after in zip(mine, kept, rest, strict=True):
                 written[i] = _with_text(problems[i], name, [*before, *after], student)
-        self._means.add("switched", len(turned) / len(problems), len(problems))
+        self._means.add("switched", len(turned), len(problems))
         for i, problem in enumerate(written):
             length, start = len(problem.rationales[0].ids), starts[i]
             self._means.add(
@@ -241,7 +228,7 @@ class AdaSwitch(Strategy):
         texts = generate_in_room(
             model.model, tokenizer, prompts, max(limits), temperature=self.temperature, seeds=seeds
         )
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        end = [token for token in [answer_end(tokenizer)] if token is not None]
         return [
             [*ids, *end] if len(ids) < limit else ids[:limit]
             for ids, limit in zip(texts, limits, strict=True)
@@ -256,6 +243,13 @@ class AdaSwitch(Strategy):
         found = self.divergences(token_states(student, batch), problems, student)
         parts = found.split(batch.token_offsets.diff().tolist())
         return [switch_point(part.tolist(), self.factor, self.window) for part in parts]
+
+    def term(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        """Returns the mean divergence of each rationale from its teacher, weighted."""
+        batch = pass_.batch
+        own = completion_states(hidden, pass_)
+        found = self.divergences(own, batch.problems, pass_.student)
+        return (weight * segment_mean(found, batch.token_offsets)).sum()
 
     def divergences(
         self, own: Tensor, problems: Sequence[EncodedProblem], student: Student
@@ -281,7 +275,7 @@ class AdaSwitch(Strategy):
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the divergence on the mixed text."""
-        return [_Divergence(self)]
+        return [Term("adaswitch", self.term)]
 
     def weigh(self, pass_: Pass, weights: Weights) -> Tensor:
         """Returns 1 for each mixed text: the preset has chosen the teacher already."""

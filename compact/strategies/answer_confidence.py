@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.lazily import LazyProblems
 from compact.passes.transfer import put
 from compact.resumable import ResumableRows
-from compact.strategies.base import Means, Strategy, check_markers, register_strategy
+from compact.settings import MAX_LENGTH, OUTPUT_DIR
+from compact.strategies.base import Strategy, check_markers, register_strategy
 from compact.strategies.building import fingerprint, of_the_first
 from compact.strategies.white_box import WhiteBoxes, teacher_states
 from compact.weighting.muki import margin_of
@@ -69,7 +71,7 @@ class AnswerConfidence(Strategy):
         self.white_boxes = WhiteBoxes("answer-confidence", teachers, dtype)
         self.tau, self.margin = tau, margin
         self.device: Any = "cpu"
-        self.max_length, self.folder = 2560, Path("runs/compact")
+        self.max_length, self.folder = MAX_LENGTH, Path(OUTPUT_DIR)
         self.table: dict[str, dict[str, float]] = {}  # question_id -> teacher -> c
         self.mean_margin = 1.0
         self._means = Means()

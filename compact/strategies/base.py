@@ -7,7 +7,7 @@ To add a strategy, write one class with the hooks that it needs:
         needs = ("gold",)
 
         def loss_terms(self):
-            return [my_term]
+            return [Term("mine", self.term)]
 
 `strategy: mine` in a recipe selects it. `strategy_options` are the arguments of its constructor.
 The weights of the teachers are a separate choice (`preset`).
@@ -16,8 +16,8 @@ The weights of the teachers are a separate choice (`preset`).
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -41,7 +41,9 @@ logger = logging.getLogger(__name__)
 class LossTerm(Protocol):
     """A term that is added to the loss of a micro-batch."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What an error calls the term."""
 
     def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
         """Returns the sum of the term over the problems of the pass, a float32 scalar.
@@ -52,6 +54,23 @@ class LossTerm(Protocol):
             weight: [R] weights of the rationales, without gradient; 0 for problems that are not
                 counted.
         """
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss term made of a function, such as a method of the strategy.
+
+    Attributes:
+        name: what an error calls the term.
+        function: as `LossTerm.__call__`.
+    """
+
+    name: str
+    function: Callable[[Tensor, Pass, Tensor], Tensor]
+
+    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
+        """Returns what the function returns."""
+        return self.function(hidden, pass_, weight)
 
 
 class Strategy:
@@ -148,24 +167,6 @@ class Strategy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state that `state_dict` returned; tensors are on the CPU."""
-
-
-class Means:
-    """Named means since the last line of the log, for `take_log`."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-
-    def add(self, name: str, value: float, count: float = 1.0) -> None:
-        """Adds the mean of `count` values."""
-        self._sums[name][0] += value * count
-        self._sums[name][1] += count
-
-    def take(self) -> dict[str, float]:
-        """Returns the means and clears them."""
-        found = {name: total / n for name, (total, n) in self._sums.items() if n}
-        self._sums.clear()
-        return found
 
 
 def check_markers(

@@ -25,8 +25,9 @@ from compact.data import Problem, Rationale
 from compact.options import check_number
 from compact.passes.encode import encode_prompt
 from compact.resumable import ResumableRows
+from compact.settings import MAX_LENGTH, OUTPUT_DIR
 from compact.strategies.base import Strategy
-from compact.student import Student
+from compact.student import Student, evaluating
 from compact.student.generation import generate_in_room
 from compact.teachers.tasks import Work, find_writer, work_off
 
@@ -74,7 +75,7 @@ class Builder(Strategy):
             f"max_new_tokens of {self.name}", settings["max_new_tokens"], least=1, whole=True
         )
         self.settings = settings | {"writer": self.writer.settings if self.writer else writer}
-        self.seed, self.max_length, self.folder = 0, 2560, Path("runs/compact")
+        self.seed, self.max_length, self.folder = 0, MAX_LENGTH, Path(OUTPUT_DIR)
         self.device: Any = None
         self._log: Counts = {}
 
@@ -114,10 +115,9 @@ class Builder(Strategy):
         """
         if self.device is not None:
             model.to(self.device)
-        student, training = Student.of(model, processing_class), model.training
-        model.eval()
-        rows = of_the_first(partial(self._rows, problems, student))
-        model.train(training)
+        student = Student.of(model, processing_class)
+        with evaluating(model):
+            rows = of_the_first(partial(self._rows, problems, student))
         self._log = _sums([row["counts"] for row in rows.values()])
         return [_rebuilt(problem, rows[problem.question_id]) for problem in problems]
 

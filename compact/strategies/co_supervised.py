@@ -32,7 +32,9 @@ from compact.passes import EncodedProblem
 from compact.passes.forward import observe
 from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
+from compact.settings import MAX_LENGTH
 from compact.strategies.base import Strategy, register_strategy
+from compact.student import evaluating
 from compact.student.generation import generate_in_room, seed_of
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class CoSupervised(Strategy):
         check_number("temperature of co-supervised", temperature, least=0)
         self.rounds, self.samples, self.probe, self.least = rounds, samples, probe, least
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
-        self.seed, self.max_length, self.total, self.steps = 0, 2560, 0, 0
+        self.seed, self.max_length, self.total, self.steps = 0, MAX_LENGTH, 0, 0
         self.round = -1  # the round that `assigned` belongs to
         self.assigned: dict[str, str] = {}  # question_id -> teacher
         self.kept: set[str] = set()
@@ -139,11 +141,9 @@ class CoSupervised(Strategy):
         )
 
     def _assign(self, student: Student) -> None:
-        training = student.model.training
-        student.model.eval()
-        losses = self._likeliest(student)
-        rate = max(self._keep_rate(student), self.least)
-        student.model.train(training)
+        with evaluating(student.model):
+            losses = self._likeliest(student)
+            rate = max(self._keep_rate(student), self.least)
         order = sorted(losses, key=lambda q: (losses[q], q))
         self.kept = set(order[: max(round(rate * len(order)), 1)])
         self._replace()

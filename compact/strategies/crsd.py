@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import plain_rationale
@@ -31,10 +32,11 @@ from compact.passes.forward import token_states
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import build_batch
 from compact.passes.segments import segment_mean
+from compact.settings import MAX_LENGTH
 from compact.strategies.base import (
     LossTerm,
-    Means,
     Strategy,
+    Term,
     check_markers,
     register_strategy,
 )
@@ -44,16 +46,6 @@ if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.data import Problem
     from compact.weighting import Weigher
-
-
-class _Term:
-    name: ClassVar[str] = "crsd"
-
-    def __init__(self, owner: Crsd) -> None:
-        self.owner = owner
-
-    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        return self.owner.term(hidden, pass_, weight)
 
 
 @register_strategy("crsd")
@@ -89,7 +81,7 @@ class Crsd(Strategy):
         check_number("temperature of crsd", temperature, above=0)
         self.kl, self.nce, self.label, self.temperature = kl, nce, label, temperature
         self.nll_factor = rationales
-        self.max_length = 2560
+        self.max_length = MAX_LENGTH
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -147,23 +139,23 @@ class Crsd(Strategy):
         if self.kl:
             found = divergence(states, student, read.detach(), student)
             part = (alpha * segment_mean(found, short.token_offsets)).sum()
-            means.add("kl", float(part.detach()) / len(alone), len(alone))
+            means.add("kl", float(part.detach()), len(alone))
             total = total + self.kl * part
         if self.label:
             nll = student.token_stats(states, short.target).nll
             part = (alpha * segment_mean(nll, short.token_offsets)).sum()
-            means.add("answer nll", float(part.detach()) / len(alone), len(alone))
+            means.add("answer nll", float(part.detach()), len(alone))
             total = total + self.label * part
         if self.nce and len(alone) > 1:
             first = short.token_offsets[:-1]
             part = _info_nce(states[first], read[first], alpha, owners, self.temperature)
-            means.add("nce", float(part.detach()) / len(alone), len(alone))
+            means.add("nce", float(part.detach()), len(alone))
             total = total + self.nce * part
         return total
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the term."""
-        return [_Term(self)]
+        return [Term("crsd", self.term)]
 
     def take_log(self) -> dict[str, float]:
         """Returns the mean of each part over the problems with a right rationale."""

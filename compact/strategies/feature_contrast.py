@@ -22,16 +22,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.lazily import LazyProblems
 from compact.passes.segments import segment_mean
-from compact.strategies.base import LossTerm, Means, Strategy, check_markers, register_strategy
+from compact.settings import MAX_LENGTH
+from compact.strategies.base import LossTerm, Strategy, Term, check_markers, register_strategy
 from compact.strategies.white_box import WhiteBoxes, completion_states, divergence
 
 if TYPE_CHECKING:
@@ -72,16 +74,6 @@ def projection(width: int, to: int, seed: int) -> Tensor:
     return q if width >= to else q.T
 
 
-class _Contrast:
-    name: ClassVar[str] = "feature-contrast"
-
-    def __init__(self, owner: FeatureContrast) -> None:
-        self.owner = owner
-
-    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        return self.owner.term(hidden, pass_, weight)
-
-
 @register_strategy("feature-contrast")
 class FeatureContrast(Strategy):
     """Contrast of reasoning states by gold answer, within the student and with teachers (CKA)."""
@@ -117,7 +109,7 @@ class FeatureContrast(Strategy):
         self.white_boxes = WhiteBoxes("feature-contrast", teachers, dtype)
         self.factor, self.soft, self.temperature, self.seed = factor, soft, temperature, seed
         self.device: Any = "cpu"
-        self.max_length = 2560
+        self.max_length = MAX_LENGTH
         self._means = Means()
 
     def check(self, weigher: Weigher, args: CompactConfig) -> None:
@@ -196,7 +188,7 @@ class FeatureContrast(Strategy):
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the term."""
-        return [_Contrast(self)]
+        return [Term("feature-contrast", self.term)]
 
     def take_log(self) -> dict[str, float]:
         """Returns the mean of each contrast."""

@@ -24,28 +24,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import Pass
 from compact.passes.forward import token_states
 from compact.passes.segments import segment_mean
-from compact.strategies.base import LossTerm, Means, Strategy, register_strategy
+from compact.strategies.base import LossTerm, Strategy, Term, register_strategy
 from compact.strategies.white_box import completion_states
-from compact.student import autocast_dtype
+from compact.student import autocast_dtype, evaluating
 from compact_ops import head_divergence
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig
     from compact.weighting import Weigher
-
-
-class _SelfTeaching:
-    name: ClassVar[str] = "fragment-ema"
-
-    def __init__(self, owner: FragmentEma) -> None:
-        self.owner = owner
-
-    def __call__(self, hidden: Tensor, pass_: Pass, weight: Tensor) -> Tensor:
-        return self.owner.term(hidden, pass_, weight)
 
 
 @register_strategy("fragment-ema")
@@ -120,7 +111,7 @@ class FragmentEma(Strategy):
         )
         part = (weight * segment_mean(found, batch.token_offsets)).sum()
         if hidden.requires_grad:  # training
-            self._means.add("kl to the self-teacher", float(part.detach()) / len(batch.problems))
+            self._means.add("kl to the self-teacher", float(part.detach()), len(batch.problems))
         return self.factor * part
 
     @contextmanager
@@ -130,22 +121,20 @@ class FragmentEma(Strategy):
         The storage is exchanged, not overwritten: the graph of the student's forward stays valid.
         """
         own = {n: p.data for n, p in model.named_parameters() if n in self.average}
-        training = model.training
-        model.eval()
         try:
             for name, parameter in model.named_parameters():
                 if name in own:
                     parameter.data = self.average[name].to(parameter.dtype)
-            yield
+            with evaluating(model):
+                yield
         finally:
             for name, parameter in model.named_parameters():
                 if name in own:
                     parameter.data = own[name]
-            model.train(training)
 
     def loss_terms(self) -> Sequence[LossTerm]:
         """Returns the term."""
-        return [_SelfTeaching(self)]
+        return [Term("fragment-ema", self.term)]
 
     def take_log(self) -> dict[str, float]:
         """Returns the share of fragments that moved, the momentum and the divergence."""

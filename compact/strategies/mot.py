@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.segments import segment_sum
-from compact.strategies.base import Means, Strategy, register_strategy, sum_over_ranks
+from compact.strategies.base import Strategy, register_strategy, sum_over_ranks
 
 if TYPE_CHECKING:
     from compact.config import CompactConfig

@@ -29,7 +29,9 @@ from compact.options import check_number
 from compact.passes import EncodedProblem, Pass
 from compact.passes.encode import encode_problem
 from compact.passes.forward import observe
+from compact.settings import MAX_LENGTH
 from compact.strategies.base import Strategy, register_strategy, sum_over_ranks
+from compact.student import evaluating
 from compact.weighting.gradients import head_gradients
 from compact.weighting.weighers import PresetWeigher
 
@@ -81,7 +83,7 @@ class Trico(Strategy):
             str(a): s * float(b) for a, s, b in zip(COMPATIBILITY, signs, beta, strict=True)
         }
         self.log_tau = math.log(tau)
-        self.max_length, self.steps = 2560, 0
+        self.max_length, self.steps = MAX_LENGTH, 0
         self._encoded: list[EncodedProblem] = []
         self._target: Tensor | None = None  # G_val / |G_val|
         self._slopes = dict.fromkeys([*self.beta, "tau"], 0.0)
@@ -137,15 +139,13 @@ class Trico(Strategy):
     ) -> Sequence[EncodedProblem]:
         """Computes G_val where it is due; the problems stay."""
         if self._target is None or (self.steps % self.every == 0 and not self._count):
-            training = student.model.training
-            student.model.eval()
             total: Tensor | None = None
-            for problem in self._encoded:
-                pass_ = observe(student, [problem], layout="padded", leaves=False)
-                (gradients,) = head_gradients(pass_)
-                own = gradients[list(problem.right)].mean(0)
-                total = own if total is None else total + own
-            student.model.train(training)
+            with evaluating(student.model):
+                for problem in self._encoded:
+                    pass_ = observe(student, [problem], layout="padded", leaves=False)
+                    (gradients,) = head_gradients(pass_)
+                    own = gradients[list(problem.right)].mean(0)
+                    total = own if total is None else total + own
             assert total is not None  # prepare found a gold set
             self._target = total / total.norm().clamp(min=1e-30)
         return problems

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compact.files import check_shape, content_of_student, read_json, read_text, replace_whole
-from compact.student import holds_adapter
+from compact.student import base_name, holds_adapter
 from compact.trainer.checkpoints import UNFINISHED_MODEL
 from compact.trainer.runlog import FOLDER, read_scores
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "README.md"
 _OURS = "<!-- compact draws this file anew with each evaluation, unless this line is deleted -->"
+_LICENCES = """Before you share it, check the licences of the base model, of the questions, and of
+the teachers whose rationales it learned from (the data card of `compact collect`)."""
 _INFO = {
     "student": str,
     "data?": (str, None),
@@ -101,28 +103,68 @@ def card_of(run: Path, student_in: Path | None = None, *, teachers: bool = True)
     Raises:
         ValueError, OSError: a file of the run cannot be read.
     """
-    info: dict[str, Any] = {}
-    if (run / "run.json").exists():
-        info = read_json(run / "run.json", _INFO)
-    student = info.get("student", "")
-    tags = ["base_model: " + json.dumps(student)] if _on_hub(student) else []
-    adapter = holds_adapter(student_in or run)
-    library = "library_name: peft" if adapter else "library_name: transformers"
-    lines = ["---", *tags, library, "pipeline_tag: text-generation"]
-    lines += ["tags:", "- compact", "- distillation", "---", _OURS, f"# {_plain(run.name)}", ""]
-    lines += [
+    student_in = student_in or run
+    library = "peft" if holds_adapter(student_in) else "transformers"
+    info = _info(run)
+    lines = [*_head(info.get("student", ""), library), _OURS, f"# {_plain(run.name)}", ""]
+    lines += [_distilled(info.get("student", "")), ""]
+    return "\n".join(lines + _sections(run, student_in, info, teachers=teachers))
+
+
+def exported_card(name: str, adapter: str | None, title: str) -> str:
+    """Returns the card of an exported student: that of its run, if it has one, and what to check.
+
+    Args:
+        name: the student, as `export_student` gets it.
+        adapter: folder of the adapter that was merged, if it was given.
+        title: of the card.
+
+    Raises:
+        ValueError, OSError: a file of the run cannot be read.
+    """
+    own = Path(adapter or name)
+    run = next((each for each in (own, own.parent) if (each / "run.json").exists()), None)
+    merged = adapter is not None or holds_adapter(name)
+    base = name if adapter is not None else base_name(name)
+    info = {} if run is None else _info(run)
+    student = info.get("student", base)
+    lines = [*_head(student, "transformers"), f"# {_plain(title)}", ""]
+    lines += [f"Exported from {_plain(student)}." if run is None else _distilled(student)]
+    lines += ["Its adapter is merged into the weights." if merged else "It has no adapter.", ""]
+    lines += [] if run is None else _sections(run, own, info, teachers=run == own)
+    return "\n".join([*lines, _LICENCES, ""])
+
+
+def _info(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    return read_json(path, _INFO) if path.exists() else {}
+
+
+def _head(student: str, library: str) -> list[str]:
+    """The metadata of the hub."""
+    lines = ["---", *(["base_model: " + json.dumps(student)] if _on_hub(student) else [])]
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
+    return [*lines, "tags:", "- compact", "- distillation", "---"]
+
+
+def _distilled(student: str) -> str:
+    return (
         f"A student distilled from the rationales of several teachers: {_plain(student)}, trained "
-        "with COMPACT (arXiv 2601.13992), which weighs each rationale problem by problem.",
-        "",
-    ]
+        "with COMPACT (arXiv 2601.13992), which weighs each rationale problem by problem."
+    )
+
+
+def _sections(run: Path, student: Path, info: Mapping[str, Any], *, teachers: bool) -> list[str]:
+    """What the files of a run say about the student in a folder."""
+    lines = []
     for title, part in (
         ("Teachers", _teachers(run) if teachers else []),
         ("Data", [f"Rationales: {_plain(info['data'])}"] if info.get("data") else []),
-        ("Scores", _scores(run, student_in or run)),
+        ("Scores", _scores(run, student)),
         ("Training", _training(info)),
     ):
         lines += [f"## {title}", "", *part, ""] if part else []
-    return "\n".join(lines)
+    return lines
 
 
 def is_of(summary: Mapping[str, Any], student: Path) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from compact.means import Means
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -15,7 +16,7 @@ class ProgressLines(TrainerCallback):
     """Prints a line every few seconds, with means over the steps since the last line."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._means = Means()
         self._begin = self._last = time.monotonic()
         self._first_step = 0
 
@@ -34,13 +35,11 @@ class ProgressLines(TrainerCallback):
         if "loss" not in logs:
             return
         for name, value in logs.items():
-            total = self._sums[name]
-            total[0] += float(value)
-            total[1] += 1
+            self._means.add(name, float(value))
         now = time.monotonic()
         if now - self._last < _SECONDS_BETWEEN_LINES and state.global_step < state.max_steps:
             return
-        means = {name: total / n for name, (total, n) in self._sums.items()}
+        means = self._means.take()
         weights = [
             f"{name.removeprefix('weight/')} {value:.2f}"
             for name, value in means.items()
@@ -53,7 +52,6 @@ class ProgressLines(TrainerCallback):
             f"weights: {', '.join(weights)}  {int(left) // 60}:{int(left) % 60:02d} left",
             flush=True,
         )
-        self._sums.clear()
         self._last = now
 
 

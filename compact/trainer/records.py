@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from compact.means import Means
 from compact.metrics import AXES
 from compact.passes import Batch, EncodedProblem, Pass
 from compact.passes.packing import question_leaves
@@ -167,74 +167,50 @@ def score_rows(records: Sequence[ProblemRecord], step: int, epoch: float) -> lis
     return rows
 
 
-class TeacherMeans:
-    """Means of weight and scores of each teacher since the last line of the log."""
+def add_scores(means: Means, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds rows of the score log to the means "weight/TEACHER" and "AXIS/TEACHER"."""
+    for row in rows:
+        for name in ("weight", *(axis for axis in AXES if axis in row)):
+            means.add(f"{name}/{row['teacher']}", row[name])
+
+
+class EvalMeans:
+    """Means over the problems of an evaluation."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows of the score log."""
-        for row in rows:
-            for name in ("weight", *(axis for axis in AXES if axis in row)):
-                total = self._sums[f"{name}/{row['teacher']}"]
-                total[0] += row[name]
-                total[1] += 1
-
-    def take(self) -> dict[str, float]:
-        """Returns "weight/TEACHER" and "AXIS/TEACHER" -> mean, and clears the sums."""
-        means = {name: total / n for name, (total, n) in sorted(self._sums.items())}
-        self._sums.clear()
-        return means
-
-
-class EvaluationSums:
-    """Sums over the problems of an evaluation."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
+        self._means = Means()
 
     def add(self, loss: float, records: Sequence[ProblemRecord], items: Sequence[Item]) -> None:
         """Adds a micro-batch; `loss` is the mean over its counted problems."""
         counted = [r for r, item in zip(records, items, strict=True) if item.counted]
-        self._sums["loss"] += loss * len(counted)
-        self._sums["with_loss"] += sum(r.has_loss for r in counted)
-        self._sums["nll"] += sum(sum(r.nll) / len(r.nll) for r in counted)
-        if any(r.levels is not None for r in records):
-            levels = [r.levels[-1] for r in counted if r.levels]
-            self._sums["gold_logp"] += sum(levels)
-            self._sums["with_gold"] += len(levels)
+        self._means.add("loss", loss * len(counted), sum(r.has_loss for r in counted))
+        self._means.add("nll", sum(sum(r.nll) / len(r.nll) for r in counted), len(counted))
+        levels = [r.levels[-1] for r in counted if r.levels]
+        self._means.add("gold_logp", sum(levels), len(levels))
 
-    def means(self, count: int, not_finite: str | None, *, alone: bool) -> dict[str, float]:
-        """Returns the means over all ranks.
+    def take(self, not_finite: str | None, *, alone: bool) -> dict[str, float]:
+        """Returns the means over all ranks, without those of no problem.
+
+        A loss over no problem is not 0, which would be the best of all.
 
         Args:
-            count: number of problems on all ranks.
             not_finite: the error of this rank if a loss was not finite, or None.
             alone: whether this is the only process.
 
         Raises:
             NonFiniteError: a loss was not finite on some rank; raised on every rank.
         """
-        sums = dict(self._sums)
-        if not alone:
-            ranks = gather_object([(sums, not_finite)])
-            bad = [what for _, what in ranks if what is not None]
-            if bad:
-                raise NonFiniteError(bad[0])
-            sums = {name: sum(part[name] for part, _ in ranks) for name in sums}
-        with_loss = sums.pop("with_loss")
-        if with_loss:
-            sums["loss"] *= count / with_loss
-        else:
-            del sums["loss"]  # 0 would be the best of all
-        if "gold_logp" in sums:
-            with_gold = sums.pop("with_gold")
-            if with_gold:
-                sums["gold_logp"] *= count / with_gold
-            else:
-                del sums["gold_logp"]
-        return {name: total / count for name, total in sums.items()}
+        if alone:
+            return self._means.take()
+        ranks = gather_object([(self._means.sums, not_finite)])
+        bad = [what for _, what in ranks if what is not None]
+        if bad:
+            raise NonFiniteError(bad[0])
+        together = Means()
+        for sums, _ in ranks:
+            for name, (total, count) in sums.items():
+                together.add(name, total, count)
+        return together.take()
 
 
 def with_kept_levels(pass_: Pass, kept: Sequence[list[float] | None]) -> Pass:

@@ -15,13 +15,14 @@ from compact.data import Problem, load_problems, of_teacher
 from compact.data.rows import HUB
 from compact.passes import EncodedProblem
 from compact.passes.encode import tell_of_cuts
-from compact.passes.forward import check_ids, check_window, reach
+from compact.passes.forward import check_ids, check_positions, check_window, reach
 from compact.passes.layout import LEAF_ROOM, choose_layout
 from compact.passes.lazily import LazyProblems
 from compact.passes.packing import Layout
 from compact.registry import unknown
 from compact.strategies import Strategy
 from compact.student import Student
+from compact.student.generation import keep_stop_ids, stop_ids
 from compact.student.internals import has_bf16_products, let_cpu_ranks_shard, use_one_gpu
 from compact.trainer import sharding
 from compact.trainer.batches import ProblemDataset, asks_leaves
@@ -269,7 +270,8 @@ def layout_for(
     """Chooses the layout of the batches, logs why, and prepares the data for that layout.
 
     Raises:
-        ValueError: the layout must be "tree", but the student or the weigher does not support it.
+        ValueError: the layout must be "tree", but the student or the weigher does not support it;
+            or as in `check_positions`.
     """
     wanted = args.layout
     if weigher.needs.padded:
@@ -284,6 +286,7 @@ def layout_for(
     asks = weigher.needs.leaves or weigher.needs.options
     least = LEAF_ROOM if asks and not whole else 0
     room = max([least, *(leaf - row for row, leaf in reaches)])
+    check_positions(student, args.max_length, room)
     layout, reason = choose_layout(student, wanted, args.max_length, room)
     if weigher.needs.padded:
         reason = f"as {args.preset} needs"
@@ -317,7 +320,8 @@ def fit_data(
 def check_training(trainer: Any, data: ProblemDataset) -> None:
     """Checks what a trainer trains and evaluates, and logs what the weights rest on.
 
-    It warns if the student would not learn to stop.
+    It warns if the student would not learn to stop. The tokens at which it learns to stop are added
+    to its generation config, which is saved with it.
 
     Raises:
         ValueError: no parameter would be trained, or no problem would be; with DeepSpeed, some
@@ -346,7 +350,8 @@ def check_training(trainer: Any, data: ProblemDataset) -> None:
     check_losses(trainer)
     whole = [r for problem in data.problems.sample for r in problem.rationales if not r.cut]
     ends = {token for r in whole for token in r.ids[-3:]}  # `keep_tail` has a newline behind it
-    if ends and ends.isdisjoint(student.tokenizer.all_special_ids):
+    keep_stop_ids(student.model, student.tokenizer)
+    if ends and ends.isdisjoint(stop_ids(student.model, student.tokenizer)):
         logger.warning(
             "the chat template puts no end-of-turn token after a completion, so the student does "
             "not learn to stop"

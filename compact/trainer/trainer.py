@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from compact.config import CompactConfig
+from compact.means import Means
 from compact.passes.packing import tree_length
 from compact.sft_names import tokenizer_of
 from compact.strategies import Strategy, make_strategy
@@ -51,13 +52,7 @@ from compact.trainer.checkpoints import (
 )
 from compact.trainer.loss import MicroBatchLoss, Work, routed
 from compact.trainer.outcome import GradientCheck, Outcome
-from compact.trainer.records import (
-    EvaluationSums,
-    NonFiniteError,
-    TeacherMeans,
-    score_rows,
-    scores_of,
-)
+from compact.trainer.records import EvalMeans, NonFiniteError, add_scores, score_rows, scores_of
 from compact.trainer.runlog import ScoreLog
 from compact.trainer.saving import (
     checkpoint_to_resume,
@@ -191,7 +186,7 @@ class CompactTrainer(Trainer):
         self._left_out = LeftOutSteps()
         self.add_callback(self._left_out)
         self.data_name = str(train_dataset) if isinstance(train_dataset, str | Path) else None
-        self._step, self._means = OpenStep(), TeacherMeans()
+        self._step, self._means = OpenStep(), Means()
         self._score_log: ScoreLog | None = None
         self._own: set[Path] = set()  # folders whose files this trainer may replace
 
@@ -312,7 +307,7 @@ class CompactTrainer(Trainer):
             levels = {r.question_id: r.levels for r in records if r.levels is not None}
             self._loss.kept_levels |= levels
         rows = score_rows(records, self.state.global_step + 1, self.state.epoch or 0.0)
-        self._means.add(rows)
+        add_scores(self._means, rows)
         if self._score_log is not None:
             self._score_log.append(rows)
         return correction
@@ -345,7 +340,7 @@ class CompactTrainer(Trainer):
         """Logs like transformers; lines of training also get means per teacher."""
         if "loss" in logs:
             own = {f"strategy/{name}": value for name, value in self.strategy.take_log().items()}
-            logs = logs | self._means.take() | self.weigher.take_log() | own
+            logs = logs | dict(sorted(self._means.take().items())) | self.weigher.take_log() | own
         super().log(logs, start_time)
 
     # Data: `_forward` turns problems into tensors.
@@ -417,18 +412,18 @@ class CompactTrainer(Trainer):
             NonFiniteError: a loss was not finite on some rank; raised on every rank.
         """
         model = setup.for_evaluation(self)
-        sums = EvaluationSums()
+        means = EvalMeans()
         training, self._step = self._step, OpenStep()
         for items in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, records = self.compute_loss(model, items, return_outputs=True)
             if self._step.not_finite is None:
-                sums.add(float(loss), records, items)
+                means.add(float(loss), records, items)
         sharding.give_up_head(self.student.head)
         found, self._step = self._step.not_finite, training
+        taken = means.take(found, alone=self._alone)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in taken.items()}
         count = len(dataloader.dataset)
-        means = sums.means(count, found, alone=self._alone)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]  # no predictions
 
     def predict(self, *_: Any, **__: Any) -> Any:
@@ -470,7 +465,7 @@ class CompactTrainer(Trainer):
         elif self.args.should_save:
             check_fresh(run, own=run.resolve() in self._own)
         self._own.add(run.resolve())
-        self._step, self._means = OpenStep(), TeacherMeans()
+        self._step, self._means = OpenStep(), Means()
         note = functools.partial(self._note_run, run, datetime.now(timezone.utc))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():

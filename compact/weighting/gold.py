@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from compact.data import Problem
-from compact.weighting.policies import NEED_GOLD
-from compact.weighting.presets import PRESETS
-from compact.weighting.weighers import PresetWeigher, Weigher, weigher_names
+from compact.weighting.weighers import Weigher, make_weigher, weigher_names
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,10 @@ def check_gold(weigher: Weigher, problems: Sequence[Problem]) -> None:
 
 
 def _without_gold() -> list[str]:
-    """Returns the presets and policies that need no gold answers."""
-    reading = {name for name, p in PRESETS.items() if PresetWeigher(name, p).gold_readers}
-    return [name for name in weigher_names() if name not in reading | NEED_GOLD]
+    """Returns the presets and policies that need no gold answers, and no settings either."""
+    found = []
+    for name in weigher_names():
+        with suppress(ValueError):  # it cannot be made without settings
+            if not make_weigher(name).gold_readers:
+                found.append(name)
+    return found

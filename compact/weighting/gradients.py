@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from compact.means import Means
 from compact.options import check_number
 from compact.passes import Pass
 from compact.weighting.policies import StatefulPolicy, register_policy
@@ -146,7 +147,7 @@ class _Surgery(StatefulPolicy):
     """A policy that reads the Gram matrices and logs the mean cosine of each pair of teachers."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
+        self._means = Means()
 
     def alpha(self, gram: Tensor, teachers: list[str]) -> Tensor:
         """Returns the weights [K] of a problem."""
@@ -168,15 +169,11 @@ class _Surgery(StatefulPolicy):
         for k, one in enumerate(teachers):
             for other in range(k + 1, len(teachers)):
                 first, second = sorted((one, teachers[other]))  # whatever the problem's order
-                pair = self._sums.setdefault(f"cosine/{first} x {second}", [0.0, 0.0])
-                pair[0] += cosine[k][other]
-                pair[1] += 1
+                self._means.add(f"cosine/{first} x {second}", cosine[k][other])
 
     def take_log(self) -> dict[str, float]:
         """Returns the conflict matrix of the problems of this process: a mean cosine a pair."""
-        found = {name: total / count for name, (total, count) in self._sums.items()}
-        self._sums = {}
-        return found
+        return self._means.take()
 
 
 class _LeastNorm(_Surgery):

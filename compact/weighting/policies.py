@@ -75,8 +75,6 @@ POLICIES: Registry[Callable[..., Policy]] = Registry("policy")
 register_policy = POLICIES.register
 SINGLE = "single"
 """The policy that is written single:TEACHER."""
-NEED_GOLD = {"rejection"}
-"""The policies that read gold answers."""
 _ROUNDING = 1e-5
 """Scores that differ by this share of the best one are equal."""
 
@@ -122,10 +120,11 @@ class _Even:
 
     Attributes:
         chosen: [K] whether a rationale of a problem has weight. Can be pickled.
+        needs: what it reads.
     """
 
     chosen: Choice
-    needs: ClassVar[Needs] = Needs(student=False)
+    needs: Needs = Needs(student=False)
 
     def __call__(self, pass_: Pass, steps: int) -> Tensor:
         batch = pass_.batch
@@ -252,7 +251,7 @@ def rejection() -> Policy:
     They are compared in the problem's answer domain. A problem where none is right is skipped. Most
     projects that train on rationales do this, under the name of rejection sampling.
     """
-    return _Even(_right)
+    return _Even(_right, Needs(student=False, gold=True))
 
 
 @register_policy("oracle")

@@ -40,7 +40,6 @@ from compact.settings import DEFAULT_PRESET
 from compact.validity import LEAST
 from compact.weighting.consistency import ConsistencyTerm
 from compact.weighting.policies import (
-    NEED_GOLD,
     POLICIES,
     SINGLE,
     Policy,
@@ -453,6 +452,10 @@ class PolicyWeigher(_Checked):
     def check(self, weights: Weights, batch: Batch) -> None:
         """As in `Weigher`."""
         _check_finite(self.name, "policy", weights.weight, batch)
+        if bool((weights.weight < 0).any()):  # it would be trained on in reverse
+            raise ValueError(
+                f"policy weights of {self.name} must be >= 0, got {float(weights.weight.min())}"
+            )
 
     def update(self, scores: Mapping[str, Tensor], offsets: Tensor) -> None:
         """Counts an optimizer step, and updates a policy with state."""
@@ -511,7 +514,7 @@ def make_weigher(name: str = DEFAULT_PRESET, **overrides: Any) -> Weigher:
     except (TypeError, ValueError) as error:
         raise ValueError(f"override of {name}: {error}") from None
     needs = getattr(weigh, "needs", Needs())
-    readers = (policy,) if policy in NEED_GOLD or needs.gold else ()
+    readers = (policy,) if needs.gold else ()
     skips = getattr(weigh, "skips", None)
     return PolicyWeigher(
         name, weigh, needs=needs, gold_readers=readers, skips=skips, teacher=teacher

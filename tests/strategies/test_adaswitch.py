@@ -164,6 +164,21 @@ def test_the_teacher_of_greatest_weight_takes_over(
         assert log[f"questions/{name}"] == want.count(k) / 4
 
 
+def test_a_text_ends_as_the_chat_template_ends_it(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base model's end of text is another token than the end of turn that it learns."""
+    tokenizer = build_tokenizer()
+    strategy = _strategy(teacher, tokenizer)
+    student = white_box(strategy)
+    own = student.tokenizer
+    own.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    own.chat_template = "{% for m in messages %}{{ m.content + '<turn>' }}{% endfor %}"
+    monkeypatch.setattr(adaswitch, "generate_in_room", lambda *_, **__: [[5, 6]])
+    (ids,) = strategy._written(student, [(3, 4)], [0], [12])
+    assert ids == [5, 6, own.convert_tokens_to_ids("<turn>")]
+
+
 def test_each_text_is_compared_with_its_own_teacher(tmp_path: Path) -> None:
     """The divergences of several teachers are those of each alone, in data order."""
     tokenizer = build_tokenizer()

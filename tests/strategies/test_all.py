@@ -93,7 +93,7 @@ def test_the_study_has_every_strategy() -> None:
 
 
 def test_the_study_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two arms, one seed, four problems, an untrained student; the report shows the strategy."""
+    """Two arms, one seed, four problems, an untrained student; the table has both arms."""
     from compact.lab.zoo_student import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
@@ -105,7 +105,8 @@ def test_the_study_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     arms = [parse_arm("uniform"), parse_arm("uniform,strategy=mot,strategy_options={rounds: 1}")]
     summary = compare(task, arms, [0], tmp_path / "out")
     assert summary[0]["steps"] == summary[1]["steps"] >= 3
-    assert (tmp_path / "out/compare.md").exists()
+    table = (tmp_path / "out/compare.md").read_text()
+    assert all(f"| {arm.name} |" in table for arm in arms) and "strategy=mot" in arms[1].name
 
 
 @pytest.mark.parametrize("name, told", TOLD.items())

@@ -15,7 +15,7 @@ from compact.config import CompactConfig
 from compact.files import content_of_student
 from compact.lab import zoo
 from compact.trainer import CompactTrainer
-from compact.trainer.card import card_of
+from compact.trainer.card import card_of, exported_card
 from compact.trainer.runlog import ScoreLog, read_scores
 from helpers.toy import save_student
 
@@ -161,3 +161,25 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match="run.json: expected a JSON object"):
         card_of(tmp_path)
+
+
+def test_an_exported_student_has_the_facts_of_its_run(tmp_path: Path) -> None:
+    """The owner of its base on the hub too; without a run, only what was exported."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text("{}")
+    (run / "model.safetensors").write_bytes(b"x")
+    found = {"student": "org/name", "data": "mine.jsonl", "settings": {"preset": "robust"}}
+    (run / "run.json").write_text(json.dumps(found))
+    told = card_of(run).partition("# run\n\n")[2].splitlines()
+    card = exported_card(str(run), None, "out")
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == "org/name" and head["library_name"] == "transformers"
+    assert told[0].startswith("A student distilled") and set(told) <= set(card.splitlines())
+    assert "# out" in card and "Its adapter is merged" in card and "licences" in card
+    assert "anew" not in card  # `compact evaluate` has no run to draw it from
+    (run / "checkpoint-2").mkdir()
+    assert "mine.jsonl" in exported_card("org/name", str(run / "checkpoint-2"), "out")
+    bare = exported_card("org/other", None, "out")
+    assert 'base_model: "org/other"' in bare and "It has no adapter" in bare
+    assert "distilled" not in bare

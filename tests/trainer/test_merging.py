@@ -45,7 +45,8 @@ def test_the_folder_is_the_student_with_its_adapter(adapter: Path, tmp_path: Pat
     assert not (out / "adapter_config.json").exists()
     assert AutoTokenizer.from_pretrained(out)("Ann")["input_ids"]
     card = (out / "README.md").read_text()
-    assert "base model: student" in card and "adapter: merged" in card and "licences" in card
+    assert f"Exported from {str(tmp_path / 'student').replace('_', chr(92) + '_')}." in card
+    assert "adapter is merged" in card and "licences" in card
 
 
 def test_the_dtype(adapter: Path, tmp_path: Path) -> None:

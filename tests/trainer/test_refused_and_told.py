@@ -13,6 +13,8 @@ import torch
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     TrainerCallback,
@@ -49,6 +51,21 @@ def learned_positions(count: int) -> Any:
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=len(TOKENIZER), n_positions=count, n_embd=32, n_layer=1, n_head=2)
     )
+
+
+def test_rotary_positions_that_change_for_a_whole_batch(tmp_path: Path) -> None:
+    """Some text may be longer than the sample of the data shows, so `max_length` counts."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        num_attention_heads=2,
+        max_position_embeddings=399,
+        rope_parameters=rope,
+        **sizes,
+    )
+    with pytest.raises(ValueError, match="max_length must be at most 399, got 400"):
+        trainer_of(tmp_path, LlamaForCausalLM(config))
 
 
 def longest(rows: list[dict[str, Any]]) -> int:

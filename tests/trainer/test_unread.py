@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from compact import read_scores
+from compact import load_problems, read_scores
 from compact.lab import zoo
+from compact.lab.zoo_student import build_tokenizer
 from compact.passes import Pass, lazily
+from compact.passes.lazily import LazyProblems
 from compact.strategies import Strategy, register_strategy
 from compact.trainer import CompactTrainer, setup
 from compact.weighting import Weights, make_weigher, skip_beyond
@@ -168,7 +170,8 @@ def test_a_strategy_that_may_read_any_rationale_refuses_it(tmp_path: Path) -> No
     message = "max_rationales_per_problem must be None with strategy crsd, .* got 2"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, strategy="crsd", max_rationales_per_problem=2)
-    with pytest.raises(ValueError, match="max_rationales_per_problem must be at least 1, got 0"):
+    message = "max_rationales_per_problem must be a whole number of at least 1, got 0"
+    with pytest.raises(ValueError, match=message):
         trainer(tmp_path, max_rationales_per_problem=0)
 
 
@@ -194,7 +197,11 @@ def test_a_strategy_with_a_say_in_the_loss_reads_all(tmp_path: Path) -> None:
 def test_workers_of_the_loader_can_be_told(preset: str) -> None:
     skips = make_weigher(preset, **SKIPPING[preset]).skips
     assert skips is not None
-    assert pickle.loads(pickle.dumps(skips)) is not None
+    problems = LazyProblems(load_problems(ROWS), build_tokenizer(), max_length=600)
+    own = [list(skips(problem)) for problem in problems.sample]
+    copy = pickle.loads(pickle.dumps(skips))
+    assert [list(copy(problem)) for problem in problems.sample] == own
+    assert any(any(each) for each in own)
 
 
 @pytest.mark.parametrize("preset", ["uniform", "random", "paper", "released", "persyn", "rsr-min"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from compact.data import Problem
+from compact.passes import Needs, Pass
 from compact.weighting import check_gold, make_weigher
+from compact.weighting.policies import register_policy
 
 KNOWN, UNKNOWN = Problem("a", "1?", "1", ()), Problem("b", "2?", None, ())
 
@@ -32,6 +34,22 @@ def test_refused_if_no_problem_has_one(
     named = str(e.value).partition("these need none: ")[2].split(", ")
     assert {"uniform", "single:TEACHER"} <= set(named)
     assert not {"paper", "released", "rejection"} & set(named)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_policy_that_reads_them_is_not_recommended() -> None:
+    @register_policy("mine")
+    def mine() -> object:
+        def policy(pass_: Pass, steps: int) -> object:
+            raise AssertionError
+
+        policy.needs = Needs(gold=True)
+        return policy
+
+    with pytest.raises(ValueError, match="preset: mine needs gold answers") as e:
+        check_gold(make_weigher("mine"), [UNKNOWN])
+    named = str(e.value).partition("these need none: ")[2].split(", ")
+    assert "uniform" in named and not {"mine", "rejection"} & set(named)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from compact.passes.encode import encode_problem
 from compact.passes.forward import run_pass
 from compact.passes.packing import build_batch
 from compact.student import Student
-from compact.weighting import make_weigher
+from compact.weighting import make_weigher, register_policy
 from helpers.toy import ThinkingWords, make_model, make_problem
 
 _STUDENT = replace(
@@ -46,6 +46,13 @@ def test_a_score_that_is_not_finite_is_named() -> None:
         weigher(found)
 
 
+def test_a_policy_with_a_weight_below_0_is_refused() -> None:
+    """The student would be trained away from that rationale, without a word."""
+    register_policy("below-0")(lambda: lambda pass_, updates: torch.tensor([-2.0, 3.0]))
+    with pytest.raises(ValueError, match="policy weights of below-0 must be >= 0, got -2"):
+        make_weigher("below-0")(pass_of([make_problem(6, [6, 8])], "below-0"))
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("teachers", [2, 4, 8])
 def test_random_scores_leave_most_teachers_in(teachers: int, seed: int) -> None:
@@ -62,6 +69,14 @@ def test_random_scores_leave_most_teachers_in(teachers: int, seed: int) -> None:
             weigher.update(scores, offsets)
     assert effective["robust"] >= 0.8 * teachers
     assert effective["released"] < effective["robust"]
+
+
+def test_without_its_temperature_noise_would_concentrate_the_weights() -> None:
+    weigher = make_weigher("robust", tau=0.3)
+    generator = torch.Generator().manual_seed(0)
+    scores = {axis: torch.randn(400, generator=generator) for axis in _SCORES}
+    weight = weigher.weigh(scores, torch.arange(101) * 4).weight.view(100, 4)
+    assert float((1.0 / weight.square().sum(1)).mean()) < 0.8 * 4
 
 
 def test_filler_raises_released_adaptability() -> None:
