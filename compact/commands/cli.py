@@ -145,7 +145,13 @@ def _run(arguments: list[str]) -> int:
         require("matplotlib", "report", f"compact {command} draws pictures")
     import_modules(modules)
     module = importlib.import_module(module_name)
-    parser = _Parser(prog=f"compact {command}", description=what, allow_abbrev=False)
+    parser = _Parser(
+        prog=f"compact {command}",
+        description=what,
+        epilog=module.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     module.add_arguments(parser)
     if command != "train":
         _check_options(parser, rest)

@@ -43,8 +43,6 @@ answered is not asked again. Keys are read from the environment variables that t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact collect`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "questions",
         metavar="QUESTIONS",
@@ -63,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dry_run",
-        "--dry-run",
         type=int,
         nargs="?",
         const=3,
@@ -73,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export_only", action="store_true", help="ask nothing; write what the store has"
     )
-    group = parser.add_argument_group("routing: ask one teacher a question, after the first N")
+    group = parser.add_argument_group("routing: after the first N questions, ask one teacher each")
     group.add_argument(
         "--route", type=int, metavar="N", help="ask all teachers the first N questions only"
     )

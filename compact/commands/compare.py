@@ -35,8 +35,6 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact compare`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -49,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help=f"presets or policies, with settings and a strategy after commas [{arms}]",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="[0 1 2]")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="every arm is trained once with each seed [0 1 2]",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of runs and tables")
     parser.add_argument("--tokens", type=int, metavar="N", help="completion tokens of each run")
     parser.add_argument(
@@ -77,13 +81,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--model", help="student; replaces the recipe's")
     files.add_argument("--limit", type=int, metavar="N", help="most questions or pairs of a test")
-    files.add_argument("--max_new_tokens", type=int, metavar="N", help="of an answer [256]")
+    files.add_argument(
+        "--max_new_tokens", type=int, metavar="N", help="most tokens of an answer [256]"
+    )
     group = parser.add_argument_group("for a zoo")
-    group.add_argument("--problems", type=int, metavar="N", help="[240]")
-    group.add_argument("--questions", type=int, metavar="N", help="[200]")
-    group.add_argument("--epochs", type=float, metavar="N", help="[5]")
-    group.add_argument("--stage", choices=list(STAGES), help="[middle]")
-    group.add_argument("--cache", type=Path, metavar="DIR", help=f"[{CACHE}]")
+    group.add_argument("--problems", type=int, metavar="N", help="problems to train on [240]")
+    group.add_argument("--questions", type=int, metavar="N", help="questions of the test [200]")
+    group.add_argument("--epochs", type=float, metavar="N", help="passes over the problems [5]")
+    group.add_argument(
+        "--stage", choices=list(STAGES), help="how much the student has learned [middle]"
+    )
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR", help=f"where students of a zoo are kept [{CACHE}]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -83,10 +83,13 @@ def draw_weights(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+EPILOG = """example:
+  compact demo
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`compact demo` takes no options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  compact demo\n"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,8 +16,6 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact docs`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("page", nargs="?", metavar="PAGE", help="none: list the pages")
 
 

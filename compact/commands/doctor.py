@@ -20,12 +20,16 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact doctor`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "model", metavar="MODEL", help="folder (also of a run), Hugging Face name or .gguf file"
     )
-    parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="[2560]")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=2560,
+        metavar="N",
+        help="most tokens of prompt and rationale [2560]",
+    )
     parser.add_argument(
         "--tokens", type=int, default=1024, metavar="M", help="tokens of a micro-batch [1024]"
     )

@@ -24,12 +24,20 @@ To resume a killed run, start it again with the same --out.
 """
 DEFAULTS = {"max_new_tokens": 256, "batch_size": 32}
 """The options of generation."""
+_WEIGHTS = ("base", "retained", "retained_task")
+_WITHOUT = {
+    "preference pairs": (
+        *(*_WEIGHTS, "endpoint", "api_key_env", "num_processes", "part", "answer_type"),
+        *DEFAULTS,
+    ),
+    "--endpoint": (*_WEIGHTS, "adapter", "device", "dtype", "num_processes", "part"),
+    "--num_processes": (*_WEIGHTS, "part"),
+}
+"""Way of evaluating -> the options that may not be given. The processes get all others."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact evaluate`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("--model", required=True, help="folder, Hugging Face name or .gguf file")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter to load onto the model")
     parser.add_argument(
@@ -54,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api_key_env", metavar="NAME", help="environment variable with the endpoint's key"
     )
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="of an answer [256]")
+    parser.add_argument(
+        "--max_new_tokens", type=int, metavar="N", help="most tokens of an answer [256]"
+    )
     parser.add_argument("--batch_size", type=int, metavar="N", help="questions at once [32]")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 [the GPU if any]")
     parser.add_argument(
@@ -65,16 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_processes", type=int, metavar="N", help="answer in N processes, one a GPU"
     )
-    parser.add_argument("--part", metavar="k/N", help="only every N-th question from the k-th on")
+    parser.add_argument(
+        "--part",
+        metavar="k/N",
+        help="only every N-th question from the k-th on; their answers go to OUT.part-k.jsonl",
+    )
     group = parser.add_argument_group("forgetting, against the base student")
-    group.add_argument("--base", metavar="MODEL", help="[--model without its adapter]")
+    group.add_argument(
+        "--base", metavar="MODEL", help="the student before training [--model without its adapter]"
+    )
     group.add_argument("--retained", metavar="FILE", help="texts for perplexity and KL to the base")
     group.add_argument(
         "--retained_task",
         metavar="FILE",
         action="append",
         default=[],
-        help="questions for the drop in accuracy",
+        help="questions for the drop in accuracy; may be repeated",
     )
 
 
@@ -96,6 +112,9 @@ def run(args: argparse.Namespace) -> int:
     test = load_test(args.data)[: args.limit]
     if isinstance(test[0], PreferencePair):
         return _pairs(args, test, out)
+    for way in ("--endpoint", "--num_processes"):
+        if getattr(args, way[2:]) is not None:
+            _refuse(args, way)
     for name, default in DEFAULTS.items():
         setattr(args, name, getattr(args, name) or default)
     problems = _checked(args, args.data, test)
@@ -191,12 +210,16 @@ def _checked(args: argparse.Namespace, path: str, found: list[Problem]) -> list[
     return found
 
 
+def _refuse(args: argparse.Namespace, way: str) -> None:
+    """Raises ValueError for an option that may not be given with this way of evaluating."""
+    for name in _WITHOUT[way]:
+        if getattr(args, name):
+            raise ValueError(f"--{name} must not be given with {way}")
+
+
 def _pairs(args: argparse.Namespace, pairs: Sequence[PreferencePair], out: Path) -> int:
     """Evaluates on preference pairs."""
-    of_questions = ("retained", "retained_task", "base", "endpoint", "api_key_env", "num_processes")
-    for name in (*of_questions, "part", "answer_type", *DEFAULTS):
-        if getattr(args, name):
-            raise ValueError(f"--{name} must not be given with preference pairs ({args.data})")
+    _refuse(args, "preference pairs")
     from compact.evaluation.preference import describe_pairs, evaluate_pairs
     from compact.student import load_model
 
@@ -232,13 +255,10 @@ def _in_processes(args: argparse.Namespace, problems: Sequence[Problem], out: Pa
     from compact.evaluation.processes import evaluate_in_processes
     from compact.trainer.card import refresh_card
 
-    if args.part or args.base or args.retained or args.retained_task:
-        raise ValueError("--num_processes must stand without --part, --base and --retained")
-    given = ("model", "adapter", "data", "out", "limit", "answer_type", "max_new_tokens")
     options = [
-        f"--{name}={getattr(args, name)}"
-        for name in (*given, "batch_size", "device", "dtype")
-        if getattr(args, name) is not None
+        f"--{name}={value}"
+        for name, value in vars(args).items()
+        if name != "num_processes" and value not in (None, [])
     ]
     of = content_of_student(args.model, args.adapter)
     settings = {
@@ -256,12 +276,6 @@ def _served(args: argparse.Namespace, problems: Sequence[Problem]) -> int:
     from compact.evaluation.evaluate import describe
     from compact.evaluation.served import evaluate_served
 
-    own = (args.adapter, args.base, args.retained, args.retained_task, args.device, args.dtype)
-    if any(own) or args.num_processes or args.part:
-        raise ValueError(
-            "--endpoint must stand without --adapter, --base, --retained, --device, --dtype, "
-            "--num_processes and --part"
-        )
     settings = {"data": args.data, "limit": args.limit, "content": content_of_rows(args.data)}
     summary = evaluate_served(
         args.endpoint,

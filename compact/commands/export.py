@@ -18,8 +18,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact export`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("--model", required=True, help="run, folder, Hugging Face name or .gguf")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter to merge onto the model")
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")

@@ -10,14 +10,12 @@ from compact.graphs.drawing import draw_graph
 from compact.graphs.step_graphs import load_graph
 
 EPILOG = """example:
-  compact graph graphs/svamp-17.json --out svamp-17.png
+  compact graph graphs/svamp-00017.json --out svamp-00017.png
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact graph`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("graph", metavar="FILE", help="file saved by `compact score --graphs`")
     parser.add_argument(
         "--out", required=True, metavar="PICTURE", help="picture to write: .png, .svg or .pdf"

@@ -20,14 +20,13 @@ EPILOG = """example:
 Files: JSON lines, a JSON array, CSV, Parquet, or hub:OWNER/NAME[:CONFIG][@SPLIT].
 Formats: alpaca, sharegpt (both as in LLaMA-Factory), MCC-KD, Question/CoT/Answer, GSM8K, TRL, ours.
 Rows with the same prompt become one problem. Without TEACHER=, the teacher is the file's stem.
-A teacher's second rationale of a problem is that of TEACHER-2.
+If a teacher has two rationales of any problem, all of its rationales are renamed: the first of a
+problem is that of TEACHER-1, the second that of TEACHER-2.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact import`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("files", nargs="+", metavar="[TEACHER=]FILE", help="rationales to read")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines to write")
     parser.add_argument(

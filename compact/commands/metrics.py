@@ -25,8 +25,6 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact metrics`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "data",
         nargs="*",
@@ -46,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each file")
     parser.add_argument(
         "--part",
-        metavar="I/N",
-        help="only part I of N of the questions, drawn by their ids [1/1]",
+        metavar="k/N",
+        help="only part k of N of the questions, drawn by their ids [1/1]",
     )
     parser.add_argument("--max_length", type=int, metavar="N", help="tokens [1536]")
 
@@ -114,12 +112,15 @@ def metric_needs(metric: Metric) -> str:
 def meaning(metric: Metric) -> str:
     """Returns a docstring's first line: of the file of a built-in metric, else of the function.
 
-    The variants of one file are told apart by their functions.
+    The variants of one file are told apart by their functions. What such a line says of the shape
+    and unit of the scores, behind ": [R]", is left out.
     """
     module = metric.score.__module__
     alone = sum(m.score.__module__ == module for m in METRICS.values()) == 1
     built_in = module.startswith("compact.metrics.")
-    return first_line(sys.modules[module] if built_in and alone else metric.score)
+    line = first_line(sys.modules[module] if built_in and alone else metric.score)
+    words, notation, _ = line.partition(": [R]")
+    return f"{words}." if notation else line
 
 
 def preset_metrics(preset: Preset) -> str:

@@ -18,14 +18,14 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact planted`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales, JSON lines")
     parser.add_argument(
         "--teachers", nargs="+", required=True, metavar="NAME", help="their rationales get errors"
     )
     parser.add_argument("--kind", choices=PLANTS, default="carried", help="kind of error [carried]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random choices [0]"
+    )
     parser.add_argument(
         "--pairs",
         action="store_true",

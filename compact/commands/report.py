@@ -16,8 +16,6 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact report`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="folder of a run, or of compact compare")
     parser.add_argument("--out", metavar="FILE", help="page to write [RUN/report.html]")
     shown = parser.add_mutually_exclusive_group()

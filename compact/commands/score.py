@@ -30,8 +30,6 @@ _ANY_ROW = {"question_id": "", "weight": 0.41}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact score`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("data", metavar="DATA", help="rationales (docs/data-format.md)")
     parser.add_argument(
         "--model", required=True, help="folder (also of a run), Hugging Face name or .gguf file"

@@ -39,8 +39,6 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compact train`; all other options are keys of the recipe."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("--config", metavar="RECIPE", help="flat YAML, one key per line")
     parser.add_argument("--num_processes", type=int, metavar="N", help="start N processes")
     parser.add_argument(

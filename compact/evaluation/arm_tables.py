@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compact.evaluation.paired import effect, shares
+from compact.text.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
     head = ["arm", "accuracy", "over uniform", "weight on right", *teachers, "tokens", "steps"]
     costs = {name: form for name, form in COSTS.items() if any(name in arm for arm in arms)}
     head += [title for title, _ in costs.values()]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for arm in arms:
         gain = _cell(arm["gain"], arm["gain_low"], arm["gain_high"], "+") if "gain" in arm else "-"
         cells = [
@@ -101,8 +102,8 @@ def as_markdown(arms: Sequence[Mapping[str, Any]]) -> str:
             str(arm["steps"]),
             *(format(arm[name], form) if name in arm else "-" for name, (_, form) in costs.items()),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join(markdown_table(head, rows)) + "\n"
 
 
 def _cell(mean: float, low: float | None, high: float | None, sign: str = "") -> str:

@@ -28,11 +28,11 @@ ITEM = {
 }
 
 
-def wilson_interval(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the Wilson score interval of a proportion (z = 1.96: 95%); (0, 1) without items."""
+def wilson_interval(correct: int, items: int) -> tuple[float, float]:
+    """Returns the 95% Wilson score interval of a proportion; (0, 1) without items."""
     if items == 0:
         return 0.0, 1.0
-    p, n = correct / items, items
+    p, n, z = correct / items, items, 1.96
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -23,6 +23,9 @@ TEXT, ANSWERS = "text", "answers"
 Text: TypeAlias = "str | tuple[Prompt, str]"
 """A text, or a prompt and its completion, of which only the completion is measured."""
 
+_MOST_TOKENS = 1024
+"""Most tokens of a text that are read."""
+
 
 def read_texts(path: str | Path) -> list[str]:
     """Reads retained texts: JSON lines {"text": ...}, or plain text with blank lines between them.
@@ -44,13 +47,13 @@ def read_texts(path: str | Path) -> list[str]:
     return texts
 
 
-def encode_text(text: Text, processing_class: Any, max_length: int) -> tuple[list[int], int]:
-    """Returns at most `max_length` token ids, and the index of the first that is measured."""
+def encode_text(text: Text, processing_class: Any) -> tuple[list[int], int]:
+    """Returns the token ids that are read, and the index of the first that is measured."""
     if isinstance(text, str):
-        return processing_class(text)["input_ids"][:max_length], 1
+        return processing_class(text)["input_ids"][:_MOST_TOKENS], 1
     prompt = encode_prompt(text[0], processing_class)
     answer = processing_class(text[1], add_special_tokens=False)["input_ids"]
-    return [*prompt, *answer][:max_length], len(prompt)
+    return [*prompt, *answer][:_MOST_TOKENS], len(prompt)
 
 
 def outputs_of_both(
@@ -58,7 +61,6 @@ def outputs_of_both(
     base: Any,
     processing_class: Any,
     texts: Iterable[Text],
-    max_length: int,
     **options: Any,
 ) -> Iterator[tuple[Tensor, int, Any, Any]]:
     """Runs student and base on each text that has a token to measure.
@@ -68,7 +70,6 @@ def outputs_of_both(
         base: the model that it started from; `student` itself for an adapter.
         processing_class: the tokenizer of both.
         texts: texts, or pairs of prompt and completion.
-        max_length: most tokens read of each text.
         options: for both models.
 
     Yields:
@@ -77,7 +78,7 @@ def outputs_of_both(
     """
     device = next(student.parameters()).device
     for text in texts:
-        read, start = encode_text(text, processing_class, max_length)
+        read, start = encode_text(text, processing_class)
         if len(read) > start:
             ids = torch.tensor([read], device=device)
             ours = student(input_ids=ids, **options)
@@ -92,8 +93,6 @@ def text_drift(
     base: Any,
     processing_class: Any,
     texts: Sequence[Text],
-    *,
-    max_length: int = 1024,
 ) -> dict[str, float]:
     """Measures how far a student has moved from its base on texts, or on completions of prompts.
 
@@ -103,7 +102,6 @@ def text_drift(
             model, the base is the student with its adapter disabled.
         processing_class: the tokenizer of both.
         texts: texts, or pairs of prompt and completion, of which the completion counts.
-        max_length: most tokens read of each text.
 
     Returns:
         tokens, base_perplexity, student_perplexity and kl = KL(base || student), nats per token.
@@ -113,7 +111,7 @@ def text_drift(
     """
     count, nll, base_nll, kl = 0, 0.0, 0.0, 0.0
     shown = tqdm(texts, unit="text", desc="drift")
-    for ids, start, *outputs in outputs_of_both(student, base, processing_class, shown, max_length):
+    for ids, start, *outputs in outputs_of_both(student, base, processing_class, shown):
         target = ids[0, start:, None]
         ours, theirs = (x.logits[0, start - 1 : -1].float().log_softmax(-1) for x in outputs)
         nll -= ours.gather(1, target).sum().item()

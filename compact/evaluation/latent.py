@@ -20,7 +20,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @torch.inference_mode()
 def hidden_similarity(
-    student: Any, base: Any, processing_class: Any, texts: Sequence[Text], *, max_length: int = 1024
+    student: Any, base: Any, processing_class: Any, texts: Sequence[Text]
 ) -> list[float]:
     """Compares the hidden states of a student and its base on the same tokens.
 
@@ -32,7 +32,6 @@ def hidden_similarity(
         base: the model that it started from; `student` itself for an adapter.
         processing_class: the tokenizer of both.
         texts: texts, or pairs of prompt and completion, of which the completion is compared.
-        max_length: most tokens read of each text.
 
     Returns:
         CKA after the embeddings, then after each decoder layer.
@@ -40,12 +39,12 @@ def hidden_similarity(
     Raises:
         ValueError: there are fewer than two token positions.
     """
-    sequences = (encode_text(text, processing_class, max_length) for text in texts)
+    sequences = (encode_text(text, processing_class) for text in texts)
     measured = sum(len(ids) > start for ids, start in sequences)
     most = math.ceil(POSITIONS / max(measured, 1))
     states: tuple[list[Tensor], list[Tensor]] = ([], [])
     shown = tqdm(texts, unit="text", desc="layers")
-    given = (student, base, processing_class, shown, max_length)
+    given = (student, base, processing_class, shown)
     for ids, start, *outputs in outputs_of_both(*given, output_hidden_states=True):
         count = min(most, ids.shape[1] - start)
         at = torch.linspace(start, ids.shape[1] - 1, count).round().long()

@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from compact.text.markdown import markdown_table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -280,7 +282,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["test", "arm", "accuracy"]
     for baseline in baselines:
         head += [f"over {baseline}", "p", "detectable"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    table = []
     for row in rows:
         low, high = shares(row["accuracy"])
         cells = [row["test"], row["arm"]]
@@ -292,8 +294,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             found, p = row["against"][baseline]
             cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
             cells += [f"{p:.3f}", f"{found.detectable:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    return "\n".join(markdown_table(head, table)) + "\n"
 
 
 def shares(found: Effect, least: float = 0.0) -> tuple[float, float]:

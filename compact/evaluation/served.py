@@ -16,8 +16,7 @@ from compact.answers import Judge
 from compact.data import Problem
 from compact.evaluation.evaluate import summarise
 from compact.resumable import ResumableRows, summary_path
-from compact.teachers.collect import collect, plan
-from compact.teachers.pace import Patience
+from compact.teachers.collect import ask_all
 from compact.teachers.prompts import QUESTION
 from compact.teachers.spec import Teacher
 from compact.teachers.store import Answer, Store
@@ -35,8 +34,6 @@ def evaluate_served(
     api_key_env: str | None = None,
     max_new_tokens: int = 256,
     concurrency: int = 32,
-    patience: Patience | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Answers each problem at temperature 0 through an endpoint, and judges the answers.
 
@@ -52,8 +49,6 @@ def evaluate_served(
         api_key_env: environment variable with the endpoint's key.
         max_new_tokens: most tokens of an answer.
         concurrency: most requests at the same time.
-        patience: how failures are met.
-        progress: whether to show a progress bar.
 
     Returns:
         The summary, as of `evaluate`.
@@ -61,7 +56,7 @@ def evaluate_served(
     Raises:
         ValueError: a question has no answer and was not refused (a refused question counts as
             wrong); or `out` belongs to another run.
-        ImportError, OSError: as in `collect`.
+        ImportError, OSError: as in `ask_all`.
     """
     start, out = time.monotonic(), Path(out)
     unknown = next((p.question_id for p in problems if not p.answer), None)
@@ -88,20 +83,16 @@ def evaluate_served(
         closing(Judge()) as judge,
     ):
         todo = [p for p in problems if p.question_id not in rows.done]
-        items = plan(student, todo)
-        with tqdm(total=len(todo), unit="item", disable=not progress) as bar:
-            result = collect(
-                store, [(student, items)], patience=patience, answered=lambda *_: bar.update()
-            )["student"]
-        if result.left:
-            raise ValueError(
-                f"{result.missing} of {len(items)} questions have no answer "
-                f"({result.reason or dict(result.failures)}); the same command asks for them"
+        with tqdm(total=len(todo), unit="item") as bar:
+            found = ask_all(
+                *(store, student, todo),
+                called=f"--endpoint {base_url}",
+                answered=lambda *_: bar.update(),
             )
-        if result.refused:
-            logger.warning("%d questions were refused and count as wrong", result.refused)
-        found = store.answers([item.key for item in items])
-        answers = [found.get(item.key, Answer("")) for item in items]
+        refused = sum(answer is None for _, answer in found)
+        if refused:
+            logger.warning("%d questions were refused and count as wrong", refused)
+        answers = [answer or Answer("") for _, answer in found]
         texts = [answer.text.strip() for answer in answers]
         verdicts = judge.judge(
             [(p.domain, text, p.answer or "") for p, text in zip(todo, texts, strict=True)]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from compact.text.markdown import escaped, markdown_table
 from compact.validity import Finding
 from compact.validity.summary import describe
 
@@ -42,27 +43,26 @@ def teachers_page(rows: Rows) -> str:
     lines += [
         "Weight x K: 1 is the even share. The other columns: share of the teacher's rationales.",
         "",
-        "| teacher | rationales | weight x K | steps | "
-        + " | ".join(_KINDS[k] for k in used)
-        + " |",
-        "|---|---|---|---|" + "---|" * len(used),
     ]
+    table = []
     for teacher in ordered:
         mine = teachers[teacher]
         weight = statistics.fmean(map(relative, mine))
         steps = statistics.median(len(row["steps"]) for row in mine)
         shares = [sum(kind in _kinds(row) for row in mine) / len(mine) for kind in used]
         cells = [str(len(mine)), f"{weight:.2f}", f"{steps:g}", *(f"{s:.2f}" for s in shares)]
-        lines.append(f"| {_cell(teacher)} | " + " | ".join(cells) + " |")
+        table.append([teacher, *cells])
+    head = ["teacher", "rationales", "weight x K", "steps", *(_KINDS[kind] for kind in used)]
+    lines += markdown_table(head, table)
     for teacher in ordered:
         found = [row for row in teachers[teacher] if row["findings"]]
         found.sort(key=relative)
         if found:
-            lines += ["", f"**{_cell(teacher)}**", ""]
+            lines += ["", f"**{escaped(teacher)}**", ""]
         for row in found[:_EXAMPLES]:
             words = "; ".join(reasons(row))
             lines.append(
-                f"- {_cell(row['question_id'])}: weight {row['weight']:.2f}: {_cell(words)}"
+                f"- {escaped(row['question_id'])}: weight {row['weight']:.2f}: {escaped(words)}"
             )
     return "\n".join(lines) + "\n"
 
@@ -96,7 +96,3 @@ def reasons(row: Mapping[str, Any]) -> list[str]:
 
 def _kinds(row: Mapping[str, Any]) -> set[str]:
     return {finding["kind"] for finding in row["findings"]}
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

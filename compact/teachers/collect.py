@@ -195,6 +195,40 @@ def _run(work: Coroutine[Any, Any, dict[str, Result]]) -> dict[str, Result]:
             pool.submit(loop.close)
 
 
+def ask_all(
+    store: Store,
+    teacher: Teacher,
+    problems: Sequence[Problem],
+    *,
+    called: str,
+    budget: float | None = None,
+    answered: Callable[[Teacher, Item], None] = lambda teacher, item: None,
+) -> list[tuple[Item, Answer | None]]:
+    """Asks one teacher all questions; returns its answers, None for a request that is refused.
+
+    Args:
+        store: where answers and attempts go.
+        teacher: who is asked.
+        problems: the questions.
+        called: what a message calls the teacher.
+        budget: most that everything in the store may cost, as in `collect`.
+        answered: called for each request that has an answer, as in `collect`.
+
+    Raises:
+        ValueError: a request has no answer and was not refused; or as in `collect` and `plan`.
+        ImportError, OSError: as in `collect`.
+    """
+    items = plan(teacher, problems)
+    result = collect(store, [(teacher, items)], budget=budget, answered=answered)[teacher.name]
+    if result.left:
+        raise ValueError(
+            f"{called}: {result.missing} of {len(items)} requests have no answer "
+            f"({result.reason or dict(result.failures)}); the same command asks for them again"
+        )
+    answers = store.answers([item.key for item in items])
+    return [(item, answers.get(item.key)) for item in items]
+
+
 async def _collect(
     store: Store,
     plans: Plans,

@@ -21,6 +21,7 @@ from compact.teachers.collect import Item, Plans
 from compact.teachers.prompts import find_template
 from compact.teachers.spec import Teacher
 from compact.teachers.store import Answer, Store
+from compact.text.markdown import markdown_table
 
 Row = dict[str, Any]
 RIGHT, WRONG, UNREAD = "right", "wrong", "unread"
@@ -158,12 +159,11 @@ def data_card(found: Sequence[Found], questions: str, problems: int) -> str:
         f"Rationales of {len(found)} teachers for {problems} questions of `{questions}`.",
         "Collected by `compact collect`.",
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        f"|{'---|' * len(_COLUMNS)}",
     ]
+    rows: list[list[object]] = []
     for one in found:
         teacher, marks = one.teacher, one.marks
-        cells = [
+        cells: list[object] = [
             *(teacher.name, teacher.model or teacher.local),
             urlsplit(teacher.base_url).hostname if teacher.base_url else "in process",
             "-" if not one.last else " to ".join(dict.fromkeys(map(_day, (one.first, one.last)))),
@@ -171,7 +171,8 @@ def data_card(found: Sequence[Found], questions: str, problems: int) -> str:
             *(marks.count(mark) for mark in (RIGHT, WRONG, UNREAD)),
             *(one.cut, one.missing),
         ]
-        lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+        rows.append(cells)
+    lines += markdown_table(_COLUMNS, rows)
     lines += ["", "## How they were asked", ""]
     for one in found:
         teacher = one.teacher

@@ -6,21 +6,21 @@ One answer at a time. For many questions a server that batches is faster.
 from __future__ import annotations
 
 import asyncio
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from compact.passes.encode import encode_prompt
 from compact.student import load_model
+from compact.student.generation import generate_in_room, rooms
 from compact.teachers.spec import Teacher
 from compact.teachers.store import Answer, request_key
 
 _load = lru_cache(maxsize=2)(load_model)
 _MOST_TOKENS = 1024
-_ONE = threading.Lock()
-"""Held while an answer is written: the random numbers are those of the process."""
+"""Most tokens of an answer of a teacher with `max_tokens: null`; some models never end one."""
+_WRITER = ThreadPoolExecutor(1)
+"""One thread for all teachers: `generate` sets the mode of the model, which they may share."""
 
 
 class Local:
@@ -38,33 +38,29 @@ class Local:
 
     async def ask(self, request: dict[str, Any], sample: int) -> Answer:
         """Returns a sample. It depends on the request and on the number of the sample only."""
-        return await asyncio.to_thread(self._generate, request, sample)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_WRITER, self._generate, request, sample)
 
     async def close(self) -> None:
         """Does nothing: the model stays for other teachers."""
 
-    @torch.inference_mode()
     def _generate(self, request: dict[str, Any], sample: int) -> Answer:
         model, processing_class = self._model, self._processing_class
         messages = request["messages"]
         plain = processing_class.chat_template is None
         prompt = "\n\n".join(m["content"] for m in messages) if plain else messages
-        ids = torch.tensor([encode_prompt(prompt, processing_class)], device=model.device)
-        temperature = request.get("temperature", 1.0)
-        drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
-        if temperature > 0:
-            drawn = {"do_sample": True, "temperature": temperature, "top_p": request.get("top_p")}
-        with _ONE, torch.random.fork_rng():
-            torch.manual_seed(int(request_key(request, sample)[:15], 16))
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self._most,
-                pad_token_id=processing_class.pad_token_id,
-                top_k=None,
-                **drawn,
-            )
-        written = output[0, ids.shape[1] :]
+        ids = encode_prompt(prompt, processing_class)
+        (room,) = rooms(model, [ids], self._most)
+        (written,) = generate_in_room(
+            model,
+            processing_class,
+            [ids],
+            self._most,
+            temperature=request.get("temperature", 1.0),
+            top_p=request.get("top_p", 1.0),
+            seeds=[int(request_key(request, sample)[:15], 16)],
+        )
         text = str(processing_class.decode(written, skip_special_tokens=True)).strip()
-        ended = len(written) < self._most or written[-1].item() == processing_class.eos_token_id
-        return Answer(text, "", "stop" if ended else "length", "", ids.shape[1], len(written))
+        ended = len(written) < room  # by an end token, which is not among them
+        finish = "stop" if ended else "length"
+        return Answer(text, "", finish, "", len(ids), len(written) + ended)

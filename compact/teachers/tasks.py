@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compact.data.problems import Problem
-from compact.teachers.collect import collect, plan
+from compact.teachers.collect import ask_all
 from compact.teachers.prompts import QUESTION
 from compact.teachers.spec import Teacher, read_teachers
 from compact.teachers.store import Store
@@ -152,19 +152,12 @@ def _ask(
 ) -> list[list[str]]:
     """Returns the samples of each prompt: none that is empty, cut ones only with `keep_cut`."""
     problems = [Problem(text, text, None, ()) for text in dict.fromkeys(prompts)]
-    items = plan(teacher, problems)
-    result = collect(store, [(teacher, items)], budget=budget)[teacher.name]
-    if result.left:
-        raise ValueError(
-            f"writer {teacher.name}: {result.missing} of {len(items)} requests have no answer "
-            f"({result.reason or dict(result.failures)}); the same command asks for them again"
-        )
-    if result.refused:
-        logger.warning("writer %s: %d requests were refused", teacher.name, result.refused)
-    answers = store.answers([item.key for item in items])
+    found = ask_all(store, teacher, problems, called=f"writer {teacher.name}", budget=budget)
+    refused = sum(answer is None for _, answer in found)
+    if refused:
+        logger.warning("writer %s: %d requests were refused", teacher.name, refused)
     samples: dict[str, list[str]] = {text: [] for text in prompts}
-    for item in items:
-        answer = answers.get(item.key)
+    for item, answer in found:
         if answer is None or not answer.text.strip():
             continue
         if answer.finish != "length" or teacher.keep_cut:

@@ -13,6 +13,7 @@ import pytest
 
 from compact import register_metric
 from compact.commands.cli import main
+from compact.data.labelled import load_labelled
 from compact.evaluation.bench.measures import (
     bootstrap_interval,
     localisation,
@@ -20,6 +21,7 @@ from compact.evaluation.bench.measures import (
     measure,
     within,
 )
+from compact.evaluation.bench.texts import judge_texts
 from compact.lab.zoo import make_rows
 from compact.registry import IMPORT_VARIABLE
 from helpers.toy import save_student
@@ -233,7 +235,7 @@ def test_files_to_write_are_checked_before_the_work(
     [
         (("--only", "robst"), "--only must name some of"),
         (("--limit", "0"), "--limit must be at least 1"),
-        (("--part", "3/2"), "--part must be I/N"),
+        (("--part", "3/2"), "--part must be k/N"),
         (("--part", "9/9999"), "part 9/9999 has no question"),
     ],
 )
@@ -249,6 +251,8 @@ def test_the_list_says_what_reads_gold_answers(capsys: pytest.CaptureFixture[str
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
     assert all("gold if given" in lines[name] for name in ("agreement", "judged"))
     assert "gold answers" in lines["gold-weighted"] and "free" in lines["step-graph"]
+    assert not any("[R]" in line for line in lines.values())  # sentences, no code
+    assert "rise of the gold answer's likelihood over a text." in lines["answer-gain-net"]
 
 
 def test_options_need_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,3 +276,17 @@ def test_without_a_student(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["metrics", "zoo.jsonl", "--out", "texts", "--only", "robust"]) == 1
     assert main(["metrics", "zoo.jsonl", "--out", "texts", "--max_length", "99"]) == 1
     assert "--max_length must be used with --model" in capsys.readouterr().err
+
+
+def test_answer_vote_is_even_where_no_answer_is_read(place: Path) -> None:
+    """As the policy is: no rationale has more votes than another."""
+    rows = [
+        {"question_id": "q", "prompt": "Why?", "answer": "7", "teacher": t, "completion": words}
+        for t, words in (("a", "Nobody knows."), ("b", "Who could say?"))
+    ]
+    rows += [row | {"question_id": "p", "completion": f"The answer is {n}."}
+             for row, n in zip(rows, (7, 8), strict=True)]  # fmt: skip
+    rows += [rows[-1] | {"teacher": "c", "completion": "The answer is 8"}]
+    found = judge_texts(*load_labelled(rows), "name")
+    weights = [[r["weights"]["answer-vote"] for r in row["rationales"]] for row in found]
+    assert weights == [[1.0, 1.0], [0.0, 1.0, 1.0]]

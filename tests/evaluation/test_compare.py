@@ -323,7 +323,7 @@ def test_arms_may_change_the_trainer_and_drop_the_gold_answers():
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ("robust,max_rationales_per_problem=0", "must be at least 1, got 0"),
+        ("robust,max_rationales_per_problem=0", "must be a whole number of at least 1, got 0"),
         ("uniform,strategy=crsd,max_rationales_per_problem=2", "must be None with strategy crsd"),
     ],
 )
@@ -514,6 +514,10 @@ def test_intervals_over_seeds_are_students_and_equal_seeds_have_none():
         assert arm["mean"] == 0.13 and arm["ci_low"] is arm["ci_high"] is None
         table = arm_tables.as_markdown([arm])
         assert "| uniform | 0.130 | - |" in table
+        weights = {"a|b": 0.5} | arm["weights"]
+        other = arm_tables.as_markdown([arm | {"name": "single:a|b", "weights": weights}])
+        lines = other.replace("\\|", "").splitlines()
+        assert len({line.count("|") for line in lines}) == 1 and "| single:a\\|b |" in other
         assert arm_tables.draw([arm], "title")
 
 

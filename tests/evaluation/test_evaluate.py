@@ -1,5 +1,6 @@
 """`compact evaluate`: generation, the item file of a killed run, forgetting, bad inputs."""
 
+import argparse
 import functools
 import itertools
 import json
@@ -14,11 +15,19 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MambaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    MambaConfig,
+    Qwen2Config,
+    StaticCache,
+)
 
+from compact.answers import Judge
+from compact.commands import evaluate as evaluate_command
 from compact.data import load_questions
 from compact.evaluation import evaluate as module
-from compact.evaluation import forgetting
+from compact.evaluation import forgetting, processes
 from compact.lab.zoo import make_questions
 from compact.lab.zoo_student import build_model
 from compact.passes.encode import encode_prompt
@@ -118,16 +127,27 @@ def test_a_sample_depends_on_its_own_seed_only(tokenizer, monkeypatch):
     assert together == alone and len({len(a) for a in alone}) > 3
 
 
-def test_samples_have_the_softmax_of_the_temperature(model, tokenizer):
-    """The first token, 4000 times: within four standard errors, also of tokens that are rare."""
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_samples_have_the_softmax_of_the_temperature(model, tokenizer, top_p):
+    """The first token, 4000 times: within four standard errors, also of tokens that are rare.
+
+    With top_p, it is one of the fewest tokens that together have this probability.
+    """
     prompt = encode_prompt(ROWS[0]["prompt"], tokenizer)
     with torch.no_grad():
         want = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
+    kept, total = [], 0.0
+    for token in want.argsort(descending=True).tolist():
+        if total < top_p:
+            kept, total = [*kept, token], total + want[token].item()
+    assert (len(kept) < len(want)) == (top_p < 1) and len(kept) > 1
+    want = torch.zeros_like(want).index_copy(0, torch.tensor(kept), want[kept] / total)
     count = torch.zeros_like(want)
     (end,) = generation.stop_ids(model, tokenizer)
     for first in range(0, 4000, 500):
         seeds = [*range(first, first + 500)]
-        found = module.generate(model, tokenizer, [prompt] * 500, 1, temperature=0.7, seeds=seeds)
+        more = {"temperature": 0.7, "top_p": top_p, "seeds": seeds}
+        found = module.generate(model, tokenizer, [prompt] * 500, 1, **more)
         drawn = torch.tensor([answer[0] if answer else end for answer in found])
         count += torch.bincount(drawn, minlength=len(want))
     error = (want * (1 - want) / 4000).sqrt()
@@ -143,18 +163,13 @@ def test_samples_have_the_softmax_of_the_temperature(model, tokenizer):
             **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
             **{"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
         ),
-        "static",
     ],
-    ids=["mamba", "sliding", "static"],
+    ids=["mamba", "sliding"],
 )
 def test_a_cache_of_any_kind(config, tokenizer, monkeypatch):
     """The answers of a batch that shrinks are those of a batch that keeps all rows."""
     torch.manual_seed(0)
-    if config == "static":
-        model = build_model(tokenizer, seed=0, layers=2).eval()
-        model.generation_config.cache_implementation = "static"
-    else:
-        model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     prompts = torch.randint(1, 100, (30, 7)).tolist()
     ends = list(range(0, model.config.vocab_size, 4))
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
@@ -162,6 +177,13 @@ def test_a_cache_of_any_kind(config, tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "_FEW_ROWS", 1000)
     found.append(module.generate(model, tokenizer, prompts, 12))
     assert found[0] == found[1] and len({len(answer) for answer in found[0]}) > 1
+
+
+def test_a_static_cache_is_not_divided(model):
+    """Its tensors are those of the whole batch; generate reads all tokens again without it."""
+    rows = torch.tensor([0])
+    assert generation._divided(StaticCache(model.config, max_cache_len=4), rows) is None
+    assert isinstance(generation._divided(DynamicCache(), rows), DynamicCache)
 
 
 def test_the_bar_moves_within_a_batch(model, tokenizer, data, tmp_path, capsys, monkeypatch):
@@ -198,11 +220,37 @@ def test_several_processes_write_what_one_writes(saved, data, tmp_path, capsys):
     assert not list(tmp_path.glob("*.part-*"))
     assert command(*words, "--out", two) == 0, "one process may go on with it"
     for more in (["--retained", data], ["--part", "1/2"]):
-        with pytest.raises(ValueError, match="--num_processes must stand without --part"):
+        with pytest.raises(ValueError, match=f"{more[0]} must not be given with --num_processes"):
             command(*words, "--out", two, "--num_processes", 2, *more)
     with pytest.raises(ValueError, match="--part must be k/N with k from 1 to N, got '3/2'"):
         command(*words, "--out", two, "--part", "3/2")
     capsys.readouterr()
+
+
+def test_the_processes_get_every_option(saved, data, tmp_path, monkeypatch):
+    """Also one that is added later; none is lost on the way."""
+
+    class Started(Exception):
+        pass
+
+    def started(problems, out, count, options, settings):
+        raise Started(*options)
+
+    monkeypatch.setattr(processes, "evaluate_in_processes", started)
+    monkeypatch.setattr(evaluate_command, "content_of_student", lambda *_: "")
+    given = {"model": saved, "data": data, "out": tmp_path / "x.jsonl", "adapter": "folder"}
+    given |= {"limit": 3, "answer_type": "number", "max_new_tokens": 4, "batch_size": 2}
+    given |= {"device": "cpu", "dtype": "bfloat16"}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    with pytest.raises(Started) as found:
+        command(*words, "--num_processes", 2)
+    assert sorted(found.value.args) == sorted(words)
+    parser = argparse.ArgumentParser()
+    evaluate_command.add_arguments(parser)
+    every = vars(parser.parse_args(["--model", "m", "--data", "d", "--out", "o"]))
+    left_out = {"num_processes", "endpoint", "api_key_env"}
+    left_out |= {"part", "base", "retained", "retained_task"}  # refused with several processes
+    assert every.keys() - given.keys() == left_out
 
 
 def test_a_process_that_fails_is_named(saved, data, tmp_path, monkeypatch):
@@ -320,10 +368,22 @@ def test_item_file_of_other_settings_is_refused(model, tokenizer, data, tmp_path
         module.evaluate(model, tokenizer, [], progress=False)
 
 
-def test_mode_and_default_judge_are_put_back(tokenizer, data, script):
+def test_the_mode_is_put_back_and_its_own_judge_closed(tokenizer, data, script, monkeypatch):
+    made, closed = [], []
+
+    class Own(Judge):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+        def close(self):
+            super().close()
+            closed.append(self)
+
+    monkeypatch.setattr(module, "Judge", Own)
     model = build_model(tokenizer, seed=1, layers=1).train()
     module.evaluate(model, tokenizer, load_questions(data), progress=False)
-    assert model.training
+    assert model.training and len(made) == 1 and closed == made
 
 
 def test_wilson_interval():

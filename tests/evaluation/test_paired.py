@@ -136,6 +136,8 @@ def test_csv_round_trip_and_rows(tmp_path):
     assert difference.mean == pytest.approx(0.25)
     assert p == difference.p  # one arm: nothing to adjust
     assert "| t | robust | 0.625 (" in paired.as_markdown(rows)
+    named = paired.as_markdown([row | {"test": "a|b"} for row in rows])
+    assert "\n| a\\|b | robust | 0.625 (" in named
     file.write_text("arm,seed,test,right\nuniform,0,t,10x\n")
     with pytest.raises(ValueError, match=r"paired.csv:2: expected arm, seed, test, right"):
         paired.read_csv(file)

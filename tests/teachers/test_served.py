@@ -143,7 +143,7 @@ def test_an_endpoint_has_no_weights(
     line = fails(
         capsys, "evaluate", "--endpoint", "http://127.0.0.1:1/v1", *words, option, str(other)
     )
-    assert "--endpoint must stand without" in line
+    assert f"{option} must not be given with --endpoint" in line
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compact.evaluation.bench.measures import Contestant, Estimate, localisation, measure
 from compact.files import check_output, write_whole
 from compact.graphs.drawing import picture_of
+from compact.text.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,21 +74,19 @@ def _markdown(
 ) -> str:
     lines = ["# Bench of metrics", "", about, "", _INTRODUCTION, "", "## Right above wrong", ""]
     names = _order(found)
-    lines += [
-        "| score | kind | " + " | ".join(found) + " |",
-        "|---|---|" + "---|" * len(found),
-    ]
     by_name = {
         data: {(c.name, c.kind): c for c in contestants} for data, contestants in found.items()
     }
+    table = []
     for name, kind in names:
         known = [by_name[data].get((name, kind)) for data in found]
         cells = ["-" if c is None else _cell(c.auc) for c in known]
-        lines.append(f"| `{name}` | {kind} | " + " | ".join(cells) + " |")
+        table.append([f"`{name}`", kind, *cells])
+    lines += markdown_table(["score", "kind", *found], table)
     counts = ", ".join(f"{data}: {_mixed(c)} of {len(sets[data])}" for data, c in found.items())
     lines += ["", f"Questions with right and wrong rationales: {counts}.", ""]
     lines += ["## Among the rationales that state the gold answer", ""]
-    lines += ["| score | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    table = []
     for name, kind in names:
         known = [by_name[data].get((name, kind)) for data in found]
         if any(c is not None and c.auc_gold.number for c in known):
@@ -95,26 +94,28 @@ def _markdown(
                 f"{_cell(c.auc_gold)}, {c.auc_gold.number} q" if c and c.auc_gold.number else "-"
                 for c in known
             ]
-            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+            table.append([f"`{name}`", *cells])
+    lines += markdown_table(["score", *found], table)
     lines += ["", "## Share of the weight on right rationales", ""]
-    lines += ["| weights | kind | " + " | ".join(found) + " |", "|---|---|" + "---|" * len(found)]
+    table = []
     for name, kind in names:
         known = [by_name[data].get((name, kind)) for data in found]
         if kind != "metric":
             cells = ["-" if c is None else _cell(c.mass) for c in known]
-            lines.append(f"| `{name}` | {kind} | " + " | ".join(cells) + " |")
+            table.append([f"`{name}`", kind, *cells])
+    lines += markdown_table(["weights", "kind", *found], table)
     lines += ["", "Questions that have a right rationale count."]
     lines += ["", "## The first wrong step", ""]
-    if any(places.values()):
-        lines += [
-            "How often a score is highest at the first wrong step.",
-            "",
-            "| score | " + " | ".join(d for d in found if places[d]) + " |",
-            "|---|" + "---|" * sum(bool(p) for p in places.values()),
-        ]
-        for name in next(iter(p for p in places.values() if p)):
-            cells = [_cell(p[name]) for p in places.values() if p]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    with_steps = {data: places[data] for data in found if places[data]}
+    if with_steps:
+        lines += ["How often a score is highest at the first wrong step.", ""]
+        lines += markdown_table(
+            ["score", *with_steps],
+            [
+                [name, *(_cell(place[name]) for place in with_steps.values())]
+                for name in next(iter(with_steps.values()))
+            ],
+        )
     else:
         lines.append("No data set has labelled steps.")
     lines += ["", "## Length and teachers", ""]
@@ -123,15 +124,14 @@ def _markdown(
         "correlation of the order of the teachers with that by their share of right rationales. "
         "Stable: correlation of the order from so many questions with the order from all.",
         "",
-        "| score | data | length | teachers | stable |",
-        "|---|---|---|---|---|",
     ]
+    table = []
     for data, contestants in found.items():
         for c in contestants:
             stable = ", ".join(f"{n}: {_number(x)}" for n, x in c.stability.items())
-            lines.append(
-                f"| `{c.name}` | {data} | {_number(c.length)} | {_number(c.teachers)} | {stable} |"
-            )
+            numbers = [_number(c.length), _number(c.teachers)]
+            table.append([f"`{c.name}`", data, *numbers, stable])
+    lines += markdown_table(["score", "data", "length", "teachers", "stable"], table)
     return "\n".join(lines) + "\n"
 
 

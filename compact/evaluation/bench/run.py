@@ -14,6 +14,7 @@ from compact.data.rows import content_of_rows
 from compact.evaluation.bench.collect import collect
 from compact.evaluation.bench.pages import check_pages, write_pages
 from compact.evaluation.bench.texts import judge_texts
+from compact.evaluation.processes import part_of
 from compact.files import check_output, content_of_student
 from compact.lab.zoo import ZOOS
 from compact.lab.zoo_student import CACHE, STAGES, load_zoo_student
@@ -43,7 +44,7 @@ def bench(
         only: names of metrics, presets and policies; () for all. Without a model unused, as is
             `max_length`.
         limit: most questions of each file, drawn at random with seed 0; None for all.
-        part: "I/N": only the questions whose id, hashed, is I - 1 modulo N.
+        part: "k/N": only the questions whose id, hashed, is k - 1 modulo N.
         max_length: most tokens of the prompt and one rationale.
 
     Raises:
@@ -53,7 +54,7 @@ def bench(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
-    index, count = _part(part)
+    index, count = part_of(part)
     # A data set that is a folder ("svamp/train.jsonl") is called by the folder.
     paths = [Path(file).absolute() for file in files]
     names = [path.parent.name if path.stem in ("train", "test") else path.stem for path in paths]
@@ -80,7 +81,7 @@ def bench(
         student = Student.of(network, processing_class)
     sets: dict[str, list[dict[str, Any]]] = {}
     for name, file, (problems, labels) in zip(names, files, loaded, strict=True):
-        chosen = [p for p in problems if _hash(p) % count == index]
+        chosen = [p for p in problems if _hash(p) % count == index - 1]
         if limit is not None and limit < len(chosen):
             drawn = {p.question_id for p in random.Random(0).sample(chosen, limit)}
             chosen = [p for p in chosen if p.question_id in drawn]
@@ -116,11 +117,3 @@ def bench(
 
 def _hash(problem: Problem) -> int:
     return int(hashlib.sha256(problem.question_id.encode()).hexdigest(), 16)
-
-
-def _part(part: str) -> tuple[int, int]:
-    """Reads "I/N"; returns I - 1 and N."""
-    first, _, second = part.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-        raise ValueError(f"--part must be I/N with I from 1 to N, got {part!r}")
-    return int(first) - 1, int(second)
