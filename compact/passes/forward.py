@@ -25,7 +25,7 @@ def check_ids(
     leaves: bool = True,
     who: str = "student",
 ) -> None:
-    """Checks that the student has an embedding for each token id and position of the problems.
+    """Checks that the student can read each token id and position of the problems.
 
     Args:
         student: any model in parts.
@@ -34,9 +34,11 @@ def check_ids(
         who: what the message calls it.
 
     Raises:
-        ValueError: it has not; the message names the problem.
+        ValueError: it has no embedding for one, or a problem is longer than its
+            `steady_positions`; the message names the problem.
     """
     rows, limit = student.weight.shape[0], student.learned_positions
+    steady = student.steady_positions
     for problem in problems:
         parts = (problem.prompt_ids, problem.gold_ids, *(r.ids for r in problem.rationales))
         largest = max((max(ids, default=0) for ids in parts), default=0)
@@ -52,6 +54,38 @@ def check_ids(
                 f"{max(longest, leaf)} tokens, but the {who} has learned {limit} positions; "
                 f"max_length must be at most {limit - max(leaf - longest, 0)}"
             )
+        if steady is not None and max(longest, leaf) > steady:
+            raise ValueError(
+                f"question_id {problem.question_id!r}: prompt, rationale and answer leaf have "
+                f"{max(longest, leaf)} tokens, but {_unsteady(steady, who)}; max_length must be at "
+                f"most {steady - max(leaf - longest, 0)}"
+            )
+
+
+def check_positions(student: Student, max_length: int, room: int) -> None:
+    """Checks that no text of `max_length` tokens changes how the rest of its batch is read.
+
+    Args:
+        student: the student.
+        max_length: most tokens of prompt and rationale.
+        room: most tokens of an answer leaf after them.
+
+    Raises:
+        ValueError: some may, see `Student.steady_positions`.
+    """
+    steady = student.steady_positions
+    if steady is not None and max_length + room > steady:
+        raise ValueError(
+            f"max_length must be at most {steady - room}, got {max_length}; "
+            f"{_unsteady(steady, 'student')}, and an answer leaf may have {room} tokens"
+        )
+
+
+def _unsteady(steady: int, who: str) -> str:
+    return (
+        f"the {who} has rotary positions (longrope or dynamic) that change for a whole batch if "
+        f"one text has more than {steady} tokens"
+    )
 
 
 def check_window(

@@ -8,12 +8,13 @@ from compact.student.names import ADAPTER_FILE, base_name, holds_adapter, named_
 if TYPE_CHECKING:
     from compact.student.adapters import peft_config
     from compact.student.loading import load_model, load_student, smollm2_path
-    from compact.student.student import Student, autocast_dtype, learned_positions
+    from compact.student.student import Student, autocast_dtype, evaluating, learned_positions
 
 # Public names whose modules load torch -> (module, name there).
 _LAZY = {
     "Student": ("compact.student.student", "Student"),
     "autocast_dtype": ("compact.student.student", "autocast_dtype"),
+    "evaluating": ("compact.student.student", "evaluating"),
     "learned_positions": ("compact.student.student", "learned_positions"),
     "load_model": ("compact.student.loading", "load_model"),
     "load_student": ("compact.student.loading", "load_student"),
@@ -26,6 +27,7 @@ __all__ = [
     "Student",
     "autocast_dtype",
     "base_name",
+    "evaluating",
     "holds_adapter",
     "learned_positions",
     "load_model",

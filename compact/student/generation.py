@@ -22,7 +22,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.options import check_number
-from compact.student.student import learned_positions
+from compact.student.chat import answer_end
+from compact.student.student import learned_positions, padding_id
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,19 @@ _DIVISIBLE = (DynamicLayer, DynamicSlidingWindowLayer)  # layers that are keys a
 
 
 def stop_ids(model: Any, processing_class: Any) -> list[int]:
-    """Returns the token ids that end an answer: the model's own and the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    ids = set(own if isinstance(own, list) else [own]) | {processing_class.eos_token_id}
+    """Returns the token ids that end an answer: the model's, the tokenizer's, the template's."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(own if isinstance(own, list) else [own])
+    ids |= {processing_class.eos_token_id, answer_end(processing_class)}
     return sorted(i for i in ids if i is not None)
+
+
+def keep_stop_ids(model: Any, processing_class: Any) -> None:
+    """Writes `stop_ids` into the model's generation config, for tools that read its folder."""
+    config = getattr(model, "generation_config", None)
+    ids = stop_ids(model, processing_class)
+    if config is not None and ids and config.eos_token_id not in (ids, *ids[: len(ids) == 1]):
+        config.eos_token_id = ids
 
 
 def seed_of(*parts: object) -> int:
@@ -51,6 +61,7 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
@@ -62,27 +73,28 @@ def generate(
         processing_class: its tokenizer.
         prompts: token ids of each prompt, of any length; together they are one batch.
         max_new_tokens: most tokens of a continuation.
-        temperature: 0 is greedy search; a value above samples from the whole softmax.
+        temperature: 0 is greedy search; a value above samples from the softmax.
+        top_p: samples come from the likeliest tokens only, as few as have this probability.
         seeds: the seed of each sample; needed if temperature is above 0. A text depends on its own
             prompt and seed, not on the rest of the batch. The global random state is not used.
         watch: called after each token with the number of continuations that have ended and the
             number of tokens.
 
     Raises:
-        ValueError: the temperature is negative, there is not one seed for each prompt, a token id
-            has no embedding, or the model's table of learned positions is too short for prompt and
-            continuation.
+        ValueError: temperature or top_p is out of range, there is not one seed for each prompt, a
+            token id has no embedding, or the model's table of learned positions is too short for
+            prompt and continuation.
     """
     check_number("temperature", temperature, least=0)
+    check_number("top_p", top_p, above=0, most=1)
     if temperature and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(
             f"seeds must be one for each of {len(prompts)} prompts, got "
             f"{seeds if seeds is None else len(seeds)}"
         )
     ends = stop_ids(model, processing_class)
-    pad = processing_class.pad_token_id
-    pad = pad if pad is not None else ends[0]
     rows = model.get_input_embeddings().weight.shape[0]
+    pad = padding_id(processing_class, rows)
     largest = max(max(prompt, default=0) for prompt in prompts)
     if largest >= rows:
         raise ValueError(
@@ -99,7 +111,7 @@ def generate(
     choose = LogitsProcessorList()
     if temperature:
         assert seeds is not None
-        sampler = _Sampler(seeds, max_new_tokens, temperature, device)
+        sampler = _Sampler(seeds, max_new_tokens, temperature, top_p, device)
         choose.append(sampler)
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # the continuations that have not ended
@@ -174,6 +186,7 @@ def generate_in_room(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Returns what `generate` does, with the tokens that each prompt has room for (see `rooms`).
@@ -190,6 +203,7 @@ def generate_in_room(
             [prompts[i] for i in mine],
             most,
             temperature=temperature,
+            top_p=top_p,
             seeds=None if seeds is None else [seeds[i] for i in mine],
         )
         for i, ids in zip(mine, texts, strict=True):
@@ -222,9 +236,14 @@ class _Sampler(LogitsProcessor):
     """Leaves each row one token, drawn from the softmax with random numbers of the row's own."""
 
     def __init__(
-        self, seeds: Sequence[int], tokens: int, temperature: float, device: torch.device
+        self,
+        seeds: Sequence[int],
+        tokens: int,
+        temperature: float,
+        top_p: float,
+        device: torch.device,
     ) -> None:
-        self.temperature, self.made = temperature, 0
+        self.temperature, self.top_p, self.made = temperature, top_p, 0
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.rand(tokens, generator=g, dtype=torch.float64) for g in own]
         self.drawn = torch.stack(drawn).to(device)  # [rows, tokens], from 0 to 1
@@ -235,7 +254,12 @@ class _Sampler(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         # The distribution function, in float64: in float32 rare tokens would be lost in the sum.
-        up_to = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        chances = (scores.double() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, tokens = chances.sort(-1, descending=True)
+            likelier = ordered.cumsum(-1) - ordered  # the probability of all likelier tokens
+            chances = chances.scatter(-1, tokens, ordered * (likelier < self.top_p))
+        up_to = chances.cumsum(-1)
         at = self.drawn[:, self.made, None] * up_to[:, -1:]
         self.made += 1
         token = torch.searchsorted(up_to, at, right=True).clamp(max=scores.shape[1] - 1)

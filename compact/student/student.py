@@ -106,12 +106,9 @@ class Student:
 
     @property
     def pad_token_id(self) -> int:
-        """The token that pads rows: the tokenizer's padding token, else its end token, else 0."""
+        """The token that pads rows, see `padding_id`."""
         own = self.processing_class
-        if own is None:
-            return 0
-        found = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
-        return int(found or 0)
+        return 0 if own is None else padding_id(own, self.weight.shape[0])
 
     @property
     def weight(self) -> Tensor:
@@ -166,6 +163,24 @@ class Student:
     def learned_positions(self) -> int | None:
         """The positions that the model has learned a table for; None without a table."""
         return learned_positions(self.model)
+
+    @cached_property
+    def steady_positions(self) -> int | None:
+        """The most positions for which each text is read alike whatever others stand with it.
+
+        With the rotary positions longrope and dynamic, one longer text changes the frequencies of
+        its whole batch. None for all others.
+        """
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        several = [part for part in rope.values() if isinstance(part, dict)]  # one a layer type
+        found = []
+        for part in several or [rope]:
+            kind = part.get("rope_type") or ""
+            if kind == "longrope":
+                found.append(part["original_max_position_embeddings"])
+            elif "dynamic" in kind:
+                found.append(self.config.max_position_embeddings)
+        return min(map(int, found), default=None)
 
     @property
     def trains_head(self) -> bool:
@@ -249,12 +264,23 @@ class Student:
         hook = self.body.register_forward_hook(lambda _, __, out: seen.append(out[0]))
         try:
             want = base(input_ids=ids, use_cache=False).logits.float()
+        except (TypeError, ValueError) as failure:
+            reason = (str(failure).splitlines() or [""])[0][:200]
+            raise ValueError(
+                f"model: {type(base).__name__} must run on token ids alone: {reason}"
+            ) from failure
         finally:
             hook.remove()
         if not seen:
             raise ValueError(
                 f"model must compute its logits with its body, but {type(base).__name__} does not "
                 f"call {type(self.body).__name__}"
+            )
+        if seen[0].shape[-1] != self.weight.shape[1]:
+            raise ValueError(
+                f"model must have a body that gives hidden states of {self.weight.shape[1]} "
+                f"numbers, as its head reads, but get_decoder() of {type(base).__name__} returned "
+                f"{type(self.body).__name__}, which gives {seen[0].shape[-1]}"
             )
         got = self.logits(seen[0]).float()
         error = (got - want).norm() / want.norm().clamp_min(1e-12)
@@ -270,6 +296,32 @@ class Student:
 def autocast_dtype(device: str) -> torch.dtype | None:
     """Returns the dtype of autocast on a type of device, or None outside of it."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in eval mode; then each module is in its mode of before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def padding_id(processing_class: Any, rows: int) -> int:
+    """Returns the token that pads rows: the tokenizer's padding token, else its end token, else 0.
+
+    It is 0 too if the embedding has no row for it, as no token sees padding.
+
+    Args:
+        processing_class: the tokenizer.
+        rows: of the embedding.
+    """
+    found = processing_class.pad_token_id
+    found = processing_class.eos_token_id if found is None else found
+    return int(found) if found is not None and found < rows else 0
 
 
 def learned_positions(model: Any) -> int | None:
@@ -293,6 +345,11 @@ def _unwrap(model: Any) -> PreTrainedModel:
                 raise ValueError(
                     f"adapter {name!r} is prompt learning ({peft_config.peft_type}), which changes "
                     "the tokens of a row; use LoRA or train the whole model"
+                )
+            if getattr(peft_config, "alora_invocation_tokens", None):
+                raise ValueError(
+                    f"adapter {name!r} is an activated LoRA (alora_invocation_tokens), which is "
+                    "off until a row has those tokens; use LoRA without them"
                 )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from compact.data import load_problems
 from compact.lab.zoo import make_rows
 from compact.lab.zoo_student import build_model, build_tokenizer
 from compact.passes import EncodedProblem
 from compact.passes.encode import encode_problems
-from compact.passes.forward import check_ids, observe
+from compact.passes.forward import check_ids, check_positions, observe
 from compact.student import Student, learned_positions
 from compact.student.generation import generate
+from helpers.toy import make_problem
 
 TOKENIZER = build_tokenizer()
 
@@ -82,3 +93,55 @@ def test_a_generation_config_does_not_change_answers() -> None:
     model.generation_config.suppress_tokens = wanted[0][:1]
     assert generate(model, TOKENIZER, [[1, 2, 3]], 12) == wanted
     assert model.generation_config.no_repeat_ngram_size == 1
+
+
+def steady(kind: str) -> Student:
+    """A student of rotary positions that change beyond 64 tokens, for longrope and dynamic."""
+    rope: dict[str, object] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    if kind != "dynamic":
+        rope |= {"original_max_position_embeddings": 64}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    most = 64 if kind == "dynamic" else 256
+    config = LlamaConfig(
+        vocab_size=97,
+        num_attention_heads=4,
+        max_position_embeddings=most,
+        rope_parameters=rope,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    return Student.of(LlamaForCausalLM(config).eval())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_positions_that_change_with_the_longest_text(kind: str) -> None:
+    """A long text would change how the others of its batch are read."""
+    found = steady(kind)
+    assert found.steady_positions == 64
+    check_positions(found, 54, room=10)
+    with pytest.raises(
+        ValueError, match="max_length must be at most 54, got 55; .* than 64 tokens"
+    ):
+        check_positions(found, 55, room=10)
+    short, long = make_problem(1, [30, 9]), make_problem(2, [80, 9])
+    alone = observe(found, [short], layout="padded").stats.nll
+    with pytest.raises(ValueError, match="question_id .* rotary positions .* at most"):
+        observe(found, [short, long], layout="padded")
+    torch.testing.assert_close(observe(found, [short], layout="padded").stats.nll, alone)
+
+
+def test_other_rotary_positions_have_no_such_limit() -> None:
+    found = steady("yarn")
+    assert found.steady_positions is None
+    check_positions(found, 500, room=10)
+    observe(found, [make_problem(2, [80, 9])])
+
+
+def test_rotary_positions_of_each_layer_type() -> None:
+    found = steady("yarn")
+    long = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    both = {"full_attention": long, "sliding_attention": {"rope_type": "default"}}
+    own = replace(found, config=SimpleNamespace(rope_parameters=both))
+    assert own.steady_positions == 32
