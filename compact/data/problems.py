@@ -377,6 +377,8 @@ def _content(row: Mapping[str, Any], field: str, where: str) -> Text:
                     f"{key!r}, which would be lost"
                 )
     if not any(message["content"].strip() for message in value):
+        if any(message.get(REASONING) for message in value):
+            raise ValueError(f"{where}: {field} has {REASONING}, but its 'content' is empty")
         raise ValueError(f"{where}: {field} must not be empty")
     return [
         {key: message[key] for key in ("role", "content", REASONING) if message.get(key)}

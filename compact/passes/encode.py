@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from compact.answers import Domain, unified
 from compact.data import text_of
-from compact.data.problems import REASONING
+from compact.passes.completion import encode_completion, messages_of, plain_text, tokenise
 from compact.passes.types import EncodedOptions, EncodedProblem, EncodedRationale
 from compact.settings import LEAF_BUDGET
+from compact.student.chat import render
 from compact.text.steps import find_marker, split_steps
 from compact.validity import Judgement, judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compact.data import Message, Problem, Text
+    from compact.data import Problem, Text
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,12 @@ def encode_prompt(prompt: Text, processing_class: PreTrainedTokenizerBase) -> tu
     special tokens.
 
     Raises:
-        ValueError: the prompt is chat messages, but the tokenizer has no chat template.
+        ValueError: the prompt is chat messages, but the tokenizer has no chat template, or the
+            template refuses them.
     """
     if processing_class.chat_template is None:
-        return tuple(_plain_prompt_ids(_plain_text(prompt, "prompt"), processing_class))
-    text = _render(_messages(prompt, "user"), processing_class, generation_prompt=True)
+        return tuple(_plain_prompt_ids(plain_text(prompt, "prompt"), processing_class))
+    text = render(messages_of(prompt, "user"), processing_class, generation_prompt=True)
     return tuple(processing_class(text, add_special_tokens=False)["input_ids"])
 
 
@@ -124,9 +126,12 @@ def encode_problem(
     rationales = []
     for rationale in problem.rationales:
         label = f"{where}, teacher {rationale.teacher!r}"
-        text, ids, ends = _completion(
-            problem.prompt, rationale.completion, processing_class, label, keep_tail
-        )
+        try:
+            text, ids, ends = encode_completion(
+                problem.prompt, rationale.completion, processing_class, keep_tail
+            )
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
         rationales.append(
             _encode_rationale(rationale.teacher, text, ids, ends, room, problem.domain)
         )
@@ -162,7 +167,7 @@ def encode_problem(
         gold_ids=gold_ids,
         cue_ids=cue_ids,
         spaced_cue_ids=spaced_cue_ids,
-        raw_gold_ids=tuple(_tokenise(answer, processing_class)[0]),
+        raw_gold_ids=tuple(tokenise(answer, processing_class)[0]),
     )
     return with_leaf_steps(encoded, leaf_budget)
 
@@ -413,62 +418,6 @@ def _first(ends: list[int], position: int) -> int:
     return bisect_left(ends, position)
 
 
-def _completion(
-    prompt: Text,
-    completion: Text,
-    processing_class: PreTrainedTokenizerBase,
-    where: str,
-    keep_tail: bool,
-) -> tuple[str, list[int], list[int]]:
-    """Text, token ids (end of turn included) and character ends of a completion."""
-    if processing_class.chat_template is None:
-        text = _plain_text(completion, "completion")
-        ids, ends = _tokenise(text, processing_class)
-        if processing_class.eos_token_id is not None:
-            ids.append(processing_class.eos_token_id)
-            ends.append(len(text) + 1)
-        return text, ids, ends
-    messages = _messages(prompt, "user")
-    answer = _messages(completion, "assistant")
-    before = _render(messages, processing_class, generation_prompt=True)
-    full = _render(messages + answer, processing_class, generation_prompt=False)
-    if not full.startswith(before):
-        raise ValueError(
-            f"{where}: the chat template must put the completion after the generation prompt "
-            f"{before[-40:]!r}, got {full[: len(before)][-40:]!r}"
-        )
-    rest = full[len(before) :]
-    text = answer[-1]["content"]
-    start = rest.find(text)
-    if start < 0:
-        text = text.strip()
-        start = rest.find(text)
-    if start < 0:
-        raise ValueError(
-            f"{where}: the chat template must keep the completion, expected {text[:40]!r}, got "
-            f"{rest[:80]!r}"
-        )
-    reasoning = answer[-1].get(REASONING, "").strip()
-    if reasoning:
-        first = rest.find(reasoning, 0, start)
-        if first < 0:
-            raise ValueError(
-                f"{where}: the chat template must keep {REASONING}, got {rest[:80]!r}; write the "
-                "reasoning into content, as <think>...</think> or as plain text"
-            )
-        text, start = rest[first : start + len(text)], first
-    ids, ends = _tokenise(rest, processing_class)
-    ends = [end - start for end in ends]
-    if keep_tail:
-        return text, ids, ends
-    # Drop the tokens after the end of turn (a newline in many templates): not trained on.
-    special = set(processing_class.all_special_ids)
-    for i, token in enumerate(ids):
-        if ends[i] > len(text) and token in special:
-            return text, ids[: i + 1], ends[: i + 1]
-    return text, ids, ends
-
-
 def _split_cue(
     cue: str, gold: str, processing_class: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -477,17 +426,11 @@ def _split_cue(
     A token that covers the end of the cue and the start of the answer (" 145") belongs to the
     answer.
     """
-    ids, ends = _tokenise(cue + gold, processing_class)
+    ids, ends = tokenise(cue + gold, processing_class)
     border = _first(ends, len(cue) + 1)
     if border == 0:
         raise ValueError(f"cue must have its own token before the answer {gold!r}, got {cue!r}")
     return tuple(ids[:border]), tuple(ids[border:])
-
-
-def _tokenise(text: str, processing_class: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids and the character at which each token ends."""
-    encoded = processing_class(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
 
 
 def _plain_prompt_ids(text: str, processing_class: PreTrainedTokenizerBase) -> list[int]:
@@ -496,35 +439,6 @@ def _plain_prompt_ids(text: str, processing_class: PreTrainedTokenizerBase) -> l
     if ids and ids[-1] == processing_class.eos_token_id:
         ids.pop()
     return ids
-
-
-def _render(
-    messages: list[Message], processing_class: PreTrainedTokenizerBase, *, generation_prompt: bool
-) -> str:
-    text = processing_class.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=generation_prompt
-    )
-    return str(text)
-
-
-def _messages(content: Text, role: str) -> list[Message]:
-    return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
-
-
-def _plain_text(content: Text, what: str) -> str:
-    """Text of a prompt or completion for a tokenizer without a chat template."""
-    if isinstance(content, str):
-        return content
-    if any(REASONING in message for message in content):
-        raise ValueError(
-            f"{what} holds {REASONING}, but the tokenizer has no chat template; set one, or write "
-            "the reasoning into content"
-        )
-    if len(content) == 1:
-        return content[0]["content"]
-    raise ValueError(
-        f"{what} holds {len(content)} chat messages, but the tokenizer has no chat template"
-    )
 
 
 def leave_unread(

@@ -17,7 +17,7 @@ REFUSED = {
     "train --model m --data gone.jsonl --output_dir new/": "gone.jsonl: no such file",
     "train --model m --data bad.jsonl --output_dir new/": "bad.jsonl:2: question_id",
     "train --model m --data data.jsonl --eval_data gone.jsonl --output_dir new/": "gone.jsonl",
-    "train --model m --data data.jsonl --lora_r 0": "lora_r must be a whole number of at least 1 and at most 65536, got 0",
+    "train --model m --data data.jsonl --lora_r 0": "lora_r must be a whole number of at least 1",
     "train --model m --data data.jsonl --output_dir used/": "already holds checkpoint-4",
     "train --model m --data data.jsonl --output_dir used/ --num_processes 2": "already holds",
     "train --model used/ --data data.jsonl --output_dir used/": "another folder than the student's",

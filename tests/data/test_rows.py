@@ -280,3 +280,13 @@ def test_other_objects_are_refused(tmp_path: Path) -> None:
         load_problems("org/none")
     with pytest.raises(IsADirectoryError, match="got a directory without a data set"):
         load_problems(tmp_path)
+
+
+def test_reasoning_without_content_is_told() -> None:
+    message = {"role": "assistant", "content": " ", "reasoning_content": "3 + 4 = 7"}
+    row = {"question_id": 1, "prompt": "3 + 4?", "teacher": "t", "completion": [message]}
+    with pytest.raises(ValueError, match="completion has reasoning_content, but its 'content' is"):
+        load_problems([row])
+    del message["reasoning_content"]
+    with pytest.raises(ValueError, match="completion must not be empty"):
+        load_problems([row])
