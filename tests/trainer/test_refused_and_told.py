@@ -367,15 +367,15 @@ def test_answers_beyond_the_sample_have_room_in_the_window(
     monkeypatch.setattr(lazily, "AT_ONCE", 2)
     own: dict[str, Any] = WEIGHED | {"max_length": 50, "max_steps": 4}
     own["per_device_train_batch_size"] = 1
-    rows = of_lengths(2, 20, 2, 20)  # the sample is of the first and the third
+    rows = of_lengths(20, 2, 20, 2)  # the sample is of the second and the fourth
     for window, layout in ((64, "padded"), (50 + 32, "tree")):
         trainer = trainer_of(tmp_path / str(window), windowed(window), rows, **own)
         assert trainer.layout == layout
         trainer.train()
     without_leaves = trainer_of(tmp_path, windowed(50), rows, max_length=50)
     assert without_leaves.layout == "tree"
-    trainer = trainer_of(tmp_path / "named", windowed(82), of_lengths(2, 2, 2, 40), **own)
-    words = "question_id 'q3': prompt, rationale and .* at most 82 tokens in a tree, .*layout: pad"
+    trainer = trainer_of(tmp_path / "named", windowed(82), of_lengths(2, 2, 40, 2), **own)
+    words = "question_id 'q2': prompt, rationale and .* at most 82 tokens in a tree, .*layout: pad"
     with pytest.raises(ValueError, match=words):
         trainer.train()
 
