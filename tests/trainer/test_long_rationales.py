@@ -128,7 +128,7 @@ def test_a_bad_problem_of_large_data_is_named_when_it_is_reached(
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<new>"])
     rows = long_rows(4, 40, 40)
-    rows[2]["completion"] += " <new>"  # of q1; the sample is q0 and q2
+    rows[4]["completion"] += " <new>"  # of q2; the sample is q1 and q3
     trainer = CompactTrainer(
         build_model(TOKENIZER, seed=0, layers=1, hidden=32),
         CompactConfig(
@@ -142,7 +142,7 @@ def test_a_bad_problem_of_large_data_is_named_when_it_is_reached(
         train_dataset=rows,
         processing_class=tokenizer,
     )
-    assert [p.question_id for p in trainer.train_dataset.problems.sample] == ["q0", "q2"]
-    with pytest.raises(ValueError, match="question_id 'q1': the tokenizer gives id .* rows"):
+    assert [p.question_id for p in trainer.train_dataset.problems.sample] == ["q1", "q3"]
+    with pytest.raises(ValueError, match="question_id 'q2': the tokenizer gives id .* rows"):
         trainer.train()
-    assert trainer.state.global_step == 1
+    assert trainer.state.global_step == 2
