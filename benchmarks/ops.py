@@ -96,9 +96,13 @@ def accumulate(rows: int, vocabulary: int, width: int, args: Args, g: torch.Gene
     def call(function: Callable[..., Tensor], *floats: Tensor) -> Outputs:
         return {"out": function(floats[0], row, floats[1], group, vocabulary)}
 
+    def plain(unit: Tensor, rows: Tensor, weight: Tensor, group: Tensor, count: int) -> Tensor:
+        out = torch.zeros(count, unit.shape[1], device=unit.device)
+        return out.index_add(0, rows, (weight[group][:, None] * unit).float())
+
     return (
         functools.partial(call, compact_ops.accumulate_weighted, unit, weight),
-        functools.partial(call, reference.accumulate_weighted, unit, weight),
+        functools.partial(call, plain, unit, weight),
         functools.partial(call, reference.accumulate_weighted, unit.double(), weight.double()),
     )
 
