@@ -106,7 +106,7 @@ def with_lora(model: Any) -> Any:
 
 
 def padded_rows(problems: Sequence[EncodedProblem], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, mask and labels [rationales, L] as any SFT trainer collates them."""
+    """Returns token ids, attention mask and labels, each [rationales, L], padded as for SFT."""
     pairs = [(problem.prompt_ids, r.ids) for problem in problems for r in problem.rationales]
     rows = [torch.tensor(prompt + ids) for prompt, ids in pairs]
     stack = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)

@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 from compact.evaluation.doctor import describe, needs
 from compact.options import check_given
-from compact.settings import RecipeConfig
+from compact.settings import MAX_LENGTH, RecipeConfig
 from compact.student import Student, load_model, load_student, peft_config
 
 EPILOG = """example:
@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_length",
         type=int,
-        default=2560,
+        default=MAX_LENGTH,
         metavar="N",
-        help="most tokens of prompt and rationale [2560]",
+        help=f"most tokens of prompt and rationale [{MAX_LENGTH}]",
     )
     parser.add_argument(
         "--tokens", type=int, default=1024, metavar="M", help="tokens of a micro-batch [1024]"

@@ -110,10 +110,10 @@ def metric_needs(metric: Metric) -> str:
 
 
 def meaning(metric: Metric) -> str:
-    """Returns a docstring's first line: of the file of a built-in metric, else of the function.
+    """Returns what a metric means: the first line of a docstring.
 
-    The variants of one file are told apart by their functions. What such a line says of the shape
-    and unit of the scores, behind ": [R]", is left out.
+    It is the docstring of the file if a built-in metric is alone in it, else that of its function.
+    The line ends before ": [R]", where some go on with the shape and unit of the scores.
     """
     module = metric.score.__module__
     alone = sum(m.score.__module__ == module for m in METRICS.values()) == 1

@@ -15,7 +15,7 @@ from compact.evaluation.teachers import about, reasons, teachers_page
 from compact.files import check_output, content_of_student, write_json_lines, write_whole
 from compact.options import check_given
 from compact.resumable import remove_rows
-from compact.settings import DEFAULT_PRESET, LEAF_BUDGET
+from compact.settings import DEFAULT_PRESET, LEAF_BUDGET, MAX_LENGTH
 
 EPILOG = """example:
   compact score rationales.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out scores.jsonl
@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--graphs", metavar="FOLDER", help="save each problem's consensus graph (see compact graph)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
-    parser.add_argument("--max_length", type=int, default=2560, metavar="N", help="tokens [2560]")
+    parser.add_argument(
+        "--max_length", type=int, default=MAX_LENGTH, metavar="N", help=f"tokens [{MAX_LENGTH}]"
+    )
     parser.add_argument(
         "--leaf_budget",
         type=float,

@@ -144,8 +144,6 @@ def evaluate(
     asked_for = sorted(problems, key=lambda p: -len(prompts[p.question_id]))
     ids = list(prompts)
     golds = {p.question_id: p.answer for p in problems if p.answer is not None}
-    training = model.training
-    model.eval()
     own_judge = judge is None
     judge = judge or Judge()
     try:
@@ -185,7 +183,6 @@ def evaluate(
                 right = sum(item["correct"] for item in done.values())
                 bar.set_postfix_str(f"accuracy {right / len(done):.3f}")
     finally:
-        model.train(training)
         if own_judge:
             judge.close()
     summary = summarise(done[i] for i in ids) | {"seconds": round(time.monotonic() - start, 1)}

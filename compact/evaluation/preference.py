@@ -27,7 +27,7 @@ from compact.passes.forward import check_ids, observe
 from compact.passes.layout import choose_layout
 from compact.passes.segments import segment_mean
 from compact.resumable import rows_at
-from compact.student import Student
+from compact.student import Student, evaluating
 
 PAIR = {"chosen": ANY_NUMBER, "rejected": ANY_NUMBER, "correct": bool}
 """A row of the file of scores, besides its question_id."""
@@ -95,24 +95,18 @@ def evaluate_pairs(
     check_ids(student, encoded, leaves=False)
     longest = max(len(p.prompt_ids) + len(r.ids) for p in encoded for r in p.rationales)
     layout = choose_layout(student, "auto", longest)[0]
-    training = model.training
-    model.eval()
-    try:
-        with (
-            rows_at(out, settings or {}, key="question_id", shape=PAIR) as rows,
-            tqdm(
-                total=len(pairs), initial=len(rows.done), disable=not progress, unit="pair"
-            ) as bar,
-        ):
-            todo = [problem for problem in encoded if problem.question_id not in rows.done]
-            for chunk in passes_of(todo):
-                pass_ = observe(student, chunk, layout=layout, leaves=False)
-                score = -segment_mean(pass_.stats.nll.float(), pass_.batch.token_offsets)
-                for problem, of_pair in zip(chunk, score.view(-1, 2).tolist(), strict=True):
-                    rows.append(_row(problem.question_id, *of_pair))
-                bar.update(len(chunk))
-    finally:
-        model.train(training)
+    with (
+        evaluating(model),
+        rows_at(out, settings or {}, key="question_id", shape=PAIR) as rows,
+        tqdm(total=len(pairs), initial=len(rows.done), disable=not progress, unit="pair") as bar,
+    ):
+        todo = [problem for problem in encoded if problem.question_id not in rows.done]
+        for chunk in passes_of(todo):
+            pass_ = observe(student, chunk, layout=layout, leaves=False)
+            score = -segment_mean(pass_.stats.nll.float(), pass_.batch.token_offsets)
+            for problem, of_pair in zip(chunk, score.view(-1, 2).tolist(), strict=True):
+                rows.append(_row(problem.question_id, *of_pair))
+            bar.update(len(chunk))
     found = [rows.done[pair.question_id] for pair in pairs]
     correct = sum(row["correct"] for row in found)
     low, high = wilson_interval(correct, len(found))

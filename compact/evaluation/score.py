@@ -34,7 +34,7 @@ from compact.passes.forward import observe
 from compact.passes.layout import choose_layout
 from compact.passes.packing import tree_length
 from compact.resumable import rows_at
-from compact.settings import LEAF_BUDGET
+from compact.settings import LEAF_BUDGET, MAX_LENGTH
 from compact.student import Student
 from compact.weighting import PresetWeigher, Weigher
 
@@ -62,7 +62,7 @@ def score_problems(
     problems: Sequence[Problem],
     weigher: Weigher,
     *,
-    max_length: int = 2560,
+    max_length: int = MAX_LENGTH,
     leaf_budget: float = LEAF_BUDGET,
     partial: Path | None = None,
     settings: dict[str, Any] | None = None,
@@ -183,7 +183,7 @@ def _save_graphs(pass_: Pass, folder: Path) -> None:
 
 
 def _file_name(question_id: str) -> str:
-    """Returns a file name for a question: what is too long for one ends in a hash of all of it."""
+    """Returns a file name for a question. A name that would be too long is cut and gets a hash."""
     name = quote(question_id, safe=" ")
     if len(name) <= _LONGEST_NAME:
         return name

@@ -131,9 +131,9 @@ def _in_thought(content: str, reasoning: str, name: str, tail: str) -> _Turn:
     here.
 
     Args:
-        content: the text of the message; that it opens the thought too is left out.
+        content: the text of the message. A tag that opens the thought again is dropped.
         reasoning: its reasoning, or an empty text.
-        name: of the tag that is open.
+        name: the name of the open tag.
         tail: the end of turn.
     """
     text = content.strip().removeprefix(f"<{name}>").lstrip()
@@ -154,7 +154,7 @@ def messages_of(content: Text, role: str) -> list[Message]:
 
 
 def plain_text(content: Text, what: str) -> str:
-    """Returns the text of a prompt or completion for a tokenizer without a chat template.
+    """Returns a prompt or completion as one text, for a tokenizer without a chat template.
 
     Raises:
         ValueError: there are several messages, or reasoning apart from the content.

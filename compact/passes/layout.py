@@ -8,7 +8,7 @@ from torch import Tensor
 from compact.passes import EncodedProblem, EncodedRationale
 from compact.passes.forward import observe
 from compact.passes.packing import Layout
-from compact.student import Student
+from compact.student import Student, evaluating
 from compact.student.internals import attention_implementation
 
 # Layers whose keys a mask can select. Linear attention, state-space layers and convolutions read
@@ -103,14 +103,9 @@ def _trial(student: Student) -> float:
         cue_ids=tuple(ids[19:21]),
         spaced_cue_ids=tuple(ids[21:23]),
     )
-    modes = {module: module.training for module in student.body.modules()}
-    student.body.eval()
-    try:
+    with evaluating(student.body):
         padded = _hidden(student, problem, "padded")
         tree = _hidden(student, problem, "tree")
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return float((tree - padded).norm() / padded.norm())
 
 

@@ -19,6 +19,7 @@ from compact.metrics import COMPATIBILITY, VALIDITY
 from compact.passes.encode import encode_problems
 from compact.passes.layout import choose_layout
 from compact.report.explain import ExplainedProblem, explain_problem
+from compact.settings import MAX_LENGTH
 from compact.strategies import STRATEGIES, Strategy
 from compact.strategies.building import Builder
 from compact.student import Student, load_model
@@ -324,7 +325,7 @@ def _explain(
             f"The problems have the rationales that {run.info['strategy']} wrote for them."
         )
     limits: dict[str, Any] = {
-        "max_length": settings.get("max_length", 2560),
+        "max_length": settings.get("max_length", MAX_LENGTH),
         # Runs before the leaf budget asked after every step.
         "leaf_budget": settings.get("leaf_budget", math.inf),
     }

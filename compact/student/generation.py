@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compact.options import check_number
 from compact.student.chat import answer_end
-from compact.student.student import learned_positions, padding_id
+from compact.student.student import evaluating, learned_positions, padding_id
 
 logger = logging.getLogger(__name__)
 
@@ -299,17 +299,16 @@ def _own_forward(model: Any) -> Iterator[None]:
     In training, the trainer and accelerate replace the forward of the model. Its generation_config
     is replaced by an empty one: a file beside the weights must not decide what a greedy answer is.
     """
-    replaced, training = model.__dict__.pop("forward", None), model.training
+    replaced = model.__dict__.pop("forward", None)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
     configs = [(each, each.generation_config) for each in (model, inner)]
     for each, _ in configs:
         each.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for each, config in configs:
             each.generation_config = config
-        model.train(training)
         if replaced is not None:
             model.forward = replaced

@@ -166,10 +166,10 @@ class Student:
 
     @cached_property
     def steady_positions(self) -> int | None:
-        """The most positions for which each text is read alike whatever others stand with it.
+        """The most tokens of a text that does not change how the rest of its batch is read.
 
-        With the rotary positions longrope and dynamic, one longer text changes the frequencies of
-        its whole batch. None for all others.
+        With the rotary positions longrope and dynamic, a longer text changes the frequencies of the
+        whole batch. None for all other models, where no text does.
         """
         rope = getattr(self.config, "rope_parameters", None) or {}
         several = [part for part in rope.values() if isinstance(part, dict)]  # one a layer type
@@ -300,7 +300,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context the model is in eval mode; then each module is in its mode of before."""
+    """Within the context the model is in eval mode; afterwards each module has its old mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -313,11 +313,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def padding_id(processing_class: Any, rows: int) -> int:
     """Returns the token that pads rows: the tokenizer's padding token, else its end token, else 0.
 
-    It is 0 too if the embedding has no row for it, as no token sees padding.
+    If the embedding has no row for that token, it is 0. No token attends to padding, so any
+    token will do.
 
     Args:
         processing_class: the tokenizer.
-        rows: of the embedding.
+        rows: number of rows of the embedding.
     """
     found = processing_class.pad_token_id
     found = processing_class.eos_token_id if found is None else found

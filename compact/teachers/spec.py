@@ -40,8 +40,8 @@ class Teacher:
             `model` and `base_url`.
         n: samples of each question.
         temperature, top_p: how samples are drawn. None: the endpoint's default.
-        max_tokens: most tokens that the teacher writes. None: no limit is sent; a
-            local model writes at most 1024.
+        max_tokens: most tokens that the teacher writes. None: no limit is sent; a local model
+            writes at most 1024.
         system: the system message.
         template: a name of `prompts.TEMPLATES`, or a text with {question}.
         extra_body: further fields of the request, such as {seed: 1}.

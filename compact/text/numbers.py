@@ -196,9 +196,10 @@ _FRACTION = re.compile(
 
 
 def fractions_of(text: str) -> tuple[Fraction, ...]:
-    """Returns the fractions that a text gives, above 0: "3/4", "1 1/2", "half", "two thirds".
+    """Returns the fractions in a text, such as "3/4", "1 1/2", "half" and "two thirds".
 
-    An ordinal counts only with a number before it or "of" behind it: not "the third day".
+    "Third" and the like count only after a number or before "of", so not in "the third day". A
+    fraction that is 0 is left out.
     """
     found: dict[Fraction, None] = {}
     for match in _FRACTION.finditer(plain_fractions(text)):

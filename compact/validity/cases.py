@@ -57,9 +57,9 @@ def shares(case: Case) -> list[float]:
 
 
 def own_votes(case: Case) -> list[float]:
-    """Returns how much of a vote each rationale has: its share, or 1 if it is a single statement.
+    """Returns the vote of each rationale: 1 if its text is a single statement, else its share.
 
-    Teachers that only state "The answer is 16." write equal texts without copying.
+    Teachers that only state "The answer is 16." write the same text without copying each other.
     """
     single = [r.step_texts == (r.text.strip(),) for r in case.rationales]
     return [1.0 if s else share for s, share in zip(single, shares(case), strict=True)]

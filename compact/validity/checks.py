@@ -11,10 +11,9 @@ evidence against the rationale is how unlikely that is by chance: -log P(X >= u)
 variable of mean n times the base rate, the share of opportunities at which the check fires over the
 data. So a check that fires everywhere, because the texts are misread or very long, says nothing,
 and a rare one says much. Each kind of problem (`Case.kind`) has base rates of its own, which start
-from those of all: a year in an answer of yes or no is no misread step of a calculation. The base
-rate of `arithmetic` counts up to `MISREAD` only: where more
-equations fail, it is the teachers and not the reader. The evidence of a check is at most `MOST`
-nats.
+from those of all: years are common in answers of yes or no, and rare in calculations. The base rate
+of `arithmetic` counts up to `MISREAD` only: where more equations fail, it is the teachers and not
+the reader. The evidence of a check is at most `MOST` nats.
 """
 
 from __future__ import annotations

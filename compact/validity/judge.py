@@ -5,7 +5,7 @@ v_k = (q' + (q_k - q') c_k / max c) / copies_k,    c_k = exp(-sum of the evidenc
 q_k is how likely its stated answer is (`votes`: 1 or 0 where the gold answer is known), q' that of
 the next less likely answer of the problem (0 if there is none), max c the largest c of the
 rationales that state the same answer, and copies_k the number of rationales with the same text.
-Copies share one vote too, but for texts of a single statement (`cases.own_votes`).
+Copies also share one vote, unless their text is a single statement (`cases.own_votes`).
 
 So checks (`checks`) order the rationales of one answer: without a gold answer, a check that
 misreads a text would overrule the vote. Across answers only wrong arithmetic counts, as a smaller
